@@ -1,0 +1,102 @@
+"""Multi-teacher knowledge distillation losses: one file per method, in plain PyTorch.
+
+    method = kd_methods.build({"type": "dynamic", "temperature": 4.0})
+    teacher_logits = torch.stack([teacher(x) for teacher in teachers])
+    loss, metrics = method(StudentOutput(student(x)), TeacherOutputs(teacher_logits), labels)
+
+A method is a file of this folder without a leading underscore, holding `Config` and `Method`.
+"""
+
+import difflib
+import functools
+import importlib
+import operator
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from pydantic import BaseModel, Field, ValidationError
+
+from kd_methods._base import KDMethod, LogitConfig, MethodConfig, StudentOutput, TeacherOutputs
+
+__all__ = [
+    "LABEL_ONLY", "AnyConfig", "KDMethod", "LogitConfig", "MethodConfig", "StudentOutput", "TeacherOutputs",
+    "build", "config_class", "names",
+]  # fmt: skip
+
+LABEL_ONLY = "baseline"  # the method without teachers
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted: the files of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def config_class(name: str) -> type[MethodConfig]:
+    """The config class of a method. Raises ValueError, with the nearest name, if there is no such method."""
+    return _module(name).Config
+
+
+def build(
+    config: Mapping[str, Any] | MethodConfig,
+    *,
+    num_classes: int | None = None,
+    feature_dims: Any = None,
+    label_smoothing: float = 0.0,
+) -> KDMethod:
+    """The method that `config` describes: {"type": name, **hyperparameters}, or a config object.
+
+    num_classes: if given, logits with another number of classes are refused. feature_dims: channels of the
+    student's and the teachers' features, for methods that need them. label_smoothing, in [0,1),
+    applies to the label cross-entropy, not to the teachers' confidences. Raises ValueError that names every
+    wrong key.
+    """
+    if not isinstance(config, MethodConfig):
+        cls = config_class(config.get("type", ""))
+        try:
+            config = cls.model_validate(dict(config))
+        except ValidationError as error:
+            raise ValueError(_explain(error, cls)) from None
+    return _module(config.type).Method(
+        config, num_classes=num_classes, feature_dims=feature_dims, label_smoothing=label_smoothing
+    )
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        known = ", ".join(names())
+        raise ValueError(f"kd.type: {name!r} is not a method{_nearest(name, names())}; methods: {known}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _nearest(given: Any, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _explain(error: ValidationError, cls: type[MethodConfig]) -> str:
+    """One line for each mistake: key, value, and what would be right."""
+    lines = []
+    for mistake in error.errors():
+        *path, last = mistake["loc"] or ("",)
+        key = ".".join(["kd", *map(str, mistake["loc"])])
+        if mistake["type"] == "extra_forbidden":
+            owner: type[BaseModel] = cls
+            for part in path:
+                owner = cast(type[BaseModel], owner.model_fields[str(part)].annotation)
+            known = list(owner.model_fields)
+            lines.append(f"{key}: unknown key{_nearest(last, known)}; keys: {', '.join(known)}")
+        elif mistake["type"] == "value_error":
+            lines.append(f"{key}: {mistake['ctx']['error']}")
+        else:
+            lines.append(f"{key}: {mistake['input']!r} is wrong: {mistake['msg']}")
+    return "\n".join(lines)
+
+
+if TYPE_CHECKING:
+    AnyConfig = MethodConfig
+else:  # a pydantic field of this type picks the config class by `type`
+    AnyConfig = Annotated[
+        functools.reduce(operator.or_, [config_class(name) for name in names()]), Field(discriminator="type")
+    ]

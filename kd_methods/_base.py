@@ -1,0 +1,179 @@
+"""What every method shares: the base classes of its config, its inputs, the module around its formula."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kd_methods import _losses
+
+Metrics = dict[str, Tensor]
+Scope = Annotated[
+    Literal["batch", "sample"],
+    Field(
+        description="batch: per-sample weights, gates and alphas are averaged over the batch before use, "
+        "as in the original experiments; sample: each sample keeps its own"
+    ),
+]
+
+
+class StudentOutput(NamedTuple):
+    """What the student gave: logits [B,C], and features only for methods that ask for them."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...] | None = None
+
+
+class TeacherOutputs(NamedTuple):
+    """What the K teachers gave, stacked: logits [K,B,C], None for a method without teachers."""
+
+    logits: Tensor | None = None
+    features: tuple[tuple[Tensor, ...], ...] | None = None
+
+
+class MethodConfig(BaseModel):
+    """Hyperparameters of one method. Unknown keys and values of the wrong type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    type: str
+
+
+class LogitConfig(MethodConfig):
+    """Hyperparameters of a method that distils logits: the temperature and the slot for the logit loss."""
+
+    temperature: float = Field(
+        default=4.0, gt=0, description="softens the logits in the logit loss, never in weights"
+    )
+    loss: Literal["kd", "dkd", "dist"] = Field(default="kd", description="the logit loss to each teacher")
+    standardize: bool = Field(
+        default=False, description="standardise logits over classes before the logit loss"
+    )
+    dkd: _losses.DKD = Field(default=_losses.DKD(), description="parameters of loss dkd")
+    dist: _losses.DIST = Field(default=_losses.DIST(), description="parameters of loss dist")
+
+
+def identity(values: Tensor) -> Tensor:
+    return values
+
+
+class KDMethod(nn.Module):
+    """A distillation method: outputs and labels in, loss and metrics out. Subclasses write `compute`.
+
+    `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until
+    a training loop with several processes replaces it; a step calls it at most once.
+    """
+
+    requires_teachers: ClassVar[bool] = True
+    reduce_mean: Callable[[Tensor], Tensor]
+    config: Any  # each subclass narrows this to its own Config
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        *,
+        num_classes: int | None = None,
+        feature_dims: Any = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: {label_smoothing!r} is not in [0, 1)")
+        self.config = config
+        self.num_classes = num_classes
+        self.feature_dims = feature_dims
+        self.label_smoothing = label_smoothing
+        self.reduce_mean = identity
+
+    def forward(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float = 1.0
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of one batch.
+
+        student.logits [B,C] and teachers.logits [K,B,C] of any float type; labels int64 [B], or soft labels
+        [B,C] that sum to 1; progress is the fraction of training done, in [0,1]. Returns the loss [],
+        differentiable with respect to the student alone, and metrics {name: detached []}. The maths is fp32
+        (fp64 for fp64 logits), under autocast too. Raises ValueError where shapes do not fit together.
+        """
+        self._check(student, teachers, labels)
+        dtype = torch.promote_types(student.logits.dtype, torch.float32)
+        student = student._replace(logits=student.logits.to(dtype))
+        if teachers.logits is not None:
+            teachers = teachers._replace(logits=teachers.logits.detach().to(dtype))
+        if labels.ndim == 2:
+            labels = labels.to(dtype)
+        with torch.autocast(device_type=student.logits.device.type, enabled=False):
+            loss, metrics = self.compute(student, teachers, labels, progress)
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def compute(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> tuple[Tensor, Metrics]:
+        """The formula. Called by `forward` with logits that are fp32 at least and, for teachers, detached."""
+        raise NotImplementedError
+
+    def describe(self, num_teachers: int) -> str:
+        """The loss in words, with its numbers."""
+        raise NotImplementedError
+
+    def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""
+        return F.cross_entropy(student, labels, reduction="none", label_smoothing=self.label_smoothing)
+
+    def logit_loss(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
+        """The configured logit loss [K,B], T squared included, of student [B,C] to teachers [K,B,C]."""
+        return _losses.logit_loss(self.config, student, teachers, labels, progress)
+
+    def batch_means(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Means over the batch, and over all processes by one `reduce_mean`: each [...,B] becomes [...,1].
+
+        The trailing 1 broadcasts, so one formula serves both scopes.
+        """
+        batch = values[0].shape[-1]
+        rows = [value.reshape(-1, batch) for value in values]
+        packed = self.reduce_mean(torch.cat(rows).detach().mean(1))
+        parts = packed.split([len(row) for row in rows])
+        return tuple(part.view(*value.shape[:-1], 1) for part, value in zip(parts, values, strict=True))
+
+    def _check(self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor) -> None:
+        shape = tuple(student.logits.shape)
+        if len(shape) != 2:
+            raise ValueError(f"student logits have shape {shape}; they must be [batch, classes]")
+        if self.num_classes is not None and shape[1] != self.num_classes:
+            raise ValueError(f"student logits have {shape[1]} classes; the method expects {self.num_classes}")
+        if tuple(labels.shape) not in (shape[:1], shape) or labels.is_floating_point() != (labels.ndim == 2):
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be integers of shape "
+                f"{shape[:1]}, or soft labels (floats) of shape {shape}"
+            )
+        if not self.requires_teachers:
+            return
+        if teachers.logits is None:
+            raise ValueError(f"kd.type '{self.config.type}' needs teacher logits [teachers, batch, classes]")
+        given = tuple(teachers.logits.shape)
+        if len(given) != 3 or given[1:] != shape or given[0] == 0:
+            raise ValueError(
+                f"teacher logits have shape {given}; they must be [teachers, {shape[0]}, {shape[1]}], "
+                "for example torch.stack of one tensor per teacher"
+            )
+
+
+def count(num_teachers: int) -> str:
+    return "1 teacher" if num_teachers == 1 else f"{num_teachers} teachers"
+
+
+def common_metrics(label: Tensor, distill: Tensor, kd_weight: Tensor, teacher_weights: Tensor) -> Metrics:
+    """The metrics that every method logs.
+
+    label [], distill []: the two terms before they are mixed. kd_weight []: the distillation term's
+    coefficient divided by the sum of both. teacher_weights [K]: mean weight of each teacher, summing to 1.
+    """
+    return {
+        "loss_label": label,
+        "loss_distill": distill,
+        "kd_weight": kd_weight,
+        **{f"teacher/{i}/weight": weight for i, weight in enumerate(teacher_weights.unbind())},
+    }

@@ -1,0 +1,26 @@
+"""No distillation: label cross-entropy only, the reference that every method has to beat."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from kd_methods._base import KDMethod, MethodConfig, Metrics, StudentOutput, TeacherOutputs, common_metrics
+
+
+class Config(MethodConfig):
+    type: Literal["baseline"] = "baseline"
+
+
+class Method(KDMethod):
+    requires_teachers = False
+    config: Config
+
+    def compute(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> tuple[Tensor, Metrics]:
+        loss_ce = self.label_loss(student.logits, labels).mean()
+        zero = loss_ce.new_zeros(())
+        return loss_ce, {**common_metrics(loss_ce, zero, zero, loss_ce.new_zeros(0)), "loss_ce": loss_ce}
+
+    def describe(self, num_teachers: int) -> str:
+        return "loss = 1 x cross-entropy (no teachers)"

@@ -1,0 +1,115 @@
+"""Confidence-gated distillation: trust the teachers where they are right, the labels elsewhere.
+
+    c_b = mean_k p_kb(y_b) at T = 1,   g_b = sigmoid(gamma (c_b - threshold)),   w_kb as in ca_weighted
+    loss = mean_b [g_b sum_k w_kb l_kb + (1 - g_b) alpha CE_b]         scope="sample"
+    scope="batch", as in the original experiments: w and g are replaced by their means over the batch.
+    K = 1: the gate is bypassed, alpha l + (1 - alpha) CE.
+l is the configured logit loss (temperature squared included).
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kd_methods import _losses
+from kd_methods._base import (
+    KDMethod,
+    LogitConfig,
+    Metrics,
+    Scope,
+    StudentOutput,
+    TeacherOutputs,
+    common_metrics,
+    count,
+)
+from kd_methods._weights import label_confidence_weights, label_probability
+
+
+class Config(LogitConfig):
+    type: Literal["dynamic"] = "dynamic"
+    scope: Scope = "batch"
+    gamma: float = Field(default=10.0, ge=0, description="steepness of the gate")
+    threshold: float = Field(
+        default=0.5, ge=0, le=1, description="mean teacher p(y) at which the gate is half open"
+    )
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="scales the label loss; with one teacher the weight of the soft loss",
+    )
+    use_soft_loss: bool = Field(default=True, description="off: alpha x label loss only")
+    use_hard_loss: bool = Field(default=True, description="off: distillation only")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Config":
+        if not self.use_soft_loss and not (self.use_hard_loss and self.alpha > 0):
+            raise ValueError(
+                "use_soft_loss is off, and use_hard_loss is off or alpha is 0, which leaves no loss"
+            )
+        return self
+
+
+class Method(KDMethod):
+    config: Config
+
+    def compute(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> tuple[Tensor, Metrics]:
+        assert teachers.logits is not None
+        config, constant = self.config, partial(student.logits.new_full, ())
+        confidence = label_probability(teachers.logits, labels)  # [K,B]
+        average_confidence = confidence.mean()
+        weights = label_confidence_weights(teachers.logits, labels)  # [K,B]
+        gate = torch.sigmoid(config.gamma * (confidence.mean(0) - config.threshold))  # [B]
+        if config.scope == "batch":
+            weights, gate = self.batch_means(weights, gate)  # [K,1], [1]
+
+        soft = hard = constant(0)
+        if config.use_soft_loss:
+            per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
+            soft = (weights * per_teacher).sum(0)  # [B]
+        if config.use_hard_loss:
+            hard = self.label_loss(student.logits, labels)  # [B]
+        loss_soft, loss_hard = soft.mean(), hard.mean()
+
+        if not config.use_hard_loss:
+            loss, gate, kd_weight = loss_soft, constant(1), constant(1)
+        elif not config.use_soft_loss:
+            loss, gate, kd_weight, average_confidence = config.alpha * loss_hard, *map(constant, (0, 0, 0))
+        elif len(teachers.logits) == 1:
+            loss = torch.lerp(loss_hard, loss_soft, config.alpha)
+            gate, kd_weight = constant(1), constant(config.alpha)
+        else:
+            loss = torch.lerp(config.alpha * hard, soft, gate).mean()  # gate soft + (1 - gate) alpha hard
+            gate = gate.mean()
+            coefficients = torch.add(gate, 1 - gate, alpha=config.alpha)  # gate + alpha (1 - gate)
+            kd_weight = gate / coefficients.clamp_min(1e-30)  # 0/0: a shut gate and alpha 0
+        return loss, {
+            **common_metrics(loss_hard, loss_soft, kd_weight, weights.mean(1)),
+            "loss_soft": loss_soft,
+            "loss_hard": loss_hard,
+            "gate": gate,
+            "avg_teacher_conf": average_confidence,
+        }
+
+    def describe(self, num_teachers: int) -> str:
+        config = self.config
+        mean = {"batch": "batch-mean", "sample": "per-sample"}[config.scope]
+        weight = f"({mean} label-confidence weight)"
+        soft = f"sum over {count(num_teachers)} of {weight} x {_losses.describe(config)}"
+        if not config.use_hard_loss:
+            return f"loss = {soft}"
+        if not config.use_soft_loss:
+            return f"loss = {config.alpha:g} x cross-entropy"
+        if num_teachers == 1:
+            return (
+                f"loss = {config.alpha:g} x {_losses.describe(config)} + {1 - config.alpha:g} x cross-entropy"
+            )
+        return (
+            f"loss = g x [{soft}] + (1 - g) x {config.alpha:g} x cross-entropy, where g is the {mean} "
+            f"sigmoid({config.gamma:g} x (mean teacher confidence - {config.threshold:g}))"
+        )
