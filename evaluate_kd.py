@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""Evaluate a trained student.
+
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34                  its validation split, as in training
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --split test     the test split
+    python evaluate_kd.py --artifact ENTITY/PROJECT/model-ab12cd34:best       a W&B model artifact, nothing else needed
+    python evaluate_kd.py --wandb-run-id ENTITY/PROJECT/ab12cd34              that run's best model, else its latest
+
+switches:
+    --checkpoint PATH      a run folder, or an exported student (config.json and model.safetensors)
+    --artifact NAME        ENTITY/PROJECT/NAME:ALIAS (also spelled --wandb-artifact)
+    --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
+    --split val|test       which images (default: val)
+    --config FILE          settings, where the student carries none (an export without its run folder)
+    --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
+    --no-wandb             no Weights & Biases run
+    --help                 this text
+
+The run's own precision, memory format and batch size are used, so that its validation accuracy is found again exactly.
+Results are printed, written as evaluation-SPLIT.json and logged to W&B as a run of job type "evaluation".
+
+exit status: 0 done, 2 a mistake in the arguments or files (one clear message), 1 a failure of this program
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
+from kd_core import config as configuration
+from kd_core import metrics, models, report, teachers
+from kd_core.checkpoints import RunFolder, new_run_id
+from kd_core.config import Config, Layer
+from kd_core.data import Data, ImageStore, Split, load_data
+from kd_core.errors import UserError
+from kd_core.files import read_json, writable_folder, write_json
+from kd_core.inference import predict, set_memory_format
+from kd_core.tracking import Tracker
+from kd_core.views import Views
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
+    parser = argparse.ArgumentParser(prog="evaluate_kd.py", add_help=False, allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint")
+    source.add_argument("--artifact", "--wandb-artifact")
+    source.add_argument("--wandb-run-id")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--config")
+    for switch in ("--no-wandb", "--help", "-h"):
+        parser.add_argument(switch, action="store_true")
+    options, rest = parser.parse_known_args(arguments)
+    if options.help or options.h:
+        print(__doc__)
+        sys.exit(0)
+    if not (options.checkpoint or options.artifact or options.wandb_run_id):
+        raise UserError("say what to evaluate: --checkpoint PATH, --artifact ENTITY/PROJECT/NAME:ALIAS or --wandb-run-id ID")
+    return options, configuration.parse_overrides(rest)
+
+
+def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
+    """The folder that holds the exported student, and the artifact's name if it came from W&B."""
+    if options.checkpoint:
+        path = Path(options.checkpoint).expanduser()
+        if not path.is_dir():
+            raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
+        return path, None
+    cache = configuration.CacheConfig().folder / "artifacts"
+    if options.artifact:
+        return teachers.download_artifact(options.artifact, cache, "--artifact"), options.artifact
+    *project, run_id = options.wandb_run_id.split("/")
+    prefix = "/".join(project) or configuration.WandbConfig().project
+    problems = []
+    for alias in ("best", "latest"):
+        name = f"{prefix}/model-{run_id}:{alias}"
+        try:
+            folder = teachers.download_artifact(name, cache, "--wandb-run-id")
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            print(f"run {run_id}: using {name}")
+            return folder, name
+    raise UserError("\n".join(problems))
+
+
+def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> Config:
+    """The configuration that the student was trained with, or --config, plus overrides."""
+    candidates = [folder / "config.yaml", folder.parent / "config.yaml", folder.parent.parent.parent / "config.yaml"]
+    path = configuration.find_file(options.config, "--config") if options.config else next((c for c in candidates if c.is_file()), None)
+    if path is None:
+        raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
+    return configuration.resolve([Layer(str(path), configuration.read_yaml(path)), overrides]).config
+
+
+def select_split(data: Data, name: str) -> Split:
+    split = data.val if name == "val" else data.test()
+    if split is None:
+        raise UserError(f"--split {name}: the data have no such split; the other one is --split {'test' if name == 'val' else 'val'}")
+    return split
+
+
+def main(arguments: list[str]) -> None:
+    options, overrides = parse(arguments)
+    folder, artifact = find_student(options)
+    export = teachers.export_in(folder)
+    config = read_config(folder, options, overrides)
+    loaded = models.load_export(export)
+
+    # -------------------------------------------------------------------------------------------------- data
+    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    sizes = [loaded.preprocess.size, *(models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model)]
+    with accelerator.main_process_first():
+        data = load_data(config.data, model_sizes=sizes, cache_dir=config.cache.folder)
+    if loaded.num_classes != data.num_classes:
+        raise UserError(f"{export}: has {loaded.num_classes} classes, the data have {data.num_classes}")
+    split = select_split(data, options.split)
+
+    # ----------------------------------------------------------------------------------------------- predict
+    device = accelerator.device
+    store, rows = ImageStore(split, device, on_device=config.data.store), split.rows.to(device)
+    model = set_memory_format(loaded.model.to(device), config.training.channels_last)
+    views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
+    logits = predict(
+        model, store, rows, views, accelerator, batch_size=config.evaluation.batch_size or config.data.batch_size,
+        channels_last=config.training.channels_last, label=f"evaluating on {options.split}",
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        tell(options, config, folder, artifact, export, loaded, logits.cpu(), split.labels[split.rows])
+    accelerator.end_training()
+
+
+def tell(
+    options: argparse.Namespace, config: Config, folder: Path, artifact: str | None, export: Path,
+    loaded: models.LoadedModel, logits: torch.Tensor, labels: torch.Tensor,
+) -> None:  # fmt: skip
+    """Compute, print, write and log the results."""
+    figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
+    name = options.split
+    kd = config.kd.model_dump()
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    run_id = summary.get("run_id") or (artifact or export.parent.name).rpartition("/")[2].partition(":")[0].removeprefix("model-")
+    result = {
+        "split": name,
+        **figures,
+        "model_name": loaded.architecture,
+        "parameters": models.count_parameters(loaded.model),
+        "kd_method": config.kd.type,
+        "temperature": kd.get("temperature"),
+        "teachers": [teacher.model or teacher.weights for teacher in config.teachers],
+        "num_teachers": len(config.teachers),
+        "checkpoint_path": artifact or str(export),
+    }
+    in_run = (folder / "summary.json").is_file()
+    home = folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
+    target = home / f"evaluation-{name}.json"
+    write_json(target, result)
+
+    tracker = Tracker(
+        config, RunFolder(home), run_id=new_run_id(), enabled=True, use_wandb=not options.no_wandb, notify=print,
+        job_type="evaluation", run_name=f"eval-{name}-{config.experiment}-{run_id}", tags=[name, run_id],
+    )  # fmt: skip
+    if artifact:
+        tracker.use_artifact(artifact)
+    logged = {f"{name}/{key}": figures[key] for key in ("accuracy", "auroc", "top5", "nll", "brier", "ece")}
+    tracker.log({**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]})
+    kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")
+    tracker.summarize(
+        **{key: result[key] for key in kept},
+        **{f"{name}_loss": figures["loss_ce"], f"{name}_accuracy": figures["accuracy"], f"{name}_accuracy_percent": 100 * figures["accuracy"]},
+    )
+    tracker.finish()
+
+    print(
+        report.table(
+            [f"{loaded.architecture}, {name} split", ""],
+            [
+                ["correct / total", f"{figures['correct']} / {figures['total']}"],
+                ["accuracy", f"{figures['accuracy']:.2%}"],
+                ["top-5 accuracy", f"{figures['top5']:.2%}"],
+                ["AUROC, one-vs-rest, macro", f"{figures['auroc']:.4f}"],
+                ["cross-entropy (nats)", f"{figures['loss_ce']:.4f}"],
+                ["Brier score", f"{figures['brier']:.4f}"],
+                ["calibration error (ECE, 15 bins)", f"{figures['ece']:.4f}"],
+            ],
+        )
+    )
+    print(f"written to {target}" + (f"; W&B: {tracker.url}" if tracker.url else ""))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"evaluate_kd.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,154 @@
+"""The run folder: configuration, metrics, checkpoints and the exported student, all written atomically.
+
+    runs/<name>-<run_id>/
+        config.yaml  metrics.jsonl  summary.json
+        checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
+        checkpoints/latest/    the same for the last epoch, plus training.pt: all that resuming needs
+        student/               the selected student in timm's own format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_core.config import Config
+from kd_core.errors import UserError
+from kd_core.files import previous_of, read_json, replacing_folder, sha256_of, writable_folder, write_json, write_text
+
+
+def new_run_id() -> str:
+    """Eight characters, as W&B's own ids."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    def checkpoint(self, kind: str) -> Path:
+        """`kind` is 'best' or 'latest'."""
+        return self.path / "checkpoints" / kind
+
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.summary_file)
+
+    def write_summary(self, **values: Any) -> dict[str, Any]:
+        """Add `values` to summary.json."""
+        merged = {**(self.summary() if self.summary_file.exists() else {}), **values}
+        write_json(self.summary_file, merged)
+        return merged
+
+
+def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
+    """A new run folder with its resolved configuration.  UserError if `output_dir` cannot be written."""
+    output = writable_folder(Path(config.output_dir), "output_dir")
+    folder = RunFolder(output / f"{config.experiment}-{run_id}")
+    folder.path.mkdir(exist_ok=True)
+    write_text(folder.path / "config.yaml", config.to_yaml())
+    folder.write_summary(run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None)
+    return folder
+
+
+def find_run(config: Config, data_fingerprint: str, run_id: str | None = None) -> RunFolder | None:
+    """The newest run in `output_dir` with this configuration's digest (and, if given, this run id), else None."""
+    digest, found = config.digest(data_fingerprint), []
+    for path in Path(config.output_dir).glob("*/summary.json"):
+        summary = read_json(path)
+        if summary.get("config_digest") == digest and run_id in (None, summary.get("run_id")):
+            found.append((path.stat().st_mtime, path.parent))
+    return RunFolder(max(found)[1]) if found else None
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder; UserError if `path` is none."""
+    if not (path / "summary.json").is_file():
+        raise UserError(f"--resume: {path} is no run folder (it has no summary.json)")
+    return RunFolder(path)
+
+
+# ---------------------------------------------------------------------------------------------- training state
+
+
+def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
+    with replacing_folder(folder.checkpoint("latest")) as path:
+        export(path / "student")
+        torch.save(training, path / "training.pt")
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        write_json(
+            path / "state.json", {**state, "checksums": {str(file.relative_to(path)): sha256_of(file) for file in files}}
+        )
+
+
+def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """(path, training, state) of the last complete checkpoint, or None if the run has none yet.
+
+    A damaged one is skipped, with a notice, in favour of the one before it.
+    """
+    latest = folder.checkpoint("latest")
+    candidates = [path for path in (latest, previous_of(latest)) if path.is_dir()]
+    for path in candidates:
+        try:
+            state = read_json(path / "state.json")
+            for name, checksum in state["checksums"].items():
+                if sha256_of(path / name) != checksum:
+                    raise UserError(f"{path / name}: damaged (its checksum differs)")
+            return path, torch.load(path / "training.pt", map_location="cpu", weights_only=True), state
+        except (UserError, OSError, KeyError) as error:
+            notify(f"checkpoint skipped: {error}")
+    if candidates:
+        raise UserError(f"{folder.path}: no checkpoint can be read; start anew with --fresh")
+    return None
+
+
+# --------------------------------------------------------------------------------------------------- metrics
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers."""
+
+    def __init__(self, path: Path, offset: int | None = None):
+        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
+        if offset is not None:
+            self._file.truncate(offset)
+            self._file.seek(0, os.SEEK_END)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    @property
+    def offset(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,559 @@
+"""Configuration: typed sections, strict checks, YAML files and dotted command-line overrides.
+
+    defaults  <  --config file.yaml  <  --section.key=value
+
+Layers are plain dicts that are merged key by key (lists are replaced as a whole) and validated once, so that all
+mistakes are reported together, each with the place it came from, the value, and what would be right.
+Scalars are read as YAML 1.2: `1e-3` is a number, `no` is a word, booleans are `true` and `false` in any case, and
+`None` or `null` is allowed where a key is optional.  That is also what W&B's `${args}` writes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+import kd_methods
+from kd_core.errors import UserError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = PROJECT_ROOT / "configs" / "quickstart.yaml"
+# Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
+RECIPE_VERSION = 1
+MAX_YAML_BYTES = 1_000_000
+
+
+# ---------------------------------------------------------------------------------------------- the sections
+
+
+def _accepts(annotation: Any) -> set[type]:
+    """The plain types that a field's annotation allows."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return set().union(*(_accepts(option) for option in get_args(annotation)))
+    if origin is Literal:
+        return {type(option) for option in get_args(annotation)}
+    if hasattr(annotation, "__metadata__"):
+        return _accepts(get_args(annotation)[0])
+    return {annotation} if isinstance(annotation, type) else {origin} if isinstance(origin, type) else set()
+
+
+class Section(BaseModel):
+    """A strict section: unknown keys are errors; 3.0 becomes 3 and 12 becomes '12' where the field says so."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_scalars(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        converted = dict(values)
+        for name, info in cls.model_fields.items():
+            value, kinds = converted.get(name), _accepts(info.annotation)
+            if isinstance(value, float) and value.is_integer() and int in kinds and (float not in kinds or value > 1):
+                converted[name] = int(value)
+            elif isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}:
+                converted[name] = str(value)
+        return converted
+
+
+class DataConfig(Section):
+    source: Literal["hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"] = Field(
+        "hub", description="where images come from: Hub data set, local folder, or scikit-learn's digits"
+    )
+    name: str = Field("uoft-cs/cifar100", description="Hub data set, for source hub")
+    subset: str | None = Field(None, description="configuration of the Hub data set, where it has several")
+    revision: str | None = Field(None, description="revision of the Hub data set")
+    path: str | None = Field(None, description="local folder, for every source but hub and digits")
+    image_column: str | None = Field(None, description="column with the images; null: found by its type")
+    label_column: str | None = Field(None, description="column with the labels; null: fine_label, label, ...")
+    train_split: str | None = Field(None, description="name of the training split; null: guessed and printed")
+    val_split: str | None = Field(None, description="name of the validation split; null: guessed and printed")
+    test_split: str | None = Field(None, description="name of the test split; null: guessed and printed")
+    val_size: int | float | None = Field(
+        None, ge=0, description="validation images cut from training: a count, a fraction, 0; null: 5000 for CIFAR, else 0.1"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of the stratified validation split and of train_size")
+    train_size: int | float | None = Field(
+        None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
+    )
+    batch_size: int = Field(128, ge=1, description="images in one step, over all processes together")
+    crop_padding: int = Field(4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop")
+    flip: bool = Field(True, description="mirror half of the training images")
+    store_size: int | None = Field(
+        None, ge=8, le=2048, description="side in pixels at which images of mixed sizes are kept; null: largest input x 8/7"
+    )
+    store: Literal["auto", "device", "host"] = Field("auto", description="keep the decoded images on the device or in host memory")
+    allow_unreadable: int = Field(0, ge=0, description="how many unreadable image files may be left out")
+    num_workers: int | None = Field(None, ge=1, le=256, description="threads that decode the images, once; null: all cores")
+
+    @model_validator(mode="after")
+    def _has_path(self) -> DataConfig:
+        if self.source not in ("hub", "digits") and self.path is None:
+            raise ValueError(f"source {self.source!r} needs data.path, the local folder")
+        return self
+
+
+Stem = Literal["default", "cifar"]
+Normalization = Literal["auto", "model", "data"]
+
+
+class ModelConfig(Section):
+    name: str = Field("cifar_resnet20", description="student: any timm name or one of this project's cifar_ networks")
+    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
+    stem: Stem = Field("default", description="cifar: stride-1 first convolution, for ImageNet networks at 32 pixels")
+    pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    normalization: Normalization = Field(
+        "auto", description="mean and deviation: the model's, the data set's, or (auto) the model's if pretrained"
+    )
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class TeacherConfig(Section):
+    model: str | None = Field(None, description="timm name; not needed where the weights say it")
+    weights: str | None = Field(
+        None,
+        description="run folder, exported student, checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME or pretrained",
+    )
+    train: str | None = Field(None, description="YAML file that says how to train this teacher if it is missing")
+    view: Literal["shared", "clean"] = Field(
+        "shared", description="shared: the student's own crop and flip; clean: the un-augmented image"
+    )
+    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
+    stem: Stem = Field("default", description="cifar: stride-1 first convolution")
+    normalization: Normalization = Field("auto", description="mean and deviation: as the weights say, or forced")
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> TeacherConfig:
+        if (self.weights is None) == (self.train is None):
+            raise ValueError("a teacher needs exactly one of 'weights' and 'train'")
+        if self.model is None and (self.train is not None or self.weights == "pretrained"):
+            raise ValueError("this teacher needs 'model', a timm name")
+        return self
+
+
+class TrainingConfig(Section):
+    max_epochs: int = Field(100, ge=1, description="epochs; the schedule ends exactly there")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better val/accuracy; null: never")
+    optimizer: str = Field("adamw", description="adamw, sgd, or any optimizer of timm's factory")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate for the global batch; never scaled silently")
+    weight_decay: float = Field(1e-4, ge=0, le=10, description="weight decay")
+    decay_norms_and_biases: bool = Field(True, description="false: no weight decay on one-dimensional parameters")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD-like optimizers")
+    nesterov: bool = Field(False, description="Nesterov momentum, for sgd")
+    optimizer_args: dict[str, Any] = Field({}, description="further arguments of the optimizer")
+    schedule: Literal["cosine", "multistep", "constant"] = Field("cosine", description="shape of the learning rate over training")
+    min_learning_rate: float = Field(1e-6, ge=0, description="learning rate of the last step under cosine")
+    milestones: list[int] = Field([150, 180, 210], description="epochs after which multistep decays")
+    decay_factor: float = Field(0.1, gt=0, lt=1, description="factor of one multistep decay")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up before the schedule")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
+    compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
+    channels_last: bool = Field(True, description="memory format of images and networks; faster for convolutions")
+    sync_bn: bool = Field(False, description="share BatchNorm statistics between processes (GPUs only)")
+    seed: int = Field(0, ge=0, lt=2**31, description="weights, order and views of this run; not the split, not the teachers")
+    deterministic: bool = Field(False, description="refuse operations that are not repeatable")
+    log_every: int = Field(50, ge=1, description="steps between train_step/* rows; the only waits of the loop on the device")
+    compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingConfig:
+        if self.warmup_epochs >= self.max_epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise")
+        return self
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        from timm.optim import list_optimizers
+
+        known = list_optimizers()
+        if value.lower() not in known:
+            raise ValueError(f"unknown optimizer {value!r}{_nearest(value, known)}; timm has {len(known)}, such as adamw, sgd, lamb")
+        return value.lower()
+
+
+class EvaluationConfig(Section):
+    test_at_end: bool = Field(False, description="open the test split once, after training, with the selected weights")
+    batch_size: int | None = Field(None, ge=1, description="images in one evaluation step; null: data.batch_size")
+
+
+class CacheConfig(Section):
+    dir: str | None = Field(None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.dir or os.environ.get("KD_CACHE_DIR") or Path.home() / ".cache" / "kd").expanduser()
+
+
+class WandbConfig(Section):
+    project: str = Field("Knowledge-Distillation-CIFAR100", description="W&B project")
+    entity: str | None = Field(None, description="W&B user or team; null: your default")
+    name: str | None = Field(None, description="name of the run; null: the experiment's name")
+    group: str | None = Field(None, description="group of runs; null: one per experiment, over its seeds")
+    tags: list[str] = Field([], description="further tags")
+    notes: str | None = Field(None, description="notes shown beside the run")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online if credentials exist, else offline")
+    log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
+    upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
+    resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
+
+
+class Config(Section):
+    name: str | None = Field(None, description="name of the experiment; null: from method, student and teachers")
+    output_dir: str = Field("runs", description="folder that holds the run folders")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    teachers: list[TeacherConfig] = Field([], max_length=64)
+    kd: kd_methods.AnyConfig = Field(default_factory=lambda: kd_methods.config_class(kd_methods.LABEL_ONLY)())
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    wandb: WandbConfig = Field(default_factory=WandbConfig)
+
+    @model_validator(mode="after")
+    def _teachers_fit_the_method(self) -> Config:
+        if self.kd.type != kd_methods.LABEL_ONLY and not self.teachers:
+            raise ValueError(
+                f"kd.type {self.kd.type!r} needs teachers: give a list, such as "
+                "--teachers='[{model: cifar_resnet20, train: configs/teachers/cifar32.yaml}]', "
+                f"or choose --kd.type={kd_methods.LABEL_ONLY}"
+            )
+        return self
+
+    @property
+    def experiment(self) -> str:
+        """The name that seeds of one experiment share."""
+        if self.name:
+            return self.name
+        teachers = f"-{len(self.teachers)}t" if self.teachers else ""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.kd.type}-{self.model.name}{teachers}")
+
+    def flat(self, num_classes: int) -> dict[str, Any]:
+        """The flat keys by which W&B users sort and filter; see docs/metrics.md."""
+        kd = self.kd.model_dump()
+        return {
+            "student_model": self.model.name,
+            "teacher_models": [t.model or t.weights for t in self.teachers],
+            "num_classes": num_classes,
+            "kd_type": self.kd.type,
+            **{key: kd.get(key) for key in ("temperature", "alpha", "gamma", "threshold")},
+            "max_epochs": self.training.max_epochs,
+            "batch_size": self.data.batch_size,
+            "learning_rate": self.training.learning_rate,
+            "patience": self.training.patience,
+            "val_size": self.data.val_size,
+            "num_workers": self.data.num_workers,
+        }
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
+
+    def digest(self, data_fingerprint: str) -> str:
+        """Hash of everything that shapes the result; two runs with equal digests are the same run."""
+        values = self.model_dump(mode="json")
+        for section in ("output_dir", "wandb", "cache", "name"):
+            del values[section]
+        for key in ("log_every", "compare_with_baseline", "compile"):
+            del values["training"][key]
+        del values["data"]["num_workers"], values["data"]["store"]
+        for teacher in values["teachers"]:
+            if teacher["train"]:  # what the file says matters, not where it lies
+                teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
+        return hashlib.sha256(json.dumps([RECIPE_VERSION, data_fingerprint, values], sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------- reading YAML and arguments
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars, no aliases (a small file could otherwise unfold into gigabytes), no repeats."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"^(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+0123456789."),
+):
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Yaml12Loader.add_constructor(
+    "tag:yaml.org,2002:float", lambda loader, node: float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower()))
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text -> plain values; UserError names `where` and the line."""
+    try:
+        return yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}:{line} not valid YAML: {problem or type(error).__name__}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping."""
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a small file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold 'section: ...' lines, holds a {type(values).__name__}")
+    return values
+
+
+def find_file(name: str, key: str) -> Path:
+    """A file named in a configuration: relative to the working folder, else to the project."""
+    for path in (Path(name).expanduser(), PROJECT_ROOT / name):
+        if path.is_file():
+            return path
+    raise UserError(f"{key}: no such file: {name}")
+
+
+@dataclass
+class Layer:
+    """One source of settings: `values` nested, `origin` for messages."""
+
+    origin: str
+    values: dict[str, Any]
+
+
+def parse_overrides(arguments: list[str]) -> Layer:
+    """`--a.b=value`, `--a.b value`, `a.b=value` and a bare `--flag` -> nested values (the forms that W&B writes)."""
+    values: dict[str, Any] = {}
+    problems = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") and "=" not in word:
+            problems.append(f"{word!r} is not understood; overrides look like --section.key=value")
+            continue
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
+        try:
+            _assign(values, key.split("."), parse_yaml(text, f"--{key}"))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return Layer("command line", values)
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--{'.'.join(path)}: {part!r} was already given as a plain value")
+    values[path[-1]] = _merge(values.get(path[-1]), value)
+
+
+def _merge(low: Any, high: Any) -> Any:
+    """`high` over `low`: dicts key by key; `{'0': ...}` reaches into a list; everything else replaces."""
+    if isinstance(low, dict) and isinstance(high, dict):
+        return {**low, **{key: _merge(low.get(key), value) for key, value in high.items()}}
+    if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() and int(k) < len(low) for k in high):
+        return [_merge(item, high[str(i)]) if str(i) in high else item for i, item in enumerate(low)]
+    return high
+
+
+# ------------------------------------------------------------------------------------- merging and validating
+
+
+@dataclass
+class Resolved:
+    """A valid configuration and what the user should be told about how it came about."""
+
+    config: Config
+    notices: list[str] = field(default_factory=list)
+
+
+def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
+    """Merge layers (lowest first) and validate once.  UserError lists every mistake, one a line.
+
+    A higher layer that changes `kd.type` drops the lower layers' hyperparameters that the new type lacks.  In the
+    same layer they are mistakes, except in a sweep (`WANDB_SWEEP_ID`), where they are dropped with a notice: one
+    sweep may vary the method and every method's hyperparameters together.
+    """
+    in_sweep = "WANDB_SWEEP_ID" in os.environ if in_sweep is None else in_sweep
+    merged: dict[str, Any] = {}
+    notices: list[str] = []
+    origins: dict[str, str] = {}
+    for layer in layers:
+        layer_kd = layer.values.get("kd")
+        if isinstance(layer_kd, dict) and isinstance(merged.get("kd"), dict):
+            new_type = layer_kd.get("type", merged["kd"].get("type"))
+            if new_type != merged["kd"].get("type"):
+                merged["kd"], dropped = _without_foreign_keys(merged["kd"], new_type)
+                notices += [f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped]
+        merged = _merge(merged, layer.values)
+        origins.update({key: layer.origin for key in _dotted_keys(layer.values)})
+    if in_sweep and isinstance(merged.get("kd"), dict):
+        merged["kd"], dropped = _without_foreign_keys(merged["kd"], merged["kd"].get("type"))
+        notices += [f"kd.{key} dropped in this trial: {merged['kd'].get('type')!r} has no such key" for key in dropped]
+    merged.setdefault("kd", {})
+    if isinstance(merged["kd"], dict):
+        merged["kd"].setdefault("type", kd_methods.LABEL_ONLY)
+    try:
+        return Resolved(Config.model_validate(merged), notices)
+    except ValidationError as error:
+        lines = [_explain(problem, origins) for problem in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, Any], list[str]]:
+    """`kd` without the keys that only other methods have, and their names; a misspelt key stays, to be reported."""
+    if method not in kd_methods.names():
+        return kd, []
+    own = set(kd_methods.config_class(method).model_fields)
+    others = set().union(*(kd_methods.config_class(name).model_fields for name in kd_methods.names()))
+    dropped = sorted(key for key in kd if key in others - own)
+    return {key: value for key, value in kd.items() if key not in dropped}, dropped
+
+
+def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield f"{prefix}{key}"
+        yield from _dotted_keys(value, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.55)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(problem: Any, origins: dict[str, str]) -> str:
+    """One pydantic error -> 'origin: key: what is wrong; what is right'."""
+    parts = [part for part in problem["loc"]]
+    if parts[:1] == ["kd"] and len(parts) > 1 and parts[1] in kd_methods.names():
+        del parts[1]  # the tag of the discriminated union
+    # a union's branch (int, float, ...) shows up as a last part that is no key
+    while parts and isinstance(parts[-1], str) and parts[-1] in ("int", "float", "str", "bool", "list[int]", "constrained-int"):
+        parts.pop()
+    dotted = ".".join(str(part) for part in parts)
+    key = re.sub(r"\.(\d+)", r"[\1]", dotted) or "configuration"
+    origin = next((origins[".".join(dotted.split(".")[:n])] for n in range(len(parts), 0, -1) if ".".join(dotted.split(".")[:n]) in origins), "defaults")
+    given, kind, context = problem.get("input"), problem["type"], problem.get("ctx", {})
+    shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
+    if kind == "extra_forbidden":
+        known = _known_keys(parts[:-1])
+        text = f"unknown key{_nearest(str(parts[-1]), known) or '; known here: ' + ', '.join(sorted(known))}"
+        if parts[:1] == ["kd"] and len(parts) == 2:
+            owners = [n for n in kd_methods.names() if parts[1] in kd_methods.config_class(n).model_fields]
+            text = f"belongs to {', '.join(owners)}, not to this kd.type" if owners else text
+    elif kind == "union_tag_invalid":
+        return f"{origin}: kd.type: unknown method {context['tag']}{_nearest(context['tag'].strip(chr(39)), kd_methods.names())} (known: {', '.join(kd_methods.names())})"
+    elif kind == "literal_error":
+        text = f"is {shown}, allowed: {context['expected']}{_nearest(str(given), re.findall(chr(39) + '(.*?)' + chr(39), context['expected']))}"
+    elif kind in ("value_error", "assertion_error"):
+        text = problem["msg"].removeprefix("Value error, ")
+    else:
+        text = f"is {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{origin}: {key}: {text}"
+
+
+def _known_keys(path: list[Any]) -> list[str]:
+    """Names of the keys allowed in the section at `path`."""
+    section: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part == "kd" and section is Config:
+            return sorted(set().union(*(kd_methods.config_class(n).model_fields for n in kd_methods.names())))
+        section = next(iter(_sections_of(section.model_fields[part].annotation)), None) if section else None
+    return list(section.model_fields) if section else []
+
+
+def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_of(inner)
+
+
+# ------------------------------------------------------------------------------------------------------- help
+
+
+def describe_keys() -> str:
+    """Every key with type, default and meaning: the second half of `--help`."""
+    lines: list[str] = []
+
+    def show(prefix: str, section: type[BaseModel], skip: tuple[str, ...] = ()) -> None:
+        for name, info in section.model_fields.items():
+            if name in skip:
+                continue
+            nested = next(_sections_of(info.annotation), None)
+            if nested and name != "kd":
+                show(f"{prefix}{name}[i]." if get_origin(info.annotation) is list else f"{prefix}{name}.", nested)
+            elif not nested:
+                default = "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
+                lines.append(f"  --{prefix}{name}={_type_name(info.annotation)}  [{default}]\n        {info.description}")
+
+    for name, info in Config.model_fields.items():
+        lines.append(f"\n{name}:" if next(_sections_of(info.annotation), None) else "")
+        if name == "kd":
+            lines.append(f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n        the method; see docs/methods.md")
+            for method in kd_methods.names():
+                lines.append(f"  kd.type={method}:")
+                show("kd.", kd_methods.config_class(method), skip=("type",))
+        elif nested := next(_sections_of(info.annotation), None):
+            show(f"{name}[i]." if get_origin(info.annotation) is list else f"{name}.", nested)
+        else:
+            lines.append(f"  --{name}={_type_name(info.annotation)}  [{_plain(info.get_default())}]\n        {info.description}")
+    return "\n".join(line for line in lines if line)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, BaseModel) else "see below"
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "|".join(str(option) for option in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return "|".join(_type_name(option) for option in get_args(annotation))
+    if annotation is type(None):
+        return "null"
+    if origin is not None:
+        return str(annotation).replace("typing.", "")
+    return getattr(annotation, "__name__", str(annotation))

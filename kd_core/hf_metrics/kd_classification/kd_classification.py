@@ -1,0 +1,26 @@
+"""Classification metrics of kd_core.metrics as a Hugging Face `evaluate` module; loaded by path, so it works offline."""
+
+import datasets
+import evaluate
+import torch
+
+from kd_core import metrics
+
+_DESCRIPTION = "Accuracy, top-5, cross-entropy, one-vs-rest macro AUROC and counts, from logits."
+
+
+class KDClassification(evaluate.Metric):
+    """predictions: logits, one list of C floats a sample; references: integer labels."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=str(self.__doc__),
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        return metrics.classification(torch.as_tensor(predictions), torch.as_tensor(references))

@@ -1,0 +1,61 @@
+"""Optimizer and learning rate.  The learning rate is a pure function of the step, so a resumed run cannot drift."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from kd_core.config import TrainingConfig
+from kd_core.errors import UserError
+
+
+def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, training: TrainingConfig) -> float:
+    """Learning rate of optimizer step `step` (0-based) of `total_steps`.
+
+    Warm-up rises linearly over `warmup_epochs` and reaches the peak on the step after it; cosine (Loshchilov and
+    Hutter, arXiv:1608.03983, one cycle) falls from the peak to `min_learning_rate` on the very last step; multistep
+    multiplies by `decay_factor` after each of `milestones` (epochs); constant stays.
+    """
+    peak = training.learning_rate
+    warmup = round(training.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if training.schedule == "cosine":
+        floor = min(training.min_learning_rate, peak)
+        progress = (step - warmup) / max(1, total_steps - 1 - warmup)
+        return floor + (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    if training.schedule == "multistep":
+        epoch = step // steps_per_epoch
+        return peak * training.decay_factor ** sum(epoch >= milestone for milestone in training.milestones)
+    return peak
+
+
+def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused form for `device`.
+
+    UserError if the optimizer rejects `training.optimizer_args`.
+    """
+    name = training.optimizer
+    if name == "sgd" and not training.nesterov:
+        name = "momentum"  # timm's plain SGD; its "sgd" is Nesterov's
+    fused = {"fused": True} if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda") else {}
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=name,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            momentum=training.momentum,
+            filter_bias_and_bn=not training.decay_norms_and_biases,
+            **{**fused, **training.optimizer_args},
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
+        raise UserError(f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args") from None
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value * group.get("lr_scale", 1.0)

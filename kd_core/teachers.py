@@ -1,0 +1,278 @@
+"""Teachers: where their weights come from, what they see, and how good they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import kd_methods
+from kd_core import metrics, models, weights
+from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
+from kd_core.data import Data, ImageStore
+from kd_core.errors import UserError
+from kd_core.files import read_json
+from kd_core.inference import predict, set_memory_format
+from kd_core.views import Views
+
+# What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
+# of the data and of the split, so that a teacher never sees the student's validation images.
+INHERITED_DATA = (
+    "source", "name", "subset", "revision", "path", "image_column", "label_column", "train_split", "val_split",
+    "test_split", "val_size", "split_seed", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
+)  # fmt: skip
+
+
+@dataclass
+class Teacher:
+    """A frozen network with its own preprocessing."""
+
+    name: str
+    model: nn.Module
+    views: Views
+    view: str
+    stated_accuracy: float | None = None  # what its file says about itself
+    artifact: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        return models.count_parameters(self.model)
+
+
+def training_config(run: Config, index: int) -> Config:
+    """The `baseline` run that trains teacher `index` of `run`; UserError if its file asks for what it may not."""
+    teacher = run.teachers[index]
+    where = f"teachers[{index}].train"
+    assert teacher.train is not None
+    path = find_file(teacher.train, where)
+    values = read_yaml(path)
+    allowed = {"training", "data", "name"}
+    for section in values:
+        if section not in allowed:
+            raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
+    for key in values.get("data") or {}:
+        if key in INHERITED_DATA:
+            raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
+    for key in ("mixed_precision", "compare_with_baseline"):
+        if key in (values.get("training") or {}):
+            raise UserError(f"{path}: training.{key}: is the run's, one precision a process; remove it here")
+    inherited = Layer(
+        f"{where} of the run",
+        {
+            "output_dir": run.output_dir,
+            "name": values.get("name") or f"teacher-{teacher.model}",
+            "data": {key: getattr(run.data, key) for key in INHERITED_DATA},
+            "model": {
+                "name": teacher.model,
+                "img_size": teacher.img_size,
+                "stem": teacher.stem,
+                "normalization": teacher.normalization,
+                "args": teacher.args,
+            },
+            "kd": {"type": kd_methods.LABEL_ONLY},
+            "training": {"mixed_precision": run.training.mixed_precision},
+            "cache": run.cache.model_dump(),
+            "wandb": {**run.wandb.model_dump(), "name": None, "group": "teachers", "notes": None},
+        },
+    )
+    return resolve([Layer(str(path), values), inherited], in_sweep=False).config
+
+
+def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
+    """Build teacher `index` with its weights, strictly.  `trained` is the run folder of a teacher trained on demand.
+
+    UserError if the weights are missing, damaged, for another architecture, class count or class order.
+    """
+    where = f"teachers[{index}]"
+    source = config.weights
+    artifact = None
+    if source and source.startswith("wandb:"):
+        artifact = source.removeprefix("wandb:")
+        trained = download_artifact(artifact, run.cache.folder / "artifacts", where)
+    elif source and Path(source).expanduser().is_dir():
+        trained = Path(source).expanduser()
+    if trained is not None:
+        teacher = _from_export(trained, config, where)
+    elif source == "pretrained" or (source and source.startswith("hf-hub:") and not _known(source)):
+        name = config.model or source
+        model = models.create_model(
+            name if source == "pretrained" else source, num_classes=data.num_classes, img_size=config.img_size,
+            stem=config.stem, pretrained=True, args=config.args, where=f"{where}.model",
+        )  # fmt: skip
+        teacher = Teacher(name, model, _views(models.preprocess_of(model, img_size=config.img_size), config, data, run), config.view)
+    else:
+        assert source is not None
+        teacher = _from_checkpoint(source, config, where, data, run)
+    if not isinstance(teacher, Teacher):
+        loaded, stated = teacher
+        _check_classes(loaded, data, f"{where} {trained}")
+        views = _views(loaded.preprocess, config, data, run)
+        teacher = Teacher(loaded.architecture, loaded.model, views, config.view, stated, artifact)
+    teacher.model.eval().requires_grad_(False)
+    return teacher
+
+
+def _known(source: str) -> Any:
+    return weights.KNOWN_CHECKPOINTS.get(source.removeprefix("hf-hub:"))
+
+
+def export_in(folder: Path) -> Path:
+    """The exported student in a run folder, or `folder` itself if it is an export."""
+    for path in (folder / "student", folder / "checkpoints" / "best", folder):
+        if (path / "config.json").is_file():
+            return path
+    raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
+
+
+def _from_export(folder: Path, config: TeacherConfig, where: str) -> Any:
+    try:
+        export = export_in(folder)
+        loaded = models.load_export(export)
+    except UserError as error:
+        raise UserError(f"{where}.weights: {error}") from None
+    if config.model and models.architecture(config.model, config.stem) != loaded.architecture:
+        raise UserError(
+            f"{where}.model: is {models.architecture(config.model, config.stem)!r}, but {export} holds a {loaded.architecture!r}"
+        )
+    stated = read_json(export / "metrics.json").get("val/accuracy") if (export / "metrics.json").is_file() else None
+    return loaded, stated
+
+
+def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """A plain state-dict file, local or one of the known checkpoints on the Hub."""
+    known = _known(source)
+    name = models.architecture(config.model or known.model, config.stem) if known or config.model else None
+    if name is None:
+        raise UserError(f"{where}.model: a checkpoint file does not say its architecture; name it")
+    if known:
+        path = download_from_hub(source.removeprefix("hf-hub:"), known.filename, f"{where}.weights")
+    elif Path(source).expanduser().is_file():
+        path = Path(source).expanduser()
+    else:
+        raise UserError(
+            f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, a checkpoint "
+            "file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
+        )
+    model = models.create_model(
+        name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
+    )
+    weights.load_strict(model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes)
+    preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
+    return Teacher(name, model, _views(preprocess, config, data, run), config.view)
+
+
+def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run: Config) -> Views:
+    if config.normalization == "data":
+        preprocess = models.Preprocess(preprocess.size, preprocess.resize, preprocess.interpolation, data.mean, data.std)
+    return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
+
+
+def _check_classes(loaded: models.LoadedModel, data: Data, where: str) -> None:
+    if loaded.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {loaded.num_classes} classes, the data have {data.num_classes}")
+    names = loaded.class_names
+    if names and names != data.class_names and sorted(names) == sorted(data.class_names):
+        raise UserError(f"{where}: knows the same classes in another order ({names[0]!r} first, the data have {data.class_names[0]!r})")
+
+
+def download_artifact(name: str, cache: Path, where: str) -> Path:
+    """Download a W&B model artifact `ENTITY/PROJECT/NAME:ALIAS` into `cache`; UserError says what failed."""
+    import wandb
+
+    try:
+        artifact = wandb.Api().artifact(name)
+    except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
+        raise UserError(f"{where}: W&B artifact {name!r}: {str(error).splitlines()[0]}") from None
+    if artifact.type != "model":
+        raise UserError(f"{where}: W&B artifact {name!r} is of type {artifact.type!r}, a 'model' is needed")
+    folder = cache / artifact.entity / artifact.project / artifact.name.replace(":", "-")
+    return Path(artifact.download(root=str(folder)))
+
+
+def download_from_hub(repository: str, filename: str, where: str) -> Path:
+    """One file of a Hub repository, from the local cache if it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{where}: {repository}/{filename} is not in the local Hub cache and cannot be downloaded "
+            f"({type(error).__name__}); download it on a machine with network and give the file as weights"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------- using teachers
+
+
+class Teachers:
+    """K frozen teachers side by side."""
+
+    def __init__(self, members: list[Teacher], accelerator: Accelerator, *, channels_last: bool):
+        self.members, self._accelerator, self._channels_last = members, accelerator, channels_last
+        for teacher in members:
+            set_memory_format(teacher.model.to(accelerator.device), channels_last)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, view_ids: Tensor) -> Tensor:
+        """Logits float32 [K,B,C] of uint8 images [B,H,W,3]; each teacher sees its own view of them.
+
+        Rounded to fp16: what a cache would hold, so that cached and computed signals are the same.
+        """
+        logits = []
+        for teacher in self.members:
+            if teacher.view == "clean":
+                view = teacher.views.clean(images, channels_last=self._channels_last)
+            else:
+                view = teacher.views.train(images, view_ids, channels_last=self._channels_last)
+            with self._accelerator.autocast():
+                logits.append(teacher.model(view))
+        return round_to_fp16(torch.stack([out.float() for out in logits]))
+
+    def measure(self, store: ImageStore, rows: Tensor, labels: Tensor, *, batch_size: int) -> tuple[Tensor, list[dict[str, float]]]:
+        """Clean-view logits [K,n,C] of `rows`, and metrics of each teacher followed by those of their ensemble.
+
+        UserError if a teacher is near chance or gives logits that are not finite.
+        """
+        classes = 0
+        everything, measured = [], []
+        for index, teacher in enumerate(self.members):
+            logits = round_to_fp16(
+                predict(teacher.model, store, rows, teacher.views, self._accelerator, batch_size=batch_size,
+                        channels_last=self._channels_last, label=f"measuring teacher {index} ({teacher.name})")
+            )  # fmt: skip
+            if not bool(logits.isfinite().all()):
+                raise UserError(f"teachers[{index}] {teacher.name!r}: gives logits that are not finite (in fp16); its weights may be damaged")
+            classes = logits.shape[1]
+            figures = metrics.classification(logits, labels)
+            if near_chance(figures["accuracy"], classes, len(labels)):
+                raise UserError(
+                    f"teachers[{index}] {teacher.name!r}: accuracy {figures['accuracy']:.2%} on {len(labels)} images is near "
+                    f"chance (1/{classes}). Usual causes: weights of another data set, classes in another order, a "
+                    "normalisation other than the one it was trained with (teachers[].normalization), or another input size"
+                )
+            everything.append(logits)
+            measured.append(figures)
+        stacked = torch.stack(everything)
+        measured.append(metrics.classification(metrics.ensemble_logits(stacked), labels))
+        return stacked, measured
+
+
+def round_to_fp16(logits: Tensor) -> Tensor:
+    """float32 values that fp16 can hold; what is too large becomes infinite and is reported by the caller."""
+    return logits.half().float()
+
+
+def near_chance(accuracy: float, classes: int, count: int) -> bool:
+    """Whether an accuracy on `count` samples could be guessing: within 3 standard errors, or half again, of 1/classes."""
+    chance = 1 / classes
+    return accuracy <= max(chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2))
