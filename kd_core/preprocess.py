@@ -1,0 +1,58 @@
+"""How a model wants its images: size, crop, interpolation and normalisation, in timm's terms."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize the short side to `resize`, crop `size` x `size` from the centre, scale to [0,1], subtract, divide."""
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def crop_pct(self) -> float:
+        """timm's `crop_pct`: a number from which floor(size / crop_pct) gives `resize` back."""
+        fraction = self.size / self.resize
+        return fraction if resize_side(self.size, fraction) == self.resize else math.nextafter(fraction, 0.0)
+
+
+def resize_side(size: int, crop_pct: float) -> int:
+    """The short side before the centre crop, rounded down as timm's evaluation transform does (224, 0.9: 248)."""
+    return math.floor(size / crop_pct)
+
+
+def preprocess_of(
+    model: nn.Module,
+    *,
+    img_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Preprocess:
+    """The model's own preprocessing (timm's `pretrained_cfg`), with overrides.
+
+    Args:
+        img_size: the view's side; the resize keeps the model's crop fraction.
+        mean, std: statistics of the data set, for models trained on it from scratch. Such a model owes nothing to
+            the crop that an ImageNet checkpoint was evaluated with, so no border is cut off: resize == size.
+    """
+    args: dict[str, Any] = {"img_size": img_size, "mean": mean, "std": std}
+    if mean is not None or std is not None:
+        args["crop_pct"] = 1.0
+    config = resolve_model_data_config(model, args)
+    size = int(config["input_size"][-1])
+    return Preprocess(
+        size=size,
+        resize=resize_side(size, config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=tuple(float(value) for value in config["mean"]),
+        std=tuple(float(value) for value in config["std"]),
+    )
