@@ -457,7 +457,8 @@ def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.55)
+    names = [str(name) for name in known]
+    close = [name for name in names if name.startswith(f"{word}_")] or difflib.get_close_matches(str(word), names, n=1, cutoff=0.55)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
@@ -470,7 +471,9 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
     while parts and isinstance(parts[-1], str) and parts[-1] in ("int", "float", "str", "bool", "list[int]", "constrained-int"):
         parts.pop()
     dotted = ".".join(str(part) for part in parts)
-    key = re.sub(r"\.(\d+)", r"[\1]", dotted) or "configuration"
+    key = re.sub(r"\.(\d+)", r"[\1]", dotted)
+    if not key:  # a check over several sections
+        return problem["msg"].removeprefix("Value error, ")
     origin = next((origins[".".join(dotted.split(".")[:n])] for n in range(len(parts), 0, -1) if ".".join(dotted.split(".")[:n]) in origins), "defaults")
     given, kind, context = problem.get("input"), problem["type"], problem.get("ctx", {})
     shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."

@@ -1,0 +1,17 @@
+"""Fixtures that several test modules share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
+
+
+@pytest.fixture
+def cifar100() -> Path:
+    """The folder of CIFAR-100 parquet files; the test is skipped, saying so, where KD_CIFAR100 is not set."""
+    folder = os.environ.get("KD_CIFAR100")
+    if not folder:
+        pytest.skip("KD_CIFAR100 is not set: it names a folder with CIFAR-100's parquet files")
+    return Path(folder)
