@@ -65,7 +65,7 @@ class Method(KDMethod):
         average_confidence = confidence.mean()
         weights = label_confidence_weights(teachers.logits, labels)  # [K,B]
         gate = torch.sigmoid(config.gamma * (confidence.mean(0) - config.threshold))  # [B]
-        if config.scope == "batch":
+        if config.scope == "batch" and config.use_soft_loss:
             weights, gate = self.batch_means(weights, gate)  # [K,1], [1]
 
         soft = hard = constant(0)

@@ -1,0 +1,265 @@
+"""The package's face: discovery, configs, error texts, descriptions."""
+
+import ast
+import copy
+import json
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import nn
+
+import kd_methods
+from kd_methods import KDMethod, MethodConfig, StudentOutput, TeacherOutputs
+
+FOLDER = Path(kd_methods.__file__).parent
+DOCS = FOLDER.parent / "docs" / "methods.md"
+
+
+def test_names_are_the_files() -> None:
+    files = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    assert kd_methods.names() == files
+    assert {"average", "baseline", "ca_weighted", "confidence", "dynamic"} <= set(files)
+    for name in files:
+        assert kd_methods.config_class(name).model_validate({}).type == name
+
+
+def test_only_the_label_only_method_works_without_teachers() -> None:
+    without = [n for n in kd_methods.names() if not kd_methods.build({"type": n}).requires_teachers]
+    assert without == [kd_methods.LABEL_ONLY]
+    loss, metrics = kd_methods.build({"type": kd_methods.LABEL_ONLY})(
+        StudentOutput(torch.zeros(2, 4)), TeacherOutputs(), torch.tensor([0, 3])
+    )
+    torch.testing.assert_close(loss, torch.tensor(4.0).log())
+    assert metrics["kd_weight"] == 0 and metrics["loss_distill"] == 0
+
+
+def test_imports_are_torch_pydantic_and_the_standard_library() -> None:
+    allowed = {"torch", "pydantic", "kd_methods"} | sys.stdlib_module_names
+    for path in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                modules = [node.module or ""]
+            assert {module.split(".")[0] for module in modules} <= allowed, path.name
+
+
+def nested(cls: type[BaseModel]) -> list[type[BaseModel]]:
+    annotations = [field.annotation for field in cls.model_fields.values()]
+    return [cls, *(a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel))]
+
+
+@pytest.mark.parametrize("name", kd_methods.names())
+def test_every_hyperparameter_has_a_default_and_a_description(name: str) -> None:
+    for cls in nested(kd_methods.config_class(name)):
+        for key, field in cls.model_fields.items():
+            assert not field.is_required(), key
+            assert key == "type" or field.description, f"{name}.{key}"
+
+
+def test_defaults() -> None:
+    dynamic = kd_methods.build({"type": "dynamic"}).config.model_dump()
+    expected = {
+        "temperature": 4.0,
+        "gamma": 10.0,
+        "threshold": 0.5,
+        "alpha": 0.5,
+        "scope": "batch",
+        "loss": "kd",
+    }
+    assert expected.items() <= dynamic.items()
+    assert dynamic["dkd"] == {"alpha": 1.0, "beta": 8.0, "warmup": 20 / 240}
+    average = kd_methods.build({"type": "average"}).config
+    assert (average.hard_weight, average.soft_weight, average.average_of) == (1.0, 1.0, "losses")
+
+
+def test_any_config_picks_the_class_by_type() -> None:
+    any_config: Any = kd_methods.AnyConfig
+    adapter: TypeAdapter[Any] = TypeAdapter(any_config)
+    config = adapter.validate_python({"type": "dynamic", "gamma": 2, "dkd": {"alpha": 0.5}})
+    assert type(config) is kd_methods.config_class("dynamic")
+    assert (config.gamma, config.dkd.alpha, config.dkd.beta) == (2.0, 0.5, 8.0)
+    assert len(get_args(get_args(kd_methods.AnyConfig)[0])) == len(kd_methods.names())
+    for name in kd_methods.names():
+        assert (
+            adapter.validate_python(
+                json.loads(kd_methods.config_class(name).model_validate({}).model_dump_json())
+            ).type
+            == name
+        )
+    with pytest.raises(ValidationError):
+        adapter.validate_python({"type": "nothing"})
+
+
+def test_build_takes_a_config_object_and_a_dict_alike() -> None:
+    by_dict = kd_methods.build({"type": "dynamic", "gamma": 2.0})
+    config = by_dict.config
+    assert (
+        isinstance(config, MethodConfig) and isinstance(by_dict, KDMethod) and isinstance(by_dict, nn.Module)
+    )
+    assert kd_methods.build(config).config == config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "dynamc"}, "kd.type: 'dynamc' is not a method, did you mean 'dynamic'?; methods: average"),
+        ({"gamma": 1.0}, "kd.type: '' is not a method"),
+        ({"type": "_base"}, "kd.type: '_base' is not a method"),
+        (
+            {"type": "dynamic", "gama": 1.0},
+            "kd.gama: unknown key, did you mean 'gamma'?; keys: type, temperature",
+        ),
+        ({"type": "baseline", "temperature": 4.0}, "kd.temperature: unknown key"),
+        (
+            {"type": "average", "dkd": {"bta": 1.0}},
+            "kd.dkd.bta: unknown key, did you mean 'beta'?; keys: alpha, beta, warmup",
+        ),
+        ({"type": "average", "temperature": 0}, "kd.temperature: 0 is wrong: Input should be greater than 0"),
+        (
+            {"type": "average", "temperature": "4"},
+            "kd.temperature: '4' is wrong: Input should be a valid number",
+        ),
+        ({"type": "average", "temperature": float("nan")}, "kd.temperature: nan is wrong"),
+        (
+            {"type": "dynamic", "alpha": 1.5},
+            "kd.alpha: 1.5 is wrong: Input should be less than or equal to 1",
+        ),
+        (
+            {"type": "dynamic", "scope": "all"},
+            "kd.scope: 'all' is wrong: Input should be 'batch' or 'sample'",
+        ),
+        (
+            {"type": "dynamic", "use_hard_loss": 0},
+            "kd.use_hard_loss: 0 is wrong: Input should be a valid boolean",
+        ),
+        ({"type": "dynamic", "use_hard_loss": False, "use_soft_loss": False}, "kd: use_soft_loss is off"),
+        ({"type": "dynamic", "alpha": 0.0, "use_soft_loss": False}, "kd: use_soft_loss is off"),
+        (
+            {"type": "confidence", "use_hard_loss": False, "use_soft_loss": False},
+            "kd: use_soft_loss and use_hard_",
+        ),
+        (
+            {"type": "average", "hard_weight": 0.0, "soft_weight": 0.0},
+            "kd: hard_weight and soft_weight are both 0",
+        ),
+        ({"type": "dynamic", "gama": 1.0, "alpha": 2.0}, "kd.alpha: 2.0 is wrong"),
+    ],
+)
+def test_error_texts(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kd_methods.build(config)
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(ValueError) as error:
+        kd_methods.build({"type": "dynamic", "gama": 1.0, "alpha": 2.0})
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_label_smoothing_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing: 1.0 is not in \[0, 1\)"):
+        kd_methods.build({"type": "baseline"}, label_smoothing=1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_teachers", "parts"),
+    [
+        ({"type": "baseline"}, 0, ["1 x cross-entropy", "no teachers"]),
+        (
+            {"type": "average", "soft_weight": 0.9, "hard_weight": 0.1},
+            1,
+            ["0.1 x", "0.9 x T^2 KL at T=4", "1 teacher"],
+        ),
+        ({"type": "average", "average_of": "probabilities"}, 3, ["averaged probabilities of 3 teachers"]),
+        (
+            {"type": "ca_weighted", "temperature": 8.0},
+            3,
+            ["sum over 3 teachers of (batch-mean", "T^2 KL at T=8"],
+        ),
+        ({"type": "ca_weighted", "scope": "sample"}, 2, ["(per-sample"]),
+        (
+            {"type": "dynamic", "gamma": 2.5, "threshold": 0.3, "alpha": 0.7},
+            3,
+            ["2.5", "0.3", "0.7 x cross-entropy"],
+        ),
+        ({"type": "dynamic", "alpha": 0.75}, 1, ["0.75 x T^2 KL", "0.25 x cross-entropy"]),
+        ({"type": "dynamic", "use_soft_loss": False, "alpha": 0.3}, 3, ["loss = 0.3 x cross-entropy"]),
+        ({"type": "confidence", "temperature": 16.0}, 3, ["T=16", "most confident of 3 teachers", "(1 - a)"]),
+        (
+            {"type": "average", "loss": "dkd", "dkd": {"alpha": 0.5, "beta": 6.0}},
+            1,
+            ["0.5 TCKD + 6 NCKD", "0.0833"],
+        ),
+        (
+            {"type": "average", "loss": "dist", "dist": {"beta": 2.0}},
+            1,
+            ["2 inter-class + 1 intra-class DIST"],
+        ),
+        ({"type": "average", "standardize": True}, 1, ["on standardised logits"]),
+    ],
+)
+def test_describe_tells_the_numbers(config: dict[str, Any], num_teachers: int, parts: list[str]) -> None:
+    text = kd_methods.build(config).describe(num_teachers)
+    assert text.startswith("loss = ") and "\n" not in text
+    for part in parts:
+        assert part in text, text
+
+
+@pytest.mark.parametrize("name", kd_methods.names())
+def test_methods_copy_and_carry_no_state(name: str) -> None:
+    method = kd_methods.build({"type": name})
+    assert not method.state_dict()
+    assert pickle.loads(pickle.dumps(copy.deepcopy(method))).config == method.config
+
+
+def test_a_users_own_loop() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 5), torch.randint(3, (32,))
+    student, teachers = nn.Linear(5, 3), [nn.Linear(5, 3), nn.Linear(5, 3)]
+    method = kd_methods.build({"type": "dynamic", "temperature": 4.0})
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    losses = []
+    for _ in range(20):
+        loss, _ = method(StudentOutput(student(x)), TeacherOutputs(torch.stack([t(x) for t in teachers])), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+
+
+def test_the_docs_example_of_a_new_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file makes a method: the documented one is discovered, built by its YAML's content, and trains."""
+    (source,) = re.findall(r"```python\n(\"\"\"Hardest teacher.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    (tmp_path / "hardest.py").write_text(source)
+    monkeypatch.setattr(kd_methods, "__path__", [*kd_methods.__path__, str(tmp_path)])
+    assert "hardest" in kd_methods.names()
+    student = torch.randn(4, 6, requires_grad=True)
+    method = kd_methods.build({"type": "hardest", "temperature": 2.0, "loss": "dkd"})
+    loss, metrics = method(StudentOutput(student), TeacherOutputs(torch.randn(3, 4, 6)), torch.arange(4))
+    loss.backward()
+    assert student.grad is not None and loss.isfinite()
+    torch.testing.assert_close(loss.detach(), metrics["loss_label"] + metrics["loss_distill"])
+    del sys.modules["kd_methods.hardest"]
+
+
+@pytest.mark.parametrize("name", kd_methods.names())
+def test_the_docs_name_every_method_hyperparameter_and_metric(name: str) -> None:
+    text = DOCS.read_text()
+    assert f"## `{name}`" in text
+    for cls in nested(kd_methods.config_class(name)):
+        for key in cls.model_fields:
+            assert f"`{key}`" in text or f".{key}`" in text, key
+    method = kd_methods.build({"type": name})
+    teachers = TeacherOutputs(torch.randn(2, 3, 4) if method.requires_teachers else None)
+    _, metrics = method(StudentOutput(torch.randn(3, 4)), teachers, torch.arange(3))
+    for metric in metrics:
+        assert f"`{re.sub(r'[0-9]', '{i}', metric)}`" in text, metric

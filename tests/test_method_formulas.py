@@ -1,0 +1,284 @@
+"""Losses against slow, obvious float64 loops, and the mistakes that this field's code is known for."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kd_methods
+from kd_methods import StudentOutput, TeacherOutputs, _losses
+from kd_methods._weights import label_confidence_weights, label_probability
+
+B, C, K = 5, 7, 3
+
+
+def inputs(num_teachers: int = K) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    student = 2 * torch.randn(B, C, generator=generator, dtype=torch.float64)
+    teachers = 2 * torch.randn(num_teachers, B, C, generator=generator, dtype=torch.float64)
+    return student, teachers, torch.randint(C, (B,), generator=generator)
+
+
+def run(config: dict[str, Any], num_teachers: int = K, **kwargs: Any) -> tuple[float, dict[str, Tensor]]:
+    student, teachers, labels = inputs(num_teachers)
+    loss, metrics = kd_methods.build(config, **kwargs)(
+        StudentOutput(student), TeacherOutputs(teachers), labels
+    )
+    return loss.item(), metrics
+
+
+def softmax(logits: Tensor, temperature: float = 1.0) -> list[float]:
+    exponentials = [math.exp(z / temperature) for z in logits.tolist()]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def pearson(x: list[float], y: list[float]) -> float:
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return covariance / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> list[float]:
+    return [-math.log(softmax(row)[label]) for row, label in zip(logits, labels.tolist(), strict=True)]
+
+
+def ca_weights(teachers: Tensor, labels: Tensor, b: int) -> list[float]:
+    ces = [cross_entropies(teacher, labels)[b] for teacher in teachers]
+    return [(1 - math.exp(ce) / sum(map(math.exp, ces))) / (len(ces) - 1) for ce in ces]
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    return temperature**2 * kl(softmax(teacher, temperature), softmax(student, temperature))
+
+
+def test_kd_sums_over_classes_and_averages_over_the_batch() -> None:  # not the mean over B * C
+    student, teachers, _ = inputs()
+    expected = [[kd_loss(s, t, 4.0) for s, t in zip(student, teacher, strict=True)] for teacher in teachers]
+    torch.testing.assert_close(
+        _losses.kd(student, teachers, 4.0), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
+def test_dkd() -> None:
+    student, teachers, labels = inputs()
+    params = _losses.DKD(alpha=1.5, beta=3.0, warmup=0.0)
+    actual = _losses.dkd(student, teachers, labels, 2.0, params, progress=0.0)
+    for k in range(K):
+        for b in range(B):
+            y, p_s, p_t = int(labels[b]), softmax(student[b], 2.0), softmax(teachers[k, b], 2.0)
+            tckd = kl([p_t[y], 1 - p_t[y]], [p_s[y], 1 - p_s[y]])
+            rest_t = [p / (1 - p_t[y]) for c, p in enumerate(p_t) if c != y]
+            rest_s = [p / (1 - p_s[y]) for c, p in enumerate(p_s) if c != y]
+            assert actual[k, b].item() == pytest.approx(4 * (1.5 * tckd + 3.0 * kl(rest_t, rest_s)), rel=1e-9)
+            # the paper's identity: KD = TCKD + (1 - p_y^t) NCKD
+            whole = 4 * (tckd + (1 - p_t[y]) * kl(rest_t, rest_s))
+            assert _losses.kd(student, teachers, 2.0)[k, b].item() == pytest.approx(whole, rel=1e-9)
+
+
+def test_dkd_warms_up_by_progress() -> None:
+    student, teachers, labels = inputs()
+
+    def value(progress: float, **params: float) -> float:
+        method = kd_methods.build({"type": "average", "loss": "dkd", "dkd": params, "hard_weight": 0.0})
+        return method(StudentOutput(student), TeacherOutputs(teachers), labels, progress)[0].item()
+
+    full = value(1.0)
+    assert value(0.0) == 0
+    assert value(10 / 240) == pytest.approx(full / 2)
+    assert value(20 / 240) == pytest.approx(full)  # by default 20 of 240 epochs
+    assert value(0.0, warmup=0.0) == pytest.approx(full)
+
+
+def test_dist() -> None:
+    student, teachers, _ = inputs()
+    actual = _losses.dist(student, teachers, 3.0, _losses.DIST(beta=2.0, gamma=0.5))
+    p_s = [softmax(row, 3.0) for row in student]
+    for k in range(K):
+        p_t = [softmax(row, 3.0) for row in teachers[k]]
+        columns = [pearson([row[c] for row in p_s], [row[c] for row in p_t]) for c in range(C)]
+        for b in range(B):
+            expected = 2.0 * (1 - pearson(p_s[b], p_t[b])) + 0.5 * (1 - sum(columns) / C)
+            assert actual[k, b].item() == pytest.approx(9 * expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])
+def test_standardize_is_the_loss_of_standardised_logits(loss: str) -> None:
+    student, teachers, labels = inputs()
+    config = {"type": "average", "loss": loss, "temperature": 2.0}
+
+    def z_score(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
+
+    raw = StudentOutput(student), TeacherOutputs(teachers)
+    standardised = StudentOutput(z_score(student)), TeacherOutputs(z_score(teachers))
+    actual = kd_methods.build({**config, "standardize": True})(*raw, labels)[1]["loss_kl"]
+    torch.testing.assert_close(actual, kd_methods.build(config)(*standardised, labels)[1]["loss_kl"])
+    assert not torch.allclose(actual, kd_methods.build(config)(*raw, labels)[1]["loss_kl"])
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
+def test_constant_vectors_have_no_correlation_and_no_gradient(constant: float) -> None:
+    values = torch.full((3, 100), constant, requires_grad=True)
+    result = _losses.unit(values, -1)
+    (gradient,) = torch.autograd.grad(result.sum() + (result * torch.arange(100.0)).sum(), values)
+    assert torch.equal(result, torch.zeros(3, 100)) and torch.equal(gradient, torch.zeros(3, 100))
+
+
+def test_average_of_probabilities_teaches_the_ensemble() -> None:
+    student, teachers, labels = inputs()
+    loss, _ = run({"type": "average", "average_of": "probabilities", "hard_weight": 0.1, "soft_weight": 0.9})
+    expected = 0.1 * sum(cross_entropies(student, labels)) / B
+    for b in range(B):
+        p_t = [softmax(teacher[b], 4.0) for teacher in teachers]
+        mean = [sum(p[c] for p in p_t) / K for c in range(C)]
+        expected += 0.9 * 16 * kl(mean, softmax(student[b], 4.0)) / B
+    assert loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_ca_weighted_per_sample() -> None:
+    student, teachers, labels = inputs()
+    expected = 0.0
+    for b, ce in enumerate(cross_entropies(student, labels)):
+        weights = ca_weights(teachers, labels, b)
+        soft = (w * kd_loss(student[b], teachers[k, b], 4.0) for k, w in enumerate(weights))
+        expected += (ce + sum(soft)) / B
+    assert run({"type": "ca_weighted", "scope": "sample"})[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("num_teachers", [1, K])
+def test_dynamic_per_sample(num_teachers: int) -> None:
+    student, teachers, labels = inputs(num_teachers)
+    config = {"type": "dynamic", "scope": "sample", "gamma": 2.0, "threshold": 0.3, "alpha": 0.4}
+    expected, gates = 0.0, []
+    for b, ce in enumerate(cross_entropies(student, labels)):
+        y = int(labels[b])
+        losses = [kd_loss(student[b], teacher[b], 4.0) for teacher in teachers]
+        if num_teachers == 1:
+            expected += (0.4 * losses[0] + 0.6 * ce) / B
+            continue
+        confidence = sum(softmax(teacher[b])[y] for teacher in teachers) / num_teachers
+        gates.append(1 / (1 + math.exp(-2.0 * (confidence - 0.3))))
+        soft = sum(w * x for w, x in zip(ca_weights(teachers, labels, b), losses, strict=True))
+        expected += (gates[-1] * soft + (1 - gates[-1]) * 0.4 * ce) / B
+    loss, metrics = run(config, num_teachers)
+    assert loss == pytest.approx(expected, rel=1e-9)
+    gate = sum(gates) / B if gates else 1.0
+    assert metrics["gate"].item() == pytest.approx(gate)
+    share = gate / (gate + (1 - gate) * 0.4) if gates else 0.4
+    assert metrics["kd_weight"].item() == pytest.approx(share)
+
+
+def test_confidence_per_sample() -> None:
+    student, teachers, labels = inputs()
+    expected, usage = 0.0, [0] * K
+    for b, ce in enumerate(cross_entropies(student, labels)):
+        confidences = [softmax(teacher[b])[int(labels[b])] for teacher in teachers]
+        best = confidences.index(max(confidences))
+        usage[best] += 1
+        alpha = confidences[best]
+        expected += (alpha * kd_loss(student[b], teachers[best, b], 4.0) + (1 - alpha) * ce) / B
+    loss, metrics = run({"type": "confidence", "scope": "sample"})
+    assert loss == pytest.approx(expected, rel=1e-9)
+    for k in range(K):
+        assert metrics[f"teacher_{k}_usage_fraction"].item() == pytest.approx(usage[k] / B)
+        assert metrics[f"teacher/{k}/weight"].item() == pytest.approx(usage[k] / B)
+
+
+def test_hard_only_variants_are_the_label_loss() -> None:
+    student, _, labels = inputs()
+    ce = sum(cross_entropies(student, labels)) / B
+    loss, metrics = run({"type": "dynamic", "use_soft_loss": False, "alpha": 0.25})
+    assert loss == pytest.approx(0.25 * ce)
+    assert [metrics[key].item() for key in ("gate", "avg_teacher_conf", "loss_soft", "kd_weight")] == [0] * 4
+    assert metrics["loss_hard"].item() == pytest.approx(ce)
+    loss, metrics = run({"type": "confidence", "use_soft_loss": False})
+    assert loss == pytest.approx(ce) and metrics["dynamic_alpha"] == 0
+
+
+def test_one_teacher_is_plain_kd() -> None:
+    _, average = run({"type": "average"}, 1)
+    for name in ("ca_weighted", "dynamic", "confidence"):  # 1 / (K - 1) is not reached; no term vanishes
+        for scope in ("batch", "sample"):
+            _, metrics = run({"type": name, "scope": scope}, 1)
+            assert metrics["teacher/0/weight"] == 1
+            if name != "confidence" or scope == "batch":
+                torch.testing.assert_close(metrics["loss_distill"], average["loss_kl"])
+
+
+def test_temperature_squared_keeps_the_gradient_scale() -> None:
+    student, teachers, _ = inputs()
+    norms = []
+    for temperature in (8.0, 16.0):
+        leaf = student.clone().requires_grad_()
+        _losses.kd(leaf, teachers, temperature).mean().backward()
+        assert leaf.grad is not None
+        norms.append(leaf.grad.norm().item())
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)  # without the factor they would differ fourfold
+
+
+def test_weights_and_confidences_ignore_the_temperature() -> None:
+    for name, keys in {
+        "ca_weighted": ["teacher/0/weight"],
+        "dynamic": ["teacher/0/weight", "gate", "avg_teacher_conf"],
+        "confidence": ["dynamic_alpha", "max_teacher_conf_mean"],
+    }.items():
+        cold, hot = (run({"type": name, "temperature": t})[1] for t in (1.0, 16.0))
+        assert all(torch.equal(cold[key], hot[key]) for key in keys)
+        assert not torch.allclose(cold["loss_distill"], hot["loss_distill"])
+
+
+def test_weights_are_detached() -> None:
+    _, teachers, labels = inputs()
+    teachers.requires_grad_()
+    assert not label_confidence_weights(teachers, labels).requires_grad
+    assert not label_probability(teachers, labels).requires_grad
+
+
+@pytest.mark.parametrize("name", ["ca_weighted", "dynamic"])
+def test_scopes_differ_in_the_link_of_weight_and_loss(name: str) -> None:
+    """Reordering the teachers of single samples is nothing to per-sample weights, but changes batch means."""
+    student, teachers, labels = inputs()
+    shuffled = teachers.clone()
+    for b in range(B):
+        shuffled[:, b] = teachers[:, b].roll(b % K, 0)
+    losses = {
+        scope: [
+            kd_methods.build({"type": name, "scope": scope})(
+                StudentOutput(student), TeacherOutputs(t), labels
+            )[0]
+            for t in (teachers, shuffled)
+        ]
+        for scope in ("batch", "sample")
+    }
+    torch.testing.assert_close(losses["sample"][1], losses["sample"][0])
+    assert not torch.allclose(losses["batch"][1], losses["batch"][0], rtol=1e-4)
+    assert not torch.allclose(losses["batch"][0], losses["sample"][0], rtol=1e-4)
+
+
+def test_dkd_of_overconfident_half_precision_teachers() -> None:
+    """1 - p_y rounds to 0 and its log to -inf unless it is a log-sum-exp over the other classes."""
+    teacher = torch.zeros(1, 2, C, dtype=torch.float16)
+    teacher[..., 0] = 60_000
+    student = torch.randn(2, C, generator=torch.Generator().manual_seed(0)).half().requires_grad_()
+    for labels in (torch.tensor([0, 0]), torch.tensor([0, 3])):
+        method = kd_methods.build({"type": "average", "loss": "dkd"})
+        loss, _ = method(StudentOutput(student), TeacherOutputs(teacher), labels)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss.isfinite() and gradient.isfinite().all()
+    exact = _losses.dkd(
+        torch.tensor([[50.0, 1.0, 0.0]]),
+        torch.tensor([[[60.0, 0.0, 2.0]]]),
+        torch.tensor([0]),
+        1.0,
+        _losses.DKD(alpha=0.0, beta=1.0),
+        1.0,
+    )
+    q_t, q_s = F.softmax(torch.tensor([0.0, 2.0]), 0), F.softmax(torch.tensor([1.0, 0.0]), 0)
+    torch.testing.assert_close(exact.squeeze(), (q_t * (q_t / q_s).log()).sum())
