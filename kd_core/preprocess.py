@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the short side to `resize`, crop `size` x `size` from the centre, scale to [0,1], subtract, divide."""
+    """Resize the short side to `resize`, crop `size` x `size` from the centre, to [0,1], normalise."""
 
     size: int
     resize: int
@@ -26,7 +26,7 @@ class Preprocess:
 
 
 def resize_side(size: int, crop_pct: float) -> int:
-    """The short side before the centre crop, rounded down as timm's evaluation transform does (224, 0.9: 248)."""
+    """The short side before the centre crop, rounded down as in timm's transform (224, 0.9: 248)."""
     return math.floor(size / crop_pct)
 
 
@@ -41,7 +41,8 @@ def preprocess_of(
 
     Args:
         img_size: the view's side; the resize keeps the model's crop fraction.
-        mean, std: statistics of the data set, for models trained on it from scratch. Such a model owes nothing to
+        mean, std: statistics of the data set, for models trained on it from scratch. Such a model owes
+            nothing to
             the crop that an ImageNet checkpoint was evaluated with, so no border is cut off: resize == size.
     """
     args: dict[str, Any] = {"img_size": img_size, "mean": mean, "std": std}

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -22,7 +22,7 @@ PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 
 # What training scripts store beside the tensors (arguments, a best accuracy): data without behaviour.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
@@ -33,7 +33,7 @@ HARMLESS = [
 
 @dataclass(frozen=True)
 class KnownCheckpoint:
-    """A public checkpoint: the registered model whose names it has, and the preprocessing it was trained for."""
+    """A public checkpoint: the registered model with its names, and the preprocessing of its training."""
 
     model: str
     preprocess: Preprocess
@@ -58,11 +58,12 @@ KNOWN_CHECKPOINTS = {
 def read_state_dict(path: str | Path, where: str = "") -> dict[str, Tensor]:
     """Parameter names to tensors (on the CPU) of a checkpoint file.
 
-    The state dict is the file's content or stands under the first of `CONTAINERS` that it has; `PREFIXES` of names
-    are removed. Nothing in the file is executed: tensors and plain data only.
+    The state dict is the file's content or stands under the first of `CONTAINERS` that it has; `PREFIXES` of
+    names are removed. Nothing in the file is executed: tensors and plain data only.
 
     Raises:
-        UserError: the file is missing, damaged, of an unknown kind, or holds anything else; begins with `where`.
+        UserError: the file is missing, damaged, of an unknown kind, or holds anything else; begins with
+            `where`.
     """
     path = Path(path)
     origin = f"{where}: {path}" if where else str(path)
@@ -101,7 +102,11 @@ def _read_pickled(path: Path, origin: str) -> Any:
 def _find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
     if isinstance(content, dict):
         for candidate in (content, *(content.get(key) for key in CONTAINERS)):
-            if isinstance(candidate, dict) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
+            if (
+                isinstance(candidate, dict)
+                and candidate
+                and all(isinstance(v, Tensor) for v in candidate.values())
+            ):
                 return {_strip(str(name)): tensor for name, tensor in candidate.items()}
         held = f"keys {', '.join(map(str, list(content)[:8])) or 'none'}"
     else:
@@ -125,22 +130,34 @@ def load_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, num
     Names of public checkpoints of the literature's networks are translated first (`zoo/public_names.py`).
 
     Raises:
-        UserError: beginning with `where`; another number of classes or input channels, other names, other shapes.
+        UserError: beginning with `where`; another number of classes or input channels, other names, other
+            shapes.
     """
-    config = getattr(model, "pretrained_cfg", None) or {}
-    state_dict = to_zoo_names(config.get("architecture") or "", state_dict)
+    config = cast("dict[str, Any]", model.pretrained_cfg)
+    state_dict = to_zoo_names(config["architecture"], state_dict)
+    check_strict(model, state_dict, where, num_classes)
+    model.load_state_dict(state_dict, strict=True)
+
+
+def check_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, num_classes: int) -> None:
+    """The comparison of `load_strict`, by names and shapes alone: `model` may be on the meta device."""
+    config = cast("dict[str, Any]", model.pretrained_cfg)
     wanted = model.state_dict()
     # torch itself fills in this counter, which checkpoints of old versions lack
     missing = [k for k in wanted if k not in state_dict and not k.endswith(".num_batches_tracked")]
     unexpected = [k for k in state_dict if k not in wanted]
     if missing or unexpected:
         counts = [_count(missing, "missing"), _count(unexpected, "unexpected")]
-        raise UserError(f"{where}: {' and '.join(filter(None, counts))}: the weights are for another architecture")
+        raise UserError(
+            f"{where}: {' and '.join(filter(None, counts))}: the weights are for another architecture"
+        )
 
     differing = [k for k in wanted if k in state_dict and wanted[k].shape != state_dict[k].shape]
     for head in _weights_of(config.get("classifier")):
         if head in differing and wanted[head].shape[1:] == state_dict[head].shape[1:]:
-            raise UserError(f"{where}: the weights have {len(state_dict[head])} classes, the data has {num_classes}")
+            raise UserError(
+                f"{where}: the weights have {len(state_dict[head])} classes, the data has {num_classes}"
+            )
     for stem in _weights_of(config.get("first_conv")):
         if stem in differing and _without_input(wanted[stem]) == _without_input(state_dict[stem]):
             given, needed = state_dict[stem].shape[1], wanted[stem].shape[1]
@@ -152,7 +169,6 @@ def load_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, num
             f"{where}: {len(differing)} parameters of another shape ({', '.join(shapes)}{more}): "
             "the weights are for another variant of the architecture"
         )
-    model.load_state_dict(state_dict, strict=True)
 
 
 def _count(names: list[str], what: str) -> str:

@@ -27,8 +27,9 @@ RENAMED = {
 NATIVE = timm.list_models("cifar_*", exclude_filters="cifar_stem_*")
 # one or two per family, and the odd stems: deep, pre-activation, "same" padding, squeezed blocks
 STEMS = [
-    "resnet18", "resnet26d", "resnet10t", "densenet121", "efficientnet_b0", "tf_efficientnet_b0", "mobilenetv2_050",
-    "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "mixnet_s", "regnetx_002", "regnetv_040",
+    "resnet18", "resnet26d", "resnet10t", "densenet121", "efficientnet_b0", "tf_efficientnet_b0",
+    "mobilenetv2_050", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "mixnet_s",
+    "regnetx_002", "regnetv_040",
 ]  # fmt: skip
 
 
@@ -83,7 +84,9 @@ def test_construction_options(name):
     model = timm.create_model(name, num_classes=0, in_chans=1, drop_rate=0.5).eval()
     embedding = model(images)
     assert embedding.shape == (2, model.num_features)
-    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(images), embedding, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.to(memory_format=torch.channels_last)(images), embedding, rtol=1e-4, atol=1e-5
+    )
     assert not torch.equal(model.train()(images), embedding)
 
     features = timm.create_model(name, features_only=True, out_indices=(1, 2), in_chans=1).eval()

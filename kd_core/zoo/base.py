@@ -1,7 +1,7 @@
 """What the CIFAR-native networks share: timm's model interface over a declared list of stages."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 
 
 class CifarNet(nn.Module):
-    """A classifier made of stages, each a sequence of its submodules; a subclass only builds them in `__init__`.
+    """A classifier made of stages, each a sequence of its submodules; a subclass only builds them in
+    `__init__`.
 
     Stage 0 is the stem. The output of stage i is feature i of `forward_intermediates`, described by
     `feature_info[i]`. The tail (a last norm or convolution) lies between the last stage and the pooling.
@@ -36,10 +37,11 @@ class CifarNet(nn.Module):
         global_pool: str,
         drop_rate: float,
     ) -> None:
-        """Declare the stages (names of submodules, run in order) and add the head; called last in `__init__`."""
+        """Declare the stages (names of submodules, in order) and add the head; last call of `__init__`."""
         self.stages = [tuple(names) for names in stages]
         self.tail = tuple(tail)
         self.tail_is_norm = tail_is_norm
+        self.channels = tuple(channels)
         self.feature_info = [
             {"num_chs": c, "reduction": r, "module": names[-1]}
             for c, r, names in zip(channels, reductions, self.stages, strict=True)
@@ -56,7 +58,10 @@ class CifarNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stem = "|".join(self.stages[0])
-        return {"stem": rf"^({stem})\.", "blocks": r"^(?:layer|block|blocks\.)(\d+)" + ("" if coarse else r"\.(\d+)")}
+        return {
+            "stem": rf"^({stem})\.",
+            "blocks": r"^(?:layer|block|blocks\.)(\d+)" + ("" if coarse else r"\.(\d+)"),
+        }
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -67,7 +72,7 @@ class CifarNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a new one; `num_classes` 0 leaves pooled features, `global_pool` "" unpooled ones."""
+        """Replace the head; `num_classes` 0 leaves pooled features, `global_pool` "" unpooled ones."""
         self.num_classes = num_classes
         like = next(self.parameters())
         pool = self.global_pool.pool_type if global_pool is None else global_pool
@@ -105,8 +110,9 @@ class CifarNet(nn.Module):
             stop_early: do not run stages after the last wanted one.
 
         Returns:
-            The intermediates, each [B,C,h/r,w/r] with C and r of `feature_info`, in the network's order; unless
-            `intermediates_only`, preceded by what `forward_features` returns (the last stage run if stopped early).
+            The intermediates, each [B,C,h/r,w/r] with C and r of `feature_info`, in the network's order;
+            unless `intermediates_only`, preceded by what `forward_features` returns (the last stage run if
+            stopped early).
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r}: these networks' features are 'NCHW'")
@@ -137,7 +143,8 @@ class CifarNet(nn.Module):
         for name in {name for stage in dropped for name in stage} - used:
             parent, _, child = name.rpartition(".")
             setattr(self.get_submodule(parent), child, nn.Identity())
-        self.num_features = self.feature_info[last_wanted]["num_chs"] if not self.tail else self.num_features
+        if not self.tail:
+            self.num_features = self.channels[last_wanted]
         if truncated or prune_head:
             self.reset_classifier(0, "")
         return wanted
@@ -149,7 +156,7 @@ class CifarNet(nn.Module):
         return self._run(self.tail, x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Unpooled features to logits [B,num_classes], or to the embedding [B,num_features] if `pre_logits`."""
+        """Unpooled features to logits [B,num_classes] or, if `pre_logits`, embedding [B,num_features]."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
 
@@ -169,7 +176,7 @@ def init_he(model: nn.Module, linear_std: float | None = None) -> None:
             nn.init.zeros_(module.bias)
 
 
-def cifar_cfg(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
+def cifar_cfg(first_conv: str | None, classifier: str | None = "fc") -> dict[str, Any]:
     """timm's `default_cfg` for a 32-pixel network normalised by CIFAR-100's statistics."""
     return {
         "num_classes": 100,
@@ -185,15 +192,16 @@ def cifar_cfg(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
 
 def register(
     module: str,
-    builders: dict[str, Callable[..., nn.Module]],
-    cfgs: dict[str, dict[str, Any]],
+    builders: Mapping[str, Callable[..., nn.Module]],
+    cfgs: Mapping[str, dict[str, Any]],
     out_indices: tuple[int, ...] = (0, 1, 2, 3),
 ) -> None:
     """Register `builders` (name -> constructor) with timm on behalf of the module named `module`.
 
-    timm finds the default configurations in the module's `default_cfgs` and the name in the function's `__name__`.
+    timm finds the default configurations in the module's `default_cfgs` and the name in the function's
+    `__name__`.
     """
-    sys.modules[module].default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined]
+    sys.modules[module].default_cfgs = generate_default_cfgs({**cfgs})  # type: ignore[attr-defined]
     for name, builder in builders.items():
         entry = _entry(name, builder, out_indices)
         entry.__name__ = entry.__qualname__ = name
@@ -201,10 +209,12 @@ def register(
         register_model(entry)
 
 
-def _entry(name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]) -> Callable[..., nn.Module]:
+def _entry(
+    name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]
+) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        # The getter takes features by forward_intermediates: independent of how a network's modules are nested.
-        features = {"out_indices": out_indices, "feature_cls": "getter"}
+        # The getter takes features by forward_intermediates: independent of how a network's modules are
+        # nested. features = {"out_indices": out_indices, "feature_cls": "getter"}
         return build_model_with_cfg(builder, name, pretrained, feature_cfg=features, **kwargs)
 
     return entry

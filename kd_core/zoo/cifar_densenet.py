@@ -1,8 +1,8 @@
 """DenseNet-121 for CIFAR with growth rate 12 (Huang et al., CVPR 2017, arXiv:1608.06993).
 
-The first convolution is 3x3 with 24 channels and stride 1, followed directly by the first dense block: no norm, no
-activation, no pooling. Parameter names are those of timm's densenet without `features.norm0`, as in the public
-checkpoint edadaltocg/densenet121_cifar100.
+The first convolution is 3x3 with 24 channels and stride 1, followed directly by the first dense block: no
+norm, no activation, no pooling. Parameter names are those of timm's densenet without `features.norm0`, as in
+the public checkpoint edadaltocg/densenet121_cifar100.
 """
 
 from typing import Any
@@ -20,7 +20,8 @@ def _densenet121(**kwargs: Any) -> DenseNet:
     nn.init.kaiming_normal_(features.conv0.weight)
     features.norm0 = nn.Identity()
     features.pool0 = nn.Identity()
-    for info in model.feature_info:
+    feature_info: list[dict[str, Any]] = model.feature_info
+    for info in feature_info:
         info["reduction"] = max(1, info["reduction"] // 4)
     return model
 

@@ -1,7 +1,8 @@
-"""MobileNetV2 at half width as the distillation literature uses it (Sandler et al., CVPR 2018, arXiv:1801.04381).
+"""MobileNetV2 at half width as the distillation literature uses it (Sandler et al., CVPR 2018,
+arXiv:1801.04381).
 
-Differences from the paper: ReLU instead of ReLU6, an expansion convolution in the first block too, stride 1 in the
-second stage, and widths that are exactly half (no rounding to multiples of 8). 32 pixels end as 2x2.
+Differences from the paper: ReLU instead of ReLU6, an expansion convolution in the first block too, stride 1
+in the second stage, and widths that are exactly half (no rounding to multiples of 8). 32 pixels end as 2x2.
 """
 
 from torch import Tensor, nn
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 from kd_core.zoo.base import CifarNet, cifar_cfg, init_he, register
 
 # expansion, width, blocks, stride of the first block
-STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+STAGES = (
+    (1, 8, 1, 1),
+    (6, 12, 2, 1),
+    (6, 16, 3, 2),
+    (6, 32, 4, 2),
+    (6, 48, 3, 1),
+    (6, 80, 3, 2),
+    (6, 160, 1, 1),
+)
 
 
 class InvertedResidual(nn.Module):
@@ -47,7 +56,13 @@ class CifarMobileNetV2(CifarNet):
         self.conv2 = nn.Sequential(*_conv_norm_relu(width_in, 1280, 1))
         init_he(self)
         self.finish(
-            [("conv1",), ("blocks.0", "blocks.1"), ("blocks.2",), ("blocks.3", "blocks.4"), ("blocks.5", "blocks.6")],
+            [
+                ("conv1",),
+                ("blocks.0", "blocks.1"),
+                ("blocks.2",),
+                ("blocks.3", "blocks.4"),
+                ("blocks.5", "blocks.6"),
+            ],
             (16, 12, 16, 48, 160),
             (2, 2, 4, 8, 16),
             tail=("conv2",),
@@ -60,7 +75,9 @@ class CifarMobileNetV2(CifarNet):
         init_he(self.fc, linear_std=0.01)
 
 
-def _conv_norm_relu(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _conv_norm_relu(
+    width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     conv = nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 

@@ -1,7 +1,8 @@
-"""Residual networks for CIFAR: three stages of basic blocks (He et al., CVPR 2016, arXiv:1512.03385, section 4.2).
+"""Residual networks for CIFAR: three stages of basic blocks (He et al., CVPR 2016, arXiv:1512.03385, section
+4.2).
 
-Depth 6n+2. Widths are 16, 32, 64; the `x4` networks of the distillation literature have four times those and a
-stem of 32. A projection (1x1 convolution and norm) is the shortcut wherever the shape changes.
+Depth 6n+2. Widths are 16, 32, 64; the `x4` networks of the distillation literature have four times those and
+a stem of 32. A projection (1x1 convolution and norm) is the shortcut wherever the shape changes.
 `cifar_resnet50` is the ImageNet ResNet-50 with a 3x3 stem, as the literature uses it.
 """
 

@@ -1,6 +1,7 @@
 """ShuffleNets for CIFAR as the distillation literature uses them: 1x1 stem without stride, three stages.
 
-V1: Zhang et al., CVPR 2018, arXiv:1707.01083, three groups.  V2: Ma et al., ECCV 2018, arXiv:1807.11164, width 1.
+V1: Zhang et al., CVPR 2018, arXiv:1707.01083, three groups.  V2: Ma et al., ECCV 2018, arXiv:1807.11164,
+width 1.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ BLOCKS = (4, 8, 4)
 
 
 class ShuffleV1Block(nn.Module):
-    """[B,width_in,h,w] to [B,width,h/stride,w/stride]; with stride 2 the pooled input is part of the output."""
+    """[B,width_in,h,w] to [B,width,h/stride,w/stride]; stride 2: the pooled input is part of the output."""
 
     def __init__(self, width_in: int, width: int, stride: int, groups: int = 3) -> None:
         super().__init__()

@@ -1,22 +1,23 @@
 """timm's ImageNet CNNs with a stem for 32-pixel images: `cifar_stem_<name>` for every model of `FAMILIES`.
 
-A network that divides the side of its input by 32 divides it by 8 here, so that 32 pixels end as 4x4: its first two
-downsampling steps keep the resolution. Parameters keep timm's names; only a 7x7 or other large first convolution
-changes its shape, to 3x3.
+A network that divides the side of its input by 32 divides it by 8 here, so that 32 pixels end as 4x4: its
+first two downsampling steps keep the resolution. Parameters keep timm's names; only a 7x7 or other large
+first convolution changes its shape, to 3x3.
 
-family                      stride-1 3x3 first convolution, and
-resnet, densenet            no pooling after it
-efficientnet, mobilenetv3,  stride 1 in the first stage that has a stride (MobileNetV2's 24 channels, as in
-regnet                      the literature's CIFAR versions)
+all families                        3x3 first convolution with stride 1, and
+resnet, densenet                    no pooling after it
+efficientnet, mobilenetv3, regnet   stride 1 in the first stage that has a stride (in MobileNetV2 the one with
+                                    24 channels, as in the literature's CIFAR versions)
 
-They are models of their own, since a changed stride would load into the original silently and give other logits.
+They are models of their own, since a changed stride would load into the original silently and give other
+logits.
 """
 
 from functools import partial
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models.densenet import DenseNet
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
@@ -32,44 +33,41 @@ FAMILIES = ("resnet", "densenet", "efficientnet", "mobilenetv3", "regnet")
 
 def build_with_stem(name: str, **kwargs: Any) -> nn.Module:
     """timm's model `name`, freshly initialised, for images [B,3,32,32] and larger."""
-    model = timm.create_model(name, pretrained=False, **kwargs)
-    match model:
-        case ResNet():
-            model.conv1 = _first_convolution(model.conv1)
-            model.maxpool = nn.Identity()
-        case DenseNet():
-            model.features.conv0 = _first_convolution(model.features.conv0)
-            model.features.pool0 = nn.Identity()
-        case EfficientNet() | MobileNetV3():
-            model.conv_stem = _first_convolution(model.conv_stem)
-            _keep_resolution(next(block for stage in model.blocks for block in stage if _strided(block)))
-        case RegNet():
-            stem = model.stem
-            if isinstance(stem, nn.Conv2d):
-                model.stem = _first_convolution(stem)
-            else:
-                stem.conv = _first_convolution(stem.conv)
-            _keep_resolution(model.s1.b1)
-        case _:
-            raise TypeError(f"{name}: a {type(model).__name__} has no CIFAR stem")
+    model: Any = timm.create_model(name, pretrained=False, **kwargs)
+    if isinstance(model, ResNet):
+        _ease(model, "conv1")
+        model.set_submodule("maxpool", nn.Identity())
+    elif isinstance(model, DenseNet):
+        _ease(model, "features.conv0")
+        model.set_submodule("features.pool0", nn.Identity())
+    elif isinstance(model, EfficientNet | MobileNetV3):
+        _ease(model, "conv_stem")
+        _keep_resolution(
+            next(block for stage in model.blocks.children() for block in stage.children() if _strided(block))
+        )
+    elif isinstance(model, RegNet):
+        _ease(model, "stem" if isinstance(model.stem, nn.Conv2d) else "stem.conv")
+        _keep_resolution(model.get_submodule("s1.b1"))
+    else:
+        raise TypeError(f"{name}: a {type(model).__name__} has no CIFAR stem")
     for info in model.feature_info:
         info["reduction"] = max(1, info["reduction"] // 4)
     return model
 
 
-def _first_convolution(stem: nn.Module) -> nn.Module:
-    """`stem` with stride 1 and 3x3; a deep stem (a sequence of 3x3 convolutions) only loses its stride."""
-    conv = stem[0] if isinstance(stem, nn.Sequential) else stem
+def _ease(model: nn.Module, name: str) -> None:
+    """Make the first convolution 3x3 with stride 1; a deep stem (several 3x3 ones) only loses its stride."""
+    stem = model.get_submodule(name)
+    conv: Any = stem[0] if isinstance(stem, nn.Sequential) else stem
     if conv.kernel_size == (3, 3):
         conv.stride = (1, 1)
-        return stem
+        return
     small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
-    small.to(conv.weight.device, conv.weight.dtype)
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
-    return small
+    model.set_submodule(name, small.to(conv.weight.device, conv.weight.dtype))
 
 
-def _strided(module: nn.Module) -> list[tuple[str, nn.Module]]:
+def _strided(module: nn.Module) -> list[tuple[str, Any]]:
     """The submodules (convolutions, pools, anti-aliasing) that halve the resolution."""
     return [(name, m) for name, m in module.named_modules() if getattr(m, "stride", 1) in (2, (2, 2))]
 
@@ -87,7 +85,7 @@ def _originals() -> list[str]:
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    original = get_pretrained_cfg(name)
+    original = get_pretrained_cfg(name) or PretrainedCfg()
     return cifar_cfg(original.first_conv, original.classifier)
 
 

@@ -10,7 +10,13 @@ from torch import nn
 from kd_core.zoo.base import CifarNet, cifar_cfg, init_he, register
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CONVOLUTIONS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 
 
 class CifarVGG(CifarNet):
@@ -27,7 +33,11 @@ class CifarVGG(CifarNet):
         for index, (width, convolutions) in enumerate(zip(WIDTHS, CONVOLUTIONS[depth], strict=True)):
             layers: list[nn.Module] = []
             for _ in range(convolutions):
-                layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(width_in, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 width_in = width
             self.add_module(f"block{index}", nn.Sequential(*layers))
         self.pool = nn.MaxPool2d(2)
@@ -46,4 +56,6 @@ class CifarVGG(CifarNet):
 
 _BUILDERS = {f"cifar_vgg{depth}": partial(CifarVGG, depth) for depth in CONVOLUTIONS}
 
-register(__name__, _BUILDERS, {name: cifar_cfg("block0.0") for name in _BUILDERS}, out_indices=(0, 1, 2, 3, 4))
+register(
+    __name__, _BUILDERS, {name: cifar_cfg("block0.0") for name in _BUILDERS}, out_indices=(0, 1, 2, 3, 4)
+)

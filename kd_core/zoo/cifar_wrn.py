@@ -1,7 +1,8 @@
-"""Wide residual networks, `cifar_wrn_<depth>_<width factor>` (Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146).
+"""Wide residual networks, `cifar_wrn_<depth>_<width factor>` (Zagoruyko and Komodakis, BMVC 2016,
+arXiv:1605.07146).
 
-Pre-activation blocks; depth 6n+4. The last norm and ReLU come after the last stage, so a stage's output is the
-raw residual sum; `forward_intermediates(norm=True)` applies them to the last one.
+Pre-activation blocks; depth 6n+4. The last norm and ReLU come after the last stage, so a stage's output is
+the raw residual sum; `forward_intermediates(norm=True)` applies them to the last one.
 """
 
 from functools import partial
@@ -65,7 +66,9 @@ class CifarWideResNet(CifarNet):
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(WideBlock(width_in, width, stride), *(WideBlock(width, width, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        WideBlock(width_in, width, stride), *(WideBlock(width, width, 1) for _ in range(blocks - 1))
+    )
 
 
 _BUILDERS = {f"cifar_wrn_{depth}_{factor}": partial(CifarWideResNet, depth, factor)

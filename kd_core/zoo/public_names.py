@@ -1,6 +1,7 @@
 """Parameter names in public checkpoints of the literature's networks, translated to the zoo's.
 
-The layouts are those of mdistiller, RepDistiller and CA-MKD, which agree. Networks not listed have the same names.
+The layouts are those of mdistiller, RepDistiller and CA-MKD, which agree. Networks not listed have the same
+names.
 """
 
 import re
@@ -18,7 +19,7 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def to_zoo_names(architecture: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state_dict` under the zoo's names; unchanged if it has them already or the architecture has no rules."""
+    """`state_dict` under the zoo's names; unchanged if it has them or the architecture has no rules."""
     rules = [rule for prefix, rules in RULES.items() if architecture.startswith(prefix) for rule in rules]
     translated = {}
     for name, tensor in state_dict.items():
