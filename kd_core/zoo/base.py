@@ -213,8 +213,8 @@ def _entry(
     name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]
 ) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        # The getter takes features by forward_intermediates: independent of how a network's modules are
-        # nested. features = {"out_indices": out_indices, "feature_cls": "getter"}
+        # The getter takes features by forward_intermediates, however a network's modules are nested.
+        features = {"out_indices": out_indices, "feature_cls": "getter"}
         return build_model_with_cfg(builder, name, pretrained, feature_cfg=features, **kwargs)
 
     return entry
