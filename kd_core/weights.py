@@ -1,6 +1,7 @@
 """State dicts from files, strictly into models; the public CIFAR-100 teachers known by name."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +91,14 @@ def _read_pickled(path: Path, origin: str) -> Any:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes make the unpickler fail in any of a dozen ways; all mean the same to the user.
+    # Its own text is left out, since it advises to load the file without protection.
     except Exception as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if re.search("unsupported (global|class|type)|not an allowed|reduce for", str(error), re.IGNORECASE):
             raise UserError(
                 f"{origin}: refused, holds Python objects besides tensors, which could run code when loaded; "
                 "save model.state_dict() alone"
             ) from error
-        raise UserError(f"{origin}: damaged, or not a PyTorch file ({_first_line(error)})") from error
+        raise UserError(f"{origin}: damaged, or not a PyTorch file") from error
 
 
 def _find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
