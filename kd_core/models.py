@@ -249,7 +249,10 @@ def export(
     }
     if extra is not None:
         config["extra"] = extra
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # cloned, since the format refuses tensors that share memory, as tied parameters do
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
     with replacing_folder(Path(folder)) as temporary:
         safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

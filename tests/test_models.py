@@ -45,7 +45,7 @@ def test_every_mistake_has_its_message(name, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_unreachable_hub_is_one_message():
+def test_unreachable_hub_is_one_message(tmp_path):
     """In a process of its own, since the Hub's client reads HF_HUB_OFFLINE when it is imported."""
     program = """
 from kd_core.models import create_model
@@ -56,7 +56,7 @@ for name in ("resnet18", "hf-hub:nobody/nothing"):
     except UserError as error:
         print("refused:", error)
 """
-    lines = run_python(program, HF_HUB_OFFLINE="1", HF_HOME="/nonexistent").splitlines()
+    lines = run_python(program, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[0].startswith("refused: model 'resnet18': pretrained weights cannot be fetched: ")
     assert lines[1].startswith("refused: model 'hf-hub:nobody/nothing': cannot be read from the Hub: ")
 
@@ -202,6 +202,19 @@ assert "kd_core" not in sys.modules
     for index in ("3", "4"):  # here the zoo is registered
         model = timm.create_model(f"local-dir:{tmp_path / index}", pretrained=True).eval()
         assert torch.equal(model(images), expected[index])
+
+
+def test_tied_and_channels_last_parameters_are_exported(tmp_path):
+    model = create_model("cifar_resnet8", num_classes=3).eval().to(memory_format=torch.channels_last)
+    model.layer1[0].conv2.weight = model.layer1[0].conv1.weight
+    models.export(
+        model, tmp_path / "student", architecture="cifar_resnet8", model_args={}, num_classes=3,
+        class_names=None, preprocess=PREPROCESS,
+    )  # fmt: skip
+    loaded = models.load_export(tmp_path / "student").model.eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), model(images))
+    assert torch.equal(loaded.layer1[0].conv2.weight, loaded.layer1[0].conv1.weight)
 
 
 def test_loads_what_timm_exports(tmp_path):

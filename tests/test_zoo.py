@@ -128,7 +128,7 @@ def filled(name: str, shape: list[int]) -> torch.Tensor:
     """The rule of zoo_logits.json."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(1)
-    z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    z: np.ndarray = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         z = 0.9 + 0.2 * np.abs(z)
     elif name.endswith("running_mean") or (len(shape) == 1 and name.endswith("bias")):
@@ -181,6 +181,20 @@ def test_every_model_of_the_families_has_a_stem_variant():
     originals = [name for family in FAMILIES for name in timm.list_models(module=family)]
     assert len(originals) > 200
     assert timm.list_models("cifar_stem_*") == timm.list_models([f"cifar_stem_{name}" for name in originals])
+
+
+@pytest.mark.slow
+def test_every_stem_variant_ends_at_4x4():
+    """All of them, on the meta device: shapes without arithmetic."""
+    with torch.device("meta"):
+        image = torch.empty(1, 3, 32, 32)
+        for name in timm.list_models("cifar_stem_*"):
+            model = timm.create_model(name, num_classes=10).eval()
+            assert model.forward_features(image).shape[2:] == (4, 4), name
+            assert model(image).shape == (1, 10), name
+            stages = model.forward_intermediates(image, intermediates_only=True)
+            described = [(info["num_chs"], 32 // info["reduction"]) for info in model.feature_info]
+            assert [tuple(stage.shape[1:3]) for stage in stages] == described, name
 
 
 def test_stem_features_only(images):
