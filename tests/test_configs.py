@@ -1,4 +1,4 @@
-"""Every shipped YAML through the real command line: it parses, its models exist, its name says what it holds."""
+"""Every shipped YAML through the real command line: valid, its models exist, its name says what it holds."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ TWELVE = {
     "dynamic-resnet50-alpha0.75",
     "dynamic-vit-alpha0.25",
 }
-# teacher, student, learning rate, DKD's beta: the pairs of the common benchmark (Tian et al. 2020; Zhao et al. 2022)
+# Pairs of the common benchmark (Tian et al. 2020; Zhao et al. 2022): teacher, student, learning rate, DKD beta.
 PAIRS = [
     ("resnet32x4", "resnet8x4", 0.05, 8),
     ("wrn_40_2", "wrn_16_2", 0.05, 6),
@@ -64,9 +64,14 @@ def networks() -> Iterator[dict[str, Any]]:
     seen = set()
     for path in EXPERIMENTS:
         config = load(path)
-        for name, section in [(config.model.name, config.model), *((t.model, t) for t in config.teachers)]:
-            wanted = {"name": name, "img_size": section.img_size, "stem": section.stem, "args": section.args}
-            if name and str(wanted) not in seen:
+        student = {"name": config.model.name, **config.model.model_dump(include={"img_size", "stem", "args"})}
+        taught_by = [
+            {"name": teacher.model, **teacher.model_dump(include={"img_size", "stem", "args"})}
+            for teacher in config.teachers
+            if teacher.model
+        ]
+        for wanted in [student, *taught_by]:
+            if str(wanted) not in seen:
                 seen.add(str(wanted))
                 yield wanted
 
@@ -147,8 +152,8 @@ def test_name_agrees_with_contents(path: Path) -> None:
     }.items():
         if group in stem.split("-"):
             assert len(config.teachers) == len(members)
-            for teacher, member in zip(config.teachers, members, strict=True):
-                assert member in (teacher.model or teacher.weights or "")
+            for given, member in zip(config.teachers, members, strict=True):
+                assert member in (given.model or given.weights or "")
             break
     else:
         raise AssertionError(f"{stem}: names no teachers")
