@@ -29,18 +29,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from kd_core.data import Data, Split, load_data
+from kd_core.views import Views
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 from kd_core import config as configuration
 from kd_core import metrics, models, report, teachers
 from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
-from kd_core.data import Data, ImageStore, Split, load_data
 from kd_core.errors import UserError
 from kd_core.files import read_json, writable_folder, write_json
-from kd_core.inference import predict, set_memory_format
+from kd_core.inference import Images, Predictor
 from kd_core.tracking import Tracker
-from kd_core.views import Views
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -58,7 +58,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         print(__doc__)
         sys.exit(0)
     if not (options.checkpoint or options.artifact or options.wandb_run_id):
-        raise UserError("say what to evaluate: --checkpoint PATH, --artifact ENTITY/PROJECT/NAME:ALIAS or --wandb-run-id ID")
+        raise UserError(
+            "say what to evaluate: --checkpoint PATH, --artifact ENTITY/PROJECT/NAME:ALIAS or --wandb-run-id ID"
+        )
     return options, configuration.parse_overrides(rest)
 
 
@@ -67,7 +69,9 @@ def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
     if options.checkpoint:
         path = Path(options.checkpoint).expanduser()
         if not path.is_dir():
-            raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
+            raise UserError(
+                f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed"
+            )
         return path, None
     cache = configuration.CacheConfig().folder / "artifacts"
     if options.artifact:
@@ -89,8 +93,16 @@ def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
 
 def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
-    candidates = [folder / "config.yaml", folder.parent / "config.yaml", folder.parent.parent.parent / "config.yaml"]
-    path = configuration.find_file(options.config, "--config") if options.config else next((c for c in candidates if c.is_file()), None)
+    candidates = [
+        folder / "config.yaml",
+        folder.parent / "config.yaml",
+        folder.parent.parent.parent / "config.yaml",
+    ]
+    path = (
+        configuration.find_file(options.config, "--config")
+        if options.config
+        else next((c for c in candidates if c.is_file()), None)
+    )
     if path is None:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
     return configuration.resolve([Layer(str(path), configuration.read_yaml(path)), overrides]).config
@@ -99,7 +111,9 @@ def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> 
 def select_split(data: Data, name: str) -> Split:
     split = data.val if name == "val" else data.test()
     if split is None:
-        raise UserError(f"--split {name}: the data have no such split; the other one is --split {'test' if name == 'val' else 'val'}")
+        raise UserError(
+            f"--split {name}: the data have no such split; the other one is --split {'test' if name == 'val' else 'val'}"
+        )
     return split
 
 
@@ -112,7 +126,10 @@ def main(arguments: list[str]) -> None:
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
-    sizes = [loaded.preprocess.size, *(models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model)]
+    sizes = [
+        loaded.preprocess.size,
+        *(models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model),
+    ]
     with accelerator.main_process_first():
         data = load_data(config.data, model_sizes=sizes, cache_dir=config.cache.folder)
     if loaded.num_classes != data.num_classes:
@@ -120,29 +137,37 @@ def main(arguments: list[str]) -> None:
     split = select_split(data, options.split)
 
     # ----------------------------------------------------------------------------------------------- predict
-    device = accelerator.device
-    store, rows = ImageStore(split, device, on_device=config.data.store), split.rows.to(device)
-    model = set_memory_format(loaded.model.to(device), config.training.channels_last)
-    views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
-    logits = predict(
-        model, store, rows, views, accelerator, batch_size=config.evaluation.batch_size or config.data.batch_size,
-        channels_last=config.training.channels_last, label=f"evaluating on {options.split}",
-    )  # fmt: skip
+    images = Images(split, accelerator.device, config.data.store)
+    predict = Predictor(accelerator, config)
+    views = Views(
+        loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip
+    )
+    logits = predict(predict.prepare(loaded.model), images, views, f"evaluating on {options.split}")
     if accelerator.is_main_process:
-        tell(options, config, folder, artifact, export, loaded, logits.cpu(), split.labels[split.rows])
+        tell(options, config, folder, artifact, export, loaded, logits.cpu(), images.labels.cpu())
     accelerator.end_training()
 
 
 def tell(
-    options: argparse.Namespace, config: Config, folder: Path, artifact: str | None, export: Path,
-    loaded: models.LoadedModel, logits: torch.Tensor, labels: torch.Tensor,
-) -> None:  # fmt: skip
+    options: argparse.Namespace,
+    config: Config,
+    folder: Path,
+    artifact: str | None,
+    export: Path,
+    loaded: models.LoadedModel,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
     """Compute, print, write and log the results."""
-    figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
+    figures: dict[str, Any] = metrics.evaluate_module().compute(
+        predictions=logits.numpy(), references=labels.numpy()
+    )
     name = options.split
     kd = config.kd.model_dump()
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    run_id = summary.get("run_id") or (artifact or export.parent.name).rpartition("/")[2].partition(":")[0].removeprefix("model-")
+    run_id = summary.get("run_id") or (artifact or export.parent.name).rpartition("/")[2].partition(":")[
+        0
+    ].removeprefix("model-")
     result = {
         "split": name,
         **figures,
@@ -155,22 +180,37 @@ def tell(
         "checkpoint_path": artifact or str(export),
     }
     in_run = (folder / "summary.json").is_file()
-    home = folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
+    home = (
+        folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
+    )
     target = home / f"evaluation-{name}.json"
     write_json(target, result)
 
     tracker = Tracker(
-        config, RunFolder(home), run_id=new_run_id(), enabled=True, use_wandb=not options.no_wandb, notify=print,
-        job_type="evaluation", run_name=f"eval-{name}-{config.experiment}-{run_id}", tags=[name, run_id],
-    )  # fmt: skip
+        config,
+        RunFolder(home),
+        run_id=new_run_id(),
+        enabled=True,
+        use_wandb=not options.no_wandb,
+        notify=print,
+        job_type="evaluation",
+        run_name=f"eval-{name}-{config.experiment}-{run_id}",
+        tags=[name, run_id],
+    )
     if artifact:
         tracker.use_artifact(artifact)
     logged = {f"{name}/{key}": figures[key] for key in ("accuracy", "auroc", "top5", "nll", "brier", "ece")}
-    tracker.log({**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]})
+    tracker.log(
+        {**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]}
+    )
     kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")
     tracker.summarize(
-        **{key: result[key] for key in kept},
-        **{f"{name}_loss": figures["loss_ce"], f"{name}_accuracy": figures["accuracy"], f"{name}_accuracy_percent": 100 * figures["accuracy"]},
+        {key: result[key] for key in kept}
+        | {
+            f"{name}_loss": figures["loss_ce"],
+            f"{name}_accuracy": figures["accuracy"],
+            f"{name}_accuracy_percent": 100 * figures["accuracy"],
+        },
     )
     tracker.finish()
 

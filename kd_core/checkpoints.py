@@ -1,10 +1,10 @@
 """The run folder: configuration, metrics, checkpoints and the exported student, all written atomically.
 
-    runs/<name>-<run_id>/
-        config.yaml  metrics.jsonl  summary.json
-        checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
-        checkpoints/latest/    the same for the last epoch, plus training.pt: all that resuming needs
-        student/               the selected student in timm's own format
+runs/<name>-<run_id>/
+    config.yaml  metrics.jsonl  summary.json
+    checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
+    checkpoints/latest/    the same for the last epoch, plus training.pt: all that resuming needs
+    student/               the selected student in timm's own format
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ import torch
 
 from kd_core.config import Config
 from kd_core.errors import UserError
-from kd_core.files import previous_of, read_json, replacing_folder, sha256_of, writable_folder, write_json, write_text
+from kd_core.files import (
+    previous_of,
+    read_json,
+    replacing_folder,
+    sha256_of,
+    writable_folder,
+    write_json,
+    write_text,
+)
 
 
 def new_run_id() -> str:
@@ -45,7 +53,12 @@ class RunFolder:
 
     @property
     def student(self) -> Path:
+        """The selected student, once the run has finished."""
         return self.path / "student"
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary().get("status") == "finished")
 
     def checkpoint(self, kind: str) -> Path:
         """`kind` is 'best' or 'latest'."""
@@ -67,7 +80,9 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     folder = RunFolder(output / f"{config.experiment}-{run_id}")
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
-    folder.write_summary(run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None)
+    folder.write_summary(
+        run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
+    )
     return folder
 
 
@@ -81,11 +96,23 @@ def find_run(config: Config, data_fingerprint: str, run_id: str | None = None) -
     return RunFolder(max(found)[1]) if found else None
 
 
-def open_run(path: Path) -> RunFolder:
-    """An existing run folder; UserError if `path` is none."""
-    if not (path / "summary.json").is_file():
-        raise UserError(f"--resume: {path} is no run folder (it has no summary.json)")
-    return RunFolder(path)
+def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
+    """The run to work on.  `resume`: auto (continue what has the same settings), never, or a run folder.
+
+    `run_id` is an id that a sweep agent prescribes.  UserError if the named folder is none or has other settings.
+    """
+    if resume not in ("auto", "never"):
+        folder = RunFolder(Path(resume))
+        if not folder.summary_file.is_file():
+            raise UserError(f"--resume: {resume} is no run folder (it has no summary.json)")
+        if folder.summary().get("config_digest") != config.digest(data_fingerprint):
+            raise UserError(
+                f"--resume: {resume} was trained with other settings, see its config.yaml; give the same --config "
+                "and overrides"
+            )
+        return folder
+    found = find_run(config, data_fingerprint, run_id) if resume == "auto" else None
+    return found or create_run(config, data_fingerprint, run_id or new_run_id())
 
 
 # ---------------------------------------------------------------------------------------------- training state
@@ -98,7 +125,8 @@ def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state:
         torch.save(training, path / "training.pt")
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         write_json(
-            path / "state.json", {**state, "checksums": {str(file.relative_to(path)): sha256_of(file) for file in files}}
+            path / "state.json",
+            {**state, "checksums": {str(file.relative_to(path)): sha256_of(file) for file in files}},
         )
 
 

@@ -62,9 +62,16 @@ class Section(BaseModel):
         converted = dict(values)
         for name, info in cls.model_fields.items():
             value, kinds = converted.get(name), _accepts(info.annotation)
-            if isinstance(value, float) and value.is_integer() and int in kinds and (float not in kinds or value > 1):
+            if (
+                isinstance(value, float)
+                and value.is_integer()
+                and int in kinds
+                and (float not in kinds or value > 1)
+            ):
                 converted[name] = int(value)
-            elif isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}:
+            elif (
+                isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}
+            ):
                 converted[name] = str(value)
         return converted
 
@@ -83,21 +90,32 @@ class DataConfig(Section):
     val_split: str | None = Field(None, description="name of the validation split; null: guessed and printed")
     test_split: str | None = Field(None, description="name of the test split; null: guessed and printed")
     val_size: int | float | None = Field(
-        None, ge=0, description="validation images cut from training: a count, a fraction, 0; null: 5000 for CIFAR, else 0.1"
+        None,
+        ge=0,
+        description="validation images cut from training: a count, a fraction, 0; null: 5000 for CIFAR, else 0.1",
     )
     split_seed: int = Field(0, ge=0, description="seed of the stratified validation split and of train_size")
     train_size: int | float | None = Field(
         None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
     )
     batch_size: int = Field(128, ge=1, description="images in one step, over all processes together")
-    crop_padding: int = Field(4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop")
+    crop_padding: int = Field(
+        4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop"
+    )
     flip: bool = Field(True, description="mirror half of the training images")
     store_size: int | None = Field(
-        None, ge=8, le=2048, description="side in pixels at which images of mixed sizes are kept; null: largest input x 8/7"
+        None,
+        ge=8,
+        le=2048,
+        description="side in pixels at which images of mixed sizes are kept; null: largest input x 8/7",
     )
-    store: Literal["auto", "device", "host"] = Field("auto", description="keep the decoded images on the device or in host memory")
+    store: Literal["auto", "device", "host"] = Field(
+        "auto", description="keep the decoded images on the device or in host memory"
+    )
     allow_unreadable: int = Field(0, ge=0, description="how many unreadable image files may be left out")
-    num_workers: int | None = Field(None, ge=1, le=256, description="threads that decode the images, once; null: all cores")
+    num_workers: int | None = Field(
+        None, ge=1, le=256, description="threads that decode the images, once; null: all cores"
+    )
 
     @model_validator(mode="after")
     def _has_path(self) -> DataConfig:
@@ -111,12 +129,19 @@ Normalization = Literal["auto", "model", "data"]
 
 
 class ModelConfig(Section):
-    name: str = Field("cifar_resnet20", description="student: any timm name or one of this project's cifar_ networks")
-    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
-    stem: Stem = Field("default", description="cifar: stride-1 first convolution, for ImageNet networks at 32 pixels")
+    name: str = Field(
+        "cifar_resnet20", description="student: any timm name or one of this project's cifar_ networks"
+    )
+    img_size: int | None = Field(
+        None, ge=8, le=2048, description="input side in pixels; null: the model's own"
+    )
+    stem: Stem = Field(
+        "default", description="cifar: stride-1 first convolution, for ImageNet networks at 32 pixels"
+    )
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     normalization: Normalization = Field(
-        "auto", description="mean and deviation: the model's, the data set's, or (auto) the model's if pretrained"
+        "auto",
+        description="mean and deviation: the model's, the data set's, or (auto) the model's if pretrained",
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
@@ -127,13 +152,19 @@ class TeacherConfig(Section):
         None,
         description="run folder, exported student, checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME or pretrained",
     )
-    train: str | None = Field(None, description="YAML file that says how to train this teacher if it is missing")
+    train: str | None = Field(
+        None, description="YAML file that says how to train this teacher if it is missing"
+    )
     view: Literal["shared", "clean"] = Field(
         "shared", description="shared: the student's own crop and flip; clean: the un-augmented image"
     )
-    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
+    img_size: int | None = Field(
+        None, ge=8, le=2048, description="input side in pixels; null: the model's own"
+    )
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
-    normalization: Normalization = Field("auto", description="mean and deviation: as the weights say, or forced")
+    normalization: Normalization = Field(
+        "auto", description="mean and deviation: as the weights say, or forced"
+    )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
@@ -147,34 +178,52 @@ class TeacherConfig(Section):
 
 class TrainingConfig(Section):
     max_epochs: int = Field(100, ge=1, description="epochs; the schedule ends exactly there")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better val/accuracy; null: never")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better val/accuracy; null: never"
+    )
     optimizer: str = Field("adamw", description="adamw, sgd, or any optimizer of timm's factory")
-    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate for the global batch; never scaled silently")
+    learning_rate: float = Field(
+        1e-3, gt=0, le=100, description="peak learning rate for the global batch; never scaled silently"
+    )
     weight_decay: float = Field(1e-4, ge=0, le=10, description="weight decay")
-    decay_norms_and_biases: bool = Field(True, description="false: no weight decay on one-dimensional parameters")
+    decay_norms_and_biases: bool = Field(
+        True, description="false: no weight decay on one-dimensional parameters"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD-like optimizers")
     nesterov: bool = Field(False, description="Nesterov momentum, for sgd")
     optimizer_args: dict[str, Any] = Field({}, description="further arguments of the optimizer")
-    schedule: Literal["cosine", "multistep", "constant"] = Field("cosine", description="shape of the learning rate over training")
+    schedule: Literal["cosine", "multistep", "constant"] = Field(
+        "cosine", description="shape of the learning rate over training"
+    )
     min_learning_rate: float = Field(1e-6, ge=0, description="learning rate of the last step under cosine")
     milestones: list[int] = Field([150, 180, 210], description="epochs after which multistep decays")
     decay_factor: float = Field(0.1, gt=0, lt=1, description="factor of one multistep decay")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up before the schedule")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="autocast type of student and teachers"
+    )
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
-    channels_last: bool = Field(True, description="memory format of images and networks; faster for convolutions")
+    channels_last: bool = Field(
+        True, description="memory format of images and networks; faster for convolutions"
+    )
     sync_bn: bool = Field(False, description="share BatchNorm statistics between processes (GPUs only)")
-    seed: int = Field(0, ge=0, lt=2**31, description="weights, order and views of this run; not the split, not the teachers")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="weights, order and views of this run; not the split, not the teachers"
+    )
     deterministic: bool = Field(False, description="refuse operations that are not repeatable")
-    log_every: int = Field(50, ge=1, description="steps between train_step/* rows; the only waits of the loop on the device")
+    log_every: int = Field(
+        50, ge=1, description="steps between train_step/* rows; the only waits of the loop on the device"
+    )
     compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingConfig:
         if self.warmup_epochs >= self.max_epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}")
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}"
+            )
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise")
         return self
@@ -186,17 +235,25 @@ class TrainingConfig(Section):
 
         known = list_optimizers()
         if value.lower() not in known:
-            raise ValueError(f"unknown optimizer {value!r}{_nearest(value, known)}; timm has {len(known)}, such as adamw, sgd, lamb")
+            raise ValueError(
+                f"unknown optimizer {value!r}{_nearest(value, known)}; timm has {len(known)}, such as adamw, sgd, lamb"
+            )
         return value.lower()
 
 
 class EvaluationConfig(Section):
-    test_at_end: bool = Field(False, description="open the test split once, after training, with the selected weights")
-    batch_size: int | None = Field(None, ge=1, description="images in one evaluation step; null: data.batch_size")
+    test_at_end: bool = Field(
+        False, description="open the test split once, after training, with the selected weights"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images in one evaluation step; null: data.batch_size"
+    )
 
 
 class CacheConfig(Section):
-    dir: str | None = Field(None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd")
+    dir: str | None = Field(
+        None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd"
+    )
 
     @property
     def folder(self) -> Path:
@@ -210,14 +267,22 @@ class WandbConfig(Section):
     group: str | None = Field(None, description="group of runs; null: one per experiment, over its seeds")
     tags: list[str] = Field([], description="further tags")
     notes: str | None = Field(None, description="notes shown beside the run")
-    mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online if credentials exist, else offline")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online if credentials exist, else offline"
+    )
     log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
-    upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
-    resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
+    upload_every_minutes: float = Field(
+        10.0, ge=0, description="at most one upload of a better student in this time"
+    )
+    resume: Literal["allow", "must", "never"] = Field(
+        "allow", description="what W&B does when a run id exists already"
+    )
 
 
 class Config(Section):
-    name: str | None = Field(None, description="name of the experiment; null: from method, student and teachers")
+    name: str | None = Field(
+        None, description="name of the experiment; null: from method, student and teachers"
+    )
     output_dir: str = Field("runs", description="folder that holds the run folders")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -277,7 +342,9 @@ class Config(Section):
         for teacher in values["teachers"]:
             if teacher["train"]:  # what the file says matters, not where it lies
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
-        return hashlib.sha256(json.dumps([RECIPE_VERSION, data_fingerprint, values], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps([RECIPE_VERSION, data_fingerprint, values], sort_keys=True).encode()
+        ).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------- reading YAML and arguments
@@ -289,14 +356,18 @@ class _Yaml12Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -305,12 +376,19 @@ for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("null", r"^(?:~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),
     ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"^(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+0123456789."),
+    (
+        "float",
+        r"^(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    ),
 ):
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 _Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower()))
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
+)
+_Yaml12Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower())),
 )
 
 
@@ -331,7 +409,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a small file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        raise UserError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
     values = parse_yaml(text, str(path))
     if values is None:
         return {}
@@ -390,7 +470,12 @@ def _merge(low: Any, high: Any) -> Any:
     """`high` over `low`: dicts key by key; `{'0': ...}` reaches into a list; everything else replaces."""
     if isinstance(low, dict) and isinstance(high, dict):
         return {**low, **{key: _merge(low.get(key), value) for key, value in high.items()}}
-    if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() and int(k) < len(low) for k in high):
+    if (
+        isinstance(low, list)
+        and isinstance(high, dict)
+        and high
+        and all(str(k).isdigit() and int(k) < len(low) for k in high)
+    ):
         return [_merge(item, high[str(i)]) if str(i) in high else item for i, item in enumerate(low)]
     return high
 
@@ -423,12 +508,17 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
             new_type = layer_kd.get("type", merged["kd"].get("type"))
             if new_type != merged["kd"].get("type"):
                 merged["kd"], dropped = _without_foreign_keys(merged["kd"], new_type)
-                notices += [f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped]
+                notices += [
+                    f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key"
+                    for key in dropped
+                ]
         merged = _merge(merged, layer.values)
         origins.update({key: layer.origin for key in _dotted_keys(layer.values)})
     if in_sweep and isinstance(merged.get("kd"), dict):
         merged["kd"], dropped = _without_foreign_keys(merged["kd"], merged["kd"].get("type"))
-        notices += [f"kd.{key} dropped in this trial: {merged['kd'].get('type')!r} has no such key" for key in dropped]
+        notices += [
+            f"kd.{key} dropped in this trial: {merged['kd'].get('type')!r} has no such key" for key in dropped
+        ]
     merged.setdefault("kd", {})
     if isinstance(merged["kd"], dict):
         merged["kd"].setdefault("type", kd_methods.LABEL_ONLY)
@@ -450,7 +540,9 @@ def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, An
 
 
 def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
     for key, value in items:
         yield f"{prefix}{key}"
         yield from _dotted_keys(value, f"{prefix}{key}.")
@@ -458,7 +550,9 @@ def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
 
 def _nearest(word: str, known: Any) -> str:
     names = [str(name) for name in known]
-    close = [name for name in names if name.startswith(f"{word}_")] or difflib.get_close_matches(str(word), names, n=1, cutoff=0.55)
+    close = [name for name in names if name.startswith(f"{word}_")] or difflib.get_close_matches(
+        str(word), names, n=1, cutoff=0.55
+    )
     return f", did you mean {close[0]!r}?" if close else ""
 
 
@@ -468,13 +562,24 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
     if parts[:1] == ["kd"] and len(parts) > 1 and parts[1] in kd_methods.names():
         del parts[1]  # the tag of the discriminated union
     # a union's branch (int, float, ...) shows up as a last part that is no key
-    while parts and isinstance(parts[-1], str) and parts[-1] in ("int", "float", "str", "bool", "list[int]", "constrained-int"):
+    while (
+        parts
+        and isinstance(parts[-1], str)
+        and parts[-1] in ("int", "float", "str", "bool", "list[int]", "constrained-int")
+    ):
         parts.pop()
     dotted = ".".join(str(part) for part in parts)
     key = re.sub(r"\.(\d+)", r"[\1]", dotted)
     if not key:  # a check over several sections
         return problem["msg"].removeprefix("Value error, ")
-    origin = next((origins[".".join(dotted.split(".")[:n])] for n in range(len(parts), 0, -1) if ".".join(dotted.split(".")[:n]) in origins), "defaults")
+    origin = next(
+        (
+            origins[".".join(dotted.split(".")[:n])]
+            for n in range(len(parts), 0, -1)
+            if ".".join(dotted.split(".")[:n]) in origins
+        ),
+        "defaults",
+    )
     given, kind, context = problem.get("input"), problem["type"], problem.get("ctx", {})
     shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
     if kind == "extra_forbidden":
@@ -526,22 +631,33 @@ def describe_keys() -> str:
                 continue
             nested = next(_sections_of(info.annotation), None)
             if nested and name != "kd":
-                show(f"{prefix}{name}[i]." if get_origin(info.annotation) is list else f"{prefix}{name}.", nested)
+                show(
+                    f"{prefix}{name}[i]." if get_origin(info.annotation) is list else f"{prefix}{name}.",
+                    nested,
+                )
             elif not nested:
-                default = "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
-                lines.append(f"  --{prefix}{name}={_type_name(info.annotation)}  [{default}]\n        {info.description}")
+                default = (
+                    "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
+                )
+                lines.append(
+                    f"  --{prefix}{name}={_type_name(info.annotation)}  [{default}]\n        {info.description}"
+                )
 
     for name, info in Config.model_fields.items():
         lines.append(f"\n{name}:" if next(_sections_of(info.annotation), None) else "")
         if name == "kd":
-            lines.append(f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n        the method; see docs/methods.md")
+            lines.append(
+                f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n        the method; see docs/methods.md"
+            )
             for method in kd_methods.names():
                 lines.append(f"  kd.type={method}:")
                 show("kd.", kd_methods.config_class(method), skip=("type",))
         elif nested := next(_sections_of(info.annotation), None):
             show(f"{name}[i]." if get_origin(info.annotation) is list else f"{name}.", nested)
         else:
-            lines.append(f"  --{name}={_type_name(info.annotation)}  [{_plain(info.get_default())}]\n        {info.description}")
+            lines.append(
+                f"  --{name}={_type_name(info.annotation)}  [{_plain(info.get_default())}]\n        {info.description}"
+            )
     return "\n".join(line for line in lines if line)
 
 

@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_core.data import ImageStore
+from kd_core import metrics
+from kd_core.config import Config
+from kd_core.data import ImageStore, Split
 from kd_core.views import Views
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
 
-def set_memory_format(model: nn.Module, channels_last: bool) -> nn.Module:
-    """Move 4-d parameters to channels_last, if asked."""
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+@dataclass
+class Predictor:
+    """How networks are evaluated in this run: where, and in what batches and memory format."""
+
+    accelerator: Accelerator
+    config: Config
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """`model` on the device and in the run's memory format."""
+        model = model.to(self.accelerator.device)
+        return model.to(memory_format=torch.channels_last) if self.config.training.channels_last else model
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, images: Images, views: Views, label: str | None = None) -> Tensor:
+        """Logits float32 [n,C] of `images`, on every process, on the device, in the split's order.
+
+        The network sees the clean view, in evaluation mode; its mode is restored afterwards.  Process r of R computes
+        rows r, r+R, ...; a progress bar is shown if `label` is given.
+        """
+        accelerator, training = self.accelerator, model.training
+        model.eval()
+        mine = images.rows[accelerator.process_index :: accelerator.num_processes]
+        batch = self.config.evaluation.batch_size or self.config.data.batch_size
+        batch = max(1, batch // accelerator.num_processes)
+        parts = []
+        hidden = label is None or not accelerator.is_main_process
+        for rows in tqdm(mine.split(batch), desc=label, leave=False, disable=hidden or None):
+            pixels, _ = images.store.gather(rows)
+            with accelerator.autocast():
+                parts.append(
+                    model(views.clean(pixels, channels_last=self.config.training.channels_last)).float()
+                )
+        model.train(training)
+        own = torch.cat(parts)
+        if accelerator.num_processes == 1:
+            return own
+        gathered = accelerator.gather(accelerator.pad_across_processes(own, dim=0))
+        shares = gathered.view(accelerator.num_processes, -1, own.shape[1])
+        return shares.transpose(0, 1).reshape(-1, own.shape[1])[: len(images)]
+
+
+class Images:
+    """A split that is ready for use on a device: `rows` int64 [n], `labels` int64 [n], and their pixels."""
+
+    def __init__(self, split: Split, device: torch.device, where: str):
+        self.store = ImageStore(split, device, on_device=where)
+        self.rows = split.rows.to(device)
+        self.labels = split.labels[split.rows].to(device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module,
-    store: ImageStore,
-    rows: Tensor,
-    views: Views,
-    accelerator: Accelerator,
+def score(
+    method: KDMethod,
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
     *,
     batch_size: int,
-    channels_last: bool = True,
-    label: str | None = None,
-) -> Tensor:
-    """Logits float32 [n,C] for `rows` int64 [n], on every process, on the device, in the order of `rows`.
+    progress: float,
+) -> dict[str, float]:
+    """accuracy, auroc, loss_ce and loss_total of logits [n,C], teachers' logits [K,n,C], labels int64 [n].
 
-    The network sees the clean view.  Process r of R computes rows r, r+R, ...; a progress bar is shown if `label` is
-    given.  `model.training` is restored afterwards.
+    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.
     """
-    was_training = model.training
-    model.eval()
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    per_process = max(1, batch_size // accelerator.num_processes)
-    starts = range(0, len(mine), per_process)
-    parts = []
-    for start in tqdm(starts, desc=label, leave=False, disable=label is None or not accelerator.is_main_process):
-        images, _ = store.gather(mine[start : start + per_process])
-        with accelerator.autocast():
-            parts.append(model(views.clean(images, channels_last=channels_last)).float())
-    model.train(was_training)
-    own = torch.cat(parts) if parts else None
-    if accelerator.num_processes == 1:
-        assert own is not None
-        return own
-    if own is None:
-        raise AssertionError(f"process {accelerator.process_index} got none of {len(rows)} rows")
-    gathered = accelerator.gather(accelerator.pad_across_processes(own, dim=0))
-    shares = gathered.view(accelerator.num_processes, -1, own.shape[1])
-    return shares.transpose(0, 1).reshape(-1, own.shape[1])[: len(rows)]
+    figures = metrics.classification(logits, labels)
+    method.eval()
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for start in range(0, len(labels), batch_size):
+        chunk = slice(start, start + batch_size)
+        teachers = TeacherOutputs(None if teacher_logits is None else teacher_logits[:, chunk])
+        loss, _ = method(StudentOutput(logits[chunk]), teachers, labels[chunk], progress=progress)
+        total += loss.double() * len(labels[chunk])
+    method.train()
+    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(
+        figures["auroc_classes_left_out"]
+    )
+    return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}

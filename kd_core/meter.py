@@ -62,7 +62,11 @@ class Meter:
 
     def _raise_non_finite(self, means: list[float]) -> None:
         first = self._first_bad.tolist()
-        bad = [name for name, mean, step in zip(self.names, means, first, strict=True) if not torch.isfinite(torch.tensor(mean)) or step < float("inf")]
+        bad = [
+            name
+            for name, mean, step in zip(self.names, means, first, strict=True)
+            if not torch.isfinite(torch.tensor(mean)) or step < float("inf")
+        ]
         steps = [step for step in first if step < float("inf")]
         when = f"at step {int(min(steps))}" if steps else "on another process"
         raise NonFinite(f"{', '.join(bad)} not finite {when}")

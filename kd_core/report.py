@@ -1,18 +1,45 @@
-"""What a run tells at its end: the table of results."""
+"""What a run tells: its cost beforehand, a line an epoch, its summary and the table of results."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+
+from kd_core.config import Config
+from kd_core.data import Data
+from kd_core.teachers import Teacher
+from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
+
+HEADLINES = (
+    "final_val_accuracy",
+    "best_val_accuracy",
+    "best_epoch",
+    "final_test_accuracy",
+)  # of a run's summary
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Plain-text table: first column to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
+    """One line about an epoch: what was reached, at what speed, how long it will still take (`left`, seconds)."""
+    validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
+    return (
+        f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}  train {row['train/accuracy']:.2%}"
+        f"{validation}  lr {row['learning_rate']:.2g}  {row['perf/epoch_time']:.1f} s  left {clock(left)}"
+        f"{'  best' if best and validation else ''}"
+    )
 
 
 def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
@@ -23,8 +50,14 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     for index, teacher in enumerate(summary.get("teachers", [])):
         rows.append(_row(f"teacher {index} ({teacher['name']})", teacher, teacher["parameters"]))
     if summary.get("ensemble"):
-        rows.append(_row("teachers' ensemble", summary["ensemble"], sum(t["parameters"] for t in summary["teachers"])))
-    kind = f"distilled student ({summary['student_model']}, {summary['kd_type']})" if rows else f"student ({summary['student_model']})"
+        rows.append(
+            _row("teachers' ensemble", summary["ensemble"], sum(t["parameters"] for t in summary["teachers"]))
+        )
+    kind = (
+        f"distilled student ({summary['student_model']}, {summary['kd_type']})"
+        if rows
+        else f"student ({summary['student_model']})"
+    )
     rows.append(_row(kind, summary, summary["parameters"]))
     split = "validation" if summary.get("val_accuracy") is not None else "training"
     return table(["", f"{split} accuracy", "AUROC", "parameters"], rows)
@@ -32,4 +65,85 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
 
 def _row(name: str, figures: dict[str, Any], parameters: int) -> list[str]:
     accuracy, area = figures.get("val_accuracy"), figures.get("val_auroc")
-    return [name, "-" if accuracy is None else f"{accuracy:.2%}", "-" if area is None else f"{area:.4f}", f"{parameters:,}"]
+    return [
+        name,
+        "-" if accuracy is None else f"{accuracy:.2%}",
+        "-" if area is None else f"{area:.4f}",
+        f"{parameters:,}",
+    ]
+
+
+def summarize(
+    config: Config,
+    architecture: str,
+    parameters: int,
+    teachers: list[Teacher],
+    measured: list[dict[str, float]],
+    state: dict[str, Any],
+    test: dict[str, float],
+) -> dict[str, Any]:
+    """The content of summary.json.  `measured`: the teachers' figures and their ensemble's; `state`: as checkpointed."""
+    best, final = state["best"], state["metrics"]
+    figures = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
+    return {
+        "student_model": architecture,
+        "parameters": parameters,
+        "kd_type": config.kd.type,
+        "seed": config.training.seed,
+        "epochs": state["epoch"],
+        "best_epoch": best["epoch"],
+        "val_accuracy": best.get("val/accuracy"),
+        "val_auroc": best.get("val/auroc"),
+        "best_val_accuracy": best.get("val/accuracy"),
+        "final_val_accuracy": final.get("val/accuracy"),
+        "final_test_accuracy": test.get("test/accuracy"),
+        "teachers": [
+            {"name": teacher.name, "parameters": teacher.parameters, **(figures[i] if figures else {})}
+            for i, teacher in enumerate(teachers)
+        ],
+        "ensemble": figures[-1] if figures else None,
+    }
+
+
+def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
+    """Where the results are and what to do next."""
+    folder = summary["run_folder"]
+    lines = [
+        f"run folder:  {folder}",
+        f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
+    ]
+    if quickstart:
+        lines += [
+            "another way: python train_kd.py --kd.type=confidence",
+            "real data:   python train_kd.py --config configs/cifar32/dynamic_r_d_v.yaml --check",
+        ]
+    return "\n".join(lines)
+
+
+def cost(
+    config: Config,
+    data: Data,
+    parameters: int,
+    teachers: list[str],
+    loss: str,
+    processes: int,
+    steps_per_epoch: int,
+    seconds: float,
+    device: torch.device,
+) -> str:
+    """What a run will take, from `seconds` a step and its settings; `loss` is the loss in words."""
+    training, batch = config.training, config.data.batch_size
+    # weights and two moments in `latest` and in its successor, weights in `best` and in `student`
+    disk = 4 * parameters * (3 + 3 + 1 + 1) / 1e6
+    memory = peak_device_memory_mb(device) or peak_host_memory_mb()
+    validation = len(data.val) if data.val else 0
+    return f"""check passed; nothing was trained or kept
+  data      {len(data.train):,} training, {validation:,} validation images, {data.num_classes} classes
+  student   {config.model.name}, {parameters:,} parameters
+  teachers  {", ".join(teachers) or "none"}
+  loss      {loss.removeprefix("loss = ")}
+  schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}; {training.max_epochs} epochs of {steps_per_epoch} steps
+  speed     {batch / seconds:,.0f} images per second: {seconds * 1000:.1f} ms a step of {batch} images on {processes} process(es)
+  time      about {clock(seconds * steps_per_epoch * training.max_epochs)} to the end, validation not counted
+  memory    {memory:,.0f} MB at the peak, on {device}
+  disk      about {disk:,.0f} MB for checkpoints and the exported student"""

@@ -8,24 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 import kd_methods
-from kd_core import metrics, models, weights
+from kd_core import metrics, models, student, weights
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
-from kd_core.data import Data, ImageStore
+from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json
-from kd_core.inference import predict, set_memory_format
+from kd_core.inference import Images, Predictor
 from kd_core.views import Views
 
 # What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
 # of the data and of the split, so that a teacher never sees the student's validation images.
 INHERITED_DATA = (
-    "source", "name", "subset", "revision", "path", "image_column", "label_column", "train_split", "val_split",
-    "test_split", "val_size", "split_seed", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
-)  # fmt: skip
+    "source",
+    "name",
+    "subset",
+    "revision",
+    "path",
+    "image_column",
+    "label_column",
+    "train_split",
+    "val_split",
+    "test_split",
+    "val_size",
+    "split_seed",
+    "train_size",
+    "store_size",
+    "allow_unreadable",
+    "store",
+    "num_workers",
+)
 
 
 @dataclass
@@ -57,7 +71,9 @@ def training_config(run: Config, index: int) -> Config:
             raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
     for key in values.get("data") or {}:
         if key in INHERITED_DATA:
-            raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
+            raise UserError(
+                f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here"
+            )
     for key in ("mixed_precision", "compare_with_baseline"):
         if key in (values.get("training") or {}):
             raise UserError(f"{path}: training.{key}: is the run's, one precision a process; remove it here")
@@ -83,6 +99,14 @@ def training_config(run: Config, index: int) -> Config:
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config
 
 
+def untrained(run: Config, index: int, data: Data) -> Teacher:
+    """A stand-in with random weights for a teacher yet to be trained: right for timing, wrong for anything else."""
+    own = student.build(training_config(run, index), data)
+    own.model.eval().requires_grad_(False)
+    views = _views(own.preprocess, run.teachers[index], data, run)
+    return Teacher(f"{own.architecture} (not trained yet)", own.model, views, run.teachers[index].view)
+
+
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
     """Build teacher `index` with its weights, strictly.  `trained` is the run folder of a teacher trained on demand.
 
@@ -101,10 +125,20 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
     elif source == "pretrained" or (source and source.startswith("hf-hub:") and not _known(source)):
         name = config.model or source
         model = models.create_model(
-            name if source == "pretrained" else source, num_classes=data.num_classes, img_size=config.img_size,
-            stem=config.stem, pretrained=True, args=config.args, where=f"{where}.model",
-        )  # fmt: skip
-        teacher = Teacher(name, model, _views(models.preprocess_of(model, img_size=config.img_size), config, data, run), config.view)
+            name if source == "pretrained" else source,
+            num_classes=data.num_classes,
+            img_size=config.img_size,
+            stem=config.stem,
+            pretrained=True,
+            args=config.args,
+            where=f"{where}.model",
+        )
+        teacher = Teacher(
+            name,
+            model,
+            _views(models.preprocess_of(model, img_size=config.img_size), config, data, run),
+            config.view,
+        )
     else:
         assert source is not None
         teacher = _from_checkpoint(source, config, where, data, run)
@@ -139,7 +173,11 @@ def _from_export(folder: Path, config: TeacherConfig, where: str) -> Any:
         raise UserError(
             f"{where}.model: is {models.architecture(config.model, config.stem)!r}, but {export} holds a {loaded.architecture!r}"
         )
-    stated = read_json(export / "metrics.json").get("val/accuracy") if (export / "metrics.json").is_file() else None
+    stated = (
+        read_json(export / "metrics.json").get("val/accuracy")
+        if (export / "metrics.json").is_file()
+        else None
+    )
     return loaded, stated
 
 
@@ -161,14 +199,18 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
     model = models.create_model(
         name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
     )
-    weights.load_strict(model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes)
+    weights.load_strict(
+        model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes
+    )
     preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
     return Teacher(name, model, _views(preprocess, config, data, run), config.view)
 
 
 def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run: Config) -> Views:
     if config.normalization == "data":
-        preprocess = models.Preprocess(preprocess.size, preprocess.resize, preprocess.interpolation, data.mean, data.std)
+        preprocess = models.Preprocess(
+            preprocess.size, preprocess.resize, preprocess.interpolation, data.mean, data.std
+        )
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 
 
@@ -177,7 +219,9 @@ def _check_classes(loaded: models.LoadedModel, data: Data, where: str) -> None:
         raise UserError(f"{where}: has {loaded.num_classes} classes, the data have {data.num_classes}")
     names = loaded.class_names
     if names and names != data.class_names and sorted(names) == sorted(data.class_names):
-        raise UserError(f"{where}: knows the same classes in another order ({names[0]!r} first, the data have {data.class_names[0]!r})")
+        raise UserError(
+            f"{where}: knows the same classes in another order ({names[0]!r} first, the data have {data.class_names[0]!r})"
+        )
 
 
 def download_artifact(name: str, cache: Path, where: str) -> Path:
@@ -211,13 +255,13 @@ def download_from_hub(repository: str, filename: str, where: str) -> Path:
 # ------------------------------------------------------------------------------------------- using teachers
 
 
-class Teachers:
+class Panel:
     """K frozen teachers side by side."""
 
-    def __init__(self, members: list[Teacher], accelerator: Accelerator, *, channels_last: bool):
-        self.members, self._accelerator, self._channels_last = members, accelerator, channels_last
+    def __init__(self, members: list[Teacher], predict: Predictor):
+        self.members, self._predict = members, predict
         for teacher in members:
-            set_memory_format(teacher.model.to(accelerator.device), channels_last)
+            predict.prepare(teacher.model)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -228,43 +272,65 @@ class Teachers:
 
         Rounded to fp16: what a cache would hold, so that cached and computed signals are the same.
         """
+        channels_last = self._predict.config.training.channels_last
         logits = []
         for teacher in self.members:
             if teacher.view == "clean":
-                view = teacher.views.clean(images, channels_last=self._channels_last)
+                view = teacher.views.clean(images, channels_last=channels_last)
             else:
-                view = teacher.views.train(images, view_ids, channels_last=self._channels_last)
-            with self._accelerator.autocast():
-                logits.append(teacher.model(view))
-        return round_to_fp16(torch.stack([out.float() for out in logits]))
+                view = teacher.views.train(images, view_ids, channels_last=channels_last)
+            with self._predict.accelerator.autocast():
+                logits.append(teacher.model(view).float())
+        return round_to_fp16(torch.stack(logits))
 
-    def measure(self, store: ImageStore, rows: Tensor, labels: Tensor, *, batch_size: int) -> tuple[Tensor, list[dict[str, float]]]:
-        """Clean-view logits [K,n,C] of `rows`, and metrics of each teacher followed by those of their ensemble.
-
-        UserError if a teacher is near chance or gives logits that are not finite.
-        """
-        classes = 0
-        everything, measured = [], []
+    def logits(self, images: Images, verb: str) -> Tensor | None:
+        """Clean-view logits [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
+        everything = []
         for index, teacher in enumerate(self.members):
-            logits = round_to_fp16(
-                predict(teacher.model, store, rows, teacher.views, self._accelerator, batch_size=batch_size,
-                        channels_last=self._channels_last, label=f"measuring teacher {index} ({teacher.name})")
-            )  # fmt: skip
-            if not bool(logits.isfinite().all()):
-                raise UserError(f"teachers[{index}] {teacher.name!r}: gives logits that are not finite (in fp16); its weights may be damaged")
-            classes = logits.shape[1]
-            figures = metrics.classification(logits, labels)
-            if near_chance(figures["accuracy"], classes, len(labels)):
+            label = f"{verb} teacher {index} ({teacher.name})"
+            everything.append(round_to_fp16(self._predict(teacher.model, images, teacher.views, label)))
+            if not bool(everything[-1].isfinite().all()):
                 raise UserError(
-                    f"teachers[{index}] {teacher.name!r}: accuracy {figures['accuracy']:.2%} on {len(labels)} images is near "
-                    f"chance (1/{classes}). Usual causes: weights of another data set, classes in another order, a "
-                    "normalisation other than the one it was trained with (teachers[].normalization), or another input size"
+                    f"teachers[{index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not "
+                    "finite; its weights may be damaged"
                 )
-            everything.append(logits)
-            measured.append(figures)
-        stacked = torch.stack(everything)
-        measured.append(metrics.classification(metrics.ensemble_logits(stacked), labels))
-        return stacked, measured
+        return torch.stack(everything) if everything else None
+
+    def measure(self, logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
+        """Metrics of each teacher from logits [K,n,C], then those of their ensemble.
+
+        UserError if a teacher is near chance.
+        """
+        figures = [metrics.classification(own, labels) for own in logits]
+        for index, (teacher, row) in enumerate(zip(self.members, figures, strict=True)):
+            if near_chance(row["accuracy"], logits.shape[2], len(labels)):
+                raise UserError(
+                    f"teachers[{index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images is "
+                    f"near chance (1/{logits.shape[2]}). Usual causes: weights of another data set, classes in "
+                    "another order, another normalisation than in its training (teachers[].normalization), another "
+                    "input size (teachers[].img_size)"
+                )
+        return [*figures, metrics.classification(metrics.ensemble_logits(logits), labels)]
+
+    def remarks(self, figures: list[dict[str, float]]) -> list[str]:
+        """One line a teacher and one for the ensemble, and a warning where a figure is too good to be true."""
+        lines = []
+        for index, (teacher, row) in enumerate(zip(self.members, figures, strict=False)):
+            lines.append(
+                f"teacher {index} {teacher.name}: validation accuracy {row['accuracy']:.2%}, {teacher.view} view"
+            )
+            if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
+                lines.append(
+                    f"teacher {index} is far better here than the {teacher.stated_accuracy:.2%} that its file states: "
+                    "it has probably been trained on these validation images"
+                )
+        return [*lines, f"teachers' ensemble: validation accuracy {figures[-1]['accuracy']:.2%}"]
+
+
+def rows(figures: list[dict[str, float]]) -> dict[str, float]:
+    """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy, from what `Panel.measure` gave."""
+    names = [*range(len(figures) - 1), "ensemble"] if figures else []
+    return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, figures, strict=True)}
 
 
 def round_to_fp16(logits: Tensor) -> Tensor:
@@ -275,4 +341,6 @@ def round_to_fp16(logits: Tensor) -> Tensor:
 def near_chance(accuracy: float, classes: int, count: int) -> bool:
     """Whether an accuracy on `count` samples could be guessing: within 3 standard errors, or half again, of 1/classes."""
     chance = 1 / classes
-    return accuracy <= max(chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2))
+    return accuracy <= max(
+        chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2)
+    )

@@ -15,7 +15,14 @@ from kd_core.checkpoints import MetricsFile, RunFolder
 from kd_core.config import PROJECT_ROOT, Config
 
 # axes of the metrics, see docs/metrics.md
-AXES = {"train_step/*": "train_step/step", "train/*": "epoch", "val/*": "epoch", "test/*": "epoch", "perf/*": "epoch", "learning_rate": "epoch"}
+AXES = {
+    "train_step/*": "train_step/step",
+    "train/*": "epoch",
+    "val/*": "epoch",
+    "test/*": "epoch",
+    "perf/*": "epoch",
+    "learning_rate": "epoch",
+}
 
 
 def wandb_mode(config: Config) -> str:
@@ -44,8 +51,16 @@ def _has_credentials() -> bool:
 def code_version() -> dict[str, Any]:
     """Git commit of this project and whether files differ from it; empty outside a git checkout."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"git_commit": commit.stdout.strip(), "git_modified": bool(changed.stdout.strip())}
@@ -93,7 +108,12 @@ class Tracker:
             tags=[*config.wandb.tags, config.kd.type, *(tags or [])],
             notes=config.wandb.notes,
             dir=str(folder.path),
-            config={**config.model_dump(mode="json"), **(extra_config or {}), **code_version(), "command": " ".join(sys.argv)},
+            config={
+                **config.model_dump(mode="json"),
+                **(extra_config or {}),
+                **code_version(),
+                "command": " ".join(sys.argv),
+            },
             resume=config.wandb.resume if job_type == "train" else None,
             settings=wandb.Settings(finish_timeout=300),
         )
@@ -105,7 +125,12 @@ class Tracker:
             self._guard("start", lambda: setattr(self, "_run", wandb.init(mode="offline", **settings)))
         if self._run is not None:
             self._guard("define the axes", self._define_axes)
-            self._guard("save the configuration", lambda: self._run.save(str(folder.path / "config.yaml"), base_path=str(folder.path), policy="now"))
+            self._guard(
+                "save the configuration",
+                lambda: self._run.save(
+                    str(folder.path / "config.yaml"), base_path=str(folder.path), policy="now"
+                ),
+            )
 
     def _define_axes(self) -> None:
         self._run.define_metric("epoch")
@@ -118,7 +143,9 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # noqa: BLE001
-            self._notify(f"W&B could not {what} ({_first_line(error)}); training goes on, metrics.jsonl is complete")
+            self._notify(
+                f"W&B could not {what} ({_first_line(error)}); training goes on, metrics.jsonl is complete"
+            )
             return None
 
     @property
@@ -136,10 +163,11 @@ class Tracker:
         if self._run is not None:
             self._guard("take a row of metrics", lambda: self._run.log(row))
 
-    def summarize(self, **values: Any) -> None:
-        """Final values of the run."""
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Final values of the run; what is None was not measured."""
+        known = {name: value for name, value in values.items() if value is not None}
         if self._run is not None:
-            self._guard("take the summary", lambda: self._run.summary.update(values))
+            self._guard("take the summary", lambda: self._run.summary.update(known))
 
     def use_artifact(self, name: str) -> None:
         """Record lineage, where W&B is online (offline runs cannot)."""
@@ -159,7 +187,9 @@ class Tracker:
         import wandb
 
         def log() -> None:
-            artifact = wandb.Artifact(f"model-{self._run.id}", type="model", metadata={"epoch": epoch, **metrics})
+            artifact = wandb.Artifact(
+                f"model-{self._run.id}", type="model", metadata={"epoch": epoch, **metrics}
+            )
             for file in sorted(export.iterdir()):
                 artifact.add_file(str(file), name=file.name)
             artifact.add_file(str(self._folder.path / "config.yaml"), name="config.yaml")
@@ -170,14 +200,16 @@ class Tracker:
         if "best" in aliases:
             self._uploaded_epoch = epoch
 
-    def upload_final(self, best: Path, best_epoch: int, best_metrics: dict[str, Any], final: Path, final_epoch: int, final_metrics: dict[str, Any]) -> None:
+    def upload_final(
+        self, best: Path, best_row: dict[str, Any], final: Path, final_row: dict[str, Any]
+    ) -> None:
         """The best student if it is not there yet, then the final one last, so that `latest` is what it says."""
-        if best_epoch == final_epoch:
-            self.upload(best, best_epoch, best_metrics, ["best", "latest"])
+        if best_row["epoch"] == final_row["epoch"]:
+            self.upload(best, best_row["epoch"], best_row, ["best", "latest"])
             return
-        if self._uploaded_epoch != best_epoch:
-            self.upload(best, best_epoch, best_metrics, ["best"])
-        self.upload(final, final_epoch, final_metrics, ["latest"])
+        if self._uploaded_epoch != best_row["epoch"]:
+            self.upload(best, best_row["epoch"], best_row, ["best"])
+        self.upload(final, final_row["epoch"], final_row, ["latest"])
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the local file and the W&B run; says how to send an offline run later."""
@@ -189,8 +221,12 @@ class Tracker:
         run, self._run = self._run, None
         self._guard("finish the run", lambda: run.finish(exit_code=exit_code))
         if self.mode == "offline":
-            folders = " ".join(f"'{path}'" for path in sorted((self._folder.path / "wandb").glob("offline-run-*")))
-            self._notify(f"recorded offline; to send it to W&B later: WANDB_DATA_DIR='{self._folder.path / 'wandb' / 'data'}' wandb sync {folders}")
+            folders = " ".join(
+                f"'{path}'" for path in sorted((self._folder.path / "wandb").glob("offline-run-*"))
+            )
+            self._notify(
+                f"recorded offline; to send it to W&B later: WANDB_DATA_DIR='{self._folder.path / 'wandb' / 'data'}' wandb sync {folders}"
+            )
         elif self.mode == "online":
             shutil.rmtree(self._folder.path / "wandb" / "data" / "artifacts" / "staging", ignore_errors=True)
 

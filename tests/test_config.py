@@ -12,12 +12,16 @@ TEACHER = "--teachers=[{model: cifar_resnet20, train: configs/teachers/x.yaml}]"
 
 
 def load(*arguments: str, **layers: dict) -> Config:
-    return resolve([*(Layer(name, values) for name, values in layers.items()), parse_overrides(list(arguments))]).config
+    return resolve(
+        [*(Layer(name, values) for name, values in layers.items()), parse_overrides(list(arguments))]
+    ).config
 
 
 def mistakes(*arguments: str, in_sweep: bool | None = None, **layers: dict) -> list[str]:
     with pytest.raises(UserError) as caught:
-        resolve([*(Layer(n, v) for n, v in layers.items()), parse_overrides(list(arguments))], in_sweep=in_sweep)
+        resolve(
+            [*(Layer(n, v) for n, v in layers.items()), parse_overrides(list(arguments))], in_sweep=in_sweep
+        )
     return str(caught.value).splitlines()
 
 
@@ -31,22 +35,42 @@ def test_higher_layers_win_key_by_key():
 
 
 def test_a_list_is_replaced_as_a_whole_and_reached_into_by_number():
-    file = {"teachers": [{"model": "a", "train": "x"}, {"model": "b", "train": "y"}], "kd": {"type": "average"}}
+    file = {
+        "teachers": [{"model": "a", "train": "x"}, {"model": "b", "train": "y"}],
+        "kd": {"type": "average"},
+    }
     assert [t.view for t in load("--teachers.1.view=clean", file=file).teachers] == ["shared", "clean"]
     assert [t.model for t in load("--teachers=[{model: c, train: z}]", file=file).teachers] == ["c"]
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("True", True), ("FALSE", False), ("None", None), ("null", None), ("no", "no"), ("off", "off"),
-     ("012", 12), ("1_000", "1_000"), ("12:30", "12:30"), ("[1, 2]", [1, 2]), ("{'a': 1.5, 'b': True}", {"a": 1.5, "b": True}),
-     ("2026-01-01", "2026-01-01"), ("", None), (".5", 0.5)],
-)  # fmt: skip
+    [
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("FALSE", False),
+        ("None", None),
+        ("null", None),
+        ("no", "no"),
+        ("off", "off"),
+        ("012", 12),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("[1, 2]", [1, 2]),
+        ("{'a': 1.5, 'b': True}", {"a": 1.5, "b": True}),
+        ("2026-01-01", "2026-01-01"),
+        ("", None),
+        (".5", 0.5),
+    ],
+)
 def test_yaml_1_2_scalars(text, value):
     assert parse_yaml(text, "here") == value and type(parse_yaml(text, "here")) is type(value)
 
 
-@pytest.mark.parametrize("words", [["--data.flip=False"], ["--data.flip", "false"], ["data.flip=False"], ["--data={'flip': False}"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--data.flip=False"], ["--data.flip", "false"], ["data.flip=False"], ["--data={'flip': False}"]],
+)
 def test_the_forms_that_wandb_writes(words):
     assert load(*words).data.flip is False
 
@@ -56,20 +80,39 @@ def test_a_bare_flag_is_true():
 
 
 def test_numbers_become_the_declared_type():
-    config = load("--training.max_epochs=3.0", "--training.learning_rate=1", "--wandb.name=12", "--data.val_size=500.0")
-    assert (config.training.max_epochs, config.training.learning_rate, config.wandb.name, config.data.val_size) == (3, 1.0, "12", 500)
+    config = load(
+        "--training.max_epochs=3.0", "--training.learning_rate=1", "--wandb.name=12", "--data.val_size=500.0"
+    )
+    assert (
+        config.training.max_epochs,
+        config.training.learning_rate,
+        config.wandb.name,
+        config.data.val_size,
+    ) == (3, 1.0, "12", 500)
     assert type(config.training.max_epochs) is int
 
 
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
-        ("--training.max_epoch=3", "command line: training.max_epoch: unknown key, did you mean 'max_epochs'?"),
+        (
+            "--training.max_epoch=3",
+            "command line: training.max_epoch: unknown key, did you mean 'max_epochs'?",
+        ),
         ("--trainng.seed=3", "command line: trainng: unknown key, did you mean 'training'?"),
-        ("--training.max_epochs=3.5", "command line: training.max_epochs: is 3.5: input should be a valid integer"),
-        ("--training.max_epochs=0", "command line: training.max_epochs: is 0: input should be greater than or equal to 1"),
+        (
+            "--training.max_epochs=3.5",
+            "command line: training.max_epochs: is 3.5: input should be a valid integer",
+        ),
+        (
+            "--training.max_epochs=0",
+            "command line: training.max_epochs: is 0: input should be greater than or equal to 1",
+        ),
         ("--training.seed=None", "command line: training.seed: is None: input should be a valid integer"),
-        ("--model.pretrained=yes", "command line: model.pretrained: is 'yes': input should be a valid boolean"),
+        (
+            "--model.pretrained=yes",
+            "command line: model.pretrained: is 'yes': input should be a valid boolean",
+        ),
         ("--training.schedule=cosin", "did you mean 'cosine'?"),
         ("--training.optimizer=adamq", "unknown optimizer 'adamq', did you mean"),
         ("--kd.type=dynamc", "command line: kd.type: unknown method dynamc, did you mean 'dynamic'?"),
@@ -77,7 +120,10 @@ def test_numbers_become_the_declared_type():
         ("--data.source=parquet", "source 'parquet' needs data.path"),
         ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights' and 'train'"),
         ("--teachers=[{train: a}]", "teachers[0]: this teacher needs 'model'"),
-        ("--teachers=[{model: a, train: b, viw: clean}]", "teachers[0].viw: unknown key, did you mean 'view'?"),
+        (
+            "--teachers=[{model: a, train: b, viw: clean}]",
+            "teachers[0].viw: unknown key, did you mean 'view'?",
+        ),
         ("--training.warmup_epochs=100", "warmup_epochs 100 must be smaller than max_epochs 100"),
         ("--kd=3", "kd: is 3"),
         ("--training=fast", "training: is 'fast'"),
@@ -90,7 +136,9 @@ def test_each_mistake_is_named(argument, text):
 def test_all_mistakes_come_at_once_with_their_files():
     lines = mistakes("--training.seed=x", **{"a.yaml": {"data": {"batch": 3}, "training": {"clip": -1}}})
     assert len(lines) == 3
-    assert any(line.startswith("a.yaml: data.batch: unknown key, did you mean 'batch_size'?") for line in lines)
+    assert any(
+        line.startswith("a.yaml: data.batch: unknown key, did you mean 'batch_size'?") for line in lines
+    )
     assert any(line.startswith("a.yaml: training.clip: is -1") for line in lines)
     assert any(line.startswith("command line: training.seed: is 'x'") for line in lines)
 
@@ -106,27 +154,43 @@ def mistakes_of_words(*words: str) -> str:
 
 
 def test_a_new_method_drops_the_lower_layers_hyperparameters_with_a_notice():
-    resolved = resolve([Layer("f", {"kd": {"type": "dynamic", "gamma": 3.0}}), parse_overrides(["--kd.type=average", TEACHER])])
+    resolved = resolve(
+        [
+            Layer("f", {"kd": {"type": "dynamic", "gamma": 3.0}}),
+            parse_overrides(["--kd.type=average", TEACHER]),
+        ]
+    )
     assert resolved.config.kd.type == "average"
     assert resolved.notices == ["kd.gamma dropped: 'average' (from the command line) has no such key"]
 
 
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():
     arguments = ("--kd.type=average", "--kd.gamma=3", TEACHER)
-    assert mistakes(*arguments, in_sweep=False) == ["command line: kd.gamma: belongs to dynamic, not to this kd.type"]
+    assert mistakes(*arguments, in_sweep=False) == [
+        "command line: kd.gamma: belongs to dynamic, not to this kd.type"
+    ]
     resolved = resolve([parse_overrides(list(arguments))], in_sweep=True)
     assert "kd.gamma dropped in this trial" in resolved.notices[0]
 
 
 def test_a_misspelt_hyperparameter_is_a_mistake_in_a_sweep_too():
-    assert "unknown key, did you mean 'gamma'?" in mistakes("--kd.type=dynamic", "--kd.gama=3", TEACHER, in_sweep=True)[0]
+    assert (
+        "unknown key, did you mean 'gamma'?"
+        in mistakes("--kd.type=dynamic", "--kd.gama=3", TEACHER, in_sweep=True)[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "not valid YAML"), ("- 1", "must hold 'section: ...' lines"), ("a: &x 1\nb: *x", "aliases"), ("a: 1\na: 2", "stands twice"),
-     ("a: !!python/object/apply:os.system ['true']", "not valid YAML"), ("[" * 5000, "not valid YAML")],
-)  # fmt: skip
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "must hold 'section: ...' lines"),
+        ("a: &x 1\nb: *x", "aliases"),
+        ("a: 1\na: 2", "stands twice"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "x.yaml"
     path.write_text(text)
@@ -147,9 +211,19 @@ def test_printed_yaml_reads_back_as_the_same_configuration():
 
 
 def test_the_digest_ignores_what_does_not_shape_the_result():
-    same = [load(), load("--output_dir=elsewhere", "--wandb.mode=offline", "--training.log_every=3", "--data.num_workers=2")]
+    same = [
+        load(),
+        load(
+            "--output_dir=elsewhere", "--wandb.mode=offline", "--training.log_every=3", "--data.num_workers=2"
+        ),
+    ]
     assert len({config.digest("data") for config in same}) == 1
-    other = [load(), load("--training.seed=1"), load("--data.split_seed=1"), load("--model.name=cifar_resnet8")]
+    other = [
+        load(),
+        load("--training.seed=1"),
+        load("--data.split_seed=1"),
+        load("--model.name=cifar_resnet8"),
+    ]
     assert len({config.digest("data") for config in other}) == 4
     assert load().digest("data") != load().digest("other data")
 
@@ -158,12 +232,22 @@ def test_help_lists_every_key_once_per_place():
     text = configuration.describe_keys()
     for name in kd_methods.names():
         assert f"kd.type={name}" in text
-    for key in ("--data.val_size=", "--training.max_epochs=", "--teachers[i].view=", "--kd.temperature=", "--output_dir="):
+    for key in (
+        "--data.val_size=",
+        "--training.max_epochs=",
+        "--teachers[i].view=",
+        "--kd.temperature=",
+        "--output_dir=",
+    ):
         assert key in text
     assert "None\n" not in text  # every key has a description
 
 
 def test_flat_keys_for_wandb():
     flat = load("--kd.type=dynamic", TEACHER).flat(100)
-    assert flat["kd_type"] == "dynamic" and flat["gamma"] == 10.0 and flat["teacher_models"] == ["cifar_resnet20"]
+    assert (
+        flat["kd_type"] == "dynamic"
+        and flat["gamma"] == 10.0
+        and flat["teacher_models"] == ["cifar_resnet20"]
+    )
     assert flat["num_classes"] == 100 and flat["threshold"] == 0.5

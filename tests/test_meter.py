@@ -25,7 +25,9 @@ def test_nothing_added_reads_as_nothing():
 
 
 def test_sums_over_processes():
-    meter = Meter(reduce_sum=lambda tensor: tensor * 2 + torch.tensor([6.0, 0.0]))  # another process with the sum 6 more
+    meter = Meter(
+        reduce_sum=lambda tensor: tensor * 2 + torch.tensor([6.0, 0.0])
+    )  # another process with the sum 6 more
     meter.add(0, scalars(loss=2))
     assert meter.reading() == pytest.approx({"loss": (2 * 2 + 6) / 2})
 

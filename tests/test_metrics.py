@@ -50,11 +50,16 @@ def test_classification_equals_references():
     logits, labels = sample()
     figures = metrics.classification(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
-    assert figures["correct"] == int((probabilities.argmax(1) == labels.numpy()).sum()) and figures["total"] == 500
+    assert (
+        figures["correct"] == int((probabilities.argmax(1) == labels.numpy()).sum())
+        and figures["total"] == 500
+    )
     assert figures["accuracy"] == figures["correct"] / 500
     assert figures["top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5))
     assert figures["loss_ce"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5) == figures["nll"]
-    assert figures["brier"] == pytest.approx(((probabilities - np.eye(10)[labels]) ** 2).sum(1).mean(), rel=1e-5)
+    assert figures["brier"] == pytest.approx(
+        ((probabilities - np.eye(10)[labels]) ** 2).sum(1).mean(), rel=1e-5
+    )
 
 
 def test_calibration_error_equals_a_loop_over_bins():
@@ -80,7 +85,12 @@ def test_the_evaluate_module_works_offline_with_an_empty_cache(tmp_path):
         "import torch; from kd_core import metrics; s = torch.eye(4); "
         "print(metrics.evaluate_module().compute(predictions=s.numpy(), references=[0, 1, 2, 0])['correct'])"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "HF_HOME": str(tmp_path / "home")}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path),
+        "HF_HOME": str(tmp_path / "home"),
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "3", done.stderr
 
@@ -88,4 +98,6 @@ def test_the_evaluate_module_works_offline_with_an_empty_cache(tmp_path):
 def test_the_evaluate_module_gives_the_same_numbers():
     logits, labels = sample(100, 7)
     module = metrics.evaluate_module()
-    assert module.compute(predictions=logits.numpy(), references=labels.numpy()) == metrics.classification(logits, labels)
+    assert module.compute(predictions=logits.numpy(), references=labels.numpy()) == metrics.classification(
+        logits, labels
+    )

@@ -18,7 +18,10 @@ class KDClassification(evaluate.Metric):
             citation="",
             inputs_description=str(self.__doc__),
             features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "references": datasets.Value("int64"),
+                }
             ),
         )
 

@@ -1,0 +1,128 @@
+"""Two processes (gloo) against one: the same global batch gives the same training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import kd_methods
+from kd_core.checkpoints import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOPED = [
+    (name, scope)
+    for name in kd_methods.names()
+    for scope in (("batch", "sample") if "scope" in kd_methods.config_class(name).model_fields else (None,))
+]
+
+
+def write_config(home: Path, output: str, method: str, scope: str | None, student: dict) -> Path:
+    config = {
+        "output_dir": str(home / output),
+        "data": {"source": "digits", "train_size": 400, "batch_size": 40, "flip": False},
+        "model": student,
+        "teachers": [
+            {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data"}
+            for name in ("cifar_resnet8", "cifar_wrn_16_1")
+        ],
+        "kd": {"type": method, **({"scope": scope} if scope else {})},
+        "training": {"max_epochs": 2, "log_every": 1, "learning_rate": 1e-3},
+        "cache": {"dir": str(home / "cache")},
+    }
+    if method == kd_methods.LABEL_ONLY:
+        del config["teachers"]
+    path = home / f"{output}-{method}-{scope}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def losses(home: Path, processes: int, method: str, scope: str | None, student: dict) -> list[dict]:
+    output = f"p{processes}-{method}-{scope}-{student['name']}"
+    command = [sys.executable, "train_kd.py"]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "train_kd.py",
+        ]
+    command += ["--config", str(write_config(home, output, method, scope, student)), "--no-wandb"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [folder] = (home / output).glob("*-*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    return read_metrics(folder / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Two teachers that are better than chance on digits, trained quickly in this process."""
+    import train_kd
+
+    home = tmp_path_factory.mktemp("two")
+    for name in ("cifar_resnet8", "cifar_wrn_16_1"):
+        train_kd.main(
+            [
+                f"--output_dir={home / name}",
+                f"--model.name={name}",
+                "--teachers=[]",
+                f"--kd.type={kd_methods.LABEL_ONLY}",
+                "--no-wandb",
+                "--training.max_epochs=2",
+                "--training.compare_with_baseline=false",
+                f"--cache.dir={home / 'cache'}",
+            ]
+        )
+        [folder] = (home / name).glob("*-*")
+        from kd_core.models import load_export
+
+        torch.save(load_export(folder / "student").model.state_dict(), home / f"{name}.pt")
+    return home
+
+
+VIT = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 8}}
+
+
+@pytest.mark.parametrize(("method", "scope"), [SCOPED[0], ("dynamic", "batch"), ("confidence", "sample")])
+def test_a_vit_student_trains_identically_on_two_processes(home, method, scope):
+    compare_vit(home, method, scope)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "scope"), SCOPED)
+def test_every_method_and_scope_trains_identically_on_two_processes(home, method, scope):
+    compare_vit(home, method, scope)
+
+
+def compare_vit(home, method, scope):
+    one, two = (losses(home, processes, method, scope, VIT) for processes in (1, 2))
+    steps = [row for row in one if "train_step/step" in row]
+    assert len(steps) == 20
+    for first, second in zip(steps, [row for row in two if "train_step/step" in row], strict=True):
+        assert first["train_step/learning_rate"] == second["train_step/learning_rate"]
+        for name in first:
+            if name != "train_step/step_time":
+                assert second[name] == pytest.approx(first[name], abs=1e-4), (name, first["train_step/step"])
+
+
+def test_a_batchnorm_student_starts_equal_and_keeps_its_learning_rates(home):
+    """BatchNorm statistics are per process, so training differs; order, views, rates and the teachers' figures do not."""
+    one, two = (losses(home, processes, "average", None, {"name": "cifar_resnet8"}) for processes in (1, 2))
+    assert one[0] == two[0]  # the teachers' accuracies
+    for first, second in zip(one, two, strict=True):
+        for name in ("train_step/learning_rate", "learning_rate", "epoch"):
+            assert first.get(name) == second.get(name)

@@ -1,0 +1,400 @@
+"""train_kd.py end to end on digits: metrics, fairness, resuming, safety, exits."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from kd_core.data import Data
+
+import kd_methods
+import train_kd
+from kd_core import checkpoints, models, teachers
+from kd_core.checkpoints import read_metrics
+from kd_core.errors import UserError
+from kd_core.meter import Meter
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER_FILE = {
+    "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
+    "training": {"max_epochs": 2, "learning_rate": 3e-3},
+}
+EVERY_RUN = {
+    "epoch",
+    "learning_rate",
+    "train/loss_total",
+    "train/accuracy",
+    "train/loss_label",
+    "train/loss_distill",
+    "train/kd_weight",
+    "train/step_time",
+    "val/accuracy",
+    "val/loss_total",
+    "val/auroc",
+    "val/loss_ce",
+    "perf/epoch_time",
+    "perf/data_time",
+    "perf/teacher_time",
+    "perf/images_per_second",
+    "perf/teacher_cache_hit_rate",
+    "perf/gpu_memory_peak_mb",
+}
+OWN = {
+    "baseline": set(),
+    "average": {"train/loss_kl", "train/loss_ce"},
+    "ca_weighted": {"train/loss_kl", "train/loss_ce"},
+    "dynamic": {"train/loss_soft", "train/loss_hard", "train/gate", "train/avg_teacher_conf"},
+    "confidence": {
+        "train/loss_soft",
+        "train/loss_hard",
+        "train/dynamic_alpha",
+        "train/max_teacher_conf_mean",
+        "train/teacher_0_usage_fraction",
+        "train/teacher_1_usage_fraction",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a teacher recipe; its runs/ keeps the teachers that the first test trains."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER_FILE))
+    return home
+
+
+def arguments(home: Path, *more: str, method: str = "dynamic", output: str = "runs") -> list[str]:
+    config = {
+        "output_dir": str(home / output),
+        "data": {"source": "digits", "train_size": 600, "batch_size": 32, "flip": False, "crop_padding": 2},
+        "model": {"name": "cifar_resnet8"},
+        "kd": {"type": method},
+        "training": {"max_epochs": 2, "learning_rate": 3e-3, "log_every": 5},
+        "cache": {"dir": str(home / "cache")},
+    }
+    if method != kd_methods.LABEL_ONLY:
+        names = ("cifar_resnet14", "cifar_wrn_16_1")
+        config["teachers"] = [{"model": name, "train": str(home / "teacher.yaml")} for name in names]
+    path = home / f"{method}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path), *more]
+
+
+def train(home: Path, *more: str, **options) -> Path:
+    """Run main() and return the student's run folder."""
+    before = set((home / options.get("output", "runs")).glob("*/summary.json"))
+    train_kd.main(arguments(home, *more, **options))
+    new = [
+        path.parent for path in set((home / options.get("output", "runs")).glob("*/summary.json")) - before
+    ]
+    return next(path for path in new if not path.name.startswith("teacher-"))
+
+
+def epochs(folder: Path) -> list[dict]:
+    return [row for row in read_metrics(folder / "metrics.jsonl") if row.get("epoch", 0) > 0]
+
+
+# ---------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("method", kd_methods.names())
+def test_every_method_trains_and_logs_every_contract_name(home, method):
+    folder = train(home, "--no-wandb", method=method)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["epoch"] for row in epochs(folder)] == [1, 2]
+    expected = EVERY_RUN | OWN[method]
+    if method != kd_methods.LABEL_ONLY:
+        expected |= {"train/teacher/0/weight", "train/teacher/1/weight"}
+        assert set(rows[0]) == {
+            "epoch",
+            "teacher/0/val_accuracy",
+            "teacher/1/val_accuracy",
+            "teacher/ensemble/val_accuracy",
+        }
+    for row in epochs(folder):
+        assert expected <= set(row), expected - set(row)
+    steps = [row["train_step/step"] for row in rows if "train_step/step" in row]
+    assert steps == list(range(5, 2 * (600 // 32) + 1, 5))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["exit_status"] == 0
+    assert summary["best_val_accuracy"] == max(row["val/accuracy"] for row in epochs(folder))
+    assert epochs(folder)[1]["val/accuracy"] > 0.2  # digits: chance is 0.1
+
+
+def test_training_never_opens_the_test_split(home, monkeypatch):
+    def opened(self):
+        raise AssertionError("training opened the test split")
+
+    monkeypatch.setattr(Data, "test", opened)
+    train(home, "--no-wandb", "--training.seed=3")
+    with pytest.raises(AssertionError, match="opened the test split"):  # the trap works
+        train(home, "--no-wandb", "--training.seed=4", "--evaluation.test_at_end=true")
+
+
+def test_teachers_are_found_again_and_share_the_students_validation_split(home, capsys):
+    train(home, "--no-wandb", "--training.seed=5")
+    text = capsys.readouterr().out
+    assert text.count("found in") == 2 and "not trained yet" not in text
+    configs = [yaml.safe_load(path.read_text()) for path in (home / "runs").glob("teacher-*/config.yaml")]
+    assert len(configs) == 2
+    for config in configs:
+        assert config["kd"]["type"] == kd_methods.LABEL_ONLY and config["data"]["train_size"] == 600
+        assert config["data"]["split_seed"] == 0 and config["training"]["seed"] == 0
+
+
+def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
+    """Both students start from the same weights and see the same order and views."""
+    seen: dict[str, list] = {}
+    original = train_kd.build_student
+
+    def spy(config, data):
+        model = original(config, data)
+        name = config.kd.type
+        model.register_forward_pre_hook(
+            lambda module, inputs: (
+                seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
+            )
+        )
+        seen.setdefault(f"{name} weights", []).append([p.detach().clone() for p in model.parameters()])
+        return model
+
+    train(home, "--no-wandb", "--training.seed=6", method="average")  # teachers exist from here on
+    monkeypatch.setattr(train_kd, "build_student", spy)
+    train_kd.main(
+        arguments(
+            home,
+            "--no-wandb",
+            "--training.seed=7",
+            "--training.compare_with_baseline=true",
+            "--training.max_epochs=1",
+        )
+    )
+    assert len(seen["baseline"]) == len(seen["dynamic"]) == 600 // 32
+    assert all(torch.equal(a, b) for a, b in zip(seen["baseline"], seen["dynamic"], strict=True))
+    # the last build of each run is the one that trains
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(seen["baseline weights"][-1], seen["dynamic weights"][-1], strict=True)
+    )
+
+
+def test_no_validation_split_means_the_last_epoch(home):
+    folder = train(home, "--no-wandb", "--data.val_size=0", method=kd_methods.LABEL_ONLY)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best_epoch"] == 2 and summary["val_accuracy"] is None
+    assert not any(name.startswith("val/") for row in read_metrics(folder / "metrics.jsonl") for name in row)
+
+
+def test_early_stopping(home, monkeypatch):
+    monkeypatch.setattr(
+        train_kd,
+        "scores",
+        lambda split, *rest: {
+            "val/accuracy": 0.5,
+            "val/auroc": 0.5,
+            "val/loss_ce": 1.0,
+            "val/loss_total": 1.0,
+        },
+    )
+    folder = train(
+        home, "--no-wandb", "--training.max_epochs=9", "--training.patience=2", method=kd_methods.LABEL_ONLY
+    )
+    assert [row["epoch"] for row in epochs(folder)] == [
+        1,
+        2,
+        3,
+    ]  # the first is the best, then two without a better one
+
+
+# ------------------------------------------------------------------------------------------------------ resuming
+
+
+def times_apart(rows: list[dict]) -> list[dict]:
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if not name.startswith("perf/") and "step_time" not in name
+        }
+        for row in rows
+    ]
+
+
+def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys):
+    whole = train(home, "--no-wandb", "--training.max_epochs=4", "--training.seed=11", output="whole")
+
+    class Cut(Exception):
+        pass
+
+    original = checkpoints.MetricsFile.append
+
+    def cut_in_the_third_epoch(self, row):
+        original(self, row)
+        if row.get("train_step/step") == 2 * 18 + 4 + 5:
+            raise Cut
+
+    monkeypatch.setattr(checkpoints.MetricsFile, "append", cut_in_the_third_epoch)
+    more = ("--no-wandb", "--training.max_epochs=4", "--training.seed=11")
+    with pytest.raises(Cut):
+        train(home, *more, output="cut")
+    monkeypatch.setattr(checkpoints.MetricsFile, "append", original)
+    [cut] = [path for path in (home / "cut").glob("dynamic-*")]
+    assert json.loads((cut / "summary.json").read_text())["status"] == "running"
+    train_kd.main(arguments(home, *more, output="cut"))
+    assert "resuming" in capsys.readouterr().out
+    assert times_apart(read_metrics(cut / "metrics.jsonl")) == times_apart(
+        read_metrics(whole / "metrics.jsonl")
+    )
+    for kind in ("best", "latest"):
+        first, second = (
+            models.load_export(folder / "checkpoints" / kind / "student").model.state_dict()
+            for folder in (whole, cut)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_run_prints_its_result_and_fresh_starts_anew(home, capsys):
+    more = ("--no-wandb", "--training.seed=12")
+    first = train(home, *more, method=kd_methods.LABEL_ONLY)
+    train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))
+    text = capsys.readouterr().out
+    assert "already finished" in text and str(first) in text and "validation accuracy" in text
+    second = train(home, *more, "--fresh", method=kd_methods.LABEL_ONLY)
+    assert second != first
+
+
+def test_resuming_another_runs_folder_is_refused(home):
+    first = train(home, "--no-wandb", "--training.seed=13", method=kd_methods.LABEL_ONLY)
+    with pytest.raises(UserError, match="was trained with other settings"):
+        train_kd.main(
+            arguments(
+                home, "--no-wandb", "--training.seed=14", "--resume", str(first), method=kd_methods.LABEL_ONLY
+            )
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- safety
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(home, monkeypatch):
+    original = Meter.add
+
+    def poison(self, step, values):
+        if step == 18 + 7:
+            values = {**values, "loss_total": values["loss_total"] * float("nan")}
+        original(self, step, values)
+
+    monkeypatch.setattr(Meter, "add", poison)
+    with pytest.raises(
+        UserError, match=r"train/loss_total not finite at step 25; the last good checkpoint is .*latest"
+    ):
+        train(home, "--no-wandb", "--training.seed=15", method=kd_methods.LABEL_ONLY)
+    [folder] = [
+        p.parent
+        for p in (home / "runs").glob("*/summary.json")
+        if json.loads(p.read_text())["status"] != "finished"
+    ]
+    assert models.load_export(folder / "checkpoints" / "latest" / "student").num_classes == 10
+
+
+def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
+    path = tmp_path / "random.pt"
+    torch.save(models.create_model("cifar_resnet14", num_classes=10).state_dict(), path)
+    with pytest.raises(UserError, match="teachers\\[0\\] 'cifar_resnet14': accuracy .* is near chance"):
+        train_kd.main(
+            arguments(home, "--no-wandb", f"--teachers=[{{model: cifar_resnet14, weights: {path}}}]")
+        )
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--model.name=resnt18"], "model.name: unknown model 'resnt18', did you mean"),
+        (["--data.batch_size=5000"], "data.batch_size: 5000 is larger than the 600 training images"),
+        (["--data.val_size=5000"], "val_size"),
+        (["--output_dir=/proc/nowhere"], "output_dir: cannot write"),
+        (
+            ["--teachers=[{model: cifar_resnet8, weights: nowhere.pt}]"],
+            "teachers[0].weights: no such file or folder: nowhere.pt",
+        ),
+        (
+            ["--teachers=[{model: cifar_resnet8, train: nowhere.yaml}]"],
+            "teachers[].train: no such file: nowhere.yaml",
+        ),
+        (["--data.source=parquet", "--data.path=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_message_before_any_training(home, more, text, monkeypatch):
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
+    with pytest.raises(UserError) as caught:
+        train_kd.main(arguments(home, "--no-wandb", *more))
+    assert text in str(caught.value)
+
+
+def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path):
+    for text, message in (
+        ("data: {val_size: 3}", "data.val_size: comes from the run"),
+        ("kd: {type: dynamic}", "kd: a teacher's file may hold"),
+        ("training: {mixed_precision: bf16}", "training.mixed_precision: is the run's"),
+    ):
+        path = tmp_path / "t.yaml"
+        path.write_text(text)
+        options, resolved = train_kd.parse(
+            arguments(home, f"--teachers=[{{model: cifar_resnet8, train: {path}}}]")
+        )
+        with pytest.raises(UserError, match=message):
+            teachers.training_config(resolved.config, 0)
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+def test_statuses_and_texts_of_the_script(home):
+    def script(*words):
+        return subprocess.run(
+            [sys.executable, "train_kd.py", *words], cwd=ROOT, capture_output=True, text=True
+        )
+
+    wrong = script("--training.max_epoch=3")
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert (
+        wrong.stderr
+        == "train_kd.py: command line: training.max_epoch: unknown key, did you mean 'max_epochs'?\n"
+    )
+    printed = script("--print-config", "--kd.temperature=8")
+    assert printed.returncode == 0 and yaml.safe_load(printed.stdout)["kd"]["temperature"] == 8.0
+    shown = script("--help")
+    assert (
+        shown.returncode == 0
+        and "--kd.temperature=" in shown.stdout
+        and "--resume auto|never|RUN_FOLDER" in shown.stdout
+    )
+
+
+def test_check_measures_and_trains_nothing(home, capsys):
+    before = set((home / "runs").glob("*"))
+    train_kd.main(arguments(home, "--check", "--training.seed=21"))
+    text = capsys.readouterr().out
+    assert (
+        "images per second" in text
+        and "loss = " in text
+        and "to the end" in text
+        and "memory" in text
+        and "disk" in text
+    )
+    assert set((home / "runs").glob("*")) == before
+
+
+def test_method_names_belong_to_kd_methods():
+    """No string of the trainer or of kd_core is the name of a method: methods are found by `type`."""
+    for path in [ROOT / "train_kd.py", ROOT / "evaluate_kd.py", *(ROOT / "kd_core").rglob("*.py")]:
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not strings & set(kd_methods.names()), path
