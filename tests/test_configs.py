@@ -33,7 +33,8 @@ TWELVE = {
     "dynamic-resnet50-alpha0.75",
     "dynamic-vit-alpha0.25",
 }
-# Pairs of the common benchmark (Tian et al. 2020; Zhao et al. 2022): teacher, student, learning rate, DKD beta.
+# Pairs of the common benchmark (Tian et al. 2020; Zhao et al. 2022): teacher, student, learning rate, beta of DKD
+# (a test below holds every file to them).
 PAIRS = [
     ("resnet32x4", "resnet8x4", 0.05, 8),
     ("wrn_40_2", "wrn_16_2", 0.05, 6),

@@ -1,0 +1,133 @@
+"""The README is true: its commands parse, its files exist, its code runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate_kd
+import train_kd
+from kd_core.config import Layer, find_file, parse_yaml, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def arguments(command: str, script: str) -> list[str]:
+    given = words(command)
+    return given[given.index(script) + 1 :]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "train_kd.py" in words(c)])
+def test_training_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments(command, "train_kd.py")
+    if "--help" in given:
+        with pytest.raises(SystemExit, match="0"):
+            train_kd.parse(given)
+        assert "--kd.type=" in capsys.readouterr().out
+        return
+    config = train_kd.parse(given)[1].config
+    for teacher in config.teachers:
+        if teacher.train:
+            find_file(teacher.train, "teachers[].train")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "evaluate_kd.py" in words(c)])
+def test_evaluation_command_parses(command: str) -> None:
+    options, _ = evaluate_kd.parse(arguments(command, "evaluate_kd.py"))
+    if options.config:
+        find_file(options.config, "--config")
+
+
+def test_every_script_and_switch_is_shown() -> None:
+    shown = {word.partition("=")[0] for command in COMMANDS for word in words(command)}
+    assert {
+        "train_kd.py",
+        "evaluate_kd.py",
+        "--check",
+        "--fresh",
+        "--resume",
+        "--print-config",
+        "--help",
+    } <= shown
+    assert {"--checkpoint", "--artifact", "--wandb-run-id", "--split"} <= shown
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    asked = {words(command)[1] for command in COMMANDS if words(command)[0] == "make"}
+    assert asked == {"quickstart", "test"} and asked <= targets
+
+
+def test_teachers_in_yaml_are_valid() -> None:
+    (block,) = blocks("yaml")
+    values = {"kd": {"type": "average"}, **parse_yaml(block, "README.md")}
+    config = resolve([Layer("README.md", values)]).config
+    assert len(config.teachers) == 6
+    for teacher in config.teachers:
+        if teacher.train:
+            find_file(teacher.train, "teachers[].train")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), f"{document.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, (
+                target
+            )
+
+
+def test_named_files_exist() -> None:
+    """Files of the project that documents and messages name; UPPER CASE stands for the reader's own."""
+    in_text = r"\b(?:configs|docs|kd_core|kd_methods|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
+    in_code = r"\bconfigs/[\w./-]+\.yaml"
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+    codes = [ROOT / "train_kd.py", ROOT / "evaluate_kd.py", *(ROOT / "kd_core").glob("*.py")]
+    named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
+    missing = [
+        f"{path.name}: {name}"
+        for path, pattern in named
+        for name in sorted(set(re.findall(pattern, path.read_text())))
+        if not exists(name)
+    ]
+    assert not missing
+
+
+def exists(name: str) -> bool:
+    if Path(name).stem.isupper() or name == "config.yaml":  # the reader's own; a run folder's
+        return True
+    return (ROOT / name).exists() or "/" not in name and any(ROOT.glob(f"[kd]*/{name}"))
+
+
+def test_the_loop_runs_and_learns(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    script = tmp_path / "loop.py"
+    script.write_text(f"import torch\ntorch.manual_seed(0)\n{code}")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    match = re.fullmatch(r"training accuracy ([\d.]+)%\n", done.stdout)
+    assert match and float(match[1]) > 90
