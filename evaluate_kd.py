@@ -29,18 +29,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from kd_core.data import Data, Split, load_data
-from kd_core.views import Views
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 from kd_core import config as configuration
 from kd_core import metrics, models, report, teachers
 from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
+from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
 from kd_core.files import read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.tracking import Tracker
+from kd_core.views import Views
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -69,9 +69,7 @@ def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
     if options.checkpoint:
         path = Path(options.checkpoint).expanduser()
         if not path.is_dir():
-            raise UserError(
-                f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed"
-            )
+            raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
         return path, None
     cache = configuration.CacheConfig().folder / "artifacts"
     if options.artifact:
@@ -112,7 +110,7 @@ def select_split(data: Data, name: str) -> Split:
     split = data.val if name == "val" else data.test()
     if split is None:
         raise UserError(
-            f"--split {name}: the data have no such split; the other one is --split {'test' if name == 'val' else 'val'}"
+            f"--split {name}: the data have no such split; try --split {'test' if name == 'val' else 'val'}"
         )
     return split
 
@@ -139,9 +137,7 @@ def main(arguments: list[str]) -> None:
     # ----------------------------------------------------------------------------------------------- predict
     images = Images(split, accelerator.device, config.data.store)
     predict = Predictor(accelerator, config)
-    views = Views(
-        loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip
-    )
+    views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
     logits = predict(predict.prepare(loaded.model), images, views, f"evaluating on {options.split}")
     if accelerator.is_main_process:
         tell(options, config, folder, artifact, export, loaded, logits.cpu(), images.labels.cpu())
@@ -159,9 +155,7 @@ def tell(
     labels: torch.Tensor,
 ) -> None:
     """Compute, print, write and log the results."""
-    figures: dict[str, Any] = metrics.evaluate_module().compute(
-        predictions=logits.numpy(), references=labels.numpy()
-    )
+    figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
     name = options.split
     kd = config.kd.model_dump()
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
@@ -180,9 +174,7 @@ def tell(
         "checkpoint_path": artifact or str(export),
     }
     in_run = (folder / "summary.json").is_file()
-    home = (
-        folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
-    )
+    home = folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
     target = home / f"evaluation-{name}.json"
     write_json(target, result)
 
@@ -200,9 +192,7 @@ def tell(
     if artifact:
         tracker.use_artifact(artifact)
     logged = {f"{name}/{key}": figures[key] for key in ("accuracy", "auroc", "top5", "nll", "brier", "ece")}
-    tracker.log(
-        {**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]}
-    )
+    tracker.log({**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]})
     kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")
     tracker.summarize(
         {key: result[key] for key in kept}

@@ -118,9 +118,9 @@ def run(
             ],
             predict,
         )
-        method = kd_methods.build(
-            config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing
-        ).to(device)
+        method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing).to(
+            device
+        )
         if accelerator.num_processes > 1:
             method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
 
@@ -149,9 +149,7 @@ def run(
 
         def train_step(epoch: int, order: Tensor, position: int) -> None:
             step = epoch * steps_per_epoch + position
-            rate = learning_rate_at(
-                step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, training=training
-            )
+            rate = learning_rate_at(step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, training=training)
             set_learning_rate(optimizer, rate)
             with data_watch.running():
                 batch = batch_rows(
@@ -284,11 +282,7 @@ def run(
             except NonFinite as error:
                 raise NonFinite(
                     f"train/{error}. "
-                    + (
-                        f"Last good checkpoint: {folder.checkpoint('latest')}. "
-                        if epoch
-                        else "No epoch was complete. "
-                    )
+                    + (f"Last good checkpoint: {folder.checkpoint('latest')}. " if epoch else "No epoch was complete. ")
                     + f"Usual causes: a learning rate that is too high (training.learning_rate is "
                     f"{training.learning_rate:g}), fp16 without training.clip"
                 ) from None
@@ -312,9 +306,7 @@ def run(
             state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset)
             state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
             keep(row, better)
-            left = (
-                (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
-            )
+            left = (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
             say(report.epoch_line(row, training.max_epochs, left, better))
 
         # ------------------------------------------------------------------------------------------ the end
@@ -325,9 +317,7 @@ def run(
             pupil.model.load_state_dict(models.load_export(best).model.state_dict())
             test = open_test_split(config, job, pupil, panel, predict, method)
             tracker.log({"epoch": state["epoch"], **test})
-        summary = report.summarize(
-            config, pupil.architecture, pupil.parameters, panel.members, measured, state, test
-        )
+        summary = report.summarize(config, pupil.architecture, pupil.parameters, panel.members, measured, state, test)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
         latest = folder.checkpoint("latest") / "student"
         tracker.upload_final(best, state["best"], latest, state["metrics"])
@@ -440,9 +430,7 @@ def main(arguments: list[str]) -> None:
         return
 
     # ----------------------------------------------------------------- teachers, comparison, then the student
-    trained = {
-        index: ensure_teacher(config, index, job) for index, t in enumerate(config.teachers) if t.train
-    }
+    trained = {index: ensure_teacher(config, index, job) for index, t in enumerate(config.teachers) if t.train}
     resume = "never" if options.fresh else options.resume
     baseline = None
     if config.training.compare_with_baseline and config.teachers:
@@ -499,9 +487,7 @@ def find_mistakes(config: Config, data: Data, processes: int) -> None:
 
     batch, training = config.data.batch_size, config.training
     if batch % processes:
-        problems.append(
-            f"data.batch_size: {batch} is the global batch, and does not divide by {processes} processes"
-        )
+        problems.append(f"data.batch_size: {batch} is the global batch, and does not divide by {processes} processes")
     if len(data.train) < batch:
         problems.append(f"data.batch_size: {batch} is larger than the {len(data.train)} training images")
     if training.patience is not None and data.val is None:

@@ -62,16 +62,9 @@ class Section(BaseModel):
         converted = dict(values)
         for name, info in cls.model_fields.items():
             value, kinds = converted.get(name), _accepts(info.annotation)
-            if (
-                isinstance(value, float)
-                and value.is_integer()
-                and int in kinds
-                and (float not in kinds or value > 1)
-            ):
+            if isinstance(value, float) and value.is_integer() and int in kinds and (float not in kinds or value > 1):
                 converted[name] = int(value)
-            elif (
-                isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}
-            ):
+            elif isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}:
                 converted[name] = str(value)
         return converted
 
@@ -99,9 +92,7 @@ class DataConfig(Section):
         None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
     )
     batch_size: int = Field(128, ge=1, description="images in one step, over all processes together")
-    crop_padding: int = Field(
-        4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop"
-    )
+    crop_padding: int = Field(4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop")
     flip: bool = Field(True, description="mirror half of the training images")
     store_size: int | None = Field(
         None,
@@ -129,15 +120,9 @@ Normalization = Literal["auto", "model", "data"]
 
 
 class ModelConfig(Section):
-    name: str = Field(
-        "cifar_resnet20", description="student: any timm name or one of this project's cifar_ networks"
-    )
-    img_size: int | None = Field(
-        None, ge=8, le=2048, description="input side in pixels; null: the model's own"
-    )
-    stem: Stem = Field(
-        "default", description="cifar: stride-1 first convolution, for ImageNet networks at 32 pixels"
-    )
+    name: str = Field("cifar_resnet20", description="student: any timm name or one of this project's cifar_ networks")
+    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
+    stem: Stem = Field("default", description="cifar: stride-1 first convolution, for ImageNet networks at 32 pixels")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     normalization: Normalization = Field(
         "auto",
@@ -150,21 +135,16 @@ class TeacherConfig(Section):
     model: str | None = Field(None, description="timm name; not needed where the weights say it")
     weights: str | None = Field(
         None,
-        description="run folder, exported student, checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME or pretrained",
+        description="run folder, exported student, checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME "
+        "or pretrained",
     )
-    train: str | None = Field(
-        None, description="YAML file that says how to train this teacher if it is missing"
-    )
+    train: str | None = Field(None, description="YAML file that says how to train this teacher if it is missing")
     view: Literal["shared", "clean"] = Field(
         "shared", description="shared: the student's own crop and flip; clean: the un-augmented image"
     )
-    img_size: int | None = Field(
-        None, ge=8, le=2048, description="input side in pixels; null: the model's own"
-    )
+    img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
-    normalization: Normalization = Field(
-        "auto", description="mean and deviation: as the weights say, or forced"
-    )
+    normalization: Normalization = Field("auto", description="mean and deviation: as the weights say, or forced")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
@@ -186,9 +166,7 @@ class TrainingConfig(Section):
         1e-3, gt=0, le=100, description="peak learning rate for the global batch; never scaled silently"
     )
     weight_decay: float = Field(1e-4, ge=0, le=10, description="weight decay")
-    decay_norms_and_biases: bool = Field(
-        True, description="false: no weight decay on one-dimensional parameters"
-    )
+    decay_norms_and_biases: bool = Field(True, description="false: no weight decay on one-dimensional parameters")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD-like optimizers")
     nesterov: bool = Field(False, description="Nesterov momentum, for sgd")
     optimizer_args: dict[str, Any] = Field({}, description="further arguments of the optimizer")
@@ -201,13 +179,9 @@ class TrainingConfig(Section):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up before the schedule")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="autocast type of student and teachers"
-    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
-    channels_last: bool = Field(
-        True, description="memory format of images and networks; faster for convolutions"
-    )
+    channels_last: bool = Field(True, description="memory format of images and networks; faster for convolutions")
     sync_bn: bool = Field(False, description="share BatchNorm statistics between processes (GPUs only)")
     seed: int = Field(
         0, ge=0, lt=2**31, description="weights, order and views of this run; not the split, not the teachers"
@@ -221,9 +195,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingConfig:
         if self.warmup_epochs >= self.max_epochs:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}"
-            )
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise")
         return self
@@ -242,18 +214,12 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    test_at_end: bool = Field(
-        False, description="open the test split once, after training, with the selected weights"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="images in one evaluation step; null: data.batch_size"
-    )
+    test_at_end: bool = Field(False, description="open the test split once, after training, with the selected weights")
+    batch_size: int | None = Field(None, ge=1, description="images in one evaluation step; null: data.batch_size")
 
 
 class CacheConfig(Section):
-    dir: str | None = Field(
-        None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd"
-    )
+    dir: str | None = Field(None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd")
 
     @property
     def folder(self) -> Path:
@@ -271,23 +237,19 @@ class WandbConfig(Section):
         "auto", description="auto: online if credentials exist, else offline"
     )
     log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
-    upload_every_minutes: float = Field(
-        10.0, ge=0, description="at most one upload of a better student in this time"
-    )
-    resume: Literal["allow", "must", "never"] = Field(
-        "allow", description="what W&B does when a run id exists already"
-    )
+    upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
+    resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
 
 
 class Config(Section):
-    name: str | None = Field(
-        None, description="name of the experiment; null: from method, student and teachers"
-    )
+    name: str | None = Field(None, description="name of the experiment; null: from method, student and teachers")
     output_dir: str = Field("runs", description="folder that holds the run folders")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     teachers: list[TeacherConfig] = Field([], max_length=64)
-    kd: kd_methods.AnyConfig = Field(default_factory=lambda: kd_methods.config_class(kd_methods.LABEL_ONLY)())
+    kd: kd_methods.AnyConfig = Field(
+        default_factory=lambda: kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
@@ -356,18 +318,14 @@ class _Yaml12Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not supported", event.start_mark
-            )
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -383,9 +341,7 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-_Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 _Yaml12Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower())),
@@ -409,9 +365,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a small file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        ) from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     values = parse_yaml(text, str(path))
     if values is None:
         return {}
@@ -509,16 +463,13 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
             if new_type != merged["kd"].get("type"):
                 merged["kd"], dropped = _without_foreign_keys(merged["kd"], new_type)
                 notices += [
-                    f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key"
-                    for key in dropped
+                    f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped
                 ]
         merged = _merge(merged, layer.values)
         origins.update({key: layer.origin for key in _dotted_keys(layer.values)})
     if in_sweep and isinstance(merged.get("kd"), dict):
         merged["kd"], dropped = _without_foreign_keys(merged["kd"], merged["kd"].get("type"))
-        notices += [
-            f"kd.{key} dropped in this trial: {merged['kd'].get('type')!r} has no such key" for key in dropped
-        ]
+        notices += [f"kd.{key} dropped in this trial: {merged['kd'].get('type')!r} has no such key" for key in dropped]
     merged.setdefault("kd", {})
     if isinstance(merged["kd"], dict):
         merged["kd"].setdefault("type", kd_methods.LABEL_ONLY)
@@ -540,9 +491,7 @@ def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, An
 
 
 def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
-    items = (
-        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    )
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         yield f"{prefix}{key}"
         yield from _dotted_keys(value, f"{prefix}{key}.")
@@ -589,9 +538,11 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
             owners = [n for n in kd_methods.names() if parts[1] in kd_methods.config_class(n).model_fields]
             text = f"belongs to {', '.join(owners)}, not to this kd.type" if owners else text
     elif kind == "union_tag_invalid":
-        return f"{origin}: kd.type: unknown method {context['tag']}{_nearest(context['tag'].strip(chr(39)), kd_methods.names())} (known: {', '.join(kd_methods.names())})"
+        tag, known = context["tag"].strip("'"), kd_methods.names()
+        return f"{origin}: kd.type: unknown method {tag!r}{_nearest(tag, known)} (known: {', '.join(known)})"
     elif kind == "literal_error":
-        text = f"is {shown}, allowed: {context['expected']}{_nearest(str(given), re.findall(chr(39) + '(.*?)' + chr(39), context['expected']))}"
+        allowed = re.findall("'(.*?)'", context["expected"])
+        text = f"is {shown}, allowed: {context['expected']}{_nearest(given, allowed)}"
     elif kind in ("value_error", "assertion_error"):
         text = problem["msg"].removeprefix("Value error, ")
     else:
@@ -636,9 +587,7 @@ def describe_keys() -> str:
                     nested,
                 )
             elif not nested:
-                default = (
-                    "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
-                )
+                default = "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
                 lines.append(
                     f"  --{prefix}{name}={_type_name(info.annotation)}  [{default}]\n        {info.description}"
                 )
@@ -647,7 +596,8 @@ def describe_keys() -> str:
         lines.append(f"\n{name}:" if next(_sections_of(info.annotation), None) else "")
         if name == "kd":
             lines.append(
-                f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n        the method; see docs/methods.md"
+                f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n"
+                "        the method; see docs/methods.md"
             )
             for method in kd_methods.names():
                 lines.append(f"  kd.type={method}:")

@@ -45,9 +45,7 @@ class Predictor:
         for rows in tqdm(mine.split(batch), desc=label, leave=False, disable=hidden or None):
             pixels, _ = images.store.gather(rows)
             with accelerator.autocast():
-                parts.append(
-                    model(views.clean(pixels, channels_last=self.config.training.channels_last)).float()
-                )
+                parts.append(model(views.clean(pixels, channels_last=self.config.training.channels_last)).float())
         model.train(training)
         own = torch.cat(parts)
         if accelerator.num_processes == 1:
@@ -92,7 +90,5 @@ def score(
         loss, _ = method(StudentOutput(logits[chunk]), teachers, labels[chunk], progress=progress)
         total += loss.double() * len(labels[chunk])
     method.train()
-    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(
-        figures["auroc_classes_left_out"]
-    )
+    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(figures["auroc_classes_left_out"])
     return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class Meter:
     processes through `reduce_sum` and raise NonFinite naming the first bad step and metric.
     """
 
-    def __init__(self, reduce_sum=lambda tensor: tensor):
+    def __init__(self, reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor):
         self._reduce_sum = reduce_sum
         self.start_epoch()
 

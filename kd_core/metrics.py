@@ -71,16 +71,13 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     gap = (predicted == labels).double() - confidence
     return float(
-        torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap).abs().sum()
-        / len(gap)
+        torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap).abs().sum() / len(gap)
     )
 
 
 def ensemble_logits(teacher_logits: Tensor) -> Tensor:
     """Log of the mean of the teachers' probabilities: [K,N,C] -> [N,C]."""
-    return (
-        teacher_logits.float().log_softmax(-1).logsumexp(0) - torch.tensor(float(len(teacher_logits))).log()
-    )
+    return teacher_logits.float().log_softmax(-1).logsumexp(0) - torch.tensor(float(len(teacher_logits))).log()
 
 
 def evaluate_module() -> Any:

@@ -33,9 +33,7 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, train
     return peak
 
 
-def create_optimizer(
-    model: nn.Module, training: TrainingConfig, device: torch.device
-) -> torch.optim.Optimizer:
+def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
     """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused form for `device`.
 
     UserError if the optimizer rejects `training.optimizer_args`.
@@ -43,11 +41,7 @@ def create_optimizer(
     name = training.optimizer
     if name == "sgd" and not training.nesterov:
         name = "momentum"  # timm's plain SGD; its "sgd" is Nesterov's
-    fused = (
-        {"fused": True}
-        if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda")
-        else {}
-    )
+    fused = {"fused": True} if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda") else {}
     try:
         return create_optimizer_v2(
             model,

@@ -50,9 +50,7 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     for index, teacher in enumerate(summary.get("teachers", [])):
         rows.append(_row(f"teacher {index} ({teacher['name']})", teacher, teacher["parameters"]))
     if summary.get("ensemble"):
-        rows.append(
-            _row("teachers' ensemble", summary["ensemble"], sum(t["parameters"] for t in summary["teachers"]))
-        )
+        rows.append(_row("teachers' ensemble", summary["ensemble"], sum(t["parameters"] for t in summary["teachers"])))
     kind = (
         f"distilled student ({summary['student_model']}, {summary['kd_type']})"
         if rows
@@ -82,7 +80,7 @@ def summarize(
     state: dict[str, Any],
     test: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of summary.json.  `measured`: the teachers' figures and their ensemble's; `state`: as checkpointed."""
+    """The content of summary.json.  `measured`: of the teachers and their ensemble; `state`: the checkpoint's."""
     best, final = state["best"], state["metrics"]
     figures = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
     return {
@@ -142,8 +140,9 @@ def cost(
   student   {config.model.name}, {parameters:,} parameters
   teachers  {", ".join(teachers) or "none"}
   loss      {loss.removeprefix("loss = ")}
-  schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}; {training.max_epochs} epochs of {steps_per_epoch} steps
-  speed     {batch / seconds:,.0f} images per second: {seconds * 1000:.1f} ms a step of {batch} images on {processes} process(es)
+  schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
+  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
+  speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms a step
   time      about {clock(seconds * steps_per_epoch * training.max_epochs)} to the end, validation not counted
   memory    {memory:,.0f} MB at the peak, on {device}
   disk      about {disk:,.0f} MB for checkpoints and the exported student"""

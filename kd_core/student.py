@@ -31,9 +31,7 @@ class Student:
 
     def export(self, folder: Path, figures: dict[str, Any]) -> None:
         """Write the network as it is now in timm's format, with metrics.json beside it."""
-        models.export(
-            self.model, folder, architecture=self.architecture, preprocess=self.preprocess, **self.about
-        )
+        models.export(self.model, folder, architecture=self.architecture, preprocess=self.preprocess, **self.about)
         write_json(folder / "metrics.json", figures)
 
 
@@ -65,8 +63,6 @@ def build(config: Config, data: Data) -> Student:
         model=model,
         architecture=models.architecture(wanted.name, wanted.stem),
         preprocess=preprocess,
-        views=Views(
-            preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip
-        ),
+        views=Views(preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip),
         about=about,
     )

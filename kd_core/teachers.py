@@ -71,9 +71,7 @@ def training_config(run: Config, index: int) -> Config:
             raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
     for key in values.get("data") or {}:
         if key in INHERITED_DATA:
-            raise UserError(
-                f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here"
-            )
+            raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
     for key in ("mixed_precision", "compare_with_baseline"):
         if key in (values.get("training") or {}):
             raise UserError(f"{path}: training.{key}: is the run's, one precision a process; remove it here")
@@ -169,15 +167,10 @@ def _from_export(folder: Path, config: TeacherConfig, where: str) -> Any:
         loaded = models.load_export(export)
     except UserError as error:
         raise UserError(f"{where}.weights: {error}") from None
-    if config.model and models.architecture(config.model, config.stem) != loaded.architecture:
-        raise UserError(
-            f"{where}.model: is {models.architecture(config.model, config.stem)!r}, but {export} holds a {loaded.architecture!r}"
-        )
-    stated = (
-        read_json(export / "metrics.json").get("val/accuracy")
-        if (export / "metrics.json").is_file()
-        else None
-    )
+    wanted = models.architecture(config.model, config.stem) if config.model else loaded.architecture
+    if wanted != loaded.architecture:
+        raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {loaded.architecture!r}")
+    stated = read_json(export / "metrics.json").get("val/accuracy") if (export / "metrics.json").is_file() else None
     return loaded, stated
 
 
@@ -193,15 +186,13 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
         path = Path(source).expanduser()
     else:
         raise UserError(
-            f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, a checkpoint "
-            "file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
+            f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
+            "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
         )
     model = models.create_model(
         name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
     )
-    weights.load_strict(
-        model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes
-    )
+    weights.load_strict(model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes)
     preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
     return Teacher(name, model, _views(preprocess, config, data, run), config.view)
 
@@ -220,7 +211,8 @@ def _check_classes(loaded: models.LoadedModel, data: Data, where: str) -> None:
     names = loaded.class_names
     if names and names != data.class_names and sorted(names) == sorted(data.class_names):
         raise UserError(
-            f"{where}: knows the same classes in another order ({names[0]!r} first, the data have {data.class_names[0]!r})"
+            f"{where}: knows the same classes in another order: {names[0]!r} comes first, "
+            f"in the data it is {data.class_names[0]!r}"
         )
 
 
@@ -339,8 +331,6 @@ def round_to_fp16(logits: Tensor) -> Tensor:
 
 
 def near_chance(accuracy: float, classes: int, count: int) -> bool:
-    """Whether an accuracy on `count` samples could be guessing: within 3 standard errors, or half again, of 1/classes."""
+    """Whether an accuracy on `count` samples could be guessing: up to 3 standard errors, or half, above 1/classes."""
     chance = 1 / classes
-    return accuracy <= max(
-        chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2)
-    )
+    return accuracy <= max(chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2))

@@ -92,44 +92,47 @@ class Tracker:
         self.mode = wandb_mode(config) if enabled and use_wandb else "disabled"
         if self.mode == "disabled":
             return
-        # Before wandb is imported: else the bytes of offline artifacts lie outside the run folder and are lost on copying.
+        # Before wandb is imported: else the bytes of offline artifacts lie outside the run folder and get lost.
         os.environ["WANDB_DATA_DIR"] = str((folder.path / "wandb" / "data").resolve())
         os.environ["WANDB_DIR"] = str(folder.path.resolve())
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        settings = dict(
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            id=run_id,
-            name=run_name or config.wandb.name or folder.path.name,
-            group=config.wandb.group or config.experiment,
-            job_type=job_type,
-            tags=[*config.wandb.tags, config.kd.type, *(tags or [])],
-            notes=config.wandb.notes,
-            dir=str(folder.path),
-            config={
-                **config.model_dump(mode="json"),
-                **(extra_config or {}),
-                **code_version(),
-                "command": " ".join(sys.argv),
-            },
-            resume=config.wandb.resume if job_type == "train" else None,
-            settings=wandb.Settings(finish_timeout=300),
-        )
+        recorded = {
+            **config.model_dump(mode="json"),
+            **(extra_config or {}),
+            **code_version(),
+            "command": " ".join(sys.argv),
+        }
+
+        def start(mode: Any) -> Any:
+            return wandb.init(
+                mode=mode,
+                project=config.wandb.project,
+                entity=config.wandb.entity,
+                id=run_id,
+                name=run_name or config.wandb.name or folder.path.name,
+                group=config.wandb.group or config.experiment,
+                job_type=job_type,
+                tags=[*config.wandb.tags, config.kd.type, *(tags or [])],
+                notes=config.wandb.notes,
+                dir=str(folder.path),
+                config=recorded,
+                resume=config.wandb.resume if job_type == "train" else None,
+                settings=wandb.Settings(finish_timeout=300),
+            )
+
         try:
-            self._run = wandb.init(mode=self.mode, **settings)
+            self._run = start(self.mode)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
             notify(f"W&B is not reachable ({_first_line(error)}); this run is recorded offline")
             self.mode = "offline"
-            self._guard("start", lambda: setattr(self, "_run", wandb.init(mode="offline", **settings)))
+            self._run = self._guard("start", lambda: start("offline"))
         if self._run is not None:
             self._guard("define the axes", self._define_axes)
             self._guard(
                 "save the configuration",
-                lambda: self._run.save(
-                    str(folder.path / "config.yaml"), base_path=str(folder.path), policy="now"
-                ),
+                lambda: self._run.save(str(folder.path / "config.yaml"), base_path=str(folder.path), policy="now"),
             )
 
     def _define_axes(self) -> None:
@@ -143,9 +146,7 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # noqa: BLE001
-            self._notify(
-                f"W&B could not {what} ({_first_line(error)}); training goes on, metrics.jsonl is complete"
-            )
+            self._notify(f"W&B could not {what} ({_first_line(error)}); training goes on, metrics.jsonl is complete")
             return None
 
     @property
@@ -187,9 +188,7 @@ class Tracker:
         import wandb
 
         def log() -> None:
-            artifact = wandb.Artifact(
-                f"model-{self._run.id}", type="model", metadata={"epoch": epoch, **metrics}
-            )
+            artifact = wandb.Artifact(f"model-{self._run.id}", type="model", metadata={"epoch": epoch, **metrics})
             for file in sorted(export.iterdir()):
                 artifact.add_file(str(file), name=file.name)
             artifact.add_file(str(self._folder.path / "config.yaml"), name="config.yaml")
@@ -200,9 +199,7 @@ class Tracker:
         if "best" in aliases:
             self._uploaded_epoch = epoch
 
-    def upload_final(
-        self, best: Path, best_row: dict[str, Any], final: Path, final_row: dict[str, Any]
-    ) -> None:
+    def upload_final(self, best: Path, best_row: dict[str, Any], final: Path, final_row: dict[str, Any]) -> None:
         """The best student if it is not there yet, then the final one last, so that `latest` is what it says."""
         if best_row["epoch"] == final_row["epoch"]:
             self.upload(best, best_row["epoch"], best_row, ["best", "latest"])
@@ -219,14 +216,11 @@ class Tracker:
         if self._run is None:
             return
         run, self._run = self._run, None
+        recorded_in = Path(run.dir).parent
         self._guard("finish the run", lambda: run.finish(exit_code=exit_code))
         if self.mode == "offline":
-            folders = " ".join(
-                f"'{path}'" for path in sorted((self._folder.path / "wandb").glob("offline-run-*"))
-            )
-            self._notify(
-                f"recorded offline; to send it to W&B later: WANDB_DATA_DIR='{self._folder.path / 'wandb' / 'data'}' wandb sync {folders}"
-            )
+            data = self._folder.path / "wandb" / "data"
+            self._notify(f"recorded offline; to send it later: WANDB_DATA_DIR='{data}' wandb sync '{recorded_in}'")
         elif self.mode == "online":
             shutil.rmtree(self._folder.path / "wandb" / "data" / "artifacts" / "staging", ignore_errors=True)
 

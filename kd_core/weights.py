@@ -22,7 +22,7 @@ CONTAINERS = ("model", "state_dict", "state_dict_ema", "student", "net")
 PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 
 # What training scripts store beside the tensors (arguments, a best accuracy): data without behaviour.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     argparse.Namespace,
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),

@@ -12,16 +12,12 @@ TEACHER = "--teachers=[{model: cifar_resnet20, train: configs/teachers/x.yaml}]"
 
 
 def load(*arguments: str, **layers: dict) -> Config:
-    return resolve(
-        [*(Layer(name, values) for name, values in layers.items()), parse_overrides(list(arguments))]
-    ).config
+    return resolve([*(Layer(name, values) for name, values in layers.items()), parse_overrides(list(arguments))]).config
 
 
 def mistakes(*arguments: str, in_sweep: bool | None = None, **layers: dict) -> list[str]:
     with pytest.raises(UserError) as caught:
-        resolve(
-            [*(Layer(n, v) for n, v in layers.items()), parse_overrides(list(arguments))], in_sweep=in_sweep
-        )
+        resolve([*(Layer(n, v) for n, v in layers.items()), parse_overrides(list(arguments))], in_sweep=in_sweep)
     return str(caught.value).splitlines()
 
 
@@ -80,9 +76,7 @@ def test_a_bare_flag_is_true():
 
 
 def test_numbers_become_the_declared_type():
-    config = load(
-        "--training.max_epochs=3.0", "--training.learning_rate=1", "--wandb.name=12", "--data.val_size=500.0"
-    )
+    config = load("--training.max_epochs=3.0", "--training.learning_rate=1", "--wandb.name=12", "--data.val_size=500.0")
     assert (
         config.training.max_epochs,
         config.training.learning_rate,
@@ -115,7 +109,7 @@ def test_numbers_become_the_declared_type():
         ),
         ("--training.schedule=cosin", "did you mean 'cosine'?"),
         ("--training.optimizer=adamq", "unknown optimizer 'adamq', did you mean"),
-        ("--kd.type=dynamc", "command line: kd.type: unknown method dynamc, did you mean 'dynamic'?"),
+        ("--kd.type=dynamc", "command line: kd.type: unknown method 'dynamc', did you mean 'dynamic'?"),
         ("--kd.type=dynamic", "kd.type 'dynamic' needs teachers"),
         ("--data.source=parquet", "source 'parquet' needs data.path"),
         ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights' and 'train'"),
@@ -136,9 +130,7 @@ def test_each_mistake_is_named(argument, text):
 def test_all_mistakes_come_at_once_with_their_files():
     lines = mistakes("--training.seed=x", **{"a.yaml": {"data": {"batch": 3}, "training": {"clip": -1}}})
     assert len(lines) == 3
-    assert any(
-        line.startswith("a.yaml: data.batch: unknown key, did you mean 'batch_size'?") for line in lines
-    )
+    assert any(line.startswith("a.yaml: data.batch: unknown key, did you mean 'batch_size'?") for line in lines)
     assert any(line.startswith("a.yaml: training.clip: is -1") for line in lines)
     assert any(line.startswith("command line: training.seed: is 'x'") for line in lines)
 
@@ -166,17 +158,14 @@ def test_a_new_method_drops_the_lower_layers_hyperparameters_with_a_notice():
 
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():
     arguments = ("--kd.type=average", "--kd.gamma=3", TEACHER)
-    assert mistakes(*arguments, in_sweep=False) == [
-        "command line: kd.gamma: belongs to dynamic, not to this kd.type"
-    ]
+    assert mistakes(*arguments, in_sweep=False) == ["command line: kd.gamma: belongs to dynamic, not to this kd.type"]
     resolved = resolve([parse_overrides(list(arguments))], in_sweep=True)
     assert "kd.gamma dropped in this trial" in resolved.notices[0]
 
 
 def test_a_misspelt_hyperparameter_is_a_mistake_in_a_sweep_too():
     assert (
-        "unknown key, did you mean 'gamma'?"
-        in mistakes("--kd.type=dynamic", "--kd.gama=3", TEACHER, in_sweep=True)[0]
+        "unknown key, did you mean 'gamma'?" in mistakes("--kd.type=dynamic", "--kd.gama=3", TEACHER, in_sweep=True)[0]
     )
 
 
@@ -213,9 +202,7 @@ def test_printed_yaml_reads_back_as_the_same_configuration():
 def test_the_digest_ignores_what_does_not_shape_the_result():
     same = [
         load(),
-        load(
-            "--output_dir=elsewhere", "--wandb.mode=offline", "--training.log_every=3", "--data.num_workers=2"
-        ),
+        load("--output_dir=elsewhere", "--wandb.mode=offline", "--training.log_every=3", "--data.num_workers=2"),
     ]
     assert len({config.digest("data") for config in same}) == 1
     other = [
@@ -245,9 +232,5 @@ def test_help_lists_every_key_once_per_place():
 
 def test_flat_keys_for_wandb():
     flat = load("--kd.type=dynamic", TEACHER).flat(100)
-    assert (
-        flat["kd_type"] == "dynamic"
-        and flat["gamma"] == 10.0
-        and flat["teacher_models"] == ["cifar_resnet20"]
-    )
+    assert flat["kd_type"] == "dynamic" and flat["gamma"] == 10.0 and flat["teacher_models"] == ["cifar_resnet20"]
     assert flat["num_classes"] == 100 and flat["threshold"] == 0.5

@@ -120,7 +120,7 @@ def compare_vit(home, method, scope):
 
 
 def test_a_batchnorm_student_starts_equal_and_keeps_its_learning_rates(home):
-    """BatchNorm statistics are per process, so training differs; order, views, rates and the teachers' figures do not."""
+    """BatchNorm statistics are per process, so training differs; rates and the teachers' figures do not."""
     one, two = (losses(home, processes, "average", None, {"name": "cifar_resnet8"}) for processes in (1, 2))
     assert one[0] == two[0]  # the teachers' accuracies
     for first, second in zip(one, two, strict=True):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from kd_core.data import Data
 
 import kd_methods
 import train_kd
 from kd_core import checkpoints, models, teachers
 from kd_core.checkpoints import read_metrics
+from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.meter import Meter
 
@@ -88,9 +88,7 @@ def train(home: Path, *more: str, **options) -> Path:
     """Run main() and return the student's run folder."""
     before = set((home / options.get("output", "runs")).glob("*/summary.json"))
     train_kd.main(arguments(home, *more, **options))
-    new = [
-        path.parent for path in set((home / options.get("output", "runs")).glob("*/summary.json")) - before
-    ]
+    new = [path.parent for path in set((home / options.get("output", "runs")).glob("*/summary.json")) - before]
     return next(path for path in new if not path.name.startswith("teacher-"))
 
 
@@ -155,9 +153,7 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
         model = original(config, data)
         name = config.kd.type
         model.register_forward_pre_hook(
-            lambda module, inputs: (
-                seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
-            )
+            lambda module, inputs: seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
         )
         seen.setdefault(f"{name} weights", []).append([p.detach().clone() for p in model.parameters()])
         return model
@@ -177,8 +173,7 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(seen["baseline"], seen["dynamic"], strict=True))
     # the last build of each run is the one that trains
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(seen["baseline weights"][-1], seen["dynamic weights"][-1], strict=True)
+        torch.equal(a, b) for a, b in zip(seen["baseline weights"][-1], seen["dynamic weights"][-1], strict=True)
     )
 
 
@@ -200,9 +195,7 @@ def test_early_stopping(home, monkeypatch):
             "val/loss_total": 1.0,
         },
     )
-    folder = train(
-        home, "--no-wandb", "--training.max_epochs=9", "--training.patience=2", method=kd_methods.LABEL_ONLY
-    )
+    folder = train(home, "--no-wandb", "--training.max_epochs=9", "--training.patience=2", method=kd_methods.LABEL_ONLY)
     assert [row["epoch"] for row in epochs(folder)] == [
         1,
         2,
@@ -215,11 +208,7 @@ def test_early_stopping(home, monkeypatch):
 
 def times_apart(rows: list[dict]) -> list[dict]:
     return [
-        {
-            name: value
-            for name, value in row.items()
-            if not name.startswith("perf/") and "step_time" not in name
-        }
+        {name: value for name, value in row.items() if not name.startswith("perf/") and "step_time" not in name}
         for row in rows
     ]
 
@@ -246,13 +235,10 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
     assert json.loads((cut / "summary.json").read_text())["status"] == "running"
     train_kd.main(arguments(home, *more, output="cut"))
     assert "resuming" in capsys.readouterr().out
-    assert times_apart(read_metrics(cut / "metrics.jsonl")) == times_apart(
-        read_metrics(whole / "metrics.jsonl")
-    )
+    assert times_apart(read_metrics(cut / "metrics.jsonl")) == times_apart(read_metrics(whole / "metrics.jsonl"))
     for kind in ("best", "latest"):
         first, second = (
-            models.load_export(folder / "checkpoints" / kind / "student").model.state_dict()
-            for folder in (whole, cut)
+            models.load_export(folder / "checkpoints" / kind / "student").model.state_dict() for folder in (whole, cut)
         )
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -271,9 +257,7 @@ def test_resuming_another_runs_folder_is_refused(home):
     first = train(home, "--no-wandb", "--training.seed=13", method=kd_methods.LABEL_ONLY)
     with pytest.raises(UserError, match="was trained with other settings"):
         train_kd.main(
-            arguments(
-                home, "--no-wandb", "--training.seed=14", "--resume", str(first), method=kd_methods.LABEL_ONLY
-            )
+            arguments(home, "--no-wandb", "--training.seed=14", "--resume", str(first), method=kd_methods.LABEL_ONLY)
         )
 
 
@@ -294,9 +278,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(h
     ):
         train(home, "--no-wandb", "--training.seed=15", method=kd_methods.LABEL_ONLY)
     [folder] = [
-        p.parent
-        for p in (home / "runs").glob("*/summary.json")
-        if json.loads(p.read_text())["status"] != "finished"
+        p.parent for p in (home / "runs").glob("*/summary.json") if json.loads(p.read_text())["status"] != "finished"
     ]
     assert models.load_export(folder / "checkpoints" / "latest" / "student").num_classes == 10
 
@@ -305,9 +287,7 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
     path = tmp_path / "random.pt"
     torch.save(models.create_model("cifar_resnet14", num_classes=10).state_dict(), path)
     with pytest.raises(UserError, match="teachers\\[0\\] 'cifar_resnet14': accuracy .* is near chance"):
-        train_kd.main(
-            arguments(home, "--no-wandb", f"--teachers=[{{model: cifar_resnet14, weights: {path}}}]")
-        )
+        train_kd.main(arguments(home, "--no-wandb", f"--teachers=[{{model: cifar_resnet14, weights: {path}}}]"))
 
 
 @pytest.mark.parametrize(
@@ -343,9 +323,7 @@ def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path)
     ):
         path = tmp_path / "t.yaml"
         path.write_text(text)
-        options, resolved = train_kd.parse(
-            arguments(home, f"--teachers=[{{model: cifar_resnet8, train: {path}}}]")
-        )
+        options, resolved = train_kd.parse(arguments(home, f"--teachers=[{{model: cifar_resnet8, train: {path}}}]"))
         with pytest.raises(UserError, match=message):
             teachers.training_config(resolved.config, 0)
 
@@ -355,16 +333,11 @@ def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path)
 
 def test_statuses_and_texts_of_the_script(home):
     def script(*words):
-        return subprocess.run(
-            [sys.executable, "train_kd.py", *words], cwd=ROOT, capture_output=True, text=True
-        )
+        return subprocess.run([sys.executable, "train_kd.py", *words], cwd=ROOT, capture_output=True, text=True)
 
     wrong = script("--training.max_epoch=3")
     assert wrong.returncode == 2 and wrong.stdout == ""
-    assert (
-        wrong.stderr
-        == "train_kd.py: command line: training.max_epoch: unknown key, did you mean 'max_epochs'?\n"
-    )
+    assert wrong.stderr == "train_kd.py: command line: training.max_epoch: unknown key, did you mean 'max_epochs'?\n"
     printed = script("--print-config", "--kd.temperature=8")
     assert printed.returncode == 0 and yaml.safe_load(printed.stdout)["kd"]["temperature"] == 8.0
     shown = script("--help")

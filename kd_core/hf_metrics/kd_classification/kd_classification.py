@@ -1,4 +1,4 @@
-"""Classification metrics of kd_core.metrics as a Hugging Face `evaluate` module; loaded by path, so it works offline."""
+"""Classification metrics of kd_core.metrics as a Hugging Face `evaluate` module, loaded by path: it works offline."""
 
 import datasets
 import evaluate

@@ -1,0 +1,217 @@
+"""Which images a step takes and how they are augmented: functions of (seed, epoch, row), on the device.
+
+A view is one integer, `flip * G * G + dy * G + dx` with G = 2 * crop_padding + 1 crop offsets per axis.  It
+is all the randomness there is, so that a view can be replayed, cached, and shown at another size to another
+model.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_core.preprocess import Preprocess
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+# ---------------------------------------------------------------------------------------------- randomness
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer: torch has no full uint64 arithmetic."""
+    value &= MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64: the arithmetic shift's copies of the sign bit are masked off."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def random_bits(seed: int, stream: int, rows: Tensor) -> Tensor:
+    """64 random bits per row, as int64 with the shape of `rows`; the same on every device, forever.
+
+    Counter-based: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of the row, on a sequence chosen by
+    (seed, stream), so that a row's bits depend neither on which other rows are asked for nor on the library's
+    generators.
+    """
+    return _mix(rows * _signed(GOLDEN) + _key(seed, stream))
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, stream: int) -> int:
+    key = 0
+    for part in (seed, stream):
+        key = int(_mix(torch.tensor(_signed(key + GOLDEN * (part + 1)))))
+    return key
+
+
+def _mix(value: Tensor) -> Tensor:
+    """splitmix64's output function on int64, whose products wrap as unsigned ones do."""
+    value = (value ^ _shift_right(value, 30)) * _signed(MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
+# ------------------------------------------------------------------------------------------------- sampler
+
+
+def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
+    """The permutation of `rows` (int64 [n]) that epoch `epoch` goes through: int64 [n] on their device."""
+    return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
+
+
+def batch_rows(order: Tensor, batch_size: int, step: int, rank: int, world_size: int) -> Tensor:
+    """Process `rank`'s part, int64 [batch_size / world_size], of the global batch number `step` of an epoch.
+
+    An epoch has `len(order) // batch_size` steps; what is left over is not used.
+    """
+    assert batch_size % world_size == 0, (batch_size, world_size)
+    assert 0 <= step < len(order) // batch_size, (step, batch_size, len(order))
+    share = batch_size // world_size
+    start = step * batch_size + rank * share
+    return order[start : start + share]
+
+
+# --------------------------------------------------------------------------------------------------- views
+
+
+def num_views(crop_padding: int, flip: bool) -> int:
+    """How many views an image has: 162 for padding 4 with flips."""
+    return (2 * crop_padding + 1) ** 2 * (2 if flip else 1)
+
+
+def clean_view_id(crop_padding: int) -> int:
+    """The view at the centre, not flipped: for a native-size model the image itself."""
+    return crop_padding * (2 * crop_padding + 1) + crop_padding
+
+
+def view_ids(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
+    """The view of each row in an epoch: int64 [B] in [0, num_views), from rows int64 [B], on their device."""
+    return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % num_views(crop_padding, flip)
+
+
+class Views:
+    """Views of stored images for one model: cropped, flipped, at its size and with its normalisation.
+
+    Args:
+        preprocess: the model's `size`, `resize`, `interpolation`, `mean` and `std`.
+        image_size: side of the stored square images.
+        crop_padding, flip: the augmentation that view ids stand for.
+
+    A model of the stored size sees a crop of the image with `crop_padding` black pixels around it.  For any
+    other size the image is resized to 8/7 of the model's side, and the crop is a box at one of G evenly
+    spaced offsets per axis.  Without crops (padding 0) the whole image is resized.
+
+    Raises:
+        UserError: the model's resize is smaller than its crop.
+    """
+
+    def __init__(self, preprocess: Preprocess, image_size: int, *, crop_padding: int, flip: bool):
+        if preprocess.resize < preprocess.size:
+            raise UserError(
+                f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
+            )
+        self.size, self.resize = preprocess.size, preprocess.resize
+        self.interpolation = preprocess.interpolation
+        self.offsets, self.flip = 2 * crop_padding + 1, flip
+        self.padding = crop_padding if image_size == self.size else 0
+        if image_size == self.size or crop_padding == 0:
+            self.canvas = self.size + 2 * self.padding
+        else:
+            self.canvas = round(self.size * 8 / 7)
+        mean = torch.tensor(preprocess.mean, dtype=torch.float64)
+        std = torch.tensor(preprocess.std, dtype=torch.float64)
+        # For whole rows of pixels: an inner loop over three channels would be slow.
+        self._scale = (1 / (255 * std)).float().repeat(self.size)
+        self._shift = (-mean / std).float().repeat(self.size)
+        slack = self.canvas - self.size
+        self._offset = torch.tensor(
+            [round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)]
+        )
+
+    def train(
+        self,
+        images: Tensor,
+        view_ids: Tensor,
+        out_dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> Tensor:
+        """Augmented views: float [B,3,size,size] of uint8 images [B,H,W,3] and view ids int64 [B]."""
+        self._to(images.device)
+        view_ids = view_ids.to(images.device, non_blocking=True)
+        plane, slack = self.offsets**2, self.canvas - self.size
+        top = self._offset[view_ids % plane // self.offsets]
+        left = self._offset[view_ids % self.offsets]
+        if self.flip:  # of the stored bytes, before the crop, whose offset from the left then mirrors too
+            mirror = view_ids >= plane
+            images = _mirrored_where(mirror, images)
+            left = torch.where(mirror, slack - left, left)
+        if self.padding:
+            canvas = F.pad(images, (0, 0, *[self.padding] * 4))
+        else:
+            canvas = self._resized(images, self.canvas)
+        return self._normalised(self._crop(canvas, top, left), out_dtype, channels_last)
+
+    def clean(
+        self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False
+    ) -> Tensor:
+        """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""
+        self._to(images.device)
+        start = round((self.resize - self.size) / 2)
+        stop = start + self.size
+        view = self._resized(images, self.resize)[:, start:stop, start:stop]
+        return self._normalised(view.flatten(2), out_dtype, channels_last)
+
+    def _to(self, device: torch.device) -> None:
+        if self._scale.device != device:
+            self._scale, self._shift, self._offset = (
+                constant.to(device) for constant in (self._scale, self._shift, self._offset)
+            )
+
+    def _resized(self, images: Tensor, side: int) -> Tensor:
+        """[B,H,W,3] -> [B,side,side,3]: float32 in [0, 255], or the images themselves if they fit."""
+        if images.shape[1] == side:
+            return images
+        pixels = images.permute(0, 3, 1, 2).float()
+        resized = F.interpolate(
+            pixels, (side, side), mode=self.interpolation, align_corners=False, antialias=True
+        )
+        return resized.clamp_(0, 255).permute(0, 2, 3, 1)  # bicubic overshoots at edges
+
+    def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """[B,S,S,3] -> rows of pixels [B,size,size*3] at the offsets int64 [B] from the top and the left.
+
+        Every run of size*3 values that starts at a pixel is a row of one overlapping strided tensor;
+        selecting such rows copies whole runs, where indexing by pixel would copy values one by one.
+        """
+        canvas = canvas.contiguous()
+        count, side = canvas.shape[:2]
+        runs = canvas.as_strided((count * side * side - self.size + 1, self.size * 3), (3, 1))
+        steps = torch.arange(max(count, self.size), device=canvas.device)
+        first = (steps[:count] * side + top) * side + left
+        return runs.index_select(0, (first[:, None] + steps[: self.size] * side).flatten()).view(
+            count, self.size, self.size * 3
+        )
+
+    def _normalised(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        """Rows of pixels [B,size,size*3] in [0, 255] -> normalised [B,3,size,size]."""
+        values = (view.float() * self._scale).add_(self._shift).to(dtype)
+        image = values.unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
+        return image if channels_last else image.contiguous()
+
+
+def _mirrored_where(mirror: Tensor, images: Tensor) -> Tensor:
+    """Images [B,H,W,3], those where `mirror` (bool [B]) is set with left and right exchanged."""
+    both = torch.cat([images, images.flip(2)])
+    return both.index_select(0, torch.arange(len(images), device=images.device) + mirror * len(images))
