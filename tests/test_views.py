@@ -1,0 +1,271 @@
+"""Views against a slow reference, one sample and one pixel row at a time; their randomness; the sampler."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from kd_core.errors import UserError
+from kd_core.preprocess import Preprocess
+from kd_core.views import (
+    Views,
+    batch_rows,
+    clean_view_id,
+    epoch_order,
+    num_views,
+    random_bits,
+    view_ids,
+)
+
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+MASK = (1 << 64) - 1
+
+
+def preprocess(size: int, resize: int | None = None, interpolation: str = "bicubic") -> Preprocess:
+    return Preprocess(size, resize or size, interpolation, MEAN, STD)
+
+
+def random_images(count: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+def normalised(image: Tensor) -> Tensor:
+    """[3,h,w] in [0, 255], the textbook way, in float64."""
+    mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (MEAN, STD))
+    return (image.double() / 255 - mean) / std
+
+
+def slow_view(image: Tensor, view: int, size: int, padding: int) -> Tensor:
+    """One view of one image uint8 [h,w,3], with nothing batched."""
+    grid = 2 * padding + 1
+    flip, dy, dx = view // grid**2, view // grid % grid, view % grid
+    chw = image.permute(2, 0, 1).double()
+    if image.shape[0] == size:
+        canvas = torch.zeros(3, size + 2 * padding, size + 2 * padding, dtype=torch.float64)
+        canvas[:, padding : padding + size, padding : padding + size] = chw
+    else:
+        side = round(size * 8 / 7) if padding else size
+        canvas = TF.resize(chw, [side, side], interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+        canvas = canvas.clamp(0, 255)
+    slack = canvas.shape[1] - size
+    top, left = (round(offset * slack / max(grid - 1, 1)) for offset in (dy, dx))
+    crop = canvas[:, top : top + size, left : left + size]
+    return normalised(crop.flip(2) if flip else crop)
+
+
+# ------------------------------------------------------------------------------------------------ the pixels
+
+
+def test_every_native_view_equals_the_reference() -> None:
+    ids = torch.arange(num_views(4, True))
+    images = random_images(len(ids), 32)
+    views = Views(preprocess(32), 32, crop_padding=4, flip=True).train(images, ids)
+    assert len(ids) == 162 and views.shape == (162, 3, 32, 32) and views.is_contiguous()
+    for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
+        torch.testing.assert_close(view.double(), slow_view(image, view_id, 32, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stored", "size"), [(32, 56), (64, 28), (32, 48), (40, 35)])
+def test_every_resized_view_equals_the_reference(stored: int, size: int) -> None:
+    ids = torch.arange(num_views(4, True))
+    images = random_images(3, stored)[torch.arange(len(ids)) % 3]
+    views = Views(preprocess(size), stored, crop_padding=4, flip=True).train(images, ids)
+    for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
+        torch.testing.assert_close(view.double(), slow_view(image, view_id, size, 4), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("stored", "size", "padding"), [(32, 32, 0), (16, 24, 0), (8, 8, 2), (5, 5, 3)])
+def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> None:
+    ids = torch.arange(num_views(padding, True))
+    images = random_images(len(ids), stored)
+    views = Views(preprocess(size), stored, crop_padding=padding, flip=True).train(images, ids)
+    for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
+        torch.testing.assert_close(view.double(), slow_view(image, view_id, size, padding), rtol=0, atol=2e-4)
+
+
+def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
+    """Colours give the position away: red grows to the right, green downwards."""
+    ramp = torch.linspace(0, 255, 64).round().to(torch.uint8)
+    image = torch.stack(
+        [ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros_like(ramp).expand(64, 64)], -1
+    )
+    ids = torch.arange(num_views(4, True))
+    images = image.expand(len(ids), 64, 64, 3)
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    small, large = (
+        Views(Preprocess(size, size, "bicubic", **plain), 64, crop_padding=4, flip=True).train(images, ids)
+        for size in (28, 112)
+    )
+    for corner in ((0, 0), (-1, -1), (0, -1)):
+        difference = small[:, :2, *corner] - large[:, :2, *corner]
+        assert difference.abs().max() < 0.035  # the two grids of offsets are rounded to whole pixels
+    assert (small[:, 0, 0, 0] > small[:, 0, 0, -1]).equal(ids >= 81)  # red falls where flipped
+
+
+def test_images_stored_at_the_right_size_are_cropped_without_resizing() -> None:
+    images, views = random_images(1, 32), Views(preprocess(28), 32, crop_padding=4, flip=True)
+    expected = normalised(images[0].permute(2, 0, 1))[:, :28, 4:]
+    assert torch.allclose(views.train(images, torch.tensor([8]))[0].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_centre_view_is_the_clean_view() -> None:
+    images, views = random_images(4, 32), Views(preprocess(32), 32, crop_padding=4, flip=True)
+    ids = torch.full((4,), clean_view_id(4))
+    assert views.train(images, ids).equal(views.clean(images))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("stored", "size", "resize"), [(64, 56, 64), (80, 32, 37), (32, 56, 64), (32, 32, 32)]
+)
+def test_clean_view_equals_torchvision(stored: int, size: int, resize: int, interpolation: str) -> None:
+    images = random_images(2, stored)
+    clean = Views(preprocess(size, resize, interpolation), stored, crop_padding=4, flip=True).clean(images)
+    pixels = images.permute(0, 3, 1, 2).double()
+    mode = TF.InterpolationMode(interpolation)
+    expected = TF.center_crop(TF.resize(pixels, [resize], mode, antialias=True).clamp(0, 255), [size, size])
+    torch.testing.assert_close(
+        clean.double(), torch.stack([normalised(x) for x in expected]), rtol=0, atol=2e-4
+    )
+
+
+def test_normalisation_is_exact_for_every_byte() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    clean = Views(preprocess(16), 16, crop_padding=4, flip=True).clean(images)
+    torch.testing.assert_close(clean[0].double(), normalised(images[0].permute(2, 0, 1)), rtol=0, atol=1e-6)
+
+
+def test_memory_format_and_type_change_no_value() -> None:
+    images, ids = random_images(6, 32), torch.tensor([0, 80, 81, 161, 40, 121])
+    views = Views(preprocess(32), 32, crop_padding=4, flip=True)
+    plain, last = views.train(images, ids), views.train(images, ids, channels_last=True)
+    assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(plain)
+    assert views.train(images, ids, torch.bfloat16).equal(plain.bfloat16())
+
+
+def test_images_are_left_alone() -> None:
+    images = random_images(3, 32)
+    before = images.clone()
+    for size in (32, 28):
+        views = Views(preprocess(size), 32, crop_padding=4, flip=True)
+        views.train(images, torch.tensor([0, 100, 161]))
+        views.clean(images)
+    assert images.equal(before)
+
+
+def test_resize_smaller_than_crop_is_refused() -> None:
+    with pytest.raises(UserError, match="resize 24 is smaller than the crop size 32"):
+        Views(preprocess(32, 24), 32, crop_padding=4, flip=True)
+
+
+# -------------------------------------------------------------------------------------------- the randomness
+
+
+def splitmix64(state: int) -> int:
+    """The published generator's next output, in Python's own integers."""
+    z = (state + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def test_random_bits_are_splitmix64() -> None:
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # the published first output for seed 0
+    for seed, stream, row in [(0, 0, 0), (1, 2, 3), (2**31, 7, 49_999), (5, 400, 1_281_166)]:
+        # `splitmix64` makes one step itself, so `part + 1` steps from the last key are `part` more
+        key = 0
+        for part in (seed, stream):
+            key = splitmix64(key + 0x9E3779B97F4A7C15 * part)
+        expected = splitmix64(key + 0x9E3779B97F4A7C15 * (row - 1))
+        assert int(random_bits(seed, stream, torch.tensor([row]))) & MASK == expected
+
+
+def chi_square(counts: Tensor) -> float:
+    """Distance from uniform in standard deviations of the statistic."""
+    expected = counts.sum() / len(counts)
+    freedom = len(counts) - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom))
+
+
+def test_views_are_uniform_over_rows_and_over_epochs() -> None:
+    options = {"crop_padding": 4, "flip": True}
+    over_rows = view_ids(3, 7, torch.arange(50_000), **options)
+    row = torch.tensor([17])
+    over_epochs = torch.cat([view_ids(3, epoch, row, **options) for epoch in range(5_000)])
+    for ids in (over_rows, over_epochs):
+        assert 0 <= int(ids.min()) and int(ids.max()) < 162
+        assert abs(chi_square(ids.bincount(minlength=162).double())) < 5
+    pairs = over_rows * 162 + view_ids(
+        3, 8, torch.arange(50_000), **options
+    )  # successive epochs: independent
+    assert abs(chi_square(pairs.bincount(minlength=162**2).double())) < 5
+
+
+def test_views_do_not_depend_on_the_batch_and_can_be_replayed() -> None:
+    options = {"crop_padding": 4, "flip": True}
+    rows = torch.arange(1_000)
+    ids = view_ids(1, 2, rows, **options)
+    shuffled = torch.randperm(1_000, generator=torch.Generator().manual_seed(0))
+    assert view_ids(1, 2, shuffled, **options).equal(ids[shuffled])
+    assert view_ids(1, 2, rows[500:501], **options).equal(ids[500:501])
+    for other in (
+        view_ids(2, 2, rows, **options),
+        view_ids(1, 3, rows, **options),
+        view_ids(2, 1, rows, **options),
+    ):
+        assert (other == ids).double().mean() < 0.05
+
+
+def test_fewer_views_without_flip_or_crop() -> None:
+    rows = torch.arange(10_000)
+    for padding, flip, count in [(4, False, 81), (0, True, 2), (0, False, 1), (2, True, 50)]:
+        assert num_views(padding, flip) == count
+        assert view_ids(0, 0, rows, crop_padding=padding, flip=flip).unique().equal(torch.arange(count))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_views_on_the_gpu_equal_those_on_the_cpu() -> None:
+    rows, images = torch.arange(162), random_images(162, 32)
+    ids = view_ids(1, 2, rows, crop_padding=4, flip=True)
+    assert view_ids(1, 2, rows.cuda(), crop_padding=4, flip=True).cpu().equal(ids)
+    assert epoch_order(1, 2, rows.cuda()).cpu().equal(epoch_order(1, 2, rows))
+    for size, tolerance in ((32, 1e-6), (48, 2e-4)):
+        views = Views(preprocess(size), 32, crop_padding=4, flip=True)
+        expected = views.train(images, ids)
+        actual = views.train(images.cuda(), ids.cuda()).cpu()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------------------- the sampler
+
+
+def test_epoch_order_is_a_permutation_of_its_own_per_epoch_and_seed() -> None:
+    rows = torch.arange(0, 3_000, 3)
+    order = epoch_order(0, 5, rows)
+    assert order.sort().values.equal(rows) and not order.equal(rows)
+    assert order.equal(epoch_order(0, 5, rows))
+    assert not order.equal(epoch_order(0, 6, rows)) and not order.equal(epoch_order(1, 5, rows))
+
+
+def test_order_is_independent_of_views() -> None:
+    """What an epoch shows first is not augmented in a special way."""
+    order = epoch_order(0, 0, torch.arange(50_000))
+    ids = view_ids(0, 0, order[:20_000], crop_padding=4, flip=True)
+    assert abs(chi_square(ids.bincount(minlength=162).double())) < 5
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_share_the_global_batch(world_size: int) -> None:
+    order = epoch_order(0, 0, torch.arange(103))
+    for step in range(103 // 20):
+        parts = [batch_rows(order, 20, step, rank, world_size) for rank in range(world_size)]
+        assert torch.cat(parts).equal(order[step * 20 : (step + 1) * 20])
+        assert {len(part) for part in parts} == {20 // world_size}
+    with pytest.raises(AssertionError):
+        batch_rows(order, 20, 103 // 20, 0, 1)  # the remainder is no batch
