@@ -1,0 +1,337 @@
+"""Image classification data: decoded once, memory-mapped, split by class, and stored where batches are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, from_numpy
+from tqdm import tqdm
+
+from kd_core import decoding
+from kd_core.decoding import Stored
+from kd_core.errors import UserError
+from kd_core.sources import RawSplit, Source, open_source
+from kd_core.stratify import stratified
+
+if TYPE_CHECKING:
+    from kd_core.config import DataConfig
+
+CIFAR_CLASSES = (10, 20, 100)  # with 50,000 training images of 32 pixels: CIFAR, wherever it comes from
+
+
+@dataclass
+class Split:
+    """Some rows of a source split.
+
+    images: uint8 [N,H,W,3], all rows of the source split, backed by a memory map.
+    labels: int64 [N].
+    rows: int64 [n], the rows that belong to this split, ascending.
+    fingerprint: of the whole source split's content, the same wherever it was read from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    name: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
+class Data:
+    """A data set that is ready for training.
+
+    mean, std: per channel over the training rows, in [0,1], rounded to 4 decimals.
+    image_size: side of the stored square images.
+    notes: what was guessed, cut or dropped, one line each.
+    fingerprint: of the content of the training split and, if it is a source split of its own, the validation split.
+    """
+
+    train: Split
+    val: Split | None
+    num_classes: int
+    class_names: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    notes: list[str]
+    fingerprint: str
+    _open_test: Callable[[], Split | None]
+    _test: list[Split | None] = field(default_factory=list)
+
+    def test(self) -> Split | None:
+        """The test split, None if the source has none.  Nothing of it is read before the first call.
+
+        Raises:
+            UserError: it cannot be read, or its labels are not those of the training split.
+        """
+        if not self._test:
+            self._test.append(self._open_test())
+        return self._test[0]
+
+
+def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path, show_progress: bool = True) -> Data:
+    """Open the data set that `config` describes; the first time it is decoded into `cache_dir`.
+
+    Args:
+        model_sizes: input sides of all models; images of mixed sizes are stored for the largest.
+        show_progress: of decoding.  With several processes the caller lets the main process go first.
+
+    Raises:
+        UserError: anything about the data that the user can mend.
+    """
+    source = open_source(config)
+    train_name, val_name, test_name = _split_names(source, config)
+    largest = config.store_size or round(max(model_sizes) * 8 / 7)
+    notes: list[str] = []
+
+    def open_split(name: str, classes: list[str] | None, side: int | None) -> tuple[RawSplit, Stored]:
+        raw = source.open(name)
+        return raw, decoding.store(
+            raw,
+            lambda values, names: class_numbers(values, names, classes, f"{source.where}, split {name}"),
+            meaning=json.dumps(classes),
+            side=side,
+            largest=largest,
+            folder=Path(cache_dir) / "images",
+            threads=config.num_workers,
+            allow_unreadable=config.allow_unreadable,
+            show_progress=show_progress,
+            notify=tqdm.write,
+        )
+
+    # ------------------------------------------------------------------------------------------- training
+    raw, stored = open_split(train_name, None, None)
+    classes, side = stored.class_names, stored.side
+    notes += [*raw.notes, f"train: split {raw.name!r}, {len(stored.labels):,} images, {len(classes)} classes"]
+    rows = _readable(stored, "train", notes)
+    labels = stored.labels
+    present = len(np.unique(labels[rows]))
+    if present < len(classes):
+        notes.append(f"train: {len(classes) - present} of the classes have no image")
+    if present < 2:
+        raise UserError(f"data.label_column: all training images of {source.where} are of one class; two are needed")
+
+    # ----------------------------------------------------------------------------------------- validation
+    val: Split | None = None
+    fingerprint = stored.fingerprint
+    if val_name is not None:
+        _, own = open_split(val_name, classes, side)
+        val = _split(own, _readable(own, "val", notes), "val")
+        notes.append(f"val: split {val_name!r}, {len(val):,} images")
+        fingerprint = hashlib.sha256(f"{fingerprint} {own.fingerprint}".encode()).hexdigest()
+    else:
+        count = _val_count(config, labels[rows], side, len(classes))
+        if count:
+            cut = stratified(labels[rows], rows, count, seed=config.split_seed, stream=0)
+            rows = np.setdiff1d(rows, cut)
+            val = _split(stored, cut, "val")
+            notes.append(
+                f"val: {count:,} images cut from training, stratified by class, split_seed {config.split_seed}"
+            )
+        else:
+            notes.append("val: none")
+    if config.train_size is not None:
+        count = _count("train_size", config.train_size, labels[rows])
+        left_out = stratified(labels[rows], rows, len(rows) - count, seed=config.split_seed, stream=1)
+        rows = np.setdiff1d(rows, left_out)
+        notes.append(f"train: a stratified subset of {len(rows):,} images")
+
+    # ----------------------------------------------------------------------------------------------- test
+    def open_test() -> Split | None:
+        if test_name is None:
+            return None
+        _, own = open_split(test_name, classes, side)
+        dropped: list[str] = []
+        split = _split(own, _readable(own, "test", dropped), "test")
+        for note in dropped:
+            tqdm.write(note)
+        return split
+
+    if test_name is None:
+        notes.append("test: none found, so there will be no test figures (data.test_split names it)")
+    else:
+        notes.append(f"test: split {test_name!r}, not opened before evaluation")
+
+    mean, std = _statistics(stored, rows, source)
+    return Data(
+        train=_split(stored, rows, "train"),
+        val=val,
+        num_classes=len(classes),
+        class_names=classes,
+        mean=mean,
+        std=std,
+        image_size=side,
+        notes=notes,
+        fingerprint=fingerprint,
+        _open_test=open_test,
+    )
+
+
+def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, str | None]:
+    """Which of the source's splits are for training, validation and test."""
+    train = source.find("train", config.train_split)
+    if train is None and len(source.split_names) == 1:
+        train = source.split_names[0]
+    if train is None:
+        raise UserError(f"data.train_split: cannot be guessed; {source.where} has: {', '.join(source.split_names)}")
+    # A val_size asks for none, or for images cut from training, unless a split is named as well.
+    cut = config.val_split is None and config.val_size is not None
+    val = None if cut else source.find("val", config.val_split)
+    test = source.find("test", config.test_split)
+    for role, name, others in (("val", val, (train, test)), ("test", test, (train,))):
+        if name is not None and name in others:
+            raise UserError(f"data.{role}_split: {name!r} has another role already; name another split")
+    return train, val, test
+
+
+def _split(stored: Stored, rows: np.ndarray, name: str) -> Split:
+    return Split(from_numpy(stored.images), from_numpy(stored.labels), from_numpy(rows), name, stored.fingerprint)
+
+
+def _readable(stored: Stored, name: str, notes: list[str]) -> np.ndarray:
+    """The rows that could be decoded, int64."""
+    if stored.unreadable:
+        listed = "; ".join(list(stored.unreadable.values())[:20])
+        notes.append(f"{name}: {len(stored.unreadable)} unreadable images dropped: {listed}")
+    return np.setdiff1d(np.arange(len(stored.labels)), np.array(list(stored.unreadable), dtype=np.int64))
+
+
+def _statistics(
+    stored: Stored, rows: np.ndarray, source: Source
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel over all pixels of `rows`, from exact integer sums."""
+    total, squares = stored.sums[rows].sum(axis=0) / (len(rows) * stored.side**2)
+    mean, std = total / 255, np.sqrt(np.maximum(squares - total**2, 0)) / 255
+    if std.min() < 1e-4:
+        raise UserError(f"data.image_column: all training images of {source.where} are one even colour")
+    red, green, blue = ((round(float(m), 4), round(float(s), 4)) for m, s in zip(mean, std, strict=True))
+    return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
+
+
+# --------------------------------------------------------------------------------------------- labels, sizes
+
+
+def class_numbers(
+    values: list[Any], names: list[str] | None, classes: list[str] | None, where: str
+) -> tuple[np.ndarray, list[str]]:
+    """Labels as class numbers int64 [N], and the class names.
+
+    Args:
+        values: what the source has: class numbers, or names.
+        names: what the source calls its class numbers, if it does.
+        classes: the training split's class names, to which another split's labels are translated.
+
+    Raises:
+        UserError: a missing label, one outside the range, one that training does not know.
+    """
+    missing = next((row for row, value in enumerate(values) if value is None or value == -1), None)
+    if missing is not None:
+        raise UserError(f"data.label_column: {where}: row {missing} has no label ({values[missing]!r})")
+    if not values:
+        raise UserError(f"data.path: {where}: has no images")
+    if isinstance(values[0], str):
+        names = classes or sorted(set(values))
+        position = {name: number for number, name in enumerate(names)}
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise UserError(f"data.label_column: {where}: class {unknown[0]!r} does not occur in training")
+        return np.array([position[value] for value in values], dtype=np.int64), names
+    numbers = np.array(values, dtype=np.int64)
+    count = len(names or classes or []) or int(numbers.max()) + 1
+    outside = np.flatnonzero((numbers < 0) | (numbers >= count))
+    if len(outside):
+        row = int(outside[0])
+        raise UserError(
+            f"data.label_column: {where}: row {row} has label {numbers[row]}, outside the range 0 to {count - 1}"
+        )
+    if names and classes and names != classes:
+        unknown = sorted({names[number] for number in np.unique(numbers)} - set(classes))
+        if unknown:
+            raise UserError(f"data.label_column: {where}: class {unknown[0]!r} does not occur in training")
+        translation = [classes.index(name) if name in classes else -1 for name in names]
+        return np.array(translation, dtype=np.int64)[numbers], classes
+    return numbers, names or classes or [str(number) for number in range(count)]
+
+
+def _val_count(config: DataConfig, labels: np.ndarray, side: int, num_classes: int) -> int:
+    if config.val_size == 0:
+        return 0
+    if config.val_size is not None:
+        return _count("val_size", config.val_size, labels)
+    if len(labels) == 50_000 and side == 32 and num_classes in CIFAR_CLASSES:
+        return 5_000
+    return _count("val_size", max(round(0.1 * len(labels)), len(np.unique(labels))), labels)
+
+
+def _count(key: str, size: int | float, labels: np.ndarray) -> int:
+    """How many of the images a count or a fraction means; UserError if that cannot be stratified."""
+    classes = len(np.unique(labels))
+    count = round(size * len(labels)) if isinstance(size, float) and size < 1 else int(size)
+    most = len(labels) - (classes if key == "val_size" else 0)
+    if not classes <= count <= most:
+        raise UserError(
+            f"data.{key}: {size} means {count} of the {len(labels)} training images; with {classes} classes it "
+            f"must be {classes} to {most} images" + (", or 0 for no validation" if key == "val_size" else "")
+        )
+    return count
+
+
+# -------------------------------------------------------------------------------------------------- the store
+
+
+class ImageStore:
+    """A split's images where batches are made from them.
+
+    Args:
+        on_device: "device" copies the split's images to the device (on a CPU: into memory); "host" leaves them
+            memory-mapped; "auto" copies if they take less than 40% of a GPU's free memory.  On a CPU auto leaves
+            them: a memory map in the page cache is as fast, and shared by all processes.
+
+    index_device: where `gather` wants its rows; from elsewhere they are copied, which waits for the device.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, on_device: Literal["auto", "device", "host"]):
+        self.device = torch.device(device)
+        if on_device == "auto":
+            size = split.images[0].numel() * len(split)
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+            on_device = "device" if size < 0.4 * free else "host"
+        if on_device == "device":
+            self.index_device = self.device
+            # Of a split cut from another only its own rows are copied; `_position` says where they went.
+            self._images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=self.device)
+            for start in range(0, len(split), 1024):
+                rows = split.rows[start : start + 1024]
+                self._images[start : start + len(rows)] = split.images.index_select(0, rows).to(self.device)
+            position = torch.full((len(split.labels),), -1)
+            position[split.rows] = torch.arange(len(split))
+            self._position: Tensor | None = position.to(self.device)
+        else:
+            self.index_device = torch.device("cpu")
+            self._images, self._position = split.images, None
+        self._labels = split.labels.to(self.index_device)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B,H,W,3] and labels int64 [B] of rows int64 [B], all on the device.
+
+        From host memory the copy is asynchronous.  Rows that are not the split's are an error.
+        """
+        rows = rows.to(self.index_device)
+        labels = self._labels.index_select(0, rows)
+        if self._position is not None:
+            return self._images.index_select(0, self._position.index_select(0, rows)), labels
+        pinned = self.device.type == "cuda"  # a fresh buffer each time: the allocator knows when a copy is done
+        images = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        torch.index_select(self._images, 0, rows, out=images)
+        labels = labels.pin_memory() if pinned else labels
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
