@@ -1,0 +1,602 @@
+"""Sources, decoding, the cache on disk, splits, and the image store."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kd_core import decoding
+from kd_core.config import DataConfig
+from kd_core.data import Data, ImageStore, class_numbers, load_data
+from kd_core.decoding import decode
+from kd_core.errors import UserError
+from kd_core.stratify import stratified
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def load(tmp_path: Path, model_sizes: tuple[int, ...] = (32,), **settings: Any) -> Data:
+    config = DataConfig(**settings)
+    return load_data(config, model_sizes=model_sizes, cache_dir=tmp_path / "cache", show_progress=False)
+
+
+def refuse(tmp_path: Path, **settings: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **settings)
+    return str(error.value)
+
+
+def pixels(seed: int, height: int = 32, width: int | None = None) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width or height, 3), dtype=np.uint8)
+
+
+def encoded(array: np.ndarray, kind: str = "png", mode: str | None = None, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def rows_of(count: int, classes: int = 3, first: int = 0) -> dict[str, list[Any]]:
+    return {
+        "image": [{"bytes": encoded(pixels(first + row)), "path": None} for row in range(count)],
+        "label": [row % classes for row in range(count)],
+    }
+
+
+def features(classes: int = 3, names: list[str] | None = None) -> datasets.Features:
+    names = names or [f"class {number}" for number in range(classes)]
+    return datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+
+
+def parquet(folder: Path, **splits: int) -> Path:
+    folder.mkdir(parents=True)
+    for name, count in splits.items():
+        table = datasets.Dataset.from_dict(rows_of(count), features=features())
+        table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- one image
+
+
+def test_rgb_is_decoded_as_it_is() -> None:
+    image = pixels(0)
+    assert np.array_equal(decode(encoded(image), 32), image)
+    assert np.array_equal(decode(image, 32), image)
+
+
+def test_grey_palette_cmyk_and_bilevel() -> None:
+    grey = pixels(0)[:, :, 0]
+    assert np.array_equal(decode(encoded(grey), 32), np.stack([grey] * 3, -1))
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
+    index = pixels(1)[:, :, 0] % 4
+    palette = Image.fromarray(index)
+    palette.putpalette(colours.tobytes())
+    file = io.BytesIO()
+    palette.save(file, "png")
+    assert Image.open(file).mode == "P"
+    assert np.array_equal(decode(file.getvalue(), 32), colours[index])
+    cmyk = encoded(np.full((32, 32, 3), (200, 40, 90), np.uint8), "jpeg", "CMYK")
+    assert Image.open(io.BytesIO(cmyk)).mode == "CMYK"
+    assert np.abs(decode(cmyk, 32).astype(int) - (200, 40, 90)).max() <= 4
+    bilevel = decode(encoded(grey, mode="1"), 32)
+    assert set(np.unique(bilevel)) == {0, 255}
+
+
+def test_transparent_pixels_are_white() -> None:
+    rgba = np.dstack([pixels(0), np.full((32, 32), 255, np.uint8)])
+    rgba[:16, :, 3] = 0
+    decoded = decode(encoded(rgba), 32)
+    assert (decoded[:16] == 255).all() and np.array_equal(decoded[16:], rgba[16:, :, :3])
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8).repeat(32, 0).repeat(16, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    file = io.BytesIO()
+    palette.save(file, "png", transparency=0)
+    decoded = decode(file.getvalue(), 32)
+    assert (decoded[:, :16] == 255).all() and (decoded[:, 16:] == (40, 50, 60)).all()
+
+
+def test_sixteen_bit_grey_is_scaled() -> None:
+    grey = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    decoded = decode(encoded(grey), 32)
+    assert decoded[0, 0, 0] == 0 and decoded[-1, -1, 0] == 255
+    assert np.abs(decoded[:, :, 1].astype(int) - grey // 257).max() == 0
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    image = pixels(0)
+    assert np.array_equal(decode(encoded(image, exif=exif), 32), np.rot90(image, -1))
+
+
+def test_other_sizes_are_resized_by_the_short_side_and_cropped() -> None:
+    image = np.zeros((64, 200, 3), np.uint8)
+    image[:, 68:132] = 255  # the centre square
+    assert (decode(encoded(image), 32)[:, 1:-1] == 255).all()  # at the border the filter sees its neighbours
+    assert (decode(encoded(image[:, 68:]), 32)[:, -16:] == 0).all()
+    assert decode(encoded(image[:20, :30]), 32).shape == (32, 32, 3)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encoded(np.zeros((400, 400, 3), np.uint8))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 399 * 400)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="400x400 pixels"):
+        decode(bomb, 32)
+
+
+# -------------------------------------------------------------------------------------- a folder of images
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 classes, sides from 80 to 2,000 pixels, a grey, a truncated and an unreadable file, no test split."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for number in range(12):
+        (folder / f"kind_{number:02d}").mkdir()
+        for copy in range(5):
+            height, width = 80 + 17 * number, 80 + 31 * copy
+            image = np.full((height, width, 3), (20 * number, 50 * copy, 128), np.uint8)
+            (folder / f"kind_{number:02d}" / f"{copy}.jpg").write_bytes(encoded(image, "jpeg"))
+    (folder / "kind_00/0.jpg").write_bytes(encoded(np.full((2000, 1500, 3), 99, np.uint8), "jpeg"))
+    (folder / "kind_01/0.jpg").write_bytes(encoded(np.full((90, 80), 7, np.uint8), "jpeg"))
+    (folder / "kind_02/0.jpg").write_bytes(encoded(pixels(0, 300), "jpeg")[:9_000])
+    (folder / "kind_03/0.jpg").write_bytes(b"not an image at all")
+    return folder
+
+
+def test_unreadable_files_stop_the_run_by_name(mixed: Path, tmp_path: Path) -> None:
+    message = refuse(tmp_path, source="imagefolder", path=str(mixed), allow_unreadable=1)
+    assert "2 images of the train split" in message and "allow_unreadable is 1" in message
+    assert "kind_02/0.jpg: " in message and "kind_03/0.jpg: " in message and "kind_01" not in message
+
+
+def test_mixed_folder(mixed: Path, tmp_path: Path) -> None:
+    settings = {"source": "imagefolder", "path": str(mixed), "allow_unreadable": 2}
+    data = load(tmp_path, model_sizes=(28, 56), **settings)
+    assert data.image_size == 64 and data.train.images.shape == (60, 64, 64, 3)
+    assert data.class_names == [f"kind_{number:02d}" for number in range(12)]
+    assert data.test() is None and any("test: none found" in note for note in data.notes)
+    assert any("2 unreadable images dropped" in note and "kind_03/0.jpg" in note for note in data.notes)
+    assert data.val is not None and len(data.val) == 12 and len(data.train) == 60 - 2 - 12
+    assert data.train.labels[data.val.rows].unique().numel() == 12
+    used = torch.cat([data.train.rows, data.val.rows])
+    assert used.unique().numel() == 58 and not {10, 15} & set(used.tolist())
+    assert (data.train.images[5] == 7).all() and (data.train.images[0] == 99).all()  # the grey, the large
+    assert (data.train.images[59].float().mean((0, 1)) - torch.tensor([220.0, 200, 128])).abs().max() < 4
+    kept = data.train.images[data.train.rows].double() / 255  # the statistics: of the training rows alone
+    assert kept.mean((0, 1, 2)).sub(torch.tensor(data.mean)).abs().max() < 1e-4
+    assert kept.std((0, 1, 2), correction=0).sub(torch.tensor(data.std)).abs().max() < 1e-4
+    # What was decoded with two files missing is not handed to a run that allows none.
+    assert "allow_unreadable is 0" in refuse(tmp_path, store_size=64, **{**settings, "allow_unreadable": 0})
+
+
+def image_tree(folder: Path, *names: str, copies: int = 4) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for copy in range(copies):
+            (folder / name / f"{copy}.png").write_bytes(encoded(pixels(10 * number + copy)))
+    return folder
+
+
+def test_folders_named_by_split(tmp_path: Path) -> None:
+    names = [f"{split}/{kind}" for split in ("train", "valid") for kind in ("cat", "dog", "train")]
+    folder = image_tree(tmp_path / "tree", *names, "test/dog")
+    data = load(tmp_path, source="imagefolder", path=str(folder))
+    assert data.class_names == ["cat", "dog", "train"] and len(data.train) == 12
+    assert data.val is not None and len(data.val) == 12 and data.image_size == 32
+    test = data.test()
+    assert test is not None and test.labels.tolist() == [1] * 4  # by name, though it is the only class there
+    (folder / "test/dog").rename(folder / "test/cow")
+    with pytest.raises(UserError, match="class 'cow' does not occur in training"):
+        load(tmp_path, source="imagefolder", path=str(folder)).test()
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "tree [1]", "boat", "test", "train")
+    data = load(tmp_path, source="imagefolder", path=str(folder), val_size=0)
+    assert data.class_names == ["boat", "test", "train"] and len(data.train) == 12 and data.val is None
+
+
+# ------------------------------------------------------------------------------------------- other sources
+
+
+def test_parquet_folder_and_second_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = parquet(tmp_path / "data", train=40, test=6)
+    first = load(tmp_path, source="parquet", path=str(folder), val_size=7)
+    assert len(first.train) == 33 and first.val is not None and len(first.val) == 7
+    for row in range(40):
+        assert np.array_equal(first.train.images[row].numpy(), pixels(row))
+    assert first.train.labels.tolist() == [row % 3 for row in range(40)]
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded twice"))
+    second = load(tmp_path, model_sizes=(224,), source="parquet", path=str(folder), val_size=7)
+    assert second.image_size == 32 and second.fingerprint == first.fingerprint
+    assert second.train.images.equal(first.train.images) and second.train.rows.equal(first.train.rows)
+    assert second.mean == first.mean and second.std == first.std
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps")
+def test_images_are_memory_mapped_and_never_written(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "data", train=12)
+    data = load(tmp_path, source="parquet", path=str(folder))
+    file = next((tmp_path / "cache").rglob("images.npy"))
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line]
+    ranges = [[int(end, 16) for end in words[0].split("-")] for words in maps]
+    assert any(start <= data.train.images.data_ptr() < stop for start, stop in ranges)
+    before = file.read_bytes()
+    data.train.images[0] = 0
+    assert file.read_bytes() == before
+
+
+def test_nothing_of_the_test_split_is_touched(tmp_path: Path) -> None:
+    """Each source trains on with a test split that cannot even be opened, and says so when it is asked for."""
+    parquet(tmp_path / "files", train=12)
+    (tmp_path / "files/test-0.parquet").write_bytes(b"junk")
+    tree = image_tree(tmp_path / "tree", "train/a", "train/b", "test/a")
+    for file in tree.glob("test/a/*"):
+        file.write_bytes(b"junk")
+    disk = datasets.Dataset.from_dict(rows_of(12), features=features())
+    datasets.DatasetDict(train=disk, test=disk).save_to_disk(tmp_path / "disk")
+    shutil.rmtree(tmp_path / "disk/test")
+    python = cifar_python(tmp_path / "python")
+    (python / "test").write_bytes(b"junk")
+    for source, path in (("parquet", "files"), ("imagefolder", "tree"), ("disk", "disk"), ("cifar_python", "python")):
+        data = load(tmp_path, source=source, path=str(tmp_path / path), val_size=0)
+        assert len(data.train) >= 8
+        with pytest.raises(UserError):
+            data.test()
+    assert len(list((tmp_path / "cache/images").glob("*-32"))) == 4
+
+
+def test_save_to_disk(tmp_path: Path) -> None:
+    train, test = (
+        datasets.Dataset.from_dict(rows_of(count, first=first), features=features())
+        for count, first in ((20, 0), (5, 100))
+    )
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
+    train.save_to_disk(tmp_path / "one")
+    both, one = (load(tmp_path, source="disk", path=str(tmp_path / name)) for name in ("both", "one"))
+    assert both.fingerprint == one.fingerprint  # the same content, wherever it lies
+    found = both.test()
+    assert found is not None and np.array_equal(found.images[4].numpy(), pixels(104)) and one.test() is None
+    assert "not written by save_to_disk" in refuse(tmp_path, source="disk", path=str(tmp_path))
+
+
+def cifar_python(folder: Path, per_class: int = 2) -> Path:
+    """CIFAR-100's original layout, with `per_class` images of each of four fine and two coarse classes."""
+    folder.mkdir(parents=True)
+    for name, first in (("train", 0), ("test", 50)):
+        count = 4 * per_class
+        planes = np.stack([pixels(first + row).transpose(2, 0, 1).reshape(-1) for row in range(count)])
+        fine = [row % 4 for row in range(count)]
+        batch = {b"data": planes, b"fine_labels": fine, b"coarse_labels": [label // 2 for label in fine]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = {b"fine_label_names": [b"a", b"b", b"c", b"d"], b"coarse_label_names": [b"ab", b"cd"]}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+    return folder
+
+
+def test_cifar_python_files(tmp_path: Path) -> None:
+    cifar_python(tmp_path / "down/cifar-100-python")
+    for path in (tmp_path / "down", tmp_path / "down/cifar-100-python"):
+        data = load(tmp_path, source="cifar_python", path=str(path), val_size=0)
+        assert data.class_names == ["a", "b", "c", "d"] and data.train.labels.tolist() == [0, 1, 2, 3] * 2
+        assert np.array_equal(data.train.images[5].numpy(), pixels(5))
+        test = data.test()
+        assert test is not None and np.array_equal(test.images[7].numpy(), pixels(57))
+    coarse = load(tmp_path, source="cifar_python", path=str(tmp_path / "down"), label_column="coarse_label", val_size=0)
+    assert coarse.class_names == ["ab", "cd"] and coarse.train.labels.tolist() == [0, 0, 1, 1] * 2
+    assert "fine_label, coarse_label" in refuse(
+        tmp_path, source="cifar_python", path=str(tmp_path / "down"), label_column="kind"
+    )
+
+
+def test_cifar10_python_files_join_five_batches(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for number in range(1, 6):
+        planes = np.stack([pixels(2 * number + row).transpose(2, 0, 1).reshape(-1) for row in range(2)])
+        (folder / f"data_batch_{number}").write_bytes(pickle.dumps({"data": planes, "labels": [0, 1]}, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["plane", "car"]}, protocol=2))
+    data = load(tmp_path, source="cifar_python", path=str(folder), val_size=0)
+    assert data.class_names == ["plane", "car"] and len(data.train) == 10
+    assert np.array_equal(data.train.images[9].numpy(), pixels(11))
+
+
+class Hostile:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+    folder, target = cifar_python(tmp_path / "cifar"), tmp_path / "struck"
+    hostile = pickle.dumps({"data": Hostile(target)}, protocol=2)
+    pickle.loads(hostile)
+    assert target.is_dir()  # the file would do it
+    target.rmdir()
+    (folder / "train").write_bytes(hostile)
+    message = refuse(tmp_path, source="cifar_python", path=str(folder))
+    assert "mkdir" in message and str(folder / "train") in message and not target.exists()
+
+
+def test_digits(tmp_path: Path) -> None:
+    data = load(tmp_path, source="digits", val_size=0.15)
+    test = data.test()
+    assert test is not None and data.val is not None and data.num_classes == 10 and data.image_size == 32
+    assert len(test) == 270 and len(data.val) == 229 and len(data.train) == 1797 - 270 - 229
+    assert test.labels.bincount().min() >= 25
+    everything = torch.cat([data.train.images, test.images]).flatten(1)
+    assert everything.unique(dim=0).shape[0] == 1797  # no digit is in both
+    assert data.train.images[..., 0].equal(data.train.images[..., 2])
+
+
+# ---------------------------------------------------------------------------------------- the cache on disk
+
+
+@pytest.mark.parametrize("damage", ["images", "labels", "sums", "header", "lost"])
+def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = parquet(tmp_path / "data", train=12)
+    first = load(tmp_path, source="parquet", path=str(folder), val_size=0)
+    images, labels = first.train.images.clone(), first.train.labels.clone()
+    cache = next((tmp_path / "cache/images").glob("*-32"))
+    if damage == "lost":
+        (cache / "labels.npy").unlink()
+    elif damage == "header":
+        text = (cache / "header.json").read_text()
+        (cache / "header.json").write_text(text.replace("class 1", "class 9"))
+    elif damage == "images":
+        os.truncate(cache / "images.npy", 20_000)
+    else:
+        content = bytearray((cache / f"{damage}.npy").read_bytes())
+        content[-1] ^= 1
+        (cache / f"{damage}.npy").write_bytes(content)
+    second = load(tmp_path, source="parquet", path=str(folder), val_size=0)
+    assert "damaged" in capsys.readouterr().out
+    assert second.train.images.equal(images) and second.train.labels.equal(labels)
+    assert second.class_names == first.class_names and second.mean == first.mean
+
+
+def test_changed_source_is_decoded_anew(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "data", train=12)
+    first = load(tmp_path, source="parquet", path=str(folder))
+    shutil.rmtree(folder)
+    parquet(folder, train=15)
+    second = load(tmp_path, source="parquet", path=str(folder))
+    assert len(second.train.labels) == 15 and second.fingerprint != first.fingerprint
+
+
+def test_processes_decode_at_the_same_time(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "data", train=40)
+    code = (
+        "from pathlib import Path; from kd_core.config import DataConfig; from kd_core.data import load_data;"
+        f"d = load_data(DataConfig(source='parquet', path={str(folder)!r}), model_sizes=[32],"
+        f" cache_dir=Path({str(tmp_path / 'cache')!r}), show_progress=False);"
+        "print(d.fingerprint, int(d.train.images.sum()))"
+    )
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0] and said[0] == said[1] != ""
+    left = sorted(path.name for path in (tmp_path / "cache/images").iterdir() if not path.name.endswith(".lock"))
+    assert len(left) == 2 and left[0].endswith("-32") and left[1].endswith(".json")
+
+
+def test_full_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage)
+    message = refuse(tmp_path, source="parquet", path=str(parquet(tmp_path / "data", train=12)))
+    assert "cache.dir" in message and not list((tmp_path / "cache").rglob("images.npy"))
+
+
+# --------------------------------------------------------------------------------------- splits and sizes
+
+
+def test_stratified_takes_each_class_in_proportion() -> None:
+    labels = np.arange(1_000) % 10
+    rows = np.arange(5_000, 6_000)
+    taken = stratified(labels, rows, 200, seed=0, stream=0)
+    assert np.array_equal(np.bincount(labels[taken - 5_000]), [20] * 10)
+    assert np.array_equal(taken, stratified(labels, rows, 200, seed=0, stream=0))
+    assert not np.array_equal(taken, stratified(labels, rows, 200, seed=1, stream=0))
+    shuffled = np.random.default_rng(0).permutation(1_000)
+    assert np.array_equal(taken, stratified(labels[shuffled], rows[shuffled], 200, seed=0, stream=0))
+
+
+def test_stratified_leaves_something_of_every_class() -> None:
+    labels = np.array([0] * 100 + [1] * 10 + [2, 3, 3])
+    for count in range(len(labels) - 4 + 1):
+        taken = stratified(labels, np.arange(len(labels)), count, seed=3, stream=0)
+        sizes = np.bincount(labels[taken], minlength=4)
+        assert len(taken) == count and (sizes < [100, 10, 1, 2]).sum() + (sizes[2] == 0) >= 4
+    assert np.array_equal(np.bincount(labels[stratified(labels, np.arange(113), 22, seed=3, stream=0)])[:2], [20, 2])
+
+
+def test_validation_and_subset_sizes(tmp_path: Path) -> None:
+    folder = str(parquet(tmp_path / "data", train=60))
+    base = load(tmp_path, source="parquet", path=folder)
+    assert base.val is not None and len(base.val) == 6
+    assert base.train.labels[base.val.rows].bincount().tolist() == [2, 2, 2]
+    small = load(tmp_path, source="parquet", path=folder, train_size=0.5)
+    smaller = load(tmp_path, source="parquet", path=folder, train_size=9)
+    assert small.val is not None and small.val.rows.equal(base.val.rows)
+    assert len(small.train) == 27 and small.train.labels[smaller.train.rows].bincount().tolist() == [3, 3, 3]
+    assert set(smaller.train.rows.tolist()) < set(small.train.rows.tolist()) < set(base.train.rows.tolist())
+    other = load(tmp_path, source="parquet", path=folder, split_seed=1)
+    assert other.val is not None and not other.val.rows.equal(base.val.rows)
+    assert other.fingerprint == base.fingerprint
+    for size, words in ((61, "61 of the 60"), (58, "3 to 57"), (2, "with 3 classes"), (0.999, "60 of the 60")):
+        message = refuse(tmp_path, source="parquet", path=folder, val_size=size)
+        assert "data.val_size" in message and words in message
+    assert "data.train_size" in refuse(tmp_path, source="parquet", path=folder, train_size=59)
+
+
+def test_own_validation_split_is_used_unless_a_size_is_asked_for(tmp_path: Path) -> None:
+    folder = str(parquet(tmp_path / "data", train=30, dev=8))
+    own = load(tmp_path, source="parquet", path=folder)
+    assert own.val is not None and len(own.val) == len(own.val.labels) == 8 and len(own.train) == 30
+    cut = load(tmp_path, source="parquet", path=folder, val_size=5)
+    assert cut.val is not None and len(cut.val) == 5 and len(cut.train) == 25
+    assert load(tmp_path, source="parquet", path=folder, val_size=0).val is None
+
+
+def test_split_names(tmp_path: Path) -> None:
+    folder = str(parquet(tmp_path / "data", train=30, odd=9))
+    data = load(tmp_path, source="parquet", path=folder, test_split="odd", val_size=0)
+    test = data.test()
+    assert test is not None and len(test) == 9
+    message = refuse(tmp_path, source="parquet", path=folder, val_split="tests")
+    assert "data.val_split" in message and "'tests'" in message and "train" in message
+    assert "another role" in refuse(tmp_path, source="parquet", path=folder, test_split="train")
+
+
+# ------------------------------------------------------------------------------------------ columns, labels
+
+
+def write(folder: Path, table: dict[str, list[Any]], types: datasets.Features | None = None) -> str:
+    folder.mkdir()
+    datasets.Dataset.from_dict(table, features=types).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    table = rows_of(12)
+    table = {"photo": table["image"], "thumb": table["image"], "kind": [f"k{n}" for n in table["label"]], "n": [1] * 12}
+    types = datasets.Features(
+        photo=datasets.Image(), thumb=datasets.Image(), kind=datasets.Value("string"), n=datasets.Value("int64")
+    )
+    path = write(tmp_path / "data", table, types)
+    message = refuse(tmp_path, source="parquet", path=path)
+    assert "data.image_column" in message and "images are in: photo, thumb" in message
+    message = refuse(tmp_path, source="parquet", path=path, image_column="photo")
+    assert "data.label_column" in message and "labels could be: kind, n" in message
+    message = refuse(tmp_path, source="parquet", path=path, image_column="foto", label_column="kind")
+    assert "'foto' does not exist" in message and "photo, thumb, kind, n" in message
+    data = load(tmp_path, source="parquet", path=path, image_column="photo", label_column="kind", val_size=0)
+    assert data.class_names == ["k0", "k1", "k2"] and data.train.labels.tolist() == [0, 1, 2] * 4
+
+
+def test_images_as_bytes_and_integer_labels(tmp_path: Path) -> None:
+    table = rows_of(12)
+    types = datasets.Features(raw=datasets.Value("binary"), label=datasets.Value("int32"))
+    path = write(tmp_path / "data", {"raw": [i["bytes"] for i in table["image"]], "label": table["label"]}, types)
+    data = load(tmp_path, source="parquet", path=path, image_column="raw", val_size=0)
+    assert data.class_names == ["0", "1", "2"] and np.array_equal(data.train.images[3].numpy(), pixels(3))
+
+
+def test_class_numbers() -> None:
+    labels, names = class_numbers(["b", "a", "b"], None, None, "x")
+    assert labels.tolist() == [1, 0, 1] and names == ["a", "b"]
+    assert class_numbers([0, 1], ["dog", "cat"], ["cat", "cow", "dog"], "x")[0].tolist() == [2, 0]
+    for values, own, classes, words in (
+        ([0, 3], ["a", "b"], None, "row 1 has label 3, outside the range 0 to 1"),
+        ([0, -2], None, None, "row 1 has label -2"),
+        ([0, -1], ["a", "b"], None, r"row 1 has no label \(-1\)"),
+        ([0, None], None, None, r"row 1 has no label \(None\)"),
+        ([0, 5], None, ["a", "b"], "outside the range 0 to 1"),
+        (["a", "z"], None, ["a", "b"], "class 'z' does not occur in training"),
+        ([], None, None, "no images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            class_numbers(values, own, classes, "x")
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    table = {**rows_of(12), "label": [0] * 12}
+    assert "of one class" in refuse(tmp_path, source="parquet", path=write(tmp_path / "d", table, features()))
+
+
+# ----------------------------------------------------------------------------------------------- bad places
+
+
+def test_paths(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for source in ("parquet", "imagefolder", "disk", "cifar_python"):
+        assert "no such folder" in refuse(tmp_path, source=source, path=str(tmp_path / "nowhere"))
+        assert "a file, and a folder is needed" in refuse(tmp_path, source=source, path=str(tmp_path / "file"))
+    (tmp_path / "empty").mkdir()
+    for source in ("parquet", "imagefolder", "disk", "cifar_python"):
+        message = refuse(tmp_path, source=source, path=str(tmp_path / "empty"))
+        assert "data.path" in message and str(tmp_path / "empty") in message
+
+
+def test_hub_without_network_says_the_three_ways_out(tmp_path: Path) -> None:
+    message = refuse(tmp_path, name="some-one/not-cached")
+    assert "'some-one/not-cached'" in message and "HF_HOME" in message
+    assert "--data.source=parquet --data.path=" in message and "--data.source=digits" in message
+
+
+# ------------------------------------------------------------------------------------------------ the store
+
+
+@pytest.mark.parametrize("where", ["auto", "device", "host"])
+def test_image_store_gathers_rows(where: Any, tmp_path: Path) -> None:
+    data = load(tmp_path, source="parquet", path=str(parquet(tmp_path / "data", train=40)), val_size=9)
+    assert data.val is not None
+    for split in (data.train, data.val):
+        image_store = ImageStore(split, torch.device("cpu"), on_device=where)
+        rows = split.rows.flip(0)[:5]
+        images, labels = image_store.gather(rows)
+        assert images.equal(split.images[rows]) and labels.equal(split.labels[rows])
+    if where == "device":
+        with pytest.raises((IndexError, RuntimeError)):
+            image_store.gather(data.train.rows[:1])  # not a row of validation
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("where", ["auto", "device", "host"])
+def test_image_store_on_a_gpu(where: Any, tmp_path: Path) -> None:
+    data = load(tmp_path, source="digits")
+    image_store = ImageStore(data.train, torch.device("cuda"), on_device=where)
+    batches = list(data.train.rows.split(64))
+    gathered = [image_store.gather(rows.to(image_store.index_device)) for rows in batches]  # no wait in between
+    for rows, (images, labels) in zip(batches, gathered, strict=True):
+        assert images.is_cuda and images.cpu().equal(data.train.images[rows])
+        assert labels.is_cuda and labels.cpu().equal(data.train.labels[rows])
+
+
+# ------------------------------------------------------------------------------------------- real CIFAR-100
+
+
+@pytest.mark.cifar100
+def test_real_cifar100(cifar100: Path, tmp_path: Path) -> None:
+    data = load(tmp_path, model_sizes=(32, 224), source="parquet", path=str(cifar100))
+    assert data.num_classes == 100 and data.image_size == 32 and data.class_names[:2] == ["apple", "aquarium_fish"]
+    assert data.val is not None and len(data.train) == 45_000
+    assert data.train.labels[data.val.rows].bincount().tolist() == [50] * 100
+    assert data.train.labels[data.train.rows].bincount().tolist() == [450] * 100
+    assert np.abs(np.subtract(data.mean, (0.5071, 0.4865, 0.4409))).max() < 0.002
+    assert np.abs(np.subtract(data.std, (0.2673, 0.2564, 0.2762))).max() < 0.002
+    test = data.test()
+    assert test is not None and test.labels.bincount().tolist() == [100] * 100
+    header = json.loads(next((tmp_path / "cache").rglob("header.json")).read_text())["header"]
+    assert header["unreadable"] == []
+    benchmark = load(tmp_path, source="parquet", path=str(cifar100), val_size=0)
+    assert len(benchmark.train) == 50_000 and benchmark.fingerprint == data.fingerprint
+    assert benchmark.mean == (0.5071, 0.4865, 0.4409) and benchmark.std == (0.2673, 0.2564, 0.2762)
