@@ -280,6 +280,8 @@ def test_save_to_disk(tmp_path: Path) -> None:
     found = both.test()
     assert found is not None and np.array_equal(found.images[4].numpy(), pixels(104)) and one.test() is None
     assert "not written by save_to_disk" in refuse(tmp_path, source="disk", path=str(tmp_path))
+    (tmp_path / "both/dataset_dict.json").write_text("[]")
+    assert "has no list 'splits'" in refuse(tmp_path, source="disk", path=str(tmp_path / "both"))
 
 
 def cifar_python(folder: Path, per_class: int = 2) -> Path:
