@@ -136,9 +136,7 @@ class Views:
         self._scale = (1 / (255 * std)).float().repeat(self.size)
         self._shift = (-mean / std).float().repeat(self.size)
         slack = self.canvas - self.size
-        self._offset = torch.tensor(
-            [round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)]
-        )
+        self._offset = torch.tensor([round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)])
 
     def train(
         self,
@@ -163,9 +161,7 @@ class Views:
             canvas = self._resized(images, self.canvas)
         return self._normalised(self._crop(canvas, top, left), out_dtype, channels_last)
 
-    def clean(
-        self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False
-    ) -> Tensor:
+    def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
         """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""
         self._to(images.device)
         start = round((self.resize - self.size) / 2)
@@ -184,9 +180,7 @@ class Views:
         if images.shape[1] == side:
             return images
         pixels = images.permute(0, 3, 1, 2).float()
-        resized = F.interpolate(
-            pixels, (side, side), mode=self.interpolation, align_corners=False, antialias=True
-        )
+        resized = F.interpolate(pixels, (side, side), mode=self.interpolation, align_corners=False, antialias=True)
         return resized.clamp_(0, 255).permute(0, 2, 3, 1)  # bicubic overshoots at edges
 
     def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:

@@ -91,9 +91,7 @@ def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> N
 def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
     """Colours give the position away: red grows to the right, green downwards."""
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8)
-    image = torch.stack(
-        [ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros_like(ramp).expand(64, 64)], -1
-    )
+    image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros_like(ramp).expand(64, 64)], -1)
     ids = torch.arange(num_views(4, True))
     images = image.expand(len(ids), 64, 64, 3)
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -120,18 +118,14 @@ def test_centre_view_is_the_clean_view() -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(
-    ("stored", "size", "resize"), [(64, 56, 64), (80, 32, 37), (32, 56, 64), (32, 32, 32)]
-)
+@pytest.mark.parametrize(("stored", "size", "resize"), [(64, 56, 64), (80, 32, 37), (32, 56, 64), (32, 32, 32)])
 def test_clean_view_equals_torchvision(stored: int, size: int, resize: int, interpolation: str) -> None:
     images = random_images(2, stored)
     clean = Views(preprocess(size, resize, interpolation), stored, crop_padding=4, flip=True).clean(images)
     pixels = images.permute(0, 3, 1, 2).double()
     mode = TF.InterpolationMode(interpolation)
     expected = TF.center_crop(TF.resize(pixels, [resize], mode, antialias=True).clamp(0, 255), [size, size])
-    torch.testing.assert_close(
-        clean.double(), torch.stack([normalised(x) for x in expected]), rtol=0, atol=2e-4
-    )
+    torch.testing.assert_close(clean.double(), torch.stack([normalised(x) for x in expected]), rtol=0, atol=2e-4)
 
 
 def test_normalisation_is_exact_for_every_byte() -> None:
@@ -200,9 +194,7 @@ def test_views_are_uniform_over_rows_and_over_epochs() -> None:
     for ids in (over_rows, over_epochs):
         assert 0 <= int(ids.min()) and int(ids.max()) < 162
         assert abs(chi_square(ids.bincount(minlength=162).double())) < 5
-    pairs = over_rows * 162 + view_ids(
-        3, 8, torch.arange(50_000), **options
-    )  # successive epochs: independent
+    pairs = over_rows * 162 + view_ids(3, 8, torch.arange(50_000), **options)  # successive epochs: independent
     assert abs(chi_square(pairs.bincount(minlength=162**2).double())) < 5
 
 
