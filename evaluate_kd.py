@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 from kd_core import config as configuration
@@ -39,6 +38,7 @@ from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
 from kd_core.files import read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
+from kd_core.processes import create_accelerator
 from kd_core.tracking import Tracker
 from kd_core.views import Views
 
@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> None:
     loaded = models.load_export(export)
 
     # -------------------------------------------------------------------------------------------------- data
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    accelerator = create_accelerator(config.training.mixed_precision)
     sizes = [
         loaded.preprocess.size,
         *(models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model),

@@ -5,7 +5,7 @@
     python train_kd.py --config configs/cifar32/X.yaml    one of the shipped experiments
     accelerate launch train_kd.py --config X.yaml --kd.temperature=8      several GPUs
     python train_kd.py --config X.yaml --check            build all, time 20 steps, say what the run will cost
-    wandb agent -f SWEEP_ID                               trials of a sweep, see sweeps/
+    wandb agent -f SWEEP_ID                               trials of a W&B sweep
 
 switches:
     --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml)
@@ -50,6 +50,7 @@ from kd_core.files import replacing_folder, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.processes import create_accelerator
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import Tracker
 from kd_core.views import batch_rows, epoch_order, view_ids
@@ -398,7 +399,7 @@ def main(arguments: list[str]) -> None:
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    accelerator = create_accelerator(config.training.mixed_precision)
     if accelerator.is_main_process:
         if not options.config:
             print("no --config: running the quickstart, configs/quickstart.yaml")
@@ -416,7 +417,7 @@ def main(arguments: list[str]) -> None:
             show_progress=accelerator.is_main_process,
         )
     in_trial = "WANDB_SWEEP_ID" in os.environ
-    job = Job(accelerator, data, use_wandb=config.wandb.mode != "disabled", in_trial=in_trial)
+    job = Job(accelerator, data, use_wandb=not options.no_wandb, in_trial=in_trial)
     for note in data.notes:
         job.say(f"  {note}")
     find_mistakes(config, data, accelerator.num_processes)

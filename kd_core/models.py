@@ -134,12 +134,12 @@ def architecture(name: str, stem: str = "default", where: str = "model") -> str:
     return PREFIX + base
 
 
-def input_size(name: str, img_size: int | None = None, stem: str = "default") -> int:
+def input_size(name: str, img_size: int | None = None, stem: str = "default", where: str = "model") -> int:
     """The side of the square input of a model, without building it; UserError for an unknown name."""
     if img_size is not None:
         return img_size
-    registered = name if stem == "default" else architecture(name, stem)
-    return int(_pretrained_cfg(registered, "model")["input_size"][-1])
+    registered = name if stem == "default" else architecture(name, stem, where)
+    return int(_pretrained_cfg(registered, where)["input_size"][-1])
 
 
 def count_parameters(model: nn.Module) -> int:

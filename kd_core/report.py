@@ -113,7 +113,7 @@ def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
     if quickstart:
         lines += [
             "another way: python train_kd.py --kd.type=confidence",
-            "real data:   python train_kd.py --config configs/cifar32/dynamic_r_d_v.yaml --check",
+            "real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check",
         ]
     return "\n".join(lines)
 

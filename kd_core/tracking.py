@@ -28,8 +28,6 @@ AXES = {
 def wandb_mode(config: Config) -> str:
     """online, offline or disabled.  WANDB_MODE wins over the configuration; auto is online if credentials exist."""
     mode = os.environ.get("WANDB_MODE") or config.wandb.mode
-    if config.wandb.mode == "disabled":  # --no-wandb wins over the environment
-        return "disabled"
     if mode == "auto":
         return "online" if _has_credentials() else "offline"
     return {"dryrun": "offline", "run": "online"}.get(mode, mode)

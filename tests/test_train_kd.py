@@ -12,7 +12,7 @@ import yaml
 
 import kd_methods
 import train_kd
-from kd_core import checkpoints, models, teachers
+from kd_core import checkpoints, models, student, teachers
 from kd_core.checkpoints import read_metrics
 from kd_core.data import Data
 from kd_core.errors import UserError
@@ -147,19 +147,20 @@ def test_teachers_are_found_again_and_share_the_students_validation_split(home, 
 def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     """Both students start from the same weights and see the same order and views."""
     seen: dict[str, list] = {}
-    original = train_kd.build_student
+    original = student.build
 
     def spy(config, data):
-        model = original(config, data)
+        pupil = original(config, data)
+        model = pupil.model
         name = config.kd.type
         model.register_forward_pre_hook(
             lambda module, inputs: seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
         )
         seen.setdefault(f"{name} weights", []).append([p.detach().clone() for p in model.parameters()])
-        return model
+        return pupil
 
     train(home, "--no-wandb", "--training.seed=6", method="average")  # teachers exist from here on
-    monkeypatch.setattr(train_kd, "build_student", spy)
+    monkeypatch.setattr(student, "build", spy)
     train_kd.main(
         arguments(
             home,
@@ -185,22 +186,11 @@ def test_no_validation_split_means_the_last_epoch(home):
 
 
 def test_early_stopping(home, monkeypatch):
-    monkeypatch.setattr(
-        train_kd,
-        "scores",
-        lambda split, *rest: {
-            "val/accuracy": 0.5,
-            "val/auroc": 0.5,
-            "val/loss_ce": 1.0,
-            "val/loss_total": 1.0,
-        },
-    )
-    folder = train(home, "--no-wandb", "--training.max_epochs=9", "--training.patience=2", method=kd_methods.LABEL_ONLY)
-    assert [row["epoch"] for row in epochs(folder)] == [
-        1,
-        2,
-        3,
-    ]  # the first is the best, then two without a better one
+    constant = {"accuracy": 0.5, "auroc": 0.5, "loss_ce": 1.0, "loss_total": 1.0}
+    monkeypatch.setattr(train_kd, "score", lambda *args, **options: constant)
+    more = ("--no-wandb", "--training.max_epochs=9", "--training.patience=2")
+    folder = train(home, *more, method=kd_methods.LABEL_ONLY)
+    assert [row["epoch"] for row in epochs(folder)] == [1, 2, 3]  # the first is the best, then two without a better one
 
 
 # ------------------------------------------------------------------------------------------------------ resuming
