@@ -407,8 +407,13 @@ def main(arguments: list[str]) -> None:
             print(notice)
 
     # -------------------------------------------------------------------------------------------------- data
-    sizes = [models.input_size(config.model.name, config.model.img_size, config.model.stem)]
-    sizes += [models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model]
+    wanted = config.model
+    sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
+    sizes += [
+        models.input_size(teacher.model, teacher.img_size, teacher.stem, f"teachers[{index}].model")
+        for index, teacher in enumerate(config.teachers)
+        if teacher.model
+    ]
     with accelerator.main_process_first():  # it decodes, the others find the result
         data = load_data(
             config.data,

@@ -50,16 +50,11 @@ def test_classification_equals_references():
     logits, labels = sample()
     figures = metrics.classification(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
-    assert (
-        figures["correct"] == int((probabilities.argmax(1) == labels.numpy()).sum())
-        and figures["total"] == 500
-    )
+    assert figures["correct"] == int((probabilities.argmax(1) == labels.numpy()).sum()) and figures["total"] == 500
     assert figures["accuracy"] == figures["correct"] / 500
     assert figures["top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5))
     assert figures["loss_ce"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5) == figures["nll"]
-    assert figures["brier"] == pytest.approx(
-        ((probabilities - np.eye(10)[labels]) ** 2).sum(1).mean(), rel=1e-5
-    )
+    assert figures["brier"] == pytest.approx(((probabilities - np.eye(10)[labels]) ** 2).sum(1).mean(), rel=1e-5)
 
 
 def test_calibration_error_equals_a_loop_over_bins():

@@ -61,9 +61,7 @@ def test_norms_and_biases_can_be_spared_weight_decay():
 
 def test_any_timm_optimizer_by_name_and_its_arguments():
     assert (
-        type(
-            create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer="lamb"), torch.device("cpu"))
-        ).__name__
+        type(create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer="lamb"), torch.device("cpu"))).__name__
         == "Lamb"
     )
     with pytest.raises(UserError, match="training.optimizer: 'adamw' cannot be built: .*betta"):

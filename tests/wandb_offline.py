@@ -58,24 +58,15 @@ def read_run(folder: Path) -> dict[str, Any]:
             run["config"].update({item.key: json.loads(item.value_json) for item in record.run.config.update})
         elif kind == "config":
             run["config"].update(
-                {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.config.update
-                }
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.config.update}
             )
         elif kind == "history":
             run["history"].append(
-                {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             )
         elif kind == "summary":
             run["summary"].update(
-                {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.summary.update
-                }
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update}
             )
         elif kind == "metric":
             run["axes"][record.metric.name or record.metric.glob_name] = record.metric.step_metric
