@@ -89,19 +89,19 @@ def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
     raise UserError("\n".join(problems))
 
 
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that `path` is or lies in, if any."""
+    return next((p for p in (path, *path.resolve().parents[:3]) if (p / "summary.json").is_file()), None)
+
+
 def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
-    candidates = [
-        folder / "config.yaml",
-        folder.parent / "config.yaml",
-        folder.parent.parent.parent / "config.yaml",
-    ]
-    path = (
-        configuration.find_file(options.config, "--config")
-        if options.config
-        else next((c for c in candidates if c.is_file()), None)
-    )
-    if path is None:
+    own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
+    if options.config:
+        path = configuration.find_file(options.config, "--config")
+    elif own:
+        path = own / "config.yaml"
+    else:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
     return configuration.resolve([Layer(str(path), configuration.read_yaml(path)), overrides]).config
 
@@ -156,25 +156,23 @@ def tell(
 ) -> None:
     """Compute, print, write and log the results."""
     figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
-    name = options.split
-    kd = config.kd.model_dump()
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    run_id = summary.get("run_id") or (artifact or export.parent.name).rpartition("/")[2].partition(":")[
-        0
-    ].removeprefix("model-")
+    name, run = options.split, run_folder_of(folder)
+    if run:
+        run_id, home = read_json(run / "summary.json")["run_id"], run
+    else:
+        run_id = artifact.rpartition("/")[2].partition(":")[0].removeprefix("model-") if artifact else folder.name
+        home = writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
     result = {
         "split": name,
         **figures,
         "model_name": loaded.architecture,
         "parameters": models.count_parameters(loaded.model),
         "kd_method": config.kd.type,
-        "temperature": kd.get("temperature"),
+        "temperature": config.kd.model_dump().get("temperature"),
         "teachers": [teacher.model or teacher.weights for teacher in config.teachers],
         "num_teachers": len(config.teachers),
         "checkpoint_path": artifact or str(export),
     }
-    in_run = (folder / "summary.json").is_file()
-    home = folder if in_run else writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
     target = home / f"evaluation-{name}.json"
     write_json(target, result)
 

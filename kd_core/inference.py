@@ -56,11 +56,14 @@ class Predictor:
 
 
 class Images:
-    """A split that is ready for use on a device: `rows` int64 [n], `labels` int64 [n], and their pixels."""
+    """A split that is ready for use on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
+
+    `rows` lie where the pixels do: rows on the device would make a gather in host memory wait for the device.
+    """
 
     def __init__(self, split: Split, device: torch.device, where: str):
         self.store = ImageStore(split, device, on_device=where)
-        self.rows = split.rows.to(device)
+        self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)
 
     def __len__(self) -> int:

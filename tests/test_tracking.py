@@ -1,0 +1,127 @@
+"""What the real W&B client records offline, and that its failures never reach training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb_offline
+
+import kd_methods
+import train_kd
+from kd_core import tracking
+from kd_core.checkpoints import read_metrics
+from kd_core.config import Layer, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def settings(home: Path, *more: str) -> list[str]:
+    """A tiny baseline run on digits."""
+    return [
+        f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}",
+        "--name=tracked", "--data.train_size=300", "--training.max_epochs=2", "--training.log_every=4",
+        "--training.compare_with_baseline=false", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory) -> Path:
+    """The run folder of a run that W&B recorded offline (no credentials: mode auto)."""
+    home = tmp_path_factory.mktemp("offline")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment["HOME"] = str(home)  # no netrc
+    done = subprocess.run(
+        [sys.executable, "train_kd.py", *settings(home)], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    [folder] = home.glob("tracked-*")
+    assert f"wandb sync '{folder}" in done.stdout
+    return folder
+
+
+def test_the_history_is_what_metrics_jsonl_holds(offline):
+    run = wandb_offline.read_run(offline / "wandb")
+    own = [{name: value for name, value in row.items() if not name.startswith("_")} for row in run["history"]]
+    assert own == read_metrics(offline / "metrics.jsonl")
+
+
+def test_the_run_is_named_tagged_and_described(offline):
+    run = wandb_offline.read_run(offline / "wandb")
+    assert offline.name == f"tracked-{run['id']}" == run["name"]
+    assert (run["job_type"], run["group"], run["project"]) == ("train", "tracked", "Knowledge-Distillation-CIFAR100")
+    assert set(run["tags"]) == {kd_methods.LABEL_ONLY, "cifar_resnet8"} and run["exit_code"] == 0
+    config = run["config"]
+    assert config["training"]["max_epochs"] == config["max_epochs"] == 2  # nested and flat
+    flat = {"student_model", "teacher_models", "num_classes", "kd_type", "temperature", "alpha", "gamma", "threshold",
+            "batch_size", "learning_rate", "patience", "val_size", "num_workers", "command"}  # fmt: skip
+    assert flat <= set(config) and "train_kd.py" in config["command"]
+    assert list((offline / "wandb").glob("offline-run-*/files/config.yaml"))  # the resolved configuration as a file
+
+
+def test_axes_and_summary(offline):
+    run = wandb_offline.read_run(offline / "wandb")
+    assert run["axes"]["val/*"] == "epoch" and run["axes"]["train_step/*"] == "train_step/step"
+    assert {"final_val_accuracy", "best_val_accuracy", "best_epoch"} <= set(run["summary"])
+    last = read_metrics(offline / "metrics.jsonl")[-1]
+    assert run["summary"]["val/accuracy"] == last["val/accuracy"]  # a plain value, not a dict
+
+
+def test_the_artifact_holds_the_student_and_its_bytes_lie_in_the_run_folder(offline):
+    run = wandb_offline.read_run(offline / "wandb")
+    assert {alias for artifact in run["artifacts"] for alias in artifact["aliases"]} == {"best", "latest"}
+    for artifact in run["artifacts"]:
+        assert (artifact["name"], artifact["type"]) == (f"model-{run['id']}", "model")
+        assert artifact["files"] == ["config.json", "config.yaml", "metrics.json", "model.safetensors"]
+    staged = [path for path in (offline / "wandb" / "data").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in staged) >= (offline / "student" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("call", ["init", "log", "log_artifact", "finish"])
+def test_a_failing_client_never_stops_training(tmp_path, monkeypatch, capsys, call):
+    import wandb
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("service is gone")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(*((wandb, "init") if call == "init" else (wandb.Run, call)), fail)
+    train_kd.main(settings(tmp_path))
+    monkeypatch.undo()
+    wandb.finish()
+    text = capsys.readouterr().out
+    assert "service is gone" in text and "final" not in text.split("service is gone")[0]
+    [folder] = tmp_path.glob("tracked-*")
+    assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == [1, 2]
+
+
+def config(**wandb):
+    return resolve([Layer("test", {"wandb": wandb})]).config
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "key", "mode"),
+    [
+        ("auto", None, None, "offline"),
+        ("auto", None, "k" * 40, "online"),
+        ("offline", None, "k" * 40, "offline"),
+        ("offline", "online", None, "online"),  # the environment wins over the configuration
+        ("online", "disabled", "k" * 40, "disabled"),
+        ("auto", "dryrun", None, "offline"),
+    ],
+)
+def test_mode(tmp_path, monkeypatch, setting, variable, key, mode):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name, value in (("WANDB_MODE", variable), ("WANDB_API_KEY", key)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert tracking.wandb_mode(config(mode=setting)) == mode
+
+
+def test_no_wandb_makes_no_run_whatever_the_environment_says(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", lambda *args, **kwargs: pytest.fail("W&B was started"))
+    train_kd.main([*settings(tmp_path), "--no-wandb"])
+    assert not list(tmp_path.glob("*/wandb")) and "W&B" not in capsys.readouterr().out
