@@ -22,6 +22,10 @@ Results are printed, written as evaluation-SPLIT.json and logged to W&B as a run
 exit status: 0 done, 2 a mistake in the arguments or files (one clear message), 1 a failure of this program
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
+
 import argparse
 import sys
 from pathlib import Path

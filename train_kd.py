@@ -21,8 +21,11 @@ switches:
 exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure of this program
 """
 
-import argparse
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
+
+import argparse
 import sys
 import time
 from collections.abc import Callable

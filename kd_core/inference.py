@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -61,7 +62,7 @@ class Images:
     `rows` lie where the pixels do: rows on the device would make a gather in host memory wait for the device.
     """
 
-    def __init__(self, split: Split, device: torch.device, where: str):
+    def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)

@@ -171,6 +171,22 @@ def test_unreadable_files_stop_the_run_by_name(mixed: Path, tmp_path: Path) -> N
     assert "kind_02/0.jpg: " in message and "kind_03/0.jpg: " in message and "kind_01" not in message
 
 
+def test_the_mixed_folder_trains_with_clear_messages(mixed: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "train_kd.py", "--teachers=[]", "--kd.type=baseline", "--no-wandb", "--data.source=imagefolder",
+        f"--data.path={mixed}", f"--output_dir={tmp_path / 'runs'}", f"--cache.dir={tmp_path / 'cache'}",
+        "--data.batch_size=16", "--training.max_epochs=2", "--training.compare_with_baseline=false",
+        "--data.val_size=0.2",
+    ]  # fmt: skip
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr and not (tmp_path / "runs").exists()
+    assert "kind_02/0.jpg" in refused.stderr and "kind_03/0.jpg" in refused.stderr
+    done = subprocess.run([*command, "--data.allow_unreadable=2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 unreadable images dropped" in done.stdout and "test: none found" in done.stdout
+    assert "epoch 2/2" in done.stdout and "validation accuracy" in done.stdout
+
+
 def test_mixed_folder(mixed: Path, tmp_path: Path) -> None:
     settings = {"source": "imagefolder", "path": str(mixed), "allow_unreadable": 2}
     data = load(tmp_path, model_sizes=(28, 56), **settings)
