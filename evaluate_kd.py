@@ -42,13 +42,13 @@ from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
 from kd_core.files import read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
-from kd_core.processes import create_accelerator
+from kd_core.processes import create_accelerator, is_first_process
 from kd_core.tracking import Tracker
 from kd_core.views import Views
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
-    parser = argparse.ArgumentParser(prog="evaluate_kd.py", add_help=False, allow_abbrev=False)
+    parser = configuration.CommandLine("evaluate_kd.py")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint")
     source.add_argument("--artifact", "--wandb-artifact")
@@ -107,7 +107,10 @@ def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> 
         path = own / "config.yaml"
     else:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    return configuration.resolve([Layer(str(path), configuration.read_yaml(path)), overrides]).config
+    layers = [Layer(str(path), configuration.read_yaml(path)), overrides]
+    if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
+        layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
+    return configuration.resolve(layers).config
 
 
 def select_split(data: Data, name: str) -> Split:
@@ -128,11 +131,8 @@ def main(arguments: list[str]) -> None:
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = create_accelerator(config.training.mixed_precision)
-    sizes = [
-        loaded.preprocess.size,
-        *(models.input_size(t.model, t.img_size, t.stem) for t in config.teachers if t.model),
-    ]
-    with accelerator.main_process_first():
+    sizes = [loaded.preprocess.size, *teachers.input_sizes(config)]  # as in training: they decide how images are stored
+    with accelerator.local_main_process_first():
         data = load_data(config.data, model_sizes=sizes, cache_dir=config.cache.folder)
     if loaded.num_classes != data.num_classes:
         raise UserError(f"{export}: has {loaded.num_classes} classes, the data have {data.num_classes}")
@@ -227,5 +227,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"evaluate_kd.py: {error}", file=sys.stderr)
+        if is_first_process():
+            print(f"evaluate_kd.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

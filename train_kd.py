@@ -18,7 +18,7 @@ switches:
     --print-config        print the resolved settings as YAML, then exit
     --help                this text
 
-exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure of this program
+exit status: 0 done, 2 a mistake in the settings or files (one clear message), 130 interrupted, 1 a failure here
 """
 
 import os
@@ -26,6 +26,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,21 +47,22 @@ import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
 from kd_core import models, report, student, teachers
-from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, save_latest
+from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError
-from kd_core.files import replacing_folder, writable_folder
+from kd_core.files import check_writable, copy_folder, writable_folder
 from kd_core.inference import Images, Predictor, score
-from kd_core.meter import Meter, NonFinite
+from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.processes import create_accelerator
+from kd_core.processes import create_accelerator, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import Tracker
-from kd_core.views import batch_rows, epoch_order, view_ids
+from kd_core.tracking import Tracker, wandb_mode
+from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
 from kd_methods import StudentOutput, TeacherOutputs
 
-CHECK_STEPS = 20
+CHECK_STEPS = 20  # timed by --check
+JUDGED_IMAGES = 2000  # of the training split, to judge teachers by where there is no validation split
 
 
 @dataclass
@@ -75,6 +78,16 @@ class Job:
         if self.accelerator.is_main_process:
             tqdm.write(text)
 
+    def reset_device(self) -> None:
+        """Let go of what an earlier run of this process left behind."""
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
+            fresh = torch.amp.GradScaler(self.accelerator.device.type)
+            self.accelerator.scaler.load_state_dict(fresh.state_dict())
+
     def side_job(self) -> "Job":
         """For teachers and for the comparison, which are no trials of their own."""
         return replace(self, use_wandb=self.use_wandb and not self.in_trial)
@@ -87,41 +100,34 @@ def run(
     config: Config,
     job: Job,
     *,
-    trained: dict[int, Path] | None = None,
+    members: list[teachers.Teacher],
     resume: str = "auto",
     check: bool = False,
 ) -> dict[str, Any]:
-    """Train one student as `config` says and return its summary; with `check`, only time some steps.
+    """Train one student as `config` says, with teachers `members`, and return its summary.
 
-    `trained` maps teacher numbers to run folders of teachers trained on demand.  All processes call this together.
+    With `check` only some steps are timed.  All processes call this together.
     """
     accelerator, data, say, training = job.accelerator, job.data, job.say, config.training
-    device, trained = accelerator.device, trained or {}
+    device = accelerator.device
+    job.reset_device()
 
     with ExitStack() as cleanup:
         # --------------------------------------------------------------------------------------- run folder
         if not check:
-            folder, run_id = choose_folder(config, job, resume)
+            folder, run_id = choose_folder(config, job, resume, cleanup)
             if folder.finished:
                 say(f"already finished: {folder.path} (--fresh trains anew)")
                 return {**folder.summary(), "run_folder": str(folder.path)}
             if accelerator.is_main_process:
-                cleanup.enter_context(exclusive(folder))
+                cleanup.push(lambda kind, error, trace: folder.record_failure(error))
 
         # ----------------------------------------------------------------------- student, teachers, method
         set_seed(training.seed)
         pupil = student.build(config, data)
         predict = Predictor(accelerator, config)
         predict.prepare(pupil.model)
-        panel = teachers.Panel(
-            [
-                teachers.untrained(config, index, data)
-                if check and teacher.train and index not in trained
-                else teachers.load(teacher, index, data, config, trained.get(index))
-                for index, teacher in enumerate(config.teachers)
-            ],
-            predict,
-        )
+        panel = teachers.Panel(members, predict)
         method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing).to(
             device
         )
@@ -131,15 +137,11 @@ def run(
         # ---------------------------------------------------------------- images, and how good the teachers are
         images = Images(data.train, device, config.data.store)
         val = Images(data.val, device, config.data.store) if data.val else None
-        complete = all(index in trained or not teacher.train for index, teacher in enumerate(config.teachers))
-        val_teachers = panel.logits(val, "measuring") if val and complete else None
-        measured = panel.measure(val_teachers, val.labels) if val and val_teachers is not None else []
-        for remark in panel.remarks(measured) if measured else []:
-            say(f"  {remark}")
+        val_teachers, measured = judge(panel, config, job) if not check else (None, [])
 
         # ------------------------------------------------------------------------------ optimizer and schedule
         if training.sync_bn and accelerator.num_processes > 1 and device.type == "cuda":
-            pupil.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(pupil.model)
+            pupil.model = convert_sync_batchnorm(pupil.model)  # timm's: PyTorch's drops fused activations
         optimizer = create_optimizer(pupil.model, training, device)
         steps_per_epoch = len(images) // config.data.batch_size
         total_steps = steps_per_epoch * training.max_epochs
@@ -184,18 +186,28 @@ def run(
             model.train()
             order = epoch_order(training.seed, 0, images.rows)
             seconds = time_steps(lambda position: train_step(0, order, position), steps_per_epoch, device)
-            total = accelerator.num_processes, steps_per_epoch, seconds
-            names, loss_in_words = [t.name for t in panel.members], method.describe(len(panel))
-            say(report.cost(config, data, pupil.parameters, names, loss_in_words, *total, device))
-            return {}
+            return {
+                "parameters": pupil.parameters,
+                "loss": method.describe(len(panel)),
+                "steps_per_epoch": steps_per_epoch,
+                "seconds": seconds,
+            }
 
         # ------------------------------------------------------------------------------------- where it stood
         state: dict[str, Any] = {
             "epoch": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": None, "run_id": run_id,
+            "processes": accelerator.num_processes,
         }  # fmt: skip
         found = load_latest(folder, say)
         if found:
             path, tensors, state = found
+            if state["processes"] != accelerator.num_processes:
+                raise UserError(
+                    f"{folder.path}: was trained by {state['processes']} process(es), this is "
+                    f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
+                )
+            if accelerator.is_main_process and state["best"]["epoch"] == state["epoch"]:
+                folder.keep_best(path / "student")  # in case the last attempt ended between the two
             pupil.model.load_state_dict(models.load_export(path / "student").model.state_dict())
             optimizer.load_state_dict(tensors["optimizer"])
             method.load_state_dict(tensors["method"])
@@ -213,6 +225,8 @@ def run(
             extra_config={**config.flat(data.num_classes), "parameters": pupil.parameters},
             offset=state["metrics_offset"],
         )
+        if tracker.url:
+            say(f"W&B: {tracker.url}")
         exit_code = 1
         cleanup.callback(lambda: tracker.finish(exit_code))
         for teacher in panel.members:
@@ -232,16 +246,15 @@ def run(
             """Write the checkpoints: latest always, best if it is one."""
             if not accelerator.is_main_process:
                 return
-            if better:
-                with replacing_folder(folder.checkpoint("best")) as path:
-                    pupil.export(path / "student", row)
-                tracker.upload_best(folder.checkpoint("best") / "student", row["epoch"], row)
             tensors = {
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             }
             save_latest(folder, lambda path: pupil.export(path, row), tensors, state)
+            if better:
+                folder.keep_best(folder.checkpoint("latest") / "student")
+                tracker.upload_best(folder.checkpoint("best") / "student", row["epoch"], row)
 
         # --------------------------------------------------------------------------------------- the epochs
         began, first_epoch = time.perf_counter(), state["epoch"]
@@ -251,7 +264,8 @@ def run(
                 break
             epoch_began = time.perf_counter()
             # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
-            set_seed(training.seed + 1_000_003 * (epoch + 1) + accelerator.process_index)
+            own = torch.tensor([accelerator.process_index])
+            set_seed(int(random_bits(training.seed, -1 - epoch, own)) % 2**32)
             order = epoch_order(training.seed, epoch, images.rows)
             model.train()
             meter.start_epoch()
@@ -283,19 +297,22 @@ def run(
                             refresh=False,
                         )
                 means = meter.epoch()
+                seconds = time.perf_counter() - epoch_began
+                share_buffers(pupil.model, accelerator)
+                validation = validate((epoch + 1) / training.max_epochs)
+                require_finite(pupil.model, validation)  # before it is logged or kept
             except NonFinite as error:
-                raise NonFinite(
-                    f"train/{error}. "
-                    + (f"Last good checkpoint: {folder.checkpoint('latest')}. " if epoch else "No epoch was complete. ")
-                    + f"Usual causes: a learning rate that is too high (training.learning_rate is "
+                kept = f"Last good checkpoint: {folder.checkpoint('latest')}" if epoch else "No epoch was complete"
+                causes = panel.culprits() or (
+                    f"usual causes: a learning rate that is too high (training.learning_rate is "
                     f"{training.learning_rate:g}), fp16 without training.clip"
-                ) from None
-            seconds = time.perf_counter() - epoch_began
+                )
+                raise NonFinite(f"{error}; {causes}. {kept}") from None
             row: dict[str, Any] = {
                 "epoch": epoch + 1,
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 **{f"train/{name}": value for name, value in means.items()},
-                **validate((epoch + 1) / training.max_epochs),
+                **validation,
                 "train/step_time": seconds / steps_per_epoch,
                 "perf/data_time": data_watch.read(),
                 "perf/teacher_time": teacher_watch.read(),
@@ -321,14 +338,12 @@ def run(
             pupil.model.load_state_dict(models.load_export(best).model.state_dict())
             test = open_test_split(config, job, pupil, panel, predict, method)
             tracker.log({"epoch": state["epoch"], **test})
-        summary = report.summarize(config, pupil.architecture, pupil.parameters, panel.members, measured, state, test)
+        summary = report.summarize(config, data, pupil, panel.members, measured, state, test)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
         latest = folder.checkpoint("latest") / "student"
         tracker.upload_final(best, state["best"], latest, state["metrics"])
         if accelerator.is_main_process:
-            with replacing_folder(folder.student) as path:
-                for file in best.iterdir():
-                    (path / file.name).write_bytes(file.read_bytes())
+            copy_folder(best, folder.student)
             folder.write_summary(**summary, status="finished", exit_status=0)
         exit_code = 0
         accelerator.wait_for_everyone()
@@ -339,27 +354,43 @@ def run(
 # ================================================================================================ parts of a run
 
 
-def choose_folder(config: Config, job: Job, resume: str) -> tuple[RunFolder, str]:
-    """The run folder to continue, or a new one, and its run id; the main process decides for all."""
-    choice: list[Any] = [None, None]
+def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> tuple[RunFolder, str]:
+    """The run folder to continue, or a new one, and its run id; the main process decides for all, and locks it."""
+    choice: list[Any] = [None, None, None]
     if job.accelerator.is_main_process:
-        prescribed = os.environ.get("WANDB_RUN_ID") if job.use_wandb else None  # by `wandb agent`
-        folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
-        choice = [str(folder.path), folder.summary()["run_id"]]
+        prescribed = os.environ.get("WANDB_RUN_ID") if job.use_wandb and job.in_trial else None  # by `wandb agent`
+        try:
+            folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
+            if not folder.finished:
+                cleanup.enter_context(folder.lock())
+            choice = [str(folder.path), folder.summary()["run_id"], None]
+        except UserError as error:
+            choice[2] = str(error)
     broadcast_object_list(choice)
+    if choice[2]:
+        raise UserError(choice[2])
     return RunFolder(Path(choice[0])), choice[1]
 
 
-def exclusive(folder: RunFolder) -> FileLock:
-    """A held lock on the run folder; UserError if another process trains in it."""
-    lock = FileLock(folder.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{folder.path}: is being trained by another process; --fresh starts a second run with these settings"
-        ) from None
-    return lock
+def judge(panel: teachers.Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:
+    """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
+
+    Without a validation split they are judged on some training images, and nothing is returned.  UserError for a
+    teacher near chance or with logits that are not finite.
+    """
+    if not len(panel):
+        return None, []
+    split, name = job.data.val, "validation images"
+    if split is None:
+        some = epoch_order(0, 0, job.data.train.rows)[:JUDGED_IMAGES]
+        split, name = replace(job.data.train, rows=some), f"{len(some)} training images"
+    images = Images(split, job.accelerator.device, config.data.store)
+    logits = panel.judge(images)
+    assert logits is not None
+    measured = panel.measure(logits, images.labels)
+    for remark in panel.remarks(measured, name):
+        job.say(f"  {remark}")
+    return (logits, measured) if job.data.val is not None else (None, [])
 
 
 def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.device) -> float:
@@ -399,11 +430,12 @@ def main(arguments: list[str]) -> None:
     if options.print_config:
         print(config.to_yaml(), end="")
         return
-    if config.training.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    accelerator = create_accelerator(config.training.mixed_precision)
-    if accelerator.is_main_process:
+    check_writable(Path(config.output_dir), "output_dir")
+    if not options.no_wandb:
+        wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
+    training = config.training
+    accelerator = create_accelerator(training.mixed_precision, deterministic=training.deterministic)
+    if is_first_process():
         if not options.config:
             print("no --config: running the quickstart, configs/quickstart.yaml")
         for notice in resolved.notices:
@@ -412,49 +444,50 @@ def main(arguments: list[str]) -> None:
     # -------------------------------------------------------------------------------------------------- data
     wanted = config.model
     sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
-    sizes += [
-        models.input_size(teacher.model, teacher.img_size, teacher.stem, f"teachers[{index}].model")
-        for index, teacher in enumerate(config.teachers)
-        if teacher.model
-    ]
-    with accelerator.main_process_first():  # it decodes, the others find the result
+    sizes += teachers.input_sizes(config)
+    with accelerator.local_main_process_first():  # on each machine one decodes, the others find the result
         data = load_data(
             config.data,
             model_sizes=sizes,
             cache_dir=config.cache.folder,
-            show_progress=accelerator.is_main_process,
+            show_progress=accelerator.is_local_main_process,
         )
-    in_trial = "WANDB_SWEEP_ID" in os.environ
-    job = Job(accelerator, data, use_wandb=not options.no_wandb, in_trial=in_trial)
+    job = Job(accelerator, data, use_wandb=not options.no_wandb, in_trial="WANDB_SWEEP_ID" in os.environ)
     for note in data.notes:
         job.say(f"  {note}")
-    find_mistakes(config, data, accelerator.num_processes)
+
+    # ------------------------------------------------------------- all that can be wrong, before long work starts
+    resume = "never" if options.fresh else options.resume
+    members = find_mistakes(config, job, resume)
+    on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
+    ready = teachers.Panel(
+        [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
+    )
+    judge(ready, config, job)
 
     # -------------------------------------------------------------------------------------------------- check
     if options.check:
-        on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
-        found = {index: find_teacher(config, index, data) for index in on_demand}
-        run(config, job, trained={index: path for index, path in found.items() if path}, check=True)
+        found = {index: path for index in on_demand if (path := find_teacher(config, index, data))}
+        for index, path in found.items():
+            members[index] = teachers.load(config.teachers[index], index, data, config, path)
+        judge(teachers.Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
+        cost = run(config, job, members=members, check=True)
+        job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
         accelerator.end_training()
         return
 
     # ----------------------------------------------------------------- teachers, comparison, then the student
-    trained = {index: ensure_teacher(config, index, job) for index, t in enumerate(config.teachers) if t.train}
-    resume = "never" if options.fresh else options.resume
+    for index in on_demand:
+        path = ensure_teacher(config, index, job)
+        members[index] = teachers.load(config.teachers[index], index, data, config, path)
     baseline = None
-    if config.training.compare_with_baseline and config.teachers:
+    if training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
-        alone = config.model_copy(
-            update={
-                "name": f"{config.experiment}-alone",
-                "teachers": [],
-                "kd": kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({}),
-            }
-        )
-        baseline = run(alone, job.side_job(), resume=resume if resume == "never" else "auto")
-    if config.teachers:
-        job.say(f"the student with {len(config.teachers)} teacher(s)")
-    summary = run(config, job, trained=trained, resume=resume)
+        alone = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
+        baseline = run(alone, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
+    if members:
+        job.say(f"the student with {len(members)} teacher(s)")
+    summary = run(config, job, members=members, resume=resume)
 
     # ------------------------------------------------------------------------------------------------ results
     job.say(f"\n{report.results(summary, baseline)}\n")
@@ -464,7 +497,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resolved]:
     """The command line -> switches and the resolved configuration."""
-    parser = argparse.ArgumentParser("train_kd.py", add_help=False, allow_abbrev=False)
+    parser = configuration.CommandLine("train_kd.py")
     parser.add_argument("--config")
     parser.add_argument("--resume", default="auto")
     for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
@@ -472,7 +505,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     parser.add_argument("-h", "--help", action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help:
-        print(f"{__doc__}\nsettings, as --key=type [default]:\n{configuration.describe_keys()}")
+        print(f"{__doc__}\n{configuration.describe_keys()}")
         sys.exit(0)
     path = configuration.find_file(options.config, "--config") if options.config else configuration.QUICKSTART
     layers = [
@@ -481,41 +514,71 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     ]
     if options.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
-    return options, configuration.resolve(layers)
+    resolved = configuration.resolve(layers)
+    if resolved.config.teachers and resolved.config.kd.type == kd_methods.LABEL_ONLY:
+        count = len(resolved.config.teachers)
+        resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
+        resolved.config = without_teachers(resolved.config)
+    return options, resolved
 
 
-def find_mistakes(config: Config, data: Data, processes: int) -> None:
-    """Everything that can be known to be wrong before anything is trained: UserError lists it all."""
-    problems = []
+def without_teachers(config: Config) -> Config:
+    """The same student, data and training, with the labels alone."""
+    method = kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
+    return config.model_copy(update={"teachers": [], "kd": method})
 
-    def attempt(action: Callable[[], Any]) -> None:
+
+def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teacher]:
+    """The teachers, once nothing is known to be wrong any more; untrained ones stand for those trained on demand.
+
+    UserError lists everything that can be known before anything is trained.
+    """
+    data, processes = job.data, job.accelerator.num_processes
+    problems: list[str] = []
+
+    def attempt(action: Callable[[], Any]) -> Any:
         try:
-            action()
+            return action()
         except UserError as error:
             problems.append(str(error))
 
-    batch, training = config.data.batch_size, config.training
-    if batch % processes:
-        problems.append(f"data.batch_size: {batch} is the global batch, and does not divide by {processes} processes")
-    if len(data.train) < batch:
-        problems.append(f"data.batch_size: {batch} is larger than the {len(data.train)} training images")
-    if training.patience is not None and data.val is None:
-        problems.append("training.patience: needs a validation split, and there is none (data.val_size is 0)")
-    attempt(lambda: writable_folder(Path(config.output_dir), "output_dir"))
-    attempt(lambda: create_optimizer(student.build(config, data).model, training, torch.device("cpu")))
+    def check_run(own: Config, where: str) -> None:
+        batch, training = own.data.batch_size, own.training
+        if batch % processes:
+            problems.append(
+                f"{where}data.batch_size: {batch}, for all processes, does not divide by {processes} processes"
+            )
+        if len(data.train) < batch:
+            problems.append(f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images")
+        if training.patience is not None and data.val is None:
+            problems.append(
+                f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
+            )
+        if training.mixed_precision == "fp16" and job.accelerator.device.type == "cpu":
+            problems.append(f"{where}training.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
+        attempt(lambda: create_optimizer(student.build(own, data).model, training, torch.device("cpu")))
+
+    check_run(config, "")
+    members = []
     for index, teacher in enumerate(config.teachers):
         if teacher.train:
-            attempt(lambda index=index: teachers.untrained(config, index, data))  # type: ignore[misc]
+            own = attempt(lambda index=index: teachers.training_config(config, index))  # type: ignore[misc]
+            if own:
+                check_run(own, f"teachers[{index}].train: ")
+                members.append(attempt(lambda index=index: teachers.untrained(config, index, data)))  # type: ignore[misc]
         else:
-            attempt(lambda index=index, teacher=teacher: teachers.load(teacher, index, data, config))  # type: ignore[misc]
+            members.append(attempt(lambda i=index, t=teacher: teachers.load(t, i, data, config)))  # type: ignore[misc]
+    if resume not in ("auto", "never"):
+        attempt(lambda: open_run(config, data.fingerprint, resume))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    return members
 
 
 def find_teacher(config: Config, index: int, data: Data) -> Path | None:
     """The finished run folder of on-demand teacher `index`, if there is one."""
-    found = find_run(teachers.training_config(config, index), data.fingerprint)
-    return found.path if found and found.finished else None
+    found = find_run(teachers.training_config(config, index), data.fingerprint, finished=True)
+    return found.path if found else None
 
 
 def ensure_teacher(config: Config, index: int, job: Job) -> Path:
@@ -524,7 +587,8 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
     label = f"teacher {index} ({own.model.name})"
     with ExitStack() as cleanup:
         if job.accelerator.is_main_process:
-            lock = FileLock(Path(config.output_dir) / f".teacher-{own.digest(job.data.fingerprint)}.lock")
+            folder = writable_folder(Path(config.output_dir), "output_dir")
+            lock = FileLock(folder / f".teacher-{own.digest(job.data.fingerprint)}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -534,7 +598,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
         job.accelerator.wait_for_everyone()
         found = find_teacher(config, index, job.data)
         job.say(f"{label}: found in {found}" if found else f"{label}: to be trained first")
-        path = found or Path(run(own, job.side_job())["run_folder"])
+        path = found or Path(run(own, job.side_job(), members=[])["run_folder"])
         job.accelerator.wait_for_everyone()
     return path
 
@@ -543,5 +607,10 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as mistake:
-        print(f"train_kd.py: {mistake}", file=sys.stderr)
+        if is_first_process():
+            print(f"train_kd.py: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if is_first_process():
+            print("train_kd.py: interrupted; the same command continues after the last complete epoch", file=sys.stderr)
+        sys.exit(130)

@@ -12,14 +12,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from kd_core.config import Config
+from kd_core.config import Config, read_yaml
 from kd_core.errors import UserError
 from kd_core.files import (
     previous_of,
@@ -67,6 +71,36 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         return read_json(self.summary_file)
 
+    def lock(self) -> FileLock:
+        """A held lock on the folder; UserError if another process trains in it."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path}: is being trained by another process; --fresh starts a second run with these settings"
+            ) from None
+        return lock
+
+    def keep_best(self, export: Path) -> None:
+        """Make the exported student in `export` the best one."""
+        with replacing_folder(self.checkpoint("best")) as path:
+            shutil.copytree(export, path / "student")
+
+    def record_failure(self, error: BaseException | None) -> None:
+        """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
+        if error is None:
+            return
+        if isinstance(error, UserError) and not self.metrics_file.exists():
+            shutil.rmtree(self.path)
+            return
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.write_summary(
+            status="interrupted" if interrupted else "failed",
+            exit_status=130 if interrupted else 2 if isinstance(error, UserError) else 1,
+            error=str(error) or type(error).__name__,
+        )
+
     def write_summary(self, **values: Any) -> dict[str, Any]:
         """Add `values` to summary.json."""
         merged = {**(self.summary() if self.summary_file.exists() else {}), **values}
@@ -86,33 +120,67 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     return folder
 
 
-def find_run(config: Config, data_fingerprint: str, run_id: str | None = None) -> RunFolder | None:
-    """The newest run in `output_dir` with this configuration's digest (and, if given, this run id), else None."""
+def find_run(
+    config: Config, data_fingerprint: str, run_id: str | None = None, *, finished: bool = False
+) -> RunFolder | None:
+    """The newest run in `output_dir` with this configuration's digest, else None.
+
+    With `run_id` only that run, with `finished` only runs that came to their end.
+    """
     digest, found = config.digest(data_fingerprint), []
     for path in Path(config.output_dir).glob("*/summary.json"):
-        summary = read_json(path)
-        if summary.get("config_digest") == digest and run_id in (None, summary.get("run_id")):
+        try:
+            summary = read_json(path)
+        except UserError as error:
+            tqdm.write(f"skipped: {error}")
+            continue
+        if not isinstance(summary, dict) or summary.get("config_digest") != digest:
+            continue
+        if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
             found.append((path.stat().st_mtime, path.parent))
     return RunFolder(max(found)[1]) if found else None
+
+
+def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
+    """The run folder named by --resume; UserError if it is none, or if its settings differ: each is listed."""
+    folder = RunFolder(Path(path))
+    if not folder.summary_file.is_file():
+        raise UserError(
+            f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"
+        )
+    if folder.summary().get("config_digest") != config.digest(data_fingerprint):
+        there, here = (
+            dict(_leaves(v)) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
+        )
+        changes = [
+            f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({**there, **here})
+            if there.get(key) != here.get(key)
+        ]
+        raise UserError(
+            "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
+            + "\ngive the same --config and overrides, or start anew with --fresh"
+        )
+    return folder
 
 
 def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
     """The run to work on.  `resume`: auto (continue what has the same settings), never, or a run folder.
 
-    `run_id` is an id that a sweep agent prescribes.  UserError if the named folder is none or has other settings.
+    `run_id` is an id that a sweep agent prescribes.
     """
     if resume not in ("auto", "never"):
-        folder = RunFolder(Path(resume))
-        if not folder.summary_file.is_file():
-            raise UserError(f"--resume: {resume} is no run folder (it has no summary.json)")
-        if folder.summary().get("config_digest") != config.digest(data_fingerprint):
-            raise UserError(
-                f"--resume: {resume} was trained with other settings, see its config.yaml; give the same --config "
-                "and overrides"
-            )
-        return folder
+        return open_run(config, data_fingerprint, resume)
     found = find_run(config, data_fingerprint, run_id) if resume == "auto" else None
     return found or create_run(config, data_fingerprint, run_id or new_run_id())
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix[:-1], values
 
 
 # ---------------------------------------------------------------------------------------------- training state

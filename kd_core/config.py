@@ -10,6 +10,7 @@ Scalars are read as YAML 1.2: `1e-3` is a number, `no` is a word, booleans are `
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -19,13 +20,14 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import kd_methods
 from kd_core.errors import UserError
+from kd_core.files import sha256_of
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT_ROOT / "configs" / "quickstart.yaml"
@@ -108,6 +110,13 @@ class DataConfig(Section):
         None, ge=1, le=256, description="threads that decode the images, once; null: all cores"
     )
 
+    @field_validator("val_size", "train_size")
+    @classmethod
+    def _count_or_fraction(cls, value: int | float | None) -> int | float | None:
+        if isinstance(value, float) and value > 1:
+            raise ValueError(f"is {value:g}: a fraction is at most 1, a count is a whole number")
+        return value
+
     @model_validator(mode="after")
     def _has_path(self) -> DataConfig:
         if self.source not in ("hub", "digits") and self.path is None:
@@ -144,7 +153,9 @@ class TeacherConfig(Section):
     )
     img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
-    normalization: Normalization = Field("auto", description="mean and deviation: as the weights say, or forced")
+    normalization: Literal["auto", "data"] = Field(
+        "auto", description="mean and deviation: as the weights say, or the data set's"
+    )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
@@ -242,7 +253,9 @@ class WandbConfig(Section):
 
 
 class Config(Section):
-    name: str | None = Field(None, description="name of the experiment; null: from method, student and teachers")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", description="name of the experiment; null: from its parts"
+    )
     output_dir: str = Field("runs", description="folder that holds the run folders")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -296,17 +309,25 @@ class Config(Section):
     def digest(self, data_fingerprint: str) -> str:
         """Hash of everything that shapes the result; two runs with equal digests are the same run."""
         values = self.model_dump(mode="json")
-        for section in ("output_dir", "wandb", "cache", "name"):
+        for section in ("output_dir", "wandb", "cache", "name", "evaluation"):
             del values[section]
         for key in ("log_every", "compare_with_baseline", "compile"):
             del values["training"][key]
         del values["data"]["num_workers"], values["data"]["store"]
         for teacher in values["teachers"]:
-            if teacher["train"]:  # what the file says matters, not where it lies
+            if teacher["weights"] and (content := _content_of(Path(teacher["weights"]).expanduser())):
+                teacher["weights"] = content  # what a file holds matters, not where it lies
+            if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
         return hashlib.sha256(
             json.dumps([RECIPE_VERSION, data_fingerprint, values], sort_keys=True).encode()
         ).hexdigest()[:16]
+
+
+def _content_of(path: Path) -> str | None:
+    """Digest of a teacher's weights on this machine: a checkpoint file, an export or a run folder."""
+    candidates = [path, *(path / part / "model.safetensors" for part in ("student", "checkpoints/best/student", "."))]
+    return next((sha256_of(file) for file in candidates if file.is_file()), None)
 
 
 # ---------------------------------------------------------------------------------- reading YAML and arguments
@@ -497,8 +518,19 @@ def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
         yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "max_epochs",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+    "T": "temperature",
+}
+
+
 def _nearest(word: str, known: Any) -> str:
     names = [str(name) for name in known]
+    if USUAL_NAMES.get(word) in names:
+        return f", did you mean {USUAL_NAMES[word]!r}?"
     close = [name for name in names if name.startswith(f"{word}_")] or difflib.get_close_matches(
         str(word), names, n=1, cutoff=0.55
     )
@@ -543,6 +575,8 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
     elif kind == "literal_error":
         allowed = re.findall("'(.*?)'", context["expected"])
         text = f"is {shown}, allowed: {context['expected']}{_nearest(given, allowed)}"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        text = f"is {shown}, but is a section: give keys below it, such as {key}: {{key: value}}"
     elif kind in ("value_error", "assertion_error"):
         text = problem["msg"].removeprefix("Value error, ")
     else:
@@ -557,7 +591,11 @@ def _known_keys(path: list[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         if part == "kd" and section is Config:
-            return sorted(set().union(*(kd_methods.config_class(n).model_fields for n in kd_methods.names())))
+            own = {
+                name: info for n in kd_methods.names() for name, info in kd_methods.config_class(n).model_fields.items()
+            }
+            nested = next(_sections_of(own[path[1]].annotation), None) if len(path) > 1 and path[1] in own else None
+            return list(nested.model_fields) if nested else sorted(own)
         section = next(iter(_sections_of(section.model_fields[part].annotation)), None) if section else None
     return list(section.model_fields) if section else []
 
@@ -572,9 +610,19 @@ def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
 # ------------------------------------------------------------------------------------------------------- help
 
 
+class CommandLine(argparse.ArgumentParser):
+    """A parser of switches whose mistakes are UserErrors, as those of the settings are."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all")
+
+
 def describe_keys() -> str:
     """Every key with type, default and meaning: the second half of `--help`."""
-    lines: list[str] = []
+    lines = ["settings, as --key=type [default]; without --config the values of configs/quickstart.yaml come first:"]
 
     def show(prefix: str, section: type[BaseModel], skip: tuple[str, ...] = ()) -> None:
         for name, info in section.model_fields.items():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from kd_core import decoding
 from kd_core.decoding import Stored
 from kd_core.errors import UserError
+from kd_core.files import writable_folder
 from kd_core.sources import RawSplit, Source, open_source
 from kd_core.stratify import stratified
 
@@ -89,6 +90,7 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     Raises:
         UserError: anything about the data that the user can mend.
     """
+    writable_folder(Path(cache_dir), "cache.dir")
     source = open_source(config)
     train_name, val_name, test_name = _split_names(source, config)
     largest = config.store_size or round(max(model_sizes) * 8 / 7)

@@ -88,6 +88,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Replace `target` by a copy of `source`."""
+    with replacing_folder(target) as path:
+        shutil.copytree(source, path, dirs_exist_ok=True)
+
+
 def previous_of(path: Path) -> Path:
     """Where `replacing_folder` keeps the old folder while it puts the new one in place."""
     return path.with_name(f".{path.name}.previous")
@@ -103,3 +109,14 @@ def writable_folder(path: Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None
     return path
+
+
+def check_writable(path: Path, key: str) -> None:
+    """As `writable_folder`, but leaves no folder behind that was not there before."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        writable_folder(path, key)
+    finally:
+        for folder in missing:
+            if folder.exists():
+                folder.rmdir()

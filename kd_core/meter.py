@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_core.errors import UserError
 
@@ -70,5 +71,15 @@ class Meter:
             if not torch.isfinite(torch.tensor(mean)) or step < float("inf")
         ]
         steps = [step for step in first if step < float("inf")]
-        when = f"at step {int(min(steps))}" if steps else "on another process"
+        when = f"at step {int(min(steps)) + 1}" if steps else "on another process"
         raise NonFinite(f"{', '.join(bad)} not finite {when}")
+
+
+def require_finite(model: nn.Module, figures: dict[str, float]) -> None:
+    """NonFinite, naming the first offender, unless weights, buffers and losses are finite.  Waits for the device."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    fine = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    bad = [name for name, ok in zip(tensors, fine, strict=True) if not ok]
+    bad += [name for name, value in figures.items() if "loss" in name and not math.isfinite(value)]
+    if bad:
+        raise NonFinite(f"{bad[0]} not finite at the end of the epoch")

@@ -28,6 +28,7 @@ __all__ = [
     "count_parameters",
     "create_model",
     "export",
+    "export_size",
     "input_size",
     "load_export",
     "preprocess_of",
@@ -78,9 +79,7 @@ def create_model(
     registered = name if hub or stem == "default" else architecture(name, stem, where)
     cfg = _pretrained_cfg(registered, where)
     if pretrained and not hub and not _has_weights(registered):
-        raise UserError(
-            f"{where} {registered!r}: has no pretrained weights; leave pretrained out or name a file"
-        )
+        raise UserError(f"{where} {registered!r}: has no pretrained weights; leave pretrained out or name a file")
     if img_size is not None and "img_size" in args and args["img_size"] != img_size:
         raise UserError(f"{where} {name!r}: img_size is {img_size} but args.img_size is {args['img_size']}")
     if img_size is not None and cfg.get("fixed_input_size"):
@@ -88,25 +87,20 @@ def create_model(
     try:
         model: Any = timm.create_model(registered, pretrained=pretrained, num_classes=num_classes, **args)
     except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{where} {name!r}: pretrained weights cannot be fetched: {_first_line(error)}"
-        ) from error
+        raise UserError(f"{where} {name!r}: pretrained weights cannot be fetched: {_first_line(error)}") from error
     except Exception as error:
         if not args and not hub:
             raise  # nothing of the user's could be at fault
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UserError(
-            f"{where} {name!r}: rejected the arguments ({given}): "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{where} {name!r}: rejected the arguments ({given}): {type(error).__name__}: {_first_line(error)}"
         ) from error
     side = img_size or args.get("img_size")
     if side is not None:
         # Of the model's own description only the size changes; preprocess_of and export read it from there.
         height, width = (side, side) if isinstance(side, int) else side
         channels = model.pretrained_cfg["input_size"][0]
-        model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | {
-            "input_size": (channels, height, width)
-        }
+        model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | {"input_size": (channels, height, width)}
     return model
 
 
@@ -159,9 +153,7 @@ def _pretrained_cfg(name: str, where: str) -> dict[str, Any]:
         base, tag = split_model_name_tag(name)
         tags = ", ".join(sorted(n.split(".", 1)[1] for n in timm.list_pretrained(f"{base}.*"))) or "none"
         raise UserError(f"{where} {name!r}: unknown pretrained tag {tag!r}, known: {tags}") from error
-    return (
-        cfg.to_dict() if cfg else {"input_size": (3, 224, 224)}
-    )  # timm's own default for models without one
+    return cfg.to_dict() if cfg else {"input_size": (3, 224, 224)}  # timm's own default for models without one
 
 
 def _has_weights(name: str) -> bool:
@@ -250,9 +242,7 @@ def export(
     if extra is not None:
         config["extra"] = extra
     # cloned, since the format refuses tensors that share memory, as tied parameters do
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with replacing_folder(Path(folder)) as temporary:
         safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -260,9 +250,7 @@ def export(
 
 _Side = Annotated[int, Field(ge=1, le=2048)]
 _Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-_Scalar = (
-    bool | Annotated[int, Field(ge=-8192, le=8192)] | _Finite | Annotated[str, Field(max_length=64)] | None
-)
+_Scalar = bool | Annotated[int, Field(ge=-8192, le=8192)] | _Finite | Annotated[str, Field(max_length=64)] | None
 _Channels = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -291,16 +279,8 @@ class _Export(BaseModel):
     pretrained_cfg: _Input
 
 
-def load_export(folder: str | Path) -> LoadedModel:
-    """Read an export of `export` or of timm's own; nothing in it is executed.
-
-    The network is first built without memory and compared with the file's names and shapes, so that a config
-    cannot make more of it than the weights' file itself holds.
-
-    Raises:
-        UserError: naming the file: missing, damaged, unknown architecture, refused arguments, weights that
-            differ.
-    """
+def _read_export(folder: str | Path) -> tuple[Path, dict[str, Any], _Export]:
+    """config.json of an export: its path, its content, and what of it is used."""
     path = Path(folder) / "config.json"
     raw = read_json(path)
     try:
@@ -311,12 +291,29 @@ def load_export(folder: str | Path) -> LoadedModel:
         raise UserError(f"{path}: not a model's config: {key}: {problem['msg']}") from error
     if not timm.is_model(config.architecture):
         raise _unknown(config.architecture, f"{path}: architecture")
+    return path, raw, config
+
+
+def export_size(folder: str | Path) -> int:
+    """The side of the square input, in pixels, of an exported model; UserError as for `load_export`."""
+    return _read_export(folder)[2].pretrained_cfg.input_size[-1]
+
+
+def load_export(folder: str | Path) -> LoadedModel:
+    """Read an export of `export` or of timm's own; nothing in it is executed.
+
+    The network is first built without memory and compared with the file's names and shapes, so that a config
+    cannot make more of it than the weights' file itself holds.
+
+    Raises:
+        UserError: naming the file: missing, damaged, unknown architecture, refused arguments, weights that
+            differ.
+    """
+    path, raw, config = _read_export(folder)
     args: dict[str, Any] = {key: value for key, value in config.model_args.items() if key != "num_classes"}
     size = config.pretrained_cfg.input_size[-1]
     names = config.label_names or config.pretrained_cfg.label_names
-    names = (
-        names if isinstance(names, list) else None
-    )  # a mapping describes gaps, for which there is no use here
+    names = names if isinstance(names, list) else None  # a mapping describes gaps, for which there is no use here
     if names and len(names) != config.num_classes:
         raise UserError(f"{path}: label_names: {len(names)} names for {config.num_classes} classes")
 
@@ -334,9 +331,7 @@ def load_export(folder: str | Path) -> LoadedModel:
     load_strict(model, tensors, str(weights), config.num_classes)
 
     stated = config.pretrained_cfg
-    preprocess = Preprocess(
-        size, resize_side(size, stated.crop_pct), stated.interpolation, stated.mean, stated.std
-    )
+    preprocess = Preprocess(size, resize_side(size, stated.crop_pct), stated.interpolation, stated.mean, stated.std)
     model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | {
         "input_size": stated.input_size,
         "interpolation": stated.interpolation,

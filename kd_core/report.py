@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 
 from kd_core.config import Config
 from kd_core.data import Data
+from kd_core.student import Student
 from kd_core.teachers import Teacher
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 
-HEADLINES = (
-    "final_val_accuracy",
-    "best_val_accuracy",
-    "best_epoch",
-    "final_test_accuracy",
-)  # of a run's summary
+# of a run's summary: what W&B shows for the run
+HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -57,8 +56,12 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
         else f"student ({summary['student_model']})"
     )
     rows.append(_row(kind, summary, summary["parameters"]))
-    split = "validation" if summary.get("val_accuracy") is not None else "training"
-    return table(["", f"{split} accuracy", "AUROC", "parameters"], rows)
+    lines = table(["", "validation accuracy", "AUROC", "parameters"], rows)
+    if summary["val_images"]:
+        accuracy, count = summary["val_accuracy"], summary["val_images"]
+        error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
+        lines += f"\n{count:,} validation images: one standard error of an accuracy here is about {error:.1f} points"
+    return lines
 
 
 def _row(name: str, figures: dict[str, Any], parameters: int) -> list[str]:
@@ -73,8 +76,8 @@ def _row(name: str, figures: dict[str, Any], parameters: int) -> list[str]:
 
 def summarize(
     config: Config,
-    architecture: str,
-    parameters: int,
+    data: Data,
+    student: Student,
     teachers: list[Teacher],
     measured: list[dict[str, float]],
     state: dict[str, Any],
@@ -84,12 +87,13 @@ def summarize(
     best, final = state["best"], state["metrics"]
     figures = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
     return {
-        "student_model": architecture,
-        "parameters": parameters,
+        "student_model": student.architecture,
+        "parameters": student.parameters,
         "kd_type": config.kd.type,
         "seed": config.training.seed,
         "epochs": state["epoch"],
         "best_epoch": best["epoch"],
+        "val_images": len(data.val) if data.val else 0,
         "val_accuracy": best.get("val/accuracy"),
         "val_auroc": best.get("val/auroc"),
         "best_val_accuracy": best.get("val/accuracy"),
@@ -105,7 +109,7 @@ def summarize(
 
 def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
     """Where the results are and what to do next."""
-    folder = summary["run_folder"]
+    folder = shlex.quote(summary["run_folder"])
     lines = [
         f"run folder:  {folder}",
         f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
@@ -121,20 +125,29 @@ def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
 def cost(
     config: Config,
     data: Data,
-    parameters: int,
+    accelerator: Accelerator,
     teachers: list[str],
+    to_train: int,
+    *,
+    parameters: int,
     loss: str,
-    processes: int,
     steps_per_epoch: int,
     seconds: float,
-    device: torch.device,
 ) -> str:
-    """What a run will take, from `seconds` a step and its settings; `loss` is the loss in words."""
+    """What a run will take, from `seconds` a step and its settings.
+
+    `loss` is the loss in words, `to_train` the number of teachers that must be trained first.
+    """
+    device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
     # weights and two moments in `latest` and in its successor, weights in `best` and in `student`
     disk = 4 * parameters * (3 + 3 + 1 + 1) / 1e6
+    total = seconds * steps_per_epoch * training.max_epochs
     memory = peak_device_memory_mb(device) or peak_host_memory_mb()
     validation = len(data.val) if data.val else 0
+    uncounted = [f"{to_train} teacher(s) to be trained first"] * bool(to_train)
+    uncounted += ["the comparison without teachers"] * training.compare_with_baseline + ["validation"]
+    pixels = data.train.images.numel() / 1e6
     return f"""check passed; nothing was trained or kept
   data      {len(data.train):,} training, {validation:,} validation images, {data.num_classes} classes
   student   {config.model.name}, {parameters:,} parameters
@@ -143,6 +156,6 @@ def cost(
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
   length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms a step
-  time      about {clock(seconds * steps_per_epoch * training.max_epochs)} to the end, validation not counted
+  time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
   memory    {memory:,.0f} MB at the peak, on {device}
-  disk      about {disk:,.0f} MB for checkpoints and the exported student"""
+  disk      about {disk:,.0f} MB for checkpoints and the export, {pixels:,.0f} MB for decoded training images"""

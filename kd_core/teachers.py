@@ -52,6 +52,7 @@ class Teacher:
     view: str
     stated_accuracy: float | None = None  # what its file says about itself
     artifact: str | None = None
+    judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
 
     @property
     def parameters(self) -> int:
@@ -95,6 +96,26 @@ def training_config(run: Config, index: int) -> Config:
         },
     )
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config
+
+
+def input_sizes(run: Config) -> list[int]:
+    """The side of each teacher's input in pixels; artifacts are downloaded to know it."""
+    return [_input_size(teacher, f"teachers[{index}]", run) for index, teacher in enumerate(run.teachers)]
+
+
+def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
+    source = config.weights or ""
+    if config.model:
+        return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
+    if source.startswith("wandb:"):
+        folder = download_artifact(source.removeprefix("wandb:"), run.cache.folder / "artifacts", where)
+        return models.export_size(export_in(folder))
+    if known := _known(source):
+        return int(known.preprocess.size)
+    if source.startswith("hf-hub:"):
+        return models.input_size(source, where=f"{where}.weights")
+    folder = Path(source).expanduser()
+    return models.export_size(export_in(folder)) if folder.is_dir() else 0  # what is missing `load` will report
 
 
 def untrained(run: Config, index: int, data: Data) -> Teacher:
@@ -155,7 +176,8 @@ def _known(source: str) -> Any:
 
 def export_in(folder: Path) -> Path:
     """The exported student in a run folder, or `folder` itself if it is an export."""
-    for path in (folder / "student", folder / "checkpoints" / "best", folder):
+    checkpoints = folder / "checkpoints"
+    for path in (folder / "student", checkpoints / "best" / "student", checkpoints / "latest" / "student", folder):
         if (path / "config.json").is_file():
             return path
     raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
@@ -252,6 +274,7 @@ class Panel:
 
     def __init__(self, members: list[Teacher], predict: Predictor):
         self.members, self._predict = members, predict
+        self._finite: Tensor | None = None
         for teacher in members:
             predict.prepare(teacher.model)
 
@@ -273,7 +296,19 @@ class Panel:
                 view = teacher.views.train(images, view_ids, channels_last=channels_last)
             with self._predict.accelerator.autocast():
                 logits.append(teacher.model(view).float())
-        return round_to_fp16(torch.stack(logits))
+        rounded = round_to_fp16(torch.stack(logits))
+        finite = rounded.isfinite().flatten(1).all(1)
+        self._finite = finite if self._finite is None else self._finite & finite
+        return rounded
+
+    def culprits(self) -> str:
+        """Names the teachers that gave logits which are not finite, for a message; empty if none did."""
+        finite = [True] * len(self) if self._finite is None else self._finite.tolist()
+        return "; ".join(
+            f"teachers[{index}] {teacher.name!r} gave logits that are not finite or too large for fp16"
+            for index, teacher in enumerate(self.members)
+            if not finite[index]
+        )
 
     def logits(self, images: Images, verb: str) -> Tensor | None:
         """Clean-view logits [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
@@ -288,6 +323,15 @@ class Panel:
                 )
         return torch.stack(everything) if everything else None
 
+    def judge(self, images: Images) -> Tensor | None:
+        """As `logits`, and kept with each teacher, so that nobody computes them twice."""
+        new = [teacher for teacher in self.members if teacher.judged is None]
+        logits = Panel(new, self._predict).logits(images, "measuring")
+        for index, teacher in enumerate(new):
+            assert logits is not None
+            teacher.judged = logits[index]
+        return torch.stack([t.judged for t in self.members if t.judged is not None]) if self.members else None
+
     def measure(self, logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
         """Metrics of each teacher from logits [K,n,C], then those of their ensemble.
 
@@ -295,28 +339,31 @@ class Panel:
         """
         figures = [metrics.classification(own, labels) for own in logits]
         for index, (teacher, row) in enumerate(zip(self.members, figures, strict=True)):
-            if near_chance(row["accuracy"], logits.shape[2], len(labels)):
+            if near_chance(row["accuracy"], labels):
                 raise UserError(
                     f"teachers[{index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images is "
-                    f"near chance (1/{logits.shape[2]}). Usual causes: weights of another data set, classes in "
+                    f"near chance. Usual causes: weights of another data set, classes in "
                     "another order, another normalisation than in its training (teachers[].normalization), another "
                     "input size (teachers[].img_size)"
                 )
         return [*figures, metrics.classification(metrics.ensemble_logits(logits), labels)]
 
-    def remarks(self, figures: list[dict[str, float]]) -> list[str]:
-        """One line a teacher and one for the ensemble, and a warning where a figure is too good to be true."""
+    def remarks(self, figures: list[dict[str, float]], images: str) -> list[str]:
+        """One line a teacher and one for the ensemble, and a warning where a figure is too good to be true.
+
+        `images` says what they were measured on: validation or training images.
+        """
         lines = []
         for index, (teacher, row) in enumerate(zip(self.members, figures, strict=False)):
             lines.append(
-                f"teacher {index} {teacher.name}: validation accuracy {row['accuracy']:.2%}, {teacher.view} view"
+                f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view"
             )
             if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
                 lines.append(
                     f"teacher {index} is far better here than the {teacher.stated_accuracy:.2%} that its file states: "
                     "it has probably been trained on these validation images"
                 )
-        return [*lines, f"teachers' ensemble: validation accuracy {figures[-1]['accuracy']:.2%}"]
+        return [*lines, f"teachers' ensemble: accuracy {figures[-1]['accuracy']:.2%} on {images}"]
 
 
 def rows(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -330,7 +377,10 @@ def round_to_fp16(logits: Tensor) -> Tensor:
     return logits.half().float()
 
 
-def near_chance(accuracy: float, classes: int, count: int) -> bool:
-    """Whether an accuracy on `count` samples could be guessing: up to 3 standard errors, or half, above 1/classes."""
-    chance = 1 / classes
-    return accuracy <= max(chance + 3 * math.sqrt(chance * (1 - chance) / count), min(1.5 * chance, (1 + chance) / 2))
+def near_chance(accuracy: float, labels: Tensor) -> bool:
+    """Whether an accuracy on `labels` could be had by always naming the most frequent class.
+
+    Up to 3 standard errors above that, and at least 2 points or half of it, whichever is less.
+    """
+    chance = float(labels.bincount().max()) / len(labels)
+    return accuracy <= chance + max(3 * math.sqrt(chance * (1 - chance) / len(labels)), min(0.02, chance / 2))

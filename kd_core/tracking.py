@@ -13,6 +13,7 @@ from typing import Any
 
 from kd_core.checkpoints import MetricsFile, RunFolder
 from kd_core.config import PROJECT_ROOT, Config
+from kd_core.errors import UserError
 
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -30,7 +31,10 @@ def wandb_mode(config: Config) -> str:
     mode = os.environ.get("WANDB_MODE") or config.wandb.mode
     if mode == "auto":
         return "online" if _has_credentials() else "offline"
-    return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    modes = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    if mode not in modes:
+        raise UserError(f"WANDB_MODE: is {mode!r}, allowed: auto, online, offline, disabled")
+    return modes[mode]
 
 
 def _has_credentials() -> bool:
@@ -93,7 +97,6 @@ class Tracker:
         # Before wandb is imported: else the bytes of offline artifacts lie outside the run folder and get lost.
         os.environ["WANDB_DATA_DIR"] = str((folder.path / "wandb" / "data").resolve())
         os.environ["WANDB_DIR"] = str(folder.path.resolve())
-        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         recorded = {
@@ -117,21 +120,26 @@ class Tracker:
                 dir=str(folder.path),
                 config=recorded,
                 resume=config.wandb.resume if job_type == "train" else None,
-                settings=wandb.Settings(finish_timeout=300),
+                settings=wandb.Settings(finish_timeout=300, silent=True),
             )
 
         try:
             self._run = start(self.mode)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
-            notify(f"W&B is not reachable ({_first_line(error)}); this run is recorded offline")
+            notify(f"W&B could not be started {self.mode} ({_first_line(error)})")
             self.mode = "offline"
-            self._run = self._guard("start", lambda: start("offline"))
+            self._run = self._guard("start offline either", lambda: start("offline"))
+            if self._run is not None:
+                notify("this run is recorded offline instead")
         if self._run is not None:
             self._guard("define the axes", self._define_axes)
-            self._guard(
-                "save the configuration",
-                lambda: self._run.save(str(folder.path / "config.yaml"), base_path=str(folder.path), policy="now"),
-            )
+            self._guard("save the configuration", self._save_configuration)
+
+    def _save_configuration(self) -> None:
+        """A copy under another name: W&B writes a config.yaml of its own, through the links that it makes to files."""
+        copy = Path(self._run.dir) / "resolved_config.yaml"
+        shutil.copyfile(self._folder.path / "config.yaml", copy)
+        self._run.save(str(copy), base_path=self._run.dir, policy="now")
 
     def _define_axes(self) -> None:
         self._run.define_metric("epoch")

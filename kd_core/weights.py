@@ -104,11 +104,7 @@ def _read_pickled(path: Path, origin: str) -> Any:
 def _find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
     if isinstance(content, dict):
         for candidate in (content, *(content.get(key) for key in CONTAINERS)):
-            if (
-                isinstance(candidate, dict)
-                and candidate
-                and all(isinstance(v, Tensor) for v in candidate.values())
-            ):
+            if isinstance(candidate, dict) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
                 return {_strip(str(name)): tensor for name, tensor in candidate.items()}
         held = f"keys {', '.join(map(str, list(content)[:8])) or 'none'}"
     else:
@@ -150,16 +146,12 @@ def check_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, nu
     unexpected = [k for k in state_dict if k not in wanted]
     if missing or unexpected:
         counts = [_count(missing, "missing"), _count(unexpected, "unexpected")]
-        raise UserError(
-            f"{where}: {' and '.join(filter(None, counts))}: the weights are for another architecture"
-        )
+        raise UserError(f"{where}: {' and '.join(filter(None, counts))}: the weights are for another architecture")
 
     differing = [k for k in wanted if k in state_dict and wanted[k].shape != state_dict[k].shape]
     for head in _weights_of(config.get("classifier")):
         if head in differing and wanted[head].shape[1:] == state_dict[head].shape[1:]:
-            raise UserError(
-                f"{where}: the weights have {len(state_dict[head])} classes, the data has {num_classes}"
-            )
+            raise UserError(f"{where}: the weights have {len(state_dict[head])} classes, the data has {num_classes}")
     for stem in _weights_of(config.get("first_conv")):
         if stem in differing and _without_input(wanted[stem]) == _without_input(state_dict[stem]):
             given, needed = state_dict[stem].shape[1], wanted[stem].shape[1]

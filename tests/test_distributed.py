@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import evaluate_kd
 import kd_methods
 from kd_core.checkpoints import read_metrics
 
@@ -119,10 +120,18 @@ def compare_vit(home, method, scope):
                 assert second[name] == pytest.approx(first[name], abs=1e-4), (name, first["train_step/step"])
 
 
-def test_a_batchnorm_student_starts_equal_and_keeps_its_learning_rates(home):
-    """BatchNorm statistics are per process, so training differs; rates and the teachers' figures do not."""
+def test_a_batchnorm_student_on_two_processes(home):
+    """BatchNorm statistics are per process, so training differs from one process; these things do not.
+
+    Learning rates and the teachers' figures; and the exported student scores as it did in training, by one process.
+    """
     one, two = (losses(home, processes, "average", None, {"name": "cifar_resnet8"}) for processes in (1, 2))
     assert one[0] == two[0]  # the teachers' accuracies
     for first, second in zip(one, two, strict=True):
         for name in ("train_step/learning_rate", "learning_rate", "epoch"):
             assert first.get(name) == second.get(name)
+    [folder] = (home / "p2-average-None-cifar_resnet8").glob("average-*")
+    evaluate_kd.main(["--checkpoint", str(folder / "checkpoints" / "latest"), "--no-wandb"])
+    found = json.loads((folder / "evaluation-val.json").read_text())
+    assert found["accuracy"] == two[-1]["val/accuracy"]
+    assert found["loss_ce"] == pytest.approx(two[-1]["val/loss_ce"], abs=1e-5)

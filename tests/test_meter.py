@@ -35,9 +35,9 @@ def test_sums_over_processes():
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_the_first_bad_step_and_metric_are_named(bad):
     meter = Meter()
-    for step, value in enumerate([1, float(bad), 2, float(bad)]):
+    for step, value in enumerate([1, float(bad), 2, float(bad)]):  # steps count from 0 here, from 1 in messages
         meter.add(10 + step, scalars(fine=1, loss=value))
-    with pytest.raises(NonFinite, match="^loss not finite at step 11$"):
+    with pytest.raises(NonFinite, match="^loss not finite at step 12$"):
         meter.reading()
 
 

@@ -57,7 +57,7 @@ def test_the_run_is_named_tagged_and_described(offline):
     flat = {"student_model", "teacher_models", "num_classes", "kd_type", "temperature", "alpha", "gamma", "threshold",
             "batch_size", "learning_rate", "patience", "val_size", "num_workers", "command"}  # fmt: skip
     assert flat <= set(config) and "train_kd.py" in config["command"]
-    assert list((offline / "wandb").glob("offline-run-*/files/config.yaml"))  # the resolved configuration as a file
+    assert list((offline / "wandb").glob("offline-run-*/files/resolved_config.yaml"))
 
 
 def test_axes_and_summary(offline):

@@ -12,7 +12,7 @@ import yaml
 
 import kd_methods
 import train_kd
-from kd_core import checkpoints, models, student, teachers
+from kd_core import checkpoints, models, student
 from kd_core.checkpoints import read_metrics
 from kd_core.data import Data
 from kd_core.errors import UserError
@@ -213,7 +213,7 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
 
     def cut_in_the_third_epoch(self, row):
         original(self, row)
-        if row.get("train_step/step") == 2 * 18 + 4 + 5:
+        if row.get("train_step/step") == 2 * (600 // 32) + 9:
             raise Cut
 
     monkeypatch.setattr(checkpoints.MetricsFile, "append", cut_in_the_third_epoch)
@@ -222,7 +222,8 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
         train(home, *more, output="cut")
     monkeypatch.setattr(checkpoints.MetricsFile, "append", original)
     [cut] = [path for path in (home / "cut").glob("dynamic-*")]
-    assert json.loads((cut / "summary.json").read_text())["status"] == "running"
+    summary = json.loads((cut / "summary.json").read_text())
+    assert (summary["status"], summary["exit_status"]) == ("failed", 1)
     train_kd.main(arguments(home, *more, output="cut"))
     assert "resuming" in capsys.readouterr().out
     assert times_apart(read_metrics(cut / "metrics.jsonl")) == times_apart(read_metrics(whole / "metrics.jsonl"))
@@ -245,10 +246,22 @@ def test_a_finished_run_prints_its_result_and_fresh_starts_anew(home, capsys):
 
 def test_resuming_another_runs_folder_is_refused(home):
     first = train(home, "--no-wandb", "--training.seed=13", method=kd_methods.LABEL_ONLY)
-    with pytest.raises(UserError, match="was trained with other settings"):
+    with pytest.raises(
+        UserError, match="was trained with other settings or data:\n  training.seed: 13 there, 14 here\n"
+    ):
         train_kd.main(
             arguments(home, "--no-wandb", "--training.seed=14", "--resume", str(first), method=kd_methods.LABEL_ONLY)
         )
+
+
+def test_another_number_of_processes_is_refused(home):
+    more = ("--no-wandb", "--training.seed=16")
+    folder = train(home, *more, method=kd_methods.LABEL_ONLY)
+    path = folder / "checkpoints" / "latest" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 4}))
+    (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("finished", "failed"))
+    with pytest.raises(UserError, match="was trained by 4 process.* this is 1"):
+        train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))
 
 
 # -------------------------------------------------------------------------------------------------------- safety
@@ -263,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(h
         original(self, step, values)
 
     monkeypatch.setattr(Meter, "add", poison)
-    with pytest.raises(UserError, match=r"train/loss_total not finite at step 25. Last good checkpoint: .*latest"):
+    with pytest.raises(UserError, match=r"^loss_total not finite at step 26; usual causes: .*checkpoint: .*latest$"):
         train(home, "--no-wandb", "--training.seed=15", method=kd_methods.LABEL_ONLY)
     [folder] = [
         p.parent for p in (home / "runs").glob("*/summary.json") if json.loads(p.read_text())["status"] != "finished"
@@ -271,10 +284,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(h
     assert models.load_export(folder / "checkpoints" / "latest" / "student").num_classes == 10
 
 
+def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, monkeypatch):
+    """The losses of an epoch are measured before its steps, so the last step's damage shows only in the weights."""
+    original = train_kd.require_finite
+
+    def poison_the_second_epoch(model, figures):
+        poison_the_second_epoch.calls += 1
+        if poison_the_second_epoch.calls == 2:
+            next(model.parameters()).data.fill_(float("nan"))
+        original(model, figures)
+
+    poison_the_second_epoch.calls = 0
+    monkeypatch.setattr(train_kd, "require_finite", poison_the_second_epoch)
+    with pytest.raises(UserError, match="conv.* not finite at the end of the epoch"):
+        train(home, "--no-wandb", method=kd_methods.LABEL_ONLY, output="poisoned")
+    [folder] = (home / "poisoned").glob("baseline-*")
+    state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
+    weights = models.load_export(folder / "checkpoints" / "latest" / "student").model.state_dict()
+    assert state["epoch"] == 1 and all(w.isfinite().all() for w in weights.values() if w.is_floating_point())
+    assert [row["epoch"] for row in epochs(folder)] == [1]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["exit_status"]) == ("failed", 2) and "not finite" in summary["error"]
+
+
+@pytest.mark.parametrize("fill", [0.0, float("nan")])
+def test_bad_teachers_stop_the_run_before_anything_is_trained(home, tmp_path, monkeypatch, fill):
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
+    path = tmp_path / "bad.pt"
+    weights = models.create_model("cifar_resnet14", num_classes=10).state_dict()
+    torch.save({name: w.float().fill_(fill) if w.is_floating_point() else w for name, w in weights.items()}, path)
+    more = [f"--teachers=[{{model: cifar_resnet14, weights: {path}}}]", f"--output_dir={tmp_path / 'new'}"]
+    for also in ([], ["--data.val_size=0"]):  # without a validation split, training images serve
+        with pytest.raises(UserError, match=r"teachers\[0\] 'cifar_resnet14'.*(near chance|not finite)"):
+            train_kd.main(arguments(home, "--no-wandb", *more, *also))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
     path = tmp_path / "random.pt"
     torch.save(models.create_model("cifar_resnet14", num_classes=10).state_dict(), path)
-    with pytest.raises(UserError, match="teachers\\[0\\] 'cifar_resnet14': accuracy .* is near chance"):
+    with pytest.raises(UserError, match=r"teachers\[0\] 'cifar_resnet14': accuracy .* is near chance"):
         train_kd.main(arguments(home, "--no-wandb", f"--teachers=[{{model: cifar_resnet14, weights: {path}}}]"))
 
 
@@ -294,6 +343,9 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
             "teachers[0].train: no such file: nowhere.yaml",
         ),
         (["--data.source=parquet", "--data.path=nowhere"], "nowhere"),
+        (["--training.mixed_precision=fp16"], "fp16 needs a GPU"),
+        (["--resume=nowhere"], "--resume: nowhere is no run folder"),
+        (["--cache.dir=/proc/nowhere"], "cache.dir: cannot write"),
     ],
 )
 def test_bad_input_is_one_message_before_any_training(home, more, text, monkeypatch):
@@ -308,12 +360,13 @@ def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path)
         ("data: {val_size: 3}", "data.val_size: comes from the run"),
         ("kd: {type: dynamic}", "kd: a teacher's file may hold"),
         ("training: {mixed_precision: bf16}", "training.mixed_precision: is the run's"),
+        ("data: {batch_size: 5000}", r"teachers\[0\].train: data.batch_size: 5000 is larger than"),
+        ("training: {optimizer_args: {betta: 1}}", "betta"),
     ):
         path = tmp_path / "t.yaml"
         path.write_text(text)
-        options, resolved = train_kd.parse(arguments(home, f"--teachers=[{{model: cifar_resnet8, train: {path}}}]"))
         with pytest.raises(UserError, match=message):
-            teachers.training_config(resolved.config, 0)
+            train_kd.main(arguments(home, "--no-wandb", f"--teachers=[{{model: cifar_resnet8, train: {path}}}]"))
 
 
 # --------------------------------------------------------------------------------------------------- command line
@@ -338,6 +391,8 @@ def test_statuses_and_texts_of_the_script(home):
 
 def test_check_measures_and_trains_nothing(home, capsys):
     before = set((home / "runs").glob("*"))
+    train_kd.main(arguments(home, "--check", "--training.seed=21", "--output_dir=" + str(home / "checked")))
+    assert not (home / "checked").exists() and "2 teacher(s) to be trained first" in capsys.readouterr().out
     train_kd.main(arguments(home, "--check", "--training.seed=21"))
     text = capsys.readouterr().out
     assert (

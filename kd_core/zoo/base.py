@@ -209,9 +209,7 @@ def register(
         register_model(entry)
 
 
-def _entry(
-    name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]
-) -> Callable[..., nn.Module]:
+def _entry(name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         # The getter takes features by forward_intermediates, however a network's modules are nested.
         features = {"out_indices": out_indices, "feature_cls": "getter"}

@@ -75,9 +75,7 @@ class CifarMobileNetV2(CifarNet):
         init_he(self.fc, linear_std=0.01)
 
 
-def _conv_norm_relu(
-    width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
+def _conv_norm_relu(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 

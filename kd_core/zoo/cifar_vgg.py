@@ -56,6 +56,4 @@ class CifarVGG(CifarNet):
 
 _BUILDERS = {f"cifar_vgg{depth}": partial(CifarVGG, depth) for depth in CONVOLUTIONS}
 
-register(
-    __name__, _BUILDERS, {name: cifar_cfg("block0.0") for name in _BUILDERS}, out_indices=(0, 1, 2, 3, 4)
-)
+register(__name__, _BUILDERS, {name: cifar_cfg("block0.0") for name in _BUILDERS}, out_indices=(0, 1, 2, 3, 4))

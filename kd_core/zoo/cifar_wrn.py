@@ -66,9 +66,7 @@ class CifarWideResNet(CifarNet):
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        WideBlock(width_in, width, stride), *(WideBlock(width, width, 1) for _ in range(blocks - 1))
-    )
+    return nn.Sequential(WideBlock(width_in, width, stride), *(WideBlock(width, width, 1) for _ in range(blocks - 1)))
 
 
 _BUILDERS = {f"cifar_wrn_{depth}_{factor}": partial(CifarWideResNet, depth, factor)
