@@ -554,8 +554,6 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             problems.append(
                 f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
             )
-        if training.mixed_precision == "fp16" and job.accelerator.device.type == "cpu":
-            problems.append(f"{where}training.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
         attempt(lambda: create_optimizer(student.build(own, data).model, training, torch.device("cpu")))
 
     check_run(config, "")

@@ -19,8 +19,11 @@ PATIENCE = timedelta(hours=24)
 def create_accelerator(mixed_precision: str, *, deterministic: bool = False) -> Accelerator:
     """The process's Accelerator: on a GPU if there is one, else on the CPU, in however many processes were started.
 
-    UserError if the launcher's settings ask for gradient accumulation, which the training loop does not do.
+    UserError for fp16 on a CPU, and if the launcher's settings ask for gradient accumulation, which the training loop
+    does not do.
     """
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
     # Accelerate joins several processes on a CPU only if it is told to use the CPU; otherwise each would train alone.
     # Apple's GPUs lack float64, in which metrics are summed.
     accelerator = Accelerator(

@@ -51,7 +51,7 @@ def test_the_run_is_named_tagged_and_described(offline):
     run = wandb_offline.read_run(offline / "wandb")
     assert offline.name == f"tracked-{run['id']}" == run["name"]
     assert (run["job_type"], run["group"], run["project"]) == ("train", "tracked", "Knowledge-Distillation-CIFAR100")
-    assert set(run["tags"]) == {kd_methods.LABEL_ONLY, "cifar_resnet8"} and run["exit_code"] == 0
+    assert set(run["tags"]) == {kd_methods.LABEL_ONLY, run["config"]["student_model"]} and run["exit_code"] == 0
     config = run["config"]
     assert config["training"]["max_epochs"] == config["max_epochs"] == 2  # nested and flat
     flat = {"student_model", "teacher_models", "num_classes", "kd_type", "temperature", "alpha", "gamma", "threshold",
