@@ -166,11 +166,14 @@ def _imagefolder(folder: Path, config: DataConfig) -> Source:
 
 
 def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
+    datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
     try:
         return datasets.load_dataset(builder, split="train", **options)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ or error  # datasets wraps what went wrong
         raise UserError(f"data.path: {folder}: cannot be read as {builder}: {_first_line(cause)}") from None
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _disk(folder: Path, config: DataConfig) -> Source:

@@ -120,7 +120,7 @@ class Tracker:
                 dir=str(folder.path),
                 config=recorded,
                 resume=config.wandb.resume if job_type == "train" else None,
-                settings=wandb.Settings(finish_timeout=300, silent=True),
+                settings=wandb.Settings(finish_timeout=300, init_timeout=30, silent=True),
             )
 
         try:
