@@ -147,7 +147,8 @@ def _decode_all(
     unreadable: dict[int, str] = {}
     content = hashlib.sha256(json.dumps([shape, class_names]).encode() + labels.tobytes())
     title = f"decoding {raw.name} images to {side}x{side}"
-    with tqdm(total=len(labels), desc=title, unit=" images", leave=False, disable=None if show_progress else True) as bar:
+    hidden = None if show_progress else True  # None: where no terminal shows it
+    with tqdm(total=len(labels), desc=title, unit=" images", leave=False, disable=hidden) as bar:
         for start, items in _chunks(raw, len(labels)):
             for row, (item, decoded) in enumerate(
                 zip(items, pool.map(lambda item: _try_decode(item, side), items), strict=True), start
