@@ -469,9 +469,10 @@ class Resolved:
 def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     """Merge layers (lowest first) and validate once.  UserError lists every mistake, one a line.
 
-    A higher layer that changes `kd.type` drops the lower layers' hyperparameters that the new type lacks.  In the
-    same layer they are mistakes, except in a sweep (`WANDB_SWEEP_ID`), where they are dropped with a notice: one
-    sweep may vary the method and every method's hyperparameters together.
+    A higher layer that changes `kd.type` drops the lower layers' hyperparameters that the new type lacks, one that
+    changes `model.name` the lower layers' `model.args`.  In one layer such hyperparameters are mistakes, except in a
+    sweep (`WANDB_SWEEP_ID`), where they are dropped with a notice: one sweep may vary the method and every method's
+    hyperparameters together.
     """
     in_sweep = "WANDB_SWEEP_ID" in os.environ if in_sweep is None else in_sweep
     merged: dict[str, Any] = {}
@@ -486,6 +487,11 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
                 notices += [
                     f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped
                 ]
+        layer_model, model = layer.values.get("model"), merged.get("model")
+        if isinstance(layer_model, dict) and isinstance(model, dict) and model.get("args"):
+            if layer_model.get("name", model.get("name")) != model.get("name"):
+                merged["model"] = {key: value for key, value in model.items() if key != "args"}
+                notices.append(f"model.args {model['args']} dropped: they were meant for {model.get('name')!r}")
         merged = _merge(merged, layer.values)
         origins.update({key: layer.origin for key in _dotted_keys(layer.values)})
     if in_sweep and isinstance(merged.get("kd"), dict):

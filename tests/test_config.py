@@ -156,6 +156,15 @@ def test_a_new_method_drops_the_lower_layers_hyperparameters_with_a_notice():
     assert resolved.notices == ["kd.gamma dropped: 'average' (from the command line) has no such key"]
 
 
+def test_another_model_drops_the_arguments_of_the_first_with_a_notice():
+    file = Layer("f", {"model": {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}})
+    resolved = resolve([file, parse_overrides(["--model.name=cifar_resnet8"])])
+    assert (resolved.config.model.args, resolved.config.model.img_size) == ({}, 32)
+    assert resolved.notices == ["model.args {'patch_size': 16} dropped: they were meant for 'test_vit'"]
+    kept = resolve([file, parse_overrides(["--model.name=test_vit", "--model.args.depth=3"])]).config.model.args
+    assert kept == {"patch_size": 16, "depth": 3}
+
+
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():
     arguments = ("--kd.type=average", "--kd.gamma=3", TEACHER)
     assert mistakes(*arguments, in_sweep=False) == ["command line: kd.gamma: belongs to dynamic, not to this kd.type"]
