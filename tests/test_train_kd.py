@@ -412,3 +412,22 @@ def test_method_names_belong_to_kd_methods():
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert not strings & set(kd_methods.names()), path
+
+
+# ------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("store", ["device", "host"])
+def test_training_on_a_gpu(home, precision, store):
+    """One process a case: Accelerate keeps its precision for the life of a process."""
+    more = [f"--training.mixed_precision={precision}", f"--data.store={store}", "--training.clip=5", "--no-wandb"]
+    output = home / f"gpu-{precision}-{store}"
+    command = [sys.executable, "train_kd.py", *arguments(home, *more, f"--output_dir={output}")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [folder] = output.glob("dynamic-*")
+    last = epochs(folder)[-1]
+    assert last["val/accuracy"] > 0.2 and last["perf/gpu_memory_peak_mb"] > 0
