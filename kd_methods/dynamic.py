@@ -85,9 +85,10 @@ class Method(KDMethod):
             gate, kd_weight = constant(1), constant(config.alpha)
         else:
             loss = torch.lerp(config.alpha * hard, soft, gate).mean()  # gate soft + (1 - gate) alpha hard
-            gate = gate.mean()
             coefficients = torch.add(gate, 1 - gate, alpha=config.alpha)  # gate + alpha (1 - gate)
-            kd_weight = gate / coefficients.clamp_min(1e-30)  # 0/0: a shut gate and alpha 0
+            # A mean of shares, which adds up over processes; 0/0: a shut gate and alpha 0.
+            kd_weight = (gate / coefficients.clamp_min(1e-30)).mean()
+            gate = gate.mean()
         return loss, {
             **common_metrics(loss_hard, loss_soft, kd_weight, weights.mean(1)),
             "loss_soft": loss_soft,
