@@ -85,10 +85,12 @@ class Method(KDMethod):
             gate, kd_weight = constant(1), constant(config.alpha)
         else:
             loss = torch.lerp(config.alpha * hard, soft, gate).mean()  # gate soft + (1 - gate) alpha hard
-            coefficients = torch.add(gate, 1 - gate, alpha=config.alpha)  # gate + alpha (1 - gate)
-            # A mean of shares, which adds up over processes; 0/0: a shut gate and alpha 0.
-            kd_weight = (gate / coefficients.clamp_min(1e-30)).mean()
-            gate = gate.mean()
+            if config.alpha > 0:
+                share = gate / torch.add(gate, 1 - gate, alpha=config.alpha)  # gate + alpha (1 - gate)
+            else:
+                share = (gate > 0).to(gate.dtype)  # without a label term; 0 where a shut gate leaves no loss at all
+            # A mean of shares, not a share of means: that is what adds up over processes.
+            gate, kd_weight = gate.mean(), share.mean()
         return loss, {
             **common_metrics(loss_hard, loss_soft, kd_weight, weights.mean(1)),
             "loss_soft": loss_soft,

@@ -171,7 +171,7 @@ def test_dynamic_per_sample(num_teachers: int) -> None:
     assert loss == pytest.approx(expected, rel=1e-9)
     gate = sum(gates) / B if gates else 1.0
     assert metrics["gate"].item() == pytest.approx(gate)
-    share = gate / (gate + (1 - gate) * 0.4) if gates else 0.4
+    share = sum(g / (g + (1 - g) * 0.4) for g in gates) / B if gates else 0.4
     assert metrics["kd_weight"].item() == pytest.approx(share)
 
 
