@@ -354,7 +354,7 @@ class Panel:
         `images` says what they were measured on: validation or training images.
         """
         lines = []
-        for index, (teacher, row) in enumerate(zip(self.members, figures, strict=False)):
+        for index, (teacher, row) in enumerate(zip(self.members, figures[:-1], strict=True)):
             lines.append(
                 f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view"
             )
