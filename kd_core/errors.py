@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The message names the file, key and value, and says what would be right.
     """
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """What an error says, on one line of at most `limit` characters; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

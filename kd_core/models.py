@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg, load_model_config_from_hf, split_mod
 from torch import nn
 
 import kd_core.zoo  # noqa: F401  (registers the cifar_ networks)
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 from kd_core.files import read_json, replacing_folder
 from kd_core.preprocess import Preprocess, preprocess_of, resize_side
 from kd_core.weights import check_strict, load_strict, read_state_dict
@@ -87,13 +87,13 @@ def create_model(
     try:
         model: Any = timm.create_model(registered, pretrained=pretrained, num_classes=num_classes, **args)
     except (OSError, HfHubHTTPError) as error:
-        raise UserError(f"{where} {name!r}: pretrained weights cannot be fetched: {_first_line(error)}") from error
+        raise UserError(f"{where} {name!r}: pretrained weights cannot be fetched: {first_line(error, 200)}") from error
     except Exception as error:
         if not args and not hub:
             raise  # nothing of the user's could be at fault
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UserError(
-            f"{where} {name!r}: rejected the arguments ({given}): {type(error).__name__}: {_first_line(error)}"
+            f"{where} {name!r}: rejected the arguments ({given}): {type(error).__name__}: {first_line(error, 200)}"
         ) from error
     side = img_size or args.get("img_size")
     if side is not None:
@@ -165,7 +165,7 @@ def _hub_config(name: str, where: str) -> tuple[dict[str, Any], str, dict[str, A
     try:
         return load_model_config_from_hf(name.removeprefix(HUB))
     except (OSError, HfHubHTTPError, ValueError, KeyError) as error:
-        raise UserError(f"{where} {name!r}: cannot be read from the Hub: {_first_line(error)}") from error
+        raise UserError(f"{where} {name!r}: cannot be read from the Hub: {first_line(error, 200)}") from error
 
 
 def _unknown(name: str, where: str) -> UserError:
@@ -174,10 +174,6 @@ def _unknown(name: str, where: str) -> UserError:
     near = " or ".join(repr(match) for match in difflib.get_close_matches(base, known))
     hint = f"did you mean {near}?" if near else "allowed: a timm name, a cifar_ name, or hf-hub:org/name"
     return UserError(f"{where}: unknown model {name!r}, {hint}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 # --- exports ----------------------------------------------------------------------------------------------

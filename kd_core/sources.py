@@ -20,7 +20,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import from_numpy
 
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 from kd_core.files import read_json
 from kd_core.stratify import stratified
 
@@ -113,16 +113,16 @@ def _hub(config: DataConfig) -> Source:
         found = datasets.load_dataset(config.name, config.subset, revision=config.revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
-            f"data.name: {config.name!r} (revision {config.revision or 'main'}): {_first_line(error)}; right is "
+            f"data.name: {config.name!r} (revision {config.revision or 'main'}): {first_line(error)}; right is "
             "the name of a public Hub data set, or of one that `hf auth login` gives access to"
         ) from None
     except ConnectionError as error:
         raise UserError(
             f"data.name: {config.name!r} is not in the local cache and the Hub cannot be reached "
-            f"({_first_line(error)}); {WAYS_OUT}"
+            f"({first_line(error)}); {WAYS_OUT}"
         ) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data.name, data.subset: {where}: {_first_line(error)}") from None
+        raise UserError(f"data.name, data.subset: {where}: {first_line(error)}") from None
     return Source(where, list(found), lambda name: _from_dataset(found[name], name, where, config))
 
 
@@ -171,7 +171,7 @@ def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
         return datasets.load_dataset(builder, split="train", **options)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ or error  # datasets wraps what went wrong
-        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {_first_line(cause)}") from None
+        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause)}") from None
     finally:
         datasets.enable_progress_bars()
 
@@ -192,7 +192,7 @@ def _disk(folder: Path, config: DataConfig) -> Source:
         try:
             dataset = datasets.load_from_disk(str(folders[name]))
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"data.path: {folders[name]}: cannot be read: {_first_line(error)}") from None
+            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error)}") from None
         raw = _from_dataset(dataset, name, str(folder), config)
         raw.key = _digest(raw.key, _listing(sorted(folders[name].glob("*"))))
         return raw
@@ -293,10 +293,6 @@ def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: s
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # -------------------------------------------------------------------------------- CIFAR's original files
 
 
@@ -328,7 +324,7 @@ def _read_pickle(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"data.path: {file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise UserError(f"data.path: {file}: is no CIFAR file: {_first_line(error)}") from None
+        raise UserError(f"data.path: {file}: is no CIFAR file: {first_line(error)}") from None
     if not isinstance(found, dict):
         raise UserError(f"data.path: {file}: is no CIFAR file: holds a {type(found).__name__}, not a dict")
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}

@@ -14,7 +14,7 @@ import kd_methods
 from kd_core import metrics, models, student, weights
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 from kd_core.files import read_json
 from kd_core.inference import Images, Predictor
 from kd_core.views import Views
@@ -140,7 +140,8 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
     elif source and Path(source).expanduser().is_dir():
         trained = Path(source).expanduser()
     if trained is not None:
-        teacher = _from_export(trained, config, where)
+        teacher = _from_export(trained, config, where, data, run)
+        teacher.artifact = artifact
     elif source == "pretrained" or (source and source.startswith("hf-hub:") and not _known(source)):
         name = config.model or source
         model = models.create_model(
@@ -161,11 +162,6 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
     else:
         assert source is not None
         teacher = _from_checkpoint(source, config, where, data, run)
-    if not isinstance(teacher, Teacher):
-        loaded, stated = teacher
-        _check_classes(loaded, data, f"{where} {trained}")
-        views = _views(loaded.preprocess, config, data, run)
-        teacher = Teacher(loaded.architecture, loaded.model, views, config.view, stated, artifact)
     teacher.model.eval().requires_grad_(False)
     return teacher
 
@@ -183,7 +179,8 @@ def export_in(folder: Path) -> Path:
     raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
 
 
-def _from_export(folder: Path, config: TeacherConfig, where: str) -> Any:
+def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """The student that a run or somebody else exported."""
     try:
         export = export_in(folder)
         loaded = models.load_export(export)
@@ -193,7 +190,9 @@ def _from_export(folder: Path, config: TeacherConfig, where: str) -> Any:
     if wanted != loaded.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {loaded.architecture!r}")
     stated = read_json(export / "metrics.json").get("val/accuracy") if (export / "metrics.json").is_file() else None
-    return loaded, stated
+    _check_classes(loaded, data, f"{where} {folder}")
+    views = _views(loaded.preprocess, config, data, run)
+    return Teacher(loaded.architecture, loaded.model, views, config.view, stated)
 
 
 def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
@@ -245,7 +244,7 @@ def download_artifact(name: str, cache: Path, where: str) -> Path:
     try:
         artifact = wandb.Api().artifact(name)
     except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
-        raise UserError(f"{where}: W&B artifact {name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: W&B artifact {name!r}: {first_line(error)}") from None
     if artifact.type != "model":
         raise UserError(f"{where}: W&B artifact {name!r} is of type {artifact.type!r}, a 'model' is needed")
     folder = cache / artifact.entity / artifact.project / artifact.name.replace(":", "-")

@@ -13,7 +13,7 @@ from typing import Any
 
 from kd_core.checkpoints import MetricsFile, RunFolder
 from kd_core.config import PROJECT_ROOT, Config
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -126,7 +126,7 @@ class Tracker:
         try:
             self._run = start(self.mode)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
-            notify(f"W&B could not be started {self.mode} ({_first_line(error)})")
+            notify(f"W&B could not be started {self.mode} ({first_line(error)})")
             self.mode = "offline"
             self._run = self._guard("start offline either", lambda: start("offline"))
             if self._run is not None:
@@ -152,7 +152,7 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # noqa: BLE001
-            self._notify(f"W&B could not {what} ({_first_line(error)}); training goes on, metrics.jsonl is complete")
+            self._notify(f"W&B could not {what} ({first_line(error)}); training goes on, metrics.jsonl is complete")
             return None
 
     @property
@@ -229,7 +229,3 @@ class Tracker:
             self._notify(f"recorded offline; to send it later: WANDB_DATA_DIR='{data}' wandb sync '{recorded_in}'")
         elif self.mode == "online":
             shutil.rmtree(self._folder.path / "wandb" / "data" / "artifacts" / "staging", ignore_errors=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 from kd_core.preprocess import Preprocess
 from kd_core.zoo.base import CIFAR100_MEAN, CIFAR100_STD
 from kd_core.zoo.public_names import to_zoo_names
@@ -83,7 +83,7 @@ def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{origin}: damaged, or not a safetensors file ({_first_line(error)})") from error
+        raise UserError(f"{origin}: damaged, or not a safetensors file ({first_line(error, 160)})") from error
 
 
 def _read_pickled(path: Path, origin: str) -> Any:
@@ -116,10 +116,6 @@ def _strip(name: str) -> str:
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
     return name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def load_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, num_classes: int) -> None:
