@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
+from kd_core import artifacts, metrics, models, report, teachers
 from kd_core import config as configuration
-from kd_core import metrics, models, report, teachers
 from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
@@ -68,29 +68,40 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     return options, configuration.parse_overrides(rest)
 
 
-def find_student(options: argparse.Namespace) -> tuple[Path, str | None]:
+def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, str | None]:
     """The folder that holds the exported student, and the artifact's name if it came from W&B."""
     if options.checkpoint:
         path = Path(options.checkpoint).expanduser()
         if not path.is_dir():
             raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
         return path, None
-    cache = configuration.CacheConfig().folder / "artifacts"
+    where = settings_of_artifacts(options, overrides)
+    cache = where.cache.folder / "artifacts"
     if options.artifact:
-        return teachers.download_artifact(options.artifact, cache, "--artifact"), options.artifact
-    *project, run_id = options.wandb_run_id.split("/")
-    prefix = "/".join(project) or configuration.WandbConfig().project
-    problems = []
-    for alias in ("best", "latest"):
-        name = f"{prefix}/model-{run_id}:{alias}"
+        return artifacts.download(options.artifact, cache, "--artifact"), options.artifact
+    *path_of_project, run_id = options.wandb_run_id.split("/")
+    project = "/".join(path_of_project or filter(None, (where.wandb.entity, where.wandb.project)))
+    best, latest = (f"{project}/model-{run_id}:{alias}" for alias in ("best", "latest"))
+    try:
+        folder, name = artifacts.download(best, cache, "--wandb-run-id"), best
+    except artifacts.NoSuchArtifact as error:
         try:
-            folder = teachers.download_artifact(name, cache, "--wandb-run-id")
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            print(f"run {run_id}: using {name}")
-            return folder, name
-    raise UserError("\n".join(problems))
+            folder, name = artifacts.download(latest, cache, "--wandb-run-id"), latest
+        except artifacts.NoSuchArtifact:
+            raise UserError(f"{error}; nor is there {latest!r}") from None
+    print(f"run {run_id}: evaluating {name}")
+    return folder, name
+
+
+def settings_of_artifacts(options: argparse.Namespace, overrides: Layer) -> Config:
+    """The settings that say where artifacts are looked for and kept: `wandb` and `cache`."""
+    layers = [overrides]
+    if options.config:
+        layers.insert(0, configuration.read_layer(options.config))
+    wanted = ("wandb", "cache")
+    return configuration.resolve(
+        [Layer(layer.origin, {key: layer.values[key] for key in wanted if key in layer.values}) for layer in layers]
+    ).config
 
 
 def run_folder_of(path: Path) -> Path | None:
@@ -98,18 +109,22 @@ def run_folder_of(path: Path) -> Path | None:
     return next((p for p in (path, *path.resolve().parents[:3]) if (p / "summary.json").is_file()), None)
 
 
-def read_config(folder: Path, options: argparse.Namespace, overrides: Layer) -> Config:
+def read_config(
+    folder: Path, artifact: str | None, export: models.LoadedModel, options: argparse.Namespace, overrides: Layer
+) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
-    if options.config:
-        path = configuration.find_file(options.config, "--config")
-    elif own:
-        path = own / "config.yaml"
-    else:
+    if options.config is None and own is None:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    layers = [Layer(str(path), configuration.read_yaml(path)), overrides]
+    layers = [configuration.read_layer(options.config or f"{own}/config.yaml"), overrides]
     if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
         layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
+    if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
+        entity, project, _ = artifact.split("/")
+        layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
+    side = export.image_size
+    if side and layers[0].values.get("data", {}).get("store_size") is None:
+        layers.insert(1, Layer("the student's config.json", {"data": {"store_size": side}}))
     return configuration.resolve(layers).config
 
 
@@ -124,16 +139,15 @@ def select_split(data: Data, name: str) -> Split:
 
 def main(arguments: list[str]) -> None:
     options, overrides = parse(arguments)
-    folder, artifact = find_student(options)
+    folder, artifact = find_student(options, overrides)
     export = teachers.export_in(folder)
-    config = read_config(folder, options, overrides)
     loaded = models.load_export(export)
+    config = read_config(folder, artifact, loaded, options, overrides)
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = create_accelerator(config.training.mixed_precision)
-    sizes = [loaded.preprocess.size, *teachers.input_sizes(config)]  # as in training: they decide how images are stored
     with accelerator.local_main_process_first():
-        data = load_data(config.data, model_sizes=sizes, cache_dir=config.cache.folder)
+        data = load_data(config.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
     if loaded.num_classes != data.num_classes:
         raise UserError(f"{export}: has {loaded.num_classes} classes, the data have {data.num_classes}")
     split = select_split(data, options.split)
@@ -190,6 +204,7 @@ def tell(
         job_type="evaluation",
         run_name=f"eval-{name}-{config.experiment}-{run_id}",
         tags=[name, run_id],
+        group=config.experiment,
     )
     if artifact:
         tracker.use_artifact(artifact)

@@ -18,7 +18,9 @@ switches:
     --print-config        print the resolved settings as YAML, then exit
     --help                this text
 
-exit status: 0 done, 2 a mistake in the settings or files (one clear message), 130 interrupted, 1 a failure here
+exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure here; stopped by a signal:
+             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished first; the same command continues the run
+             after the last complete epoch.  A second signal stops at once
 """
 
 import os
@@ -55,7 +57,7 @@ from kd_core.files import check_writable, copy_folder, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.processes import create_accelerator, is_first_process, share_buffers
+from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import Tracker, wandb_mode
 from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
@@ -72,7 +74,8 @@ class Job:
     accelerator: Accelerator
     data: Data
     use_wandb: bool
-    in_trial: bool  # of a sweep: the student alone is the trial's W&B run
+    signals: StopSignals
+    is_student: bool = True  # else a teacher or the comparison: a sweep's trial is the student's run alone
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -90,7 +93,7 @@ class Job:
 
     def side_job(self) -> "Job":
         """For teachers and for the comparison, which are no trials of their own."""
-        return replace(self, use_wandb=self.use_wandb and not self.in_trial)
+        return replace(self, use_wandb=self.use_wandb and not configuration.in_trial(), is_student=False)
 
 
 # ============================================================================================== one training run
@@ -221,14 +224,19 @@ def run(
             enabled=accelerator.is_main_process,
             use_wandb=job.use_wandb,
             notify=say,
+            group=config.group(data.fingerprint),
             tags=[config.model.name],
-            extra_config={**config.flat(data.num_classes), "parameters": pupil.parameters},
+            extra_config={
+                **config.flat(data.num_classes),
+                "parameters": pupil.parameters,
+                "data_fingerprint": data.fingerprint,
+            },
             offset=state["metrics_offset"],
         )
         if tracker.url:
             say(f"W&B: {tracker.url}")
-        exit_code = 1
-        cleanup.callback(lambda: tracker.finish(exit_code))
+        cleanup.push(lambda kind, error, trace: tracker.finish(error))
+        tracker.record_data(data)
         for teacher in panel.members:
             if teacher.artifact:
                 tracker.use_artifact(teacher.artifact)
@@ -254,81 +262,85 @@ def run(
             save_latest(folder, lambda path: pupil.export(path, row), tensors, state)
             if better:
                 folder.keep_best(folder.checkpoint("latest") / "student")
-                tracker.upload_best(folder.checkpoint("best") / "student", row["epoch"], row)
+                tracker.store_best(folder.checkpoint("best") / "student", row)
 
         # --------------------------------------------------------------------------------------- the epochs
         began, first_epoch = time.perf_counter(), state["epoch"]
-        for epoch in range(first_epoch, training.max_epochs):
-            if training.patience is not None and state["waited"] >= training.patience:
-                say(f"stopping: no better val/accuracy in {training.patience} epochs")
-                break
-            epoch_began = time.perf_counter()
-            # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
-            own = torch.tensor([accelerator.process_index])
-            set_seed(int(random_bits(training.seed, -1 - epoch, own)) % 2**32)
-            order = epoch_order(training.seed, epoch, images.rows)
-            model.train()
-            meter.start_epoch()
-            interval_began, interval_steps = epoch_began, 0
-            title, hidden = f"epoch {epoch + 1}/{training.max_epochs}", not accelerator.is_main_process
-            bar = tqdm(range(steps_per_epoch), title, leave=False, disable=hidden or None)
-            try:
-                for position in bar:
-                    train_step(epoch, order, position)
-                    step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
-                    if step % training.log_every == 0:
-                        means = meter.reading()  # waits for the device, and nothing else within an epoch does
-                        now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
-                        step_time = (now - interval_began) / interval_steps
-                        interval_began, interval_steps = now, 0
-                        tracker.log(
-                            {
-                                "train_step/step": step,
-                                "train_step/learning_rate": rate,
-                                "train_step/step_time": step_time,
-                                **{f"train_step/{name}": value for name, value in means.items()},
-                            }
-                        )
-                        bar.set_postfix(
-                            loss=f"{means['loss_total']:.3f}",
-                            acc=f"{means['accuracy']:.1%}",
-                            lr=f"{rate:.2g}",
-                            left=clock((total_steps - step) * step_time),
-                            refresh=False,
-                        )
-                means = meter.epoch()
-                seconds = time.perf_counter() - epoch_began
-                share_buffers(pupil.model, accelerator)
-                validation = validate((epoch + 1) / training.max_epochs)
-                require_finite(pupil.model, validation)  # before it is logged or kept
-            except NonFinite as error:
-                kept = f"Last good checkpoint: {folder.checkpoint('latest')}" if epoch else "No epoch was complete"
-                causes = panel.culprits() or (
-                    f"usual causes: a learning rate that is too high (training.learning_rate is "
-                    f"{training.learning_rate:g}), fp16 without training.clip"
-                )
-                raise NonFinite(f"{error}; {causes}. {kept}") from None
-            row: dict[str, Any] = {
-                "epoch": epoch + 1,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                **{f"train/{name}": value for name, value in means.items()},
-                **validation,
-                "train/step_time": seconds / steps_per_epoch,
-                "perf/data_time": data_watch.read(),
-                "perf/teacher_time": teacher_watch.read(),
-                "perf/teacher_cache_hit_rate": 0.0,
-                "perf/images_per_second": steps_per_epoch * config.data.batch_size / seconds,
-                "perf/gpu_memory_peak_mb": peak_device_memory_mb(device),
-                "perf/epoch_time": time.perf_counter() - epoch_began,
-            }
-            tracker.log(row)
-            # Without a validation split every epoch is the best so far: the last one is the result.
-            better = val is None or row["val/accuracy"] > state["best"].get("val/accuracy", -1.0)
-            state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset)
-            state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
-            keep(row, better)
-            left = (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
-            say(report.epoch_line(row, training.max_epochs, left, better))
+        with job.signals.deferred():  # a signal waits for the end of a step or of a checkpoint
+            for epoch in range(first_epoch, training.max_epochs):
+                if training.patience is not None and state["waited"] >= training.patience:
+                    say(f"stopping: no better val/accuracy in {training.patience} epochs")
+                    break
+                epoch_began = time.perf_counter()
+                # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
+                own = torch.tensor([accelerator.process_index])
+                set_seed(int(random_bits(training.seed, -1 - epoch, own)) % 2**32)
+                order = epoch_order(training.seed, epoch, images.rows)
+                model.train()
+                meter.start_epoch()
+                interval_began, interval_steps = epoch_began, 0
+                title, hidden = f"epoch {epoch + 1}/{training.max_epochs}", not accelerator.is_main_process
+                bar = tqdm(range(steps_per_epoch), title, leave=False, disable=hidden or None)
+                try:
+                    for position in bar:
+                        train_step(epoch, order, position)
+                        step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
+                        log_now = step % training.log_every == 0
+                        job.signals.check(accelerator, together=log_now)
+                        if log_now:
+                            means = meter.reading()  # waits for the device, and nothing else within an epoch does
+                            now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+                            step_time = (now - interval_began) / interval_steps
+                            interval_began, interval_steps = now, 0
+                            tracker.log(
+                                {
+                                    "train_step/step": step,
+                                    "train_step/learning_rate": rate,
+                                    "train_step/step_time": step_time,
+                                    **{f"train_step/{name}": value for name, value in means.items()},
+                                }
+                            )
+                            bar.set_postfix(
+                                loss=f"{means['loss_total']:.3f}",
+                                acc=f"{means['accuracy']:.1%}",
+                                lr=f"{rate:.2g}",
+                                left=clock((total_steps - step) * step_time),
+                                refresh=False,
+                            )
+                    means = meter.epoch()
+                    seconds = time.perf_counter() - epoch_began
+                    share_buffers(pupil.model, accelerator)
+                    validation = validate((epoch + 1) / training.max_epochs)
+                    require_finite(pupil.model, validation)  # before it is logged or kept
+                except NonFinite as error:
+                    kept = f"Last good checkpoint: {folder.checkpoint('latest')}" if epoch else "No epoch was complete"
+                    causes = panel.culprits() or (
+                        f"usual causes: a learning rate that is too high (training.learning_rate is "
+                        f"{training.learning_rate:g}), fp16 without training.clip"
+                    )
+                    raise NonFinite(f"{error}; {causes}. {kept}") from None
+                row: dict[str, Any] = {
+                    "epoch": epoch + 1,
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    **{f"train/{name}": value for name, value in means.items()},
+                    **validation,
+                    "train/step_time": seconds / steps_per_epoch,
+                    "perf/data_time": data_watch.read(),
+                    "perf/teacher_time": teacher_watch.read(),
+                    "perf/teacher_cache_hit_rate": 0.0,
+                    "perf/images_per_second": steps_per_epoch * config.data.batch_size / seconds,
+                    "perf/gpu_memory_peak_mb": peak_device_memory_mb(device),
+                    "perf/epoch_time": time.perf_counter() - epoch_began,
+                }
+                tracker.log(row)
+                # Without a validation split every epoch is the best so far: the last one is the result.
+                better = val is None or row["val/accuracy"] > state["best"].get("val/accuracy", -1.0)
+                state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset)
+                state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
+                keep(row, better)
+                job.signals.check(accelerator, together=True)
+                left = (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
+                say(report.epoch_line(row, training.max_epochs, left, better))
 
         # ------------------------------------------------------------------------------------------ the end
         accelerator.wait_for_everyone()
@@ -339,13 +351,12 @@ def run(
             test = open_test_split(config, job, pupil, panel, predict, method)
             tracker.log({"epoch": state["epoch"], **test})
         summary = report.summarize(config, data, pupil, panel.members, measured, state, test)
-        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
-        latest = folder.checkpoint("latest") / "student"
-        tracker.upload_final(best, state["best"], latest, state["metrics"])
         if accelerator.is_main_process:
             copy_folder(best, folder.student)
             folder.write_summary(**summary, status="finished", exit_status=0)
-        exit_code = 0
+        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
+        latest = folder.checkpoint("latest") / "student"
+        tracker.store_final(folder.student, state["best"], latest, state["metrics"])
         accelerator.wait_for_everyone()
         accelerator.free_memory()
     return {**folder.summary(), "run_folder": str(folder.path)}
@@ -358,7 +369,7 @@ def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> 
     """The run folder to continue, or a new one, and its run id; the main process decides for all, and locks it."""
     choice: list[Any] = [None, None, None]
     if job.accelerator.is_main_process:
-        prescribed = os.environ.get("WANDB_RUN_ID") if job.use_wandb and job.in_trial else None  # by `wandb agent`
+        prescribed = configuration.prescribed_run_id() if job.is_student else None
         try:
             folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
             if not folder.finished:
@@ -424,6 +435,13 @@ def open_test_split(
 
 
 def main(arguments: list[str]) -> None:
+    signals = StopSignals()
+    with signals.installed():
+        train(arguments, signals)
+
+
+def train(arguments: list[str], signals: StopSignals) -> None:
+    """All of it: settings, data, teachers, the comparison, the student."""
     # ----------------------------------------------------------------------------------------- configuration
     options, resolved = parse(arguments)
     config = resolved.config
@@ -452,7 +470,7 @@ def main(arguments: list[str]) -> None:
             cache_dir=config.cache.folder,
             show_progress=accelerator.is_local_main_process,
         )
-    job = Job(accelerator, data, use_wandb=not options.no_wandb, in_trial="WANDB_SWEEP_ID" in os.environ)
+    job = Job(accelerator, data, not options.no_wandb, signals)
     for note in data.notes:
         job.say(f"  {note}")
 
@@ -507,11 +525,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     if options.help:
         print(f"{__doc__}\n{configuration.describe_keys()}")
         sys.exit(0)
-    path = configuration.find_file(options.config, "--config") if options.config else configuration.QUICKSTART
-    layers = [
-        Layer(options.config or "configs/quickstart.yaml", configuration.read_yaml(path)),
-        configuration.parse_overrides(rest),
-    ]
+    layers = [configuration.read_layer(options.config or configuration.QUICKSTART), configuration.parse_overrides(rest)]
     if options.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
     resolved = configuration.resolve(layers)
@@ -608,7 +622,8 @@ if __name__ == "__main__":
         if is_first_process():
             print(f"train_kd.py: {mistake}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as stop:
         if is_first_process():
-            print("train_kd.py: interrupted; the same command continues after the last complete epoch", file=sys.stderr)
-        sys.exit(130)
+            how = str(stop) or "interrupted"
+            print(f"train_kd.py: {how}; the same command continues after the last complete epoch", file=sys.stderr)
+        sys.exit(exit_status(stop))

@@ -34,6 +34,7 @@ from kd_core.files import (
     write_json,
     write_text,
 )
+from kd_core.processes import Stopped, exit_status
 
 
 def new_run_id() -> str:
@@ -89,15 +90,16 @@ class RunFolder:
 
     def record_failure(self, error: BaseException | None) -> None:
         """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
-        if error is None:
+        if error is None or self.finished:
             return
         if isinstance(error, UserError) and not self.metrics_file.exists():
             shutil.rmtree(self.path)
             return
-        interrupted = isinstance(error, KeyboardInterrupt)
+        preempted = isinstance(error, Stopped) and error.preempted
+        interrupted = isinstance(error, (Stopped, KeyboardInterrupt))
         self.write_summary(
-            status="interrupted" if interrupted else "failed",
-            exit_status=130 if interrupted else 2 if isinstance(error, UserError) else 1,
+            status="preempted" if preempted else "interrupted" if interrupted else "failed",
+            exit_status=exit_status(error),
             error=str(error) or type(error).__name__,
         )
 

@@ -26,11 +26,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import kd_methods
+from kd_core import artifacts
 from kd_core.errors import UserError
 from kd_core.files import sha256_of
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = PROJECT_ROOT / "configs" / "quickstart.yaml"
+QUICKSTART = "configs/quickstart.yaml"
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
 RECIPE_VERSION = 1
 MAX_YAML_BYTES = 1_000_000
@@ -241,13 +242,14 @@ class WandbConfig(Section):
     project: str = Field("Knowledge-Distillation-CIFAR100", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: your default")
     name: str | None = Field(None, description="name of the run; null: the experiment's name")
-    group: str | None = Field(None, description="group of runs; null: one per experiment, over its seeds")
+    group: str | None = Field(None, description="group of runs; null: all that differ in training.seed alone")
     tags: list[str] = Field([], description="further tags")
     notes: str | None = Field(None, description="notes shown beside the run")
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if credentials exist, else offline"
     )
     log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
+    log_data: bool = Field(False, description="record the data set by its digest, as an artifact; never the images")
     upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
     resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
 
@@ -308,6 +310,16 @@ class Config(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Hash of everything that shapes the result; two runs with equal digests are the same run."""
+        return _hash(self._identity(data_fingerprint))
+
+    def group(self, data_fingerprint: str) -> str:
+        """The name that runs share which differ in nothing but `training.seed`."""
+        identity = self._identity(data_fingerprint)
+        del identity["training"]["seed"]
+        return f"{self.experiment}-{_hash(identity)[:6]}"
+
+    def _identity(self, data_fingerprint: str) -> dict[str, Any]:
+        """The settings that shape the result, with the content of the files that they name."""
         values = self.model_dump(mode="json")
         for section in ("output_dir", "wandb", "cache", "name", "evaluation"):
             del values[section]
@@ -315,17 +327,22 @@ class Config(Section):
             del values["training"][key]
         del values["data"]["num_workers"], values["data"]["store"]
         for teacher in values["teachers"]:
-            if teacher["weights"] and (content := _content_of(Path(teacher["weights"]).expanduser())):
-                teacher["weights"] = content  # what a file holds matters, not where it lies
+            if teacher["weights"] and (content := _content_of(teacher["weights"])):
+                teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called
             if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
-        return hashlib.sha256(
-            json.dumps([RECIPE_VERSION, data_fingerprint, values], sort_keys=True).encode()
-        ).hexdigest()[:16]
+        return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
 
 
-def _content_of(path: Path) -> str | None:
-    """Digest of a teacher's weights on this machine: a checkpoint file, an export or a run folder."""
+def _hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content_of(source: str) -> str | None:
+    """Digest of a teacher's weights on this machine: a checkpoint file, an export, a run folder or an artifact."""
+    path = Path(source).expanduser()
+    if source.startswith("wandb:"):
+        path = artifacts.downloaded(source.removeprefix("wandb:")) or path
     candidates = [path, *(path / part / "model.safetensors" for part in ("student", "checkpoints/best/student", "."))]
     return next((sha256_of(file) for file in candidates if file.is_file()), None)
 
@@ -411,6 +428,11 @@ class Layer:
     values: dict[str, Any]
 
 
+def read_layer(name: str, key: str = "--config") -> Layer:
+    """The settings in a YAML file, which is looked for in the working folder, then in the project."""
+    return Layer(name, read_yaml(find_file(name, key)))
+
+
 def parse_overrides(arguments: list[str]) -> Layer:
     """`--a.b=value`, `--a.b value`, `a.b=value` and a bare `--flag` -> nested values (the forms that W&B writes)."""
     values: dict[str, Any] = {}
@@ -458,6 +480,16 @@ def _merge(low: Any, high: Any) -> Any:
 # ------------------------------------------------------------------------------------- merging and validating
 
 
+def in_trial() -> bool:
+    """Whether this process is the trial of a sweep, W&B's or a local one (`sweeps/run_local.py`)."""
+    return "WANDB_SWEEP_ID" in os.environ or "KD_TRIAL" in os.environ
+
+
+def prescribed_run_id() -> str | None:
+    """The run id that a sweep prescribes for its trial, under which a trial that was interrupted goes on."""
+    return os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)
+
+
 @dataclass
 class Resolved:
     """A valid configuration and what the user should be told about how it came about."""
@@ -471,10 +503,10 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
 
     A higher layer that changes `kd.type` drops the lower layers' hyperparameters that the new type lacks, one that
     changes `model.name` the lower layers' `model.args`.  In one layer such hyperparameters are mistakes, except in a
-    sweep (`WANDB_SWEEP_ID`), where they are dropped with a notice: one sweep may vary the method and every method's
+    sweep's trial, where they are dropped with a notice: one sweep may vary the method and every method's
     hyperparameters together.
     """
-    in_sweep = "WANDB_SWEEP_ID" in os.environ if in_sweep is None else in_sweep
+    in_sweep = in_trial() if in_sweep is None else in_sweep
     merged: dict[str, Any] = {}
     notices: list[str] = []
     origins: dict[str, str] = {}

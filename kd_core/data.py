@@ -69,6 +69,16 @@ class Data:
     _open_test: Callable[[], Split | None]
     _test: list[Split | None] = field(default_factory=list)
 
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data set in a record of a run: its digest and its sizes."""
+        return {
+            "fingerprint": self.fingerprint,
+            "train_images": len(self.train),
+            "val_images": len(self.val) if self.val else 0,
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+        }
+
     def test(self) -> Split | None:
         """The test split, None if the source has none.  Nothing of it is read before the first call.
 

@@ -190,6 +190,12 @@ class LoadedModel:
     preprocess: Preprocess
     config: dict[str, Any]
 
+    @property
+    def image_size(self) -> int | None:
+        """The side at which the images of its training were stored, if the export says so."""
+        extra = self.config.get("extra")
+        return extra.get("image_size") if isinstance(extra, dict) else None
+
 
 def export(
     model: nn.Module,

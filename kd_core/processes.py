@@ -1,9 +1,13 @@
-"""Processes and devices: starting Accelerate, and keeping processes in step."""
+"""Processes and devices: starting Accelerate, keeping processes in step, and stopping them."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -53,3 +57,84 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end.  Not an Exception: nothing that guards against failures may catch it."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status: 130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+        return 128 + self.number
+
+    @property
+    def preempted(self) -> bool:
+        """Whether it was a machine that wants to go on elsewhere or later, not a person."""
+        return self.number != signal.SIGINT
+
+
+def exit_status(error: BaseException | None) -> int:
+    """The script's exit status after `error`: 0 without one, 2 for a mistake of the user, 1 for a failure here."""
+    if isinstance(error, Stopped):
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return 0 if error is None else 2 if isinstance(error, UserError) else 1
+
+
+class StopSignals:
+    """SIGTERM, SIGUSR1 (batch systems) and Ctrl-C.
+
+    Within `deferred` the first of them waits for the next `check`, so that a step is finished and no file is left
+    half-written.  Elsewhere, and the second time anywhere, it raises `Stopped` at once.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._deferring = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals within the block; must be the main thread."""
+        before = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the first signal wait for `check` within the block."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._deferring and not self._received:
+            self._received = number
+        else:
+            raise Stopped(number)
+
+    def check(self, accelerator: Accelerator, *, together: bool) -> None:
+        """Raise `Stopped` if a signal waits.
+
+        Processes must stop at the same step: several of them agree only where all call this with `together`, since
+        that costs an exchange.
+        """
+        received = self._received
+        if accelerator.num_processes > 1:
+            if not together:
+                return
+            highest = accelerator.gather(torch.tensor([received], device=accelerator.device)).max()
+            received = int(highest)
+        if received:
+            raise Stopped(received)

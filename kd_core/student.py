@@ -11,7 +11,7 @@ from torch import nn
 from kd_core import models
 from kd_core.config import Config
 from kd_core.data import Data
-from kd_core.files import write_json
+from kd_core.files import write_json, write_text
 from kd_core.views import Views
 
 
@@ -24,15 +24,17 @@ class Student:
     preprocess: models.Preprocess
     views: Views
     about: dict[str, Any]
+    settings: str  # the run's, as YAML
 
     @property
     def parameters(self) -> int:
         return models.count_parameters(self.model)
 
     def export(self, folder: Path, figures: dict[str, Any]) -> None:
-        """Write the network as it is now in timm's format, with metrics.json beside it."""
+        """Write the network as it is now in timm's format, and beside it all that evaluating it elsewhere needs."""
         models.export(self.model, folder, architecture=self.architecture, preprocess=self.preprocess, **self.about)
         write_json(folder / "metrics.json", figures)
+        write_text(folder / "config.yaml", self.settings)
 
 
 def build(config: Config, data: Data) -> Student:
@@ -57,7 +59,11 @@ def build(config: Config, data: Data) -> Student:
         "model_args": dict(wanted.args),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
-        "extra": {"data_fingerprint": data.fingerprint, "kd": config.kd.model_dump(mode="json")},
+        "extra": {
+            "data_fingerprint": data.fingerprint,
+            "image_size": data.image_size,
+            "kd": config.kd.model_dump(mode="json"),
+        },
     }
     return Student(
         model=model,
@@ -65,4 +71,5 @@ def build(config: Config, data: Data) -> Student:
         preprocess=preprocess,
         views=Views(preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip),
         about=about,
+        settings=config.to_yaml(),
     )

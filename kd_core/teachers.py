@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import kd_methods
-from kd_core import metrics, models, student, weights
+from kd_core import artifacts, metrics, models, student, weights
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
-from kd_core.errors import UserError, first_line
+from kd_core.errors import UserError
 from kd_core.files import read_json
 from kd_core.inference import Images, Predictor
 from kd_core.views import Views
@@ -108,7 +108,7 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
     if config.model:
         return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
     if source.startswith("wandb:"):
-        folder = download_artifact(source.removeprefix("wandb:"), run.cache.folder / "artifacts", where)
+        folder = artifacts.download(source.removeprefix("wandb:"), run.cache.folder / "artifacts", where)
         return models.export_size(export_in(folder))
     if known := _known(source):
         return int(known.preprocess.size)
@@ -136,7 +136,7 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
     artifact = None
     if source and source.startswith("wandb:"):
         artifact = source.removeprefix("wandb:")
-        trained = download_artifact(artifact, run.cache.folder / "artifacts", where)
+        trained = artifacts.download(artifact, run.cache.folder / "artifacts", where)
     elif source and Path(source).expanduser().is_dir():
         trained = Path(source).expanduser()
     if trained is not None:
@@ -235,20 +235,6 @@ def _check_classes(loaded: models.LoadedModel, data: Data, where: str) -> None:
             f"{where}: knows the same classes in another order: {names[0]!r} comes first, "
             f"in the data it is {data.class_names[0]!r}"
         )
-
-
-def download_artifact(name: str, cache: Path, where: str) -> Path:
-    """Download a W&B model artifact `ENTITY/PROJECT/NAME:ALIAS` into `cache`; UserError says what failed."""
-    import wandb
-
-    try:
-        artifact = wandb.Api().artifact(name)
-    except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
-        raise UserError(f"{where}: W&B artifact {name!r}: {first_line(error)}") from None
-    if artifact.type != "model":
-        raise UserError(f"{where}: W&B artifact {name!r} is of type {artifact.type!r}, a 'model' is needed")
-    folder = cache / artifact.entity / artifact.project / artifact.name.replace(":", "-")
-    return Path(artifact.download(root=str(folder)))
 
 
 def download_from_hub(repository: str, filename: str, where: str) -> Path:

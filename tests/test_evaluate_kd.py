@@ -74,6 +74,7 @@ def test_an_export_without_its_run_needs_a_config(folder, tmp_path):
     export.mkdir()
     for file in (folder / "student").iterdir():
         (export / file.name).write_bytes(file.read_bytes())
+    (export / "config.yaml").unlink()
     with pytest.raises(UserError, match="--config: needed here"):
         evaluate_kd.main(["--checkpoint", str(export), "--no-wandb"])
     output = f"--output_dir={tmp_path / 'out'}"

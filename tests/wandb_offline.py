@@ -77,6 +77,7 @@ def read_run(folder: Path) -> dict[str, Any]:
                     "type": record.artifact.type,
                     "aliases": list(record.artifact.aliases),
                     "files": sorted(entry.path for entry in record.artifact.manifest.contents),
+                    "paths": sorted(entry.local_path for entry in record.artifact.manifest.contents),
                 }
             )
         elif kind == "exit":

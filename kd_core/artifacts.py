@@ -1,0 +1,201 @@
+"""W&B artifacts: students stored in the background by training, fetched as teachers or for evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd_core.errors import UserError, first_line
+from kd_core.files import replacing_folder
+
+API_TIMEOUT = 30  # seconds; without it the client would try an unreachable server for minutes
+COMMIT_TIMEOUT = 300  # seconds that the end of a run waits for its students to arrive
+# What a model artifact may hold, and how large each file may be in bytes.  Anything else is not a student of ours.
+STUDENT_FILES = {"config.json": 2**20, "config.yaml": 2**20, "metrics.json": 2**20, "model.safetensors": 2**36}
+
+MISSING = "W&B knows no such artifact (or hides it from this account)"
+# How W&B's many errors read, and what the user can do about each.
+CAUSES = {
+    ("no api key", "api key must", "api_key invalid"): "no valid credentials: run 'wandb login' or set WANDB_API_KEY",
+    (
+        "did not respond in time",
+        "giving up after",
+        "connection",
+        "dial tcp",
+        "timed out",
+    ): "W&B cannot be reached: is there a network, and is WANDB_BASE_URL right?",
+    ("permission", "forbidden", "403"): "W&B refuses it to this account: ask its owner for access",
+    ("verify credentials", "401", "relogin"): "W&B refuses the credentials: run 'wandb login --relogin'",
+    ("not found", "does not exist", "404"): MISSING,
+    ("invalid artifact path",): "the name must look like ENTITY/PROJECT/NAME:ALIAS",
+}
+
+_fetched: dict[str, Path] = {}
+
+
+class NoSuchArtifact(UserError):
+    """W&B has no artifact of this name and alias."""
+
+
+def download(name: str, cache: Path, where: str) -> Path:
+    """The folder in `cache` with the student of W&B model artifact `name`, ENTITY/PROJECT/NAME:ALIAS.
+
+    One version of an artifact is downloaded once; in one process an alias means the same version throughout.
+
+    Raises:
+        UserError: begins with `where` and says why: no such artifact, no access, no network, another type, files that
+            no student of this project has, or content that differs from its checksums.
+    """
+    if name not in _fetched:
+        _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
+    return _fetched[name]
+
+
+def downloaded(name: str) -> Path | None:
+    """Where this process has downloaded artifact `name` to, if it has."""
+    return _fetched.get(name)
+
+
+def _download(name: str, cache: Path, where: str) -> Path:
+    import wandb
+
+    try:
+        artifact = wandb.Api(timeout=API_TIMEOUT).artifact(name)
+        entries = artifact.manifest.entries
+    except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
+        kind = NoSuchArtifact if MISSING in explain(error) else UserError
+        raise kind(f"{where}: {explain(error)}") from None
+    if artifact.type != "model":
+        raise UserError(f"{where}: is of type {artifact.type!r}, a 'model' is needed")
+    for path, entry in entries.items():
+        if path not in STUDENT_FILES or entry.ref is not None or (entry.size or 0) > STUDENT_FILES[path]:
+            raise UserError(
+                f"{where}: refused, it holds {path!r}"
+                f"{' as a reference' if entry.ref is not None else f' of {entry.size or 0:,} bytes'}; "
+                f"a student's artifact holds {', '.join(STUDENT_FILES)} and nothing else"
+            )
+    missing = {"config.json", "model.safetensors"} - set(entries)
+    if missing:
+        raise UserError(f"{where}: holds no student, {', '.join(sorted(missing))} is missing")
+    folder = cache / artifact.entity / artifact.project / artifact.name.replace(":", "-")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Several processes may want the same one.  What lies there already is verified, not trusted.
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not (folder.is_dir() and _is_intact(artifact, folder)):
+                with replacing_folder(folder) as fresh:
+                    artifact.download(root=str(fresh), skip_cache=True)
+                    artifact.verify(str(fresh))
+    except ValueError as error:
+        raise UserError(f"{where}: damaged, {first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - see above
+        raise UserError(f"{where}: {explain(error)}") from None
+    return folder
+
+
+def _is_intact(artifact: Any, folder: Path) -> bool:
+    try:
+        artifact.verify(str(folder))
+    except ValueError:
+        return False
+    return {path.name for path in folder.iterdir()} == set(artifact.manifest.entries)
+
+
+def explain(error: Exception) -> str:
+    """One line about a failure of W&B: what to do where that is known, and its own words."""
+    words = first_line(error, 200)
+    for signs, advice in CAUSES.items():
+        if any(sign in str(error).lower() for sign in signs):
+            return f"{advice} ({words})"
+    return words
+
+
+class Uploads:
+    """Versions of artifact model-{run_id}, one after the other in a thread of their own, so that training never waits.
+
+    `guard(what, action)` runs a W&B call; if it fails, tells so and returns None.  `lost` says whether a student could
+    not even be recorded, so that `wandb sync` would not bring it either.
+    """
+
+    def __init__(self, run: Any, online: bool, guard: Callable[[str, Callable[[], Any]], Any]):
+        self._run, self._online, self._guard = run, online, guard
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
+        self._newest: Any = None
+        self.name = f"model-{run.id}"
+        self.lost = False
+
+    def store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, stays: bool) -> None:
+        """Add the student in folder `export` with its `metrics` as a version with `aliases`.
+
+        `stays`: its files are never written again, so that W&B need not copy them.
+        """
+        import wandb
+
+        def collect() -> Any:
+            artifact = wandb.Artifact(self.name, type="model", metadata=metrics)
+            policy: Any = "immutable" if stays else "mutable"
+            for file in sorted(path for path in export.iterdir() if path.name in STUDENT_FILES):
+                # skip_cache: else a copy of each version stays in W&B's cache in the home folder
+                artifact.add_file(str(file), name=file.name, policy=policy, skip_cache=True)
+            return artifact
+
+        artifact = self._guard("collect the student", collect)
+        if artifact is not None:
+            self._worker.submit(self._send, artifact, aliases)
+
+    def _send(self, artifact: Any, aliases: list[str]) -> None:
+        def log() -> Any:
+            try:
+                return self._run.log_artifact(artifact, aliases=aliases)
+            except Exception:  # noqa: BLE001 - fails after some 20 seconds without a server: a minute is worth a try
+                return self._run.log_artifact(artifact, aliases=aliases)
+
+        self._newest = self._guard("store the student", log)
+        self.lost = self._newest is None
+
+    def record_data(self, fingerprint: str, facts: dict[str, Any]) -> None:
+        """Record a data set by its digest and some `facts`, as an artifact that this run uses; no image is sent."""
+        import wandb
+
+        def record() -> None:
+            artifact = wandb.Artifact(f"data-{fingerprint[:12]}", type="dataset", metadata=facts)
+            with artifact.new_file("data.json") as file:
+                json.dump(facts, file, indent=2)
+            self._run.use_artifact(artifact)
+
+        self._worker.submit(self._guard, "record the data set", record)
+
+    def settle(self) -> None:
+        """Wait until the last version arrived, then delete those that no alias names.
+
+        Offline there is nothing to wait for: W&B's record of the run holds them.
+        """
+        self._worker.shutdown(wait=True)
+        newest = self._newest
+        if not self._online or newest is None:
+            return
+        if self._guard("send the student in time", lambda: newest.wait(timeout=COMMIT_TIMEOUT)) is not None:
+            self._guard("delete superseded students", self._prune)
+
+    def abandon(self) -> None:
+        """Start no upload that has not begun."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _prune(self) -> None:
+        import wandb
+
+        api = wandb.Api(timeout=API_TIMEOUT)
+        for version in api.artifacts("model", f"{self._run.entity}/{self._run.project}/{self.name}"):
+            if not version.aliases:
+                version.delete()
+
+
+def remove_copies(data_folder: Path) -> None:
+    """Remove the copies that W&B made of files that have been sent."""
+    shutil.rmtree(data_folder / "artifacts" / "staging", ignore_errors=True)
