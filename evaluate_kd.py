@@ -43,7 +43,7 @@ from kd_core.errors import UserError
 from kd_core.files import read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.processes import create_accelerator, is_first_process
-from kd_core.tracking import Tracker
+from kd_core.tracking import start_tracking
 from kd_core.views import Views
 
 
@@ -194,7 +194,7 @@ def tell(
     target = home / f"evaluation-{name}.json"
     write_json(target, result)
 
-    tracker = Tracker(
+    tracker = start_tracking(
         config,
         RunFolder(home),
         run_id=new_run_id(),

@@ -59,7 +59,7 @@ from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import Tracker, wandb_mode
+from kd_core.tracking import start_tracking, wandb_mode
 from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -217,7 +217,7 @@ def run(
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(tensors["scaler"])
         say(f"resuming {folder.path} after epoch {state['epoch']}" if found else f"training in {folder.path}")
-        tracker = Tracker(
+        tracker = start_tracking(
             config,
             folder,
             run_id=run_id,
@@ -262,7 +262,7 @@ def run(
             save_latest(folder, lambda path: pupil.export(path, row), tensors, state)
             if better:
                 folder.keep_best(folder.checkpoint("latest") / "student")
-                tracker.store_best(folder.checkpoint("best") / "student", row)
+                tracker.store_best()
 
         # --------------------------------------------------------------------------------------- the epochs
         began, first_epoch = time.perf_counter(), state["epoch"]
@@ -355,8 +355,7 @@ def run(
             copy_folder(best, folder.student)
             folder.write_summary(**summary, status="finished", exit_status=0)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
-        latest = folder.checkpoint("latest") / "student"
-        tracker.store_final(folder.student, state["best"], latest, state["metrics"])
+        tracker.store_final()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
     return {**folder.summary(), "run_folder": str(folder.path)}

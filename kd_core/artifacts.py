@@ -83,7 +83,8 @@ def _download(name: str, cache: Path, where: str) -> Path:
     missing = {"config.json", "model.safetensors"} - set(entries)
     if missing:
         raise UserError(f"{where}: holds no student, {', '.join(sorted(missing))} is missing")
-    folder = cache / artifact.entity / artifact.project / artifact.name.replace(":", "-")
+    version = f"{artifact.name.partition(':')[0]}-{artifact.version}"
+    folder = cache / artifact.entity / artifact.project / version
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Several processes may want the same one.  What lies there already is verified, not trusted.

@@ -501,10 +501,10 @@ class Resolved:
 def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     """Merge layers (lowest first) and validate once.  UserError lists every mistake, one a line.
 
-    A higher layer that changes `kd.type` drops the lower layers' hyperparameters that the new type lacks, one that
-    changes `model.name` the lower layers' `model.args`.  In one layer such hyperparameters are mistakes, except in a
-    sweep's trial, where they are dropped with a notice: one sweep may vary the method and every method's
-    hyperparameters together.
+    A higher layer that changes `kd.type` drops the lower layers' `name` and the hyperparameters that the new type
+    lacks, one that changes `model.name` the lower layers' `model.args`.  In one layer such hyperparameters are
+    mistakes, except in a sweep's trial, where they are dropped with a notice: one sweep may vary the method and every
+    method's hyperparameters together.
     """
     in_sweep = in_trial() if in_sweep is None else in_sweep
     merged: dict[str, Any] = {}
@@ -519,6 +519,8 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
                 notices += [
                     f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped
                 ]
+                # The name belongs to the experiment that the lower layer describes, and this is another one.
+                merged.pop("name", None)
         layer_model, model = layer.values.get("model"), merged.get("model")
         if isinstance(layer_model, dict) and isinstance(model, dict) and model.get("args"):
             if layer_model.get("name", model.get("name")) != model.get("name"):

@@ -18,10 +18,12 @@ import torch
 
 from kd_core import artifacts
 from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
-from kd_core.config import PROJECT_ROOT, Config
+from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
+from kd_core.files import read_json, write_json
 from kd_core.processes import Stopped, exit_status
+from kd_core.report import HEADLINES
 
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -101,96 +103,135 @@ def environment() -> dict[str, Any]:
     }
 
 
-class Tracker:
-    """Metrics of one run.  Real on the main process only; on the others every method does nothing.
+def start_tracking(
+    config: Config,
+    folder: RunFolder,
+    *,
+    run_id: str,
+    enabled: bool,
+    use_wandb: bool,
+    notify: Callable[[str], None],
+    group: str,
+    job_type: str = "train",
+    run_name: str | None = None,
+    tags: list[str] | None = None,
+    extra_config: dict[str, Any] | None = None,
+    offset: int | None = None,
+) -> Tracker:
+    """The tracker of one run; nothing but a stand-in where `enabled` is false, as on all processes but the main one.
 
-    The history that W&B holds is metrics.jsonl, row by row, also after a crash and a resumption: what the server
-    already has is not sent again, what it lacks is made up for.
+    Args:
+        offset: length in bytes that metrics.jsonl had at the checkpoint from which the run goes on; None: a new run.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        *,
-        run_id: str,
-        enabled: bool,
-        use_wandb: bool,
-        notify: Callable[[str], None],
-        group: str,
-        job_type: str = "train",
-        run_name: str | None = None,
-        tags: list[str] | None = None,
-        extra_config: dict[str, Any] | None = None,
-        offset: int | None = None,
-    ):
-        self._notify, self._folder, self._config = notify, folder, config
-        self._run: Any = None
-        self._uploads: artifacts.Uploads | None = None
-        self._file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
-        self._surplus = 0  # rows that the server has and that are still to come again
-        self._last_upload = time.monotonic()
-        self.mode = wandb_mode(config) if enabled and use_wandb else "disabled"
-        if self.mode == "disabled":
-            return
-        # Before wandb is imported: else the bytes of offline artifacts lie outside the run folder and get lost.
-        os.environ["WANDB_DATA_DIR"] = str((folder.path / "wandb" / "data").resolve())
-        os.environ["WANDB_DIR"] = str(folder.path.resolve())
-        # W&B's own variables win: how many seconds a start, and an end, may take
-        init_timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))
-        finish_timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT", 300))
-        import wandb
-
-        surroundings = environment()
-        recorded = {
+    file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
+    mode = wandb_mode(config) if enabled and use_wandb else "disabled"
+    if mode == "disabled":
+        return Tracker(folder, config.wandb, None, mode, notify, file)
+    surroundings = environment()
+    about = {
+        "project": config.wandb.project,
+        "entity": config.wandb.entity,
+        "id": run_id,
+        "name": run_name or config.wandb.name or folder.path.name,
+        "group": config.wandb.group or group,
+        "job_type": job_type,
+        "tags": list(dict.fromkeys([*config.wandb.tags, config.kd.type, *(tags or [])])),
+        "notes": config.wandb.notes,
+        "config": {
             **config.model_dump(mode="json"),
             **(extra_config or {}),
             **code_version(),
             "command": surroundings["command"],
             "environment": surroundings,
-        }
+        },
+    }
+    (folder.path / "wandb").mkdir(exist_ok=True)
+    if file:
+        write_json(folder.path / "wandb" / "about.json", about)
+    return Tracker(folder, config.wandb, about, mode, notify, file)
 
-        def start(mode: Any) -> Any:
-            return wandb.init(
-                mode=mode,
-                project=config.wandb.project,
-                entity=config.wandb.entity,
-                id=run_id,
-                name=run_name or config.wandb.name or folder.path.name,
-                group=config.wandb.group or group,
-                job_type=job_type,
-                tags=list(dict.fromkeys([*config.wandb.tags, config.kd.type, *(tags or [])])),
-                notes=config.wandb.notes,
-                dir=str(folder.path),
-                config=recorded,
-                resume=config.wandb.resume if job_type == "train" else None,
-                settings=wandb.Settings(
-                    finish_timeout=finish_timeout, finish_timeout_raises=True, init_timeout=init_timeout, silent=True
-                ),
-            )
+
+class Tracker:
+    """Metrics of one run, in metrics.jsonl and in W&B.
+
+    The step that W&B knows a row by is its number in metrics.jsonl.  So the history there is the file, row by row,
+    also after a crash and a resumption: what was sent before is not sent again, what was not is made up for.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: WandbConfig,
+        about: dict[str, Any] | None,
+        mode: str,
+        notify: Callable[[str], None],
+        file: MetricsFile | None,
+        *,
+        insist: bool = False,
+    ):
+        """`about`: what W&B is to know of the run, as arguments of wandb.init; None: no W&B.
+
+        If W&B cannot be started as `mode` says: UserError for those who `insist`, else offline, else not at all.
+        """
+        self.mode, self._settings, self._notify, self._folder, self._file = mode, settings, notify, folder, file
+        self._run: Any = None
+        self._uploads: artifacts.Uploads | None = None
+        self._last_upload = time.monotonic()
+        self._row = 0  # number of the next row
+        self._known = 0  # how many rows W&B has
+        self._known_file = folder.path / "wandb" / "rows"
+        if about is not None:
+            self._start(about, insist)
+        if file:
+            for row in read_metrics(folder.metrics_file):  # of a run that is resumed
+                self._send(row)
+
+    def _start(self, about: dict[str, Any], insist: bool) -> None:
+        # Before wandb is imported: else the bytes of offline artifacts lie outside the run folder and get lost.
+        os.environ["WANDB_DATA_DIR"] = str((self._folder.path / "wandb" / "data").resolve())
+        os.environ["WANDB_DIR"] = str(self._folder.path.resolve())
+        import wandb
+
+        # Seconds that a start, and an end, may take; W&B's own variables win.
+        limits = {
+            "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
+            "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", 300)),
+        }
+        resume = self._settings.resume if about["job_type"] == "train" else None
+
+        def init(mode: Any) -> Any:
+            options = wandb.Settings(**limits, finish_timeout_raises=True, silent=True)
+            return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
+
+        def init_offline() -> Any:
+            wandb.teardown()  # else the client holds the id for the start that failed
+            return init("offline")
 
         try:
-            self._run = start(self.mode)
+            self._run = init(self.mode)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
-            notify(f"W&B could not be started {self.mode}: {artifacts.explain(error)}")
+            what = f"W&B could not be started {self.mode}: {artifacts.explain(error)}"
+            if insist:
+                raise UserError(what) from None
+            self._notify(what)
             self.mode = "offline"
-            self._run = self._guard("start offline either", lambda: start("offline"))
+            self._run = self._guard("start offline either", init_offline)
             if self._run is not None:
-                notify("this run is recorded offline instead")
+                self._notify("this run is recorded offline instead")
         if self._run is not None:
+            self._known = self._rows_known()
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard)
             self._guard("define the axes", self._define_axes)
-            self._guard("save the settings", lambda: self._save_files(surroundings))
-            if self._file:
-                self._catch_up()
+            self._guard("save the settings", lambda: self._save_files(about))
 
-    def _save_files(self, surroundings: dict[str, Any]) -> None:
+    def _save_files(self, about: dict[str, Any]) -> None:
         """The resolved settings and the environment, as files of the run."""
-        # not config.yaml: W&B writes one of its own, through the links that it makes to saved files
-        for name, text in (
-            ("resolved_config.yaml", self._config.to_yaml()),
-            ("environment.json", json.dumps(surroundings, indent=2)),
-        ):
+        environment = json.dumps(about["config"]["environment"], indent=2)
+        settings = self._folder.path / "config.yaml"
+        files = {"environment.json": environment}
+        if settings.is_file():  # under another name: W&B writes a config.yaml of its own, through the links it makes
+            files["resolved_config.yaml"] = settings.read_text(encoding="utf-8")
+        for name, text in files.items():
             path = Path(self._run.dir) / name
             path.write_text(text, encoding="utf-8")
             self._run.save(str(path), base_path=self._run.dir, policy="now")
@@ -201,17 +242,11 @@ class Tracker:
         for pattern, axis in AXES.items():
             self._run.define_metric(pattern, step_metric=axis)
 
-    def _catch_up(self) -> None:
-        """Bring a resumed run's history to where metrics.jsonl stands.
-
-        The server may lack rows that were never sent, or have rows of an epoch that was cut off and is done again.
-        An offline record starts anew each time and gets all rows, so that the newest one is complete.
-        """
-        rows = read_metrics(self._folder.metrics_file)
-        there = int(self._run.step)
-        for row in rows[there:]:
-            self._send(row)
-        self._surplus = max(0, there - len(rows))
+    def _rows_known(self) -> int:
+        """How many rows of this run W&B has: as the server says, or, offline, as earlier attempts noted."""
+        if self.mode == "online":
+            return int(self._run.starting_step) if self._run.resumed else 0
+        return int(self._known_file.read_text()) if self._file and self._known_file.is_file() else 0
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
         """Run a W&B call; a failure is told and never reaches training."""
@@ -219,7 +254,7 @@ class Tracker:
             return action()
         except Exception as error:  # noqa: BLE001
             self._notify(
-                f"W&B could not {what}: {artifacts.explain(error)}; training goes on, metrics.jsonl is complete"
+                f"W&B could not {what}: {artifacts.explain(error)}; the work goes on, and metrics.jsonl is complete"
             )
             return None
 
@@ -235,15 +270,15 @@ class Tracker:
         """One row of metrics, under exactly these names."""
         if self._file:
             self._file.append(row)
-        if self._run is None:
-            return
-        if self._surplus:
-            self._surplus -= 1
-        else:
-            self._send(row)
+        self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        self._guard("take a row of metrics", lambda: self._run.log(row))
+        """Give W&B the next row, unless it has it."""
+        number, self._row = self._row, self._row + 1
+        if self._run is not None and number >= self._known:
+            self._guard("take a row of metrics", lambda: self._run.log(row, step=number, commit=True))
+            if self._file:
+                self._known_file.write_text(str(number + 1))
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""
@@ -258,69 +293,118 @@ class Tracker:
 
     def record_data(self, data: Data) -> None:
         """Record which data set was used, if the settings ask for it and W&B is online (offline runs cannot)."""
-        if self._uploads and self.mode == "online" and self._config.wandb.log_data:
+        if self._uploads and self.mode == "online" and self._settings.log_data:
             self._uploads.record_data(data.fingerprint, data.describe())
 
-    def store_best(self, export: Path, metrics: dict[str, Any]) -> None:
+    def store_best(self) -> None:
         """Store a better student, at most every `wandb.upload_every_minutes`; offline the end is soon enough."""
-        due = time.monotonic() - self._last_upload >= 60 * self._config.wandb.upload_every_minutes
+        due = time.monotonic() - self._last_upload >= 60 * self._settings.upload_every_minutes
         if due and self.mode == "online":
-            self._store(export, metrics, ["best"], stays=False)
+            self._store(self._folder.checkpoint("best") / "student", ["best"], stays=False)
             self._last_upload = time.monotonic()
 
-    def store_final(self, best: Path, best_metrics: dict[str, Any], final: Path, final_metrics: dict[str, Any]) -> None:
+    def store_final(self) -> None:
         """The best student, then the final one last, so that `latest` is what it says.
 
         Equal content is one version for W&B, whoever sent it before.
         """
-        if best_metrics["epoch"] == final_metrics["epoch"]:
-            self._store(best, best_metrics, ["best", "latest"], stays=True)
+        best, final = self._folder.student, self._folder.checkpoint("latest") / "student"
+        if read_json(best / "metrics.json")["epoch"] == read_json(final / "metrics.json")["epoch"]:
+            self._store(best, ["best", "latest"], stays=True)
         else:
-            self._store(best, best_metrics, ["best"], stays=True)
-            self._store(final, final_metrics, ["latest"], stays=True)
+            self._store(best, ["best"], stays=True)
+            self._store(final, ["latest"], stays=True)
 
-    def _store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, stays: bool) -> None:
-        if self._uploads and self._config.wandb.log_model:
-            self._uploads.store(export, metrics, aliases, stays=stays)
+    def _store(self, export: Path, aliases: list[str], *, stays: bool) -> None:
+        if self._uploads and self._settings.log_model:
+            self._uploads.store(export, read_json(export / "metrics.json"), aliases, stays=stays)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Close the local file and the W&B run, and say how to send what the server lacks.
 
         `error` is what ended the run early, if anything did: after a signal W&B's agents start it again.
         """
+        kept = self._file is not None
         if self._file:
             self._file.close()
             self._file = None
         if self._run is None or self._uploads is None:
             return
         run, self._run = self._run, None
-        if error is None:
-            self._uploads.settle()
-        else:
-            self._uploads.abandon()
-        if isinstance(error, Stopped) and error.preempted:
-            self._guard("mark the run as preempted", run.mark_preempting)
-        finished = False
+        complete = False
         try:
-            finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
-        finally:
-            for line in self._how_to_send(run, finished=bool(finished)):
-                self._notify(line)
+            if error is None:
+                self._uploads.settle()
+            else:
+                self._uploads.abandon()
+            if isinstance(error, Stopped) and error.preempted:
+                self._guard("mark the run as preempted", run.mark_preempting)
+        finally:  # a signal while students are on their way
+            try:
+                ended = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
+                complete = bool(ended) and not self._uploads.lost
+            finally:
+                self._tell_how_to_send(run, complete, kept)
 
-    def _how_to_send(self, run: Any, *, finished: bool) -> list[str]:
-        """Commands that bring the server what it lacks; none if it has all.  The copies of sent files are removed."""
-        assert self._uploads is not None
-        recorded, lines = shlex.quote(os.path.relpath(Path(run.dir).parent)), []
+    def _tell_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
+        """Name the command that brings the server what it lacks; if it has all, remove the copies of sent files."""
         if self.mode == "offline":
-            lines.append(f"recorded offline; to send it later: wandb sync {recorded}")
-        elif not finished:
-            lines.append(f"W&B lacks some of this run; to send it later: wandb sync --include-online {recorded}")
-        if self._uploads.lost:
-            student = shlex.quote(os.path.relpath(self._folder.student))
-            lines.append(
-                f"W&B lacks the student; to send it later: wandb artifact put --type model --alias best --alias latest "
-                f"--name {run.entity}/{run.project}/{self._uploads.name} --id {run.id} {student}"
-            )
-        if not lines:
+            parts = sorted(Path(run.dir).parent.parent.glob(f"offline-run-*-{run.id}"))  # one for each attempt
+            unsent = [part for part in parts if not list(part.glob("*.synced"))]
+            self._notify(f"recorded offline; to send it later: wandb sync {_words(*unsent)}")
+        elif complete:
             artifacts.remove_copies(self._folder.path / "wandb" / "data")
-        return lines
+        elif kept:  # not `wandb sync`: it would send the rows that have arrived once more
+            self._notify(
+                f"W&B lacks some of this run; to send it later: python -m kd_core.tracking {_words(self._folder.path)}"
+            )
+        else:
+            self._notify("W&B lacks some of this run; to send it later, do it again")
+
+
+def _words(*paths: Path) -> str:
+    """Paths as they can be typed in the working folder."""
+    here = Path.cwd()
+    absolute = [path.resolve() for path in paths]
+    return shlex.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in absolute)
+
+
+# ------------------------------------------------------------------------------------------------- sending later
+
+
+def send(path: Path, notify: Callable[[str], None]) -> None:
+    """Send W&B what it lacks of the finished run in folder `path`, and nothing that it has.
+
+    UserError if the folder holds no finished run that was recorded with W&B, or if W&B cannot be reached.
+    """
+    folder = RunFolder(path)
+    if not folder.summary_file.is_file():
+        raise UserError(f"{path}: is no run folder (it has no summary.json)")
+    summary, about = folder.summary(), path / "wandb" / "about.json"
+    if not folder.finished:
+        raise UserError(
+            f"{path}: has not finished (status {summary.get('status')!r}); the command that trained it continues it "
+            "and sends what W&B lacks"
+        )
+    if not about.is_file():
+        raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
+    config = resolve([read_layer(str(path / "config.yaml"))]).config
+    file = MetricsFile(folder.metrics_file)
+    tracker = Tracker(folder, config.wandb, read_json(about), "online", notify, file, insist=True)
+    tracker.summarize({name: summary[name] for name in HEADLINES})
+    tracker.store_final()
+    tracker.finish()
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError("usage: python -m kd_core.tracking RUN_FOLDER  - sends W&B what it lacks of a finished run")
+    send(Path(arguments[0]), print)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as mistake:
+        print(f"kd_core.tracking: {mistake}", file=sys.stderr)
+        sys.exit(exit_status(mistake))
