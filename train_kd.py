@@ -226,7 +226,7 @@ def run(
             notify=say,
             group=config.group(data.fingerprint),
             tags=[config.model.name],
-            extra_config={
+            facts={
                 **config.flat(data.num_classes),
                 "parameters": pupil.parameters,
                 "data_fingerprint": data.fingerprint,
@@ -524,7 +524,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     if options.help:
         print(f"{__doc__}\n{configuration.describe_keys()}")
         sys.exit(0)
-    layers = [configuration.read_layer(options.config or configuration.QUICKSTART), configuration.parse_overrides(rest)]
+    overrides = configuration.parse_overrides(rest)
+    if configuration.in_trial():
+        overrides = configuration.without_echoes(overrides)
+    layers = [configuration.read_layer(options.config or configuration.QUICKSTART), overrides]
     if options.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
     resolved = configuration.resolve(layers)

@@ -480,6 +480,15 @@ def _merge(low: Any, high: Any) -> Any:
 # ------------------------------------------------------------------------------------- merging and validating
 
 
+def without_echoes(layer: Layer) -> Layer:
+    """A trial's arguments without the facts that a run's W&B configuration holds besides its settings.
+
+    W&B starts a preempted trial again with the configuration that it has recorded.
+    """
+    facts = {*Config().flat(num_classes=0), "parameters", "data_fingerprint", "environment"}
+    return Layer(layer.origin, {key: value for key, value in layer.values.items() if key not in facts})
+
+
 def in_trial() -> bool:
     """Whether this process is the trial of a sweep, W&B's or a local one (`sweeps/run_local.py`)."""
     return "WANDB_SWEEP_ID" in os.environ or "KD_TRIAL" in os.environ

@@ -115,19 +115,19 @@ def start_tracking(
     job_type: str = "train",
     run_name: str | None = None,
     tags: list[str] | None = None,
-    extra_config: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
     offset: int | None = None,
 ) -> Tracker:
     """The tracker of one run; nothing but a stand-in where `enabled` is false, as on all processes but the main one.
 
     Args:
+        facts: what W&B's configuration of the run shall hold besides the settings and the environment.
         offset: length in bytes that metrics.jsonl had at the checkpoint from which the run goes on; None: a new run.
     """
     file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
     mode = wandb_mode(config) if enabled and use_wandb else "disabled"
     if mode == "disabled":
         return Tracker(folder, config.wandb, None, mode, notify, file)
-    surroundings = environment()
     about = {
         "project": config.wandb.project,
         "entity": config.wandb.entity,
@@ -139,10 +139,8 @@ def start_tracking(
         "notes": config.wandb.notes,
         "config": {
             **config.model_dump(mode="json"),
-            **(extra_config or {}),
-            **code_version(),
-            "command": surroundings["command"],
-            "environment": surroundings,
+            **(facts or {}),
+            "environment": environment(),
         },
     }
     (folder.path / "wandb").mkdir(exist_ok=True)
@@ -308,6 +306,8 @@ class Tracker:
 
         Equal content is one version for W&B, whoever sent it before.
         """
+        if self._uploads is None:
+            return
         best, final = self._folder.student, self._folder.checkpoint("latest") / "student"
         if read_json(best / "metrics.json")["epoch"] == read_json(final / "metrics.json")["epoch"]:
             self._store(best, ["best", "latest"], stays=True)

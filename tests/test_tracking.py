@@ -60,8 +60,8 @@ def test_the_run_is_named_tagged_and_described(offline):
     config = run["config"]
     assert config["training"]["max_epochs"] == config["max_epochs"] == 2  # nested and flat
     flat = {"student_model", "teacher_models", "num_classes", "kd_type", "temperature", "alpha", "gamma", "threshold",
-            "batch_size", "learning_rate", "patience", "val_size", "num_workers", "command"}  # fmt: skip
-    assert flat <= set(config) and "train_kd.py" in config["command"]
+            "batch_size", "learning_rate", "patience", "val_size", "num_workers"}  # fmt: skip
+    assert flat <= set(config) and "train_kd.py" in config["environment"]["command"]
     [saved] = (offline / "wandb").glob("offline-run-*/files/resolved_config.yaml")
     assert saved.read_text() == (offline / "config.yaml").read_text()
     [saved] = (offline / "wandb").glob("offline-run-*/files/environment.json")

@@ -204,7 +204,7 @@ def test_the_run_is_described(stub, everything):
     config = {name: item["value"] for name, item in run["config"].items() if name != "_wandb"}
     assert config["kd"]["temperature"] == config["temperature"] == 4.0  # nested and flat
     assert config["kd_type"] == "dynamic" and config["num_classes"] == 10
-    assert "train_kd.py" in config["command"] and config["data_fingerprint"]
+    assert "train_kd.py" in config["environment"]["command"] and config["data_fingerprint"] and config["parameters"]
     assert (stub.backend.run_dir(run) / "files" / "resolved_config.yaml").read_text() == (
         folder / "config.yaml"
     ).read_text()
