@@ -44,7 +44,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import NormalDist
@@ -605,8 +605,16 @@ def hashed(*parts: Any) -> str:
     return "".join("abcdefghijklmnopqrstuvwxyz0123456789"[number // 36**i % 36] for i in range(8))
 
 
-def probe(sweep: Sweep, extra: list[str]) -> tuple[Path, int | None]:
-    """(output_dir, training.max_epochs) as the first trial's command prints them; also finds mistakes in it."""
+# Sections of the printed settings that shape no result: where things lie, and how runs are recorded.
+ELSEWHERE = ("output_dir", "wandb", "cache")
+
+
+def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
+    """(the sweep, output_dir, training.max_epochs), with the settings that the first trial's command prints.
+
+    They become part of what identifies the sweep: after a change of the file behind `--config`, it is another one.
+    Mistake if the command fails.
+    """
     if sweep.method == "grid":
         values = sweep.grid_values(0)
     else:
@@ -624,8 +632,9 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Path, int | None]:
         raise Mistake(f"{sweep.path}: the first trial's command fails: {shlex.join(command)}\n{said}")
     try:
         config = yaml.safe_load(result.stdout)
-        epochs = (config.get("training") or {}).get("max_epochs")
-        return Path(config["output_dir"]), epochs
+        output_dir, epochs = Path(config["output_dir"]), (config.get("training") or {}).get("max_epochs")
+        settings = {key: value for key, value in config.items() if key not in ELSEWHERE}
+        return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         raise Mistake(f"{sweep.path}: {shlex.join(command)} printed no YAML with output_dir") from None
 
@@ -738,7 +747,7 @@ def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
         raise Mistake(f"--trial: {sweep.path} has method {sweep.method}; only a grid's points have numbers")
     if not 0 <= index < sweep.grid_size():
         raise Mistake(f"--trial {index}: {sweep.path} has the trials 0 to {sweep.grid_size() - 1}")
-    output_dir, _ = probe(sweep, extra)
+    sweep, output_dir, _ = probe(sweep, extra)
     run_id = grid_run_id(sweep, extra, index)
     values = sweep.grid_values(index)
     progress = Progress(sweep, output_dir, run_id)
@@ -832,7 +841,7 @@ class SharedStudy:
             names = optuna.get_all_study_names(journal)
         if not names[0].startswith(fingerprint):
             raise Mistake(
-                f"{storage}: holds another sweep (other parameters, command, metric or words after --); "
+                f"{storage}: holds another sweep (other parameters, settings, command, metric or words after --); "
                 f"name another file with --storage, or delete this one"
             )
         self.study = optuna.load_study(
@@ -1452,7 +1461,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         raise Mistake(f"--count: {sweep.path} has method {sweep.method} and no run_cap; say how many trials to run")
     if limit < 1:
         raise Mistake(f"--count {limit}: must be at least 1")
-    output_dir, max_epochs = probe(sweep, extra)
+    sweep, output_dir, max_epochs = probe(sweep, extra)
     create_pruner(sweep, max_epochs)  # its mistakes come before any file is written
     storage = (options.storage or default_storage(sweep, output_dir)).absolute()
     try:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,25 @@ def compare_vit(home, method, scope):
         for name in first:
             if name != "train_step/step_time":
                 assert second[name] == pytest.approx(first[name], abs=1e-4), (name, first["train_step/step"])
+
+
+def test_sigterm_reaches_all_processes_and_the_run_goes_on(home):
+    """What an agent sends to the launcher of a trial on several GPUs."""
+    config = write_config(home, "stopped", kd_methods.LABEL_ONLY, None, {"name": "cifar_resnet8"})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
+    command = [*launcher, "--config", str(config), "--no-wandb", "--training.max_epochs=25"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    limit = time.monotonic() + 120
+    while not list((home / "stopped").glob("*/checkpoints/latest")):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)  # returns once no process holds its output any more
+    [folder] = (home / "stopped").glob("*-*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == list(range(1, 26))
 
 
 def test_a_batchnorm_student_on_two_processes(home):

@@ -11,6 +11,7 @@ import pytest
 import evaluate_kd
 import train_kd
 from kd_core.config import Layer, find_file, parse_yaml, resolve
+from sweeps import run_local
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +22,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
+WANDB_PAGE = (ROOT / "docs" / "wandb.md").read_text()
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+SWEEPS = [
+    line for line in [*COMMANDS, *WANDB_PAGE.splitlines()] if "sweeps/" in line and line[:6] in ("python", "wandb ")
+]
 
 
 def words(command: str) -> list[str]:
@@ -52,6 +59,18 @@ def test_evaluation_command_parses(command: str) -> None:
     options, _ = evaluate_kd.parse(arguments(command, "evaluate_kd.py"))
     if options.config:
         find_file(options.config, "--config")
+
+
+@pytest.mark.parametrize("command", [c for c in SWEEPS if "run_local.py" in c or c.startswith("wandb sweep")])
+def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = words(command)
+    [path] = [word for word in given if word.endswith(".yaml") and word.startswith("sweeps/")]
+    sweep = run_local.read_sweep(ROOT / path)
+    if "--" in given:
+        extra = given[given.index("--") + 1 :]
+        run_local.check_extra(sweep, extra)
+        monkeypatch.setenv("KD_TRIAL", "testtest")
+        train_kd.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
 
 
 def test_every_script_and_switch_is_shown() -> None:
@@ -95,16 +114,21 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert path.exists(), f"{document.name}: {target}"
         if anchor:
             titles = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, (
-                target
-            )
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
 
 
 def test_named_files_exist() -> None:
     """Files of the project that documents and messages name; UPPER CASE stands for the reader's own."""
-    in_text = r"\b(?:configs|docs|kd_core|kd_methods|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
+    in_text = (
+        r"\b(?:benchmarks|configs|docs|kd_core|kd_methods|sweeps|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
+    )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
-    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+    texts = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "docs" / "architecture.md",
+        ROOT / "docs" / "wandb.md",
+    ]
     codes = [ROOT / "train_kd.py", ROOT / "evaluate_kd.py", *(ROOT / "kd_core").glob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
     missing = [
@@ -117,9 +141,10 @@ def test_named_files_exist() -> None:
 
 
 def exists(name: str) -> bool:
-    if Path(name).stem.isupper() or name == "config.yaml":  # the reader's own; a run folder's
+    written = {"config.yaml", "best.yaml", "resolved_config.yaml"}  # by the scripts
+    if any(Path(part).stem.isupper() for part in Path(name).parts) or name in written:  # or the reader's own
         return True
-    return (ROOT / name).exists() or "/" not in name and any(ROOT.glob(f"[kd]*/{name}"))
+    return (ROOT / name).exists() or "/" not in name and any(ROOT.glob(f"[a-z]*/{name}"))
 
 
 def test_the_loop_runs_and_learns(tmp_path: Path) -> None:

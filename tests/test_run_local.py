@@ -37,7 +37,9 @@ if settings["x"] == "mistake":
     print("x: 'mistake' is no number", file=sys.stderr)
     sys.exit(2)
 if "print-config" in settings:
-    print(json.dumps({"output_dir": str(output), "training": {"max_epochs": epochs}}))
+    base = pathlib.Path(sys.argv[0]).with_name("base.txt")  # stands for the file behind --config
+    config = {"output_dir": str(output), "training": {"max_epochs": epochs}, "wandb": {"id": os.getpid()}}
+    print(json.dumps(config | {"base": base.read_text() if base.exists() else ""}))
     sys.exit(0)
 folder = output / f"toy-{os.environ['KD_TRIAL']}"
 folder.mkdir(parents=True, exist_ok=True)
@@ -563,6 +565,16 @@ def test_another_sweep_is_refused(sandbox: Sandbox, capsys: pytest.CaptureFixtur
     assert "holds another sweep" in capsys.readouterr().err
     assert sandbox.run("--storage", str(sandbox.folder / "other" / "x.journal")) == 0
     assert (sandbox.folder / "other" / "best.yaml").exists()
+
+
+def test_a_change_behind_the_command_makes_another_sweep(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sandbox.run() == 0
+    (sandbox.folder / "base.txt").write_text("other settings")
+    assert sandbox.run() == 2
+    assert "holds another sweep (other parameters, settings," in capsys.readouterr().err
+    before = {run_id for run_id, *_ in sandbox.starts}
+    assert sandbox.run("--storage", str(sandbox.folder / "other" / "x.journal")) == 0
+    assert len({run_id for run_id, *_ in sandbox.starts} - before) == 3  # finished runs of the former are not taken
 
 
 def test_count(sandbox: Sandbox) -> None:

@@ -2,8 +2,11 @@
 
 import ast
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from kd_core.checkpoints import read_metrics
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.meter import Meter
+from kd_core.processes import Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER_FILE = {
@@ -232,6 +236,39 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
             models.load_export(folder / "checkpoints" / kind / "student").model.state_dict() for folder in (whole, cut)
         )
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_the_step_and_the_same_command_goes_on(home, number):
+    words = arguments(
+        home, "--no-wandb", "--training.max_epochs=25", "--training.seed=17", method=kd_methods.LABEL_ONLY
+    )
+    output = home / f"stopped-{number}"
+    command = [sys.executable, "train_kd.py", *words, f"--output_dir={output}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while not list(output.glob("*/checkpoints/latest")):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    said = f"stopped by {signal.Signals(number).name}; the same command continues after the last complete epoch"
+    assert errors.strip().splitlines()[-1] == f"train_kd.py: {said}" and "Traceback" not in errors
+    [folder] = output.glob("baseline-*")
+    summary = json.loads((folder / "summary.json").read_text())
+    status = "interrupted" if number == signal.SIGINT else "preempted"
+    assert (summary["status"], summary["exit_status"]) == (status, 128 + number)
+    train_kd.main([*words, f"--output_dir={output}"])
+    assert [row["epoch"] for row in epochs(folder)] == list(range(1, 26))
+
+
+def test_a_second_signal_does_not_wait():
+    signals = StopSignals()
+    with signals.installed(), pytest.raises(Stopped, match="SIGTERM") as caught, signals.deferred():
+        os.kill(os.getpid(), signal.SIGUSR1)  # waits
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (caught.value.status, caught.value.preempted) == (143, True)
 
 
 def test_a_finished_run_prints_its_result_and_fresh_starts_anew(home, capsys):
