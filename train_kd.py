@@ -59,7 +59,7 @@ from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import start_tracking, wandb_mode
+from kd_core.tracking import prepare, start_tracking, wandb_mode
 from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -450,6 +450,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     check_writable(Path(config.output_dir), "output_dir")
     if not options.no_wandb:
         wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
+        if is_first_process():
+            prepare(config)
     training = config.training
     accelerator = create_accelerator(training.mixed_precision, deterministic=training.deterministic)
     if is_first_process():
