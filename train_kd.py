@@ -372,7 +372,8 @@ def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> 
         try:
             folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
             if not folder.finished:
-                cleanup.enter_context(folder.lock())
+                # a comparison that another run trains already is waited for
+                cleanup.enter_context(folder.lock(None if job.is_student else job.say))
             choice = [str(folder.path), folder.summary()["run_id"], None]
         except UserError as error:
             choice[2] = str(error)
@@ -533,6 +534,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     if options.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
     resolved = configuration.resolve(layers)
+    training = resolved.config.training
+    if training.compare_with_baseline and configuration.in_trial():
+        resolved.notices.append("training.compare_with_baseline: left out, this is a sweep's trial")
+        training = training.model_copy(update={"compare_with_baseline": False})
+        resolved.config = resolved.config.model_copy(update={"training": training})
     if resolved.config.teachers and resolved.config.kd.type == kd_methods.LABEL_ONLY:
         count = len(resolved.config.teachers)
         resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,18 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         return read_json(self.summary_file)
 
-    def lock(self) -> FileLock:
-        """A held lock on the folder; UserError if another process trains in it."""
+    def lock(self, notify: Callable[[str], None] | None = None) -> FileLock:
+        """A held lock on the folder.  If another process trains in it: UserError, or with `notify` it is waited for."""
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"{self.path}: is being trained by another process; --fresh starts a second run with these settings"
-            ) from None
+            if notify is None:
+                raise UserError(
+                    f"{self.path}: is being trained by another process; --fresh starts a second run with these settings"
+                ) from None
+            notify(f"{self.path} is being trained by another process; waiting for it")
+            lock.acquire()
         return lock
 
     def keep_best(self, export: Path) -> None:

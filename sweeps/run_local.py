@@ -826,7 +826,7 @@ class SharedStudy:
     """
 
     def __init__(self, sweep: Sweep, extra: list[str], storage: Path, max_epochs: int | None):
-        self.sweep, self.extra, self.storage = sweep, extra, storage
+        self.sweep, self.extra, self.storage, self.max_epochs = sweep, extra, storage, max_epochs
         storage.parent.mkdir(parents=True, exist_ok=True)
         backend = JournalFileBackend(str(storage), lock_obj=JournalFileOpenLock(str(storage)))
         journal = JournalStorage(backend)
@@ -1002,6 +1002,7 @@ class Worker:
     def __init__(self, shared: SharedStudy, output_dir: Path, limit: int, parallel: int, display: Display):
         self.shared, self.output_dir, self.limit, self.parallel = shared, output_dir, limit, parallel
         self.sweep, self.study, self.display = shared.sweep, shared.study, display
+        self.max_epochs = shared.max_epochs
         self.running: list[Running] = []
         self.failures = self.successes = 0
 
@@ -1112,7 +1113,8 @@ class Worker:
             run.reported = step
             with suppress(*LOST_RACE):  # taken over; the next touch notices
                 run.trial.report(run.progress.values[step - 1], step)
-                if self.sweep.early_terminate and not run.stopping and run.trial.should_prune():
+                saves = self.max_epochs is None or step < self.max_epochs  # nothing, after the last epoch
+                if saves and self.sweep.early_terminate and not run.stopping and run.trial.should_prune():
                     run.stop("pruned")
                     return
 

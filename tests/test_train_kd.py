@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -180,6 +181,32 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     assert all(
         torch.equal(a, b) for a, b in zip(seen["baseline weights"][-1], seen["dynamic weights"][-1], strict=True)
     )
+
+
+def test_a_comparison_that_another_run_trains_is_waited_for(home, tmp_path):
+    folder = checkpoints.RunFolder(tmp_path)
+    held = folder.lock()
+    with pytest.raises(UserError, match="is being trained by another process; --fresh"):
+        folder.lock()
+    told: list[str] = []
+    waiting = threading.Thread(target=lambda: told.append("locked" if folder.lock(told.append) else ""))
+    waiting.start()
+    limit = time.monotonic() + 60
+    while not told and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert told == [f"{tmp_path} is being trained by another process; waiting for it"]
+    held.release()
+    waiting.join(60)
+    assert told[1:] == ["locked"]
+
+
+def test_a_trial_trains_no_comparison(home, monkeypatch):
+    words = arguments(home, "--training.compare_with_baseline=true")
+    assert train_kd.parse(words)[1].config.training.compare_with_baseline
+    monkeypatch.setenv("KD_TRIAL", "testtest")
+    resolved = train_kd.parse(words)[1]
+    assert not resolved.config.training.compare_with_baseline
+    assert "training.compare_with_baseline: left out, this is a sweep's trial" in resolved.notices
 
 
 def test_no_validation_split_means_the_last_epoch(home):
