@@ -674,7 +674,11 @@ class Progress:
 
     @property
     def best(self) -> float | None:
-        values = [value for value in self.values if math.isfinite(value)]
+        return self.best_of(len(self.values))
+
+    def best_of(self, rows: int) -> float | None:
+        """The best value of the first `rows` ones."""
+        values = [value for value in self.values[:rows] if math.isfinite(value)]
         return self.sweep.better(values) if values else None
 
     def measured(self) -> str:
@@ -1112,7 +1116,9 @@ class Worker:
         for step in range(run.reported + 1, len(run.progress.values) + 1):
             run.reported = step
             with suppress(*LOST_RACE):  # taken over; the next touch notices
-                run.trial.report(run.progress.values[step - 1], step)
+                # The best so far, which is what a trial is worth: as W&B's hyperband, not the epoch's own value.
+                best = run.progress.best_of(step)
+                run.trial.report(math.nan if best is None else best, step)
                 saves = self.max_epochs is None or step < self.max_epochs  # nothing, after the last epoch
                 if saves and self.sweep.early_terminate and not run.stopping and run.trial.should_prune():
                     run.stop("pruned")
