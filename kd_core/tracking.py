@@ -120,8 +120,6 @@ def prepare(config: Config) -> None:
             with suppress(Exception):  # whatever is wrong, starting the run meets it again and tells it
                 import wandb.apis.public
 
-                import wandb
-
                 wandb.setup()
 
         _preparing = threading.Thread(target=setup, name="wandb-setup", daemon=True)

@@ -77,6 +77,7 @@ def surroundings(home: Path, server: StubServer | None, **more: str) -> dict[str
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     (home / "home").mkdir(parents=True, exist_ok=True)
     there = server.env(home / "wandb-home") if server else {}
+    there |= {"WANDB_DIR": str(home)}  # where the commands `wandb sweep` and `wandb agent` leave their files
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # agents start `python`
     own = {
         "PATH": path,
