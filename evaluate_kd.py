@@ -122,10 +122,11 @@ def read_config(
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
         entity, project, _ = artifact.split("/")
         layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-    side = export.image_size
-    if side and layers[0].values.get("data", {}).get("store_size") is None:
-        layers.insert(1, Layer("the student's config.json", {"data": {"store_size": side}}))
-    return configuration.resolve(layers).config
+    config = configuration.resolve(layers).config
+    if export.image_size and config.data.store_size is None:
+        own_size = Layer("the student's config.json", {"data": {"store_size": export.image_size}})
+        config = configuration.resolve([*layers, own_size]).config
+    return config
 
 
 def select_split(data: Data, name: str) -> Split:
@@ -207,7 +208,7 @@ def tell(
         group=config.experiment,
     )
     if artifact:
-        tracker.use_artifact(artifact)
+        tracker.use_artifact(artifacts.version_of(artifact))
     logged = {f"{name}/{key}": figures[key] for key in ("accuracy", "auroc", "top5", "nll", "brier", "ece")}
     tracker.log({**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]})
     kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")

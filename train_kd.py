@@ -19,8 +19,8 @@ switches:
     --help                this text
 
 exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure here; stopped by a signal:
-             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished first; the same command continues the run
-             after the last complete epoch.  A second signal stops at once
+             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished first (of several processes: up to ten steps);
+             the same command continues the run after the last complete epoch.  A second signal stops at once
 """
 
 import os
@@ -59,7 +59,7 @@ from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import prepare, start_tracking, wandb_mode
+from kd_core.tracking import prepare, send_rest, start_tracking, wandb_mode
 from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -121,6 +121,8 @@ def run(
             folder, run_id = choose_folder(config, job, resume, cleanup)
             if folder.finished:
                 say(f"already finished: {folder.path} (--fresh trains anew)")
+                if job.use_wandb and accelerator.is_main_process:
+                    send_rest(config, folder.path, say)
                 return {**folder.summary(), "run_folder": str(folder.path)}
             if accelerator.is_main_process:
                 cleanup.push(lambda kind, error, trace: folder.record_failure(error))
@@ -198,8 +200,8 @@ def run(
 
         # ------------------------------------------------------------------------------------- where it stood
         state: dict[str, Any] = {
-            "epoch": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": None, "run_id": run_id,
-            "processes": accelerator.num_processes,
+            "epoch": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": 0, "run_id": run_id,
+            "processes": accelerator.num_processes, "log_every": training.log_every,
         }  # fmt: skip
         found = load_latest(folder, say)
         if found:
@@ -216,6 +218,9 @@ def run(
             method.load_state_dict(tensors["method"])
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(tensors["scaler"])
+        log_every = state["log_every"]
+        if log_every != training.log_every:  # rows are known by their numbers
+            say(f"training.log_every: stays {log_every} in this run, which began with it")
         say(f"resuming {folder.path} after epoch {state['epoch']}" if found else f"training in {folder.path}")
         tracker = start_tracking(
             config,
@@ -285,8 +290,8 @@ def run(
                     for position in bar:
                         train_step(epoch, order, position)
                         step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
-                        log_now = step % training.log_every == 0
-                        job.signals.check(accelerator, together=log_now)
+                        log_now = step % log_every == 0
+                        job.signals.check(accelerator, together=log_now or step % 10 == 0)
                         if log_now:
                             means = meter.reading()  # waits for the device, and nothing else within an epoch does
                             now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]

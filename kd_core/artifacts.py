@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,23 @@ from kd_core.errors import UserError, first_line
 from kd_core.files import replacing_folder
 
 API_TIMEOUT = 30  # seconds; without it the client would try an unreachable server for minutes
-COMMIT_TIMEOUT = 300  # seconds that the end of a run waits for its students to arrive
 # What a model artifact may hold, and how large each file may be in bytes.  Anything else is not a student of ours.
 STUDENT_FILES = {"config.json": 2**20, "config.yaml": 2**20, "metrics.json": 2**20, "model.safetensors": 2**36}
 
 MISSING = "W&B knows no such artifact (or hides it from this account)"
-# How W&B's many errors read, and what the user can do about each.
+# How W&B's many errors read, and what the user can do about each; the first that fits counts.
 CAUSES = {
-    ("no api key", "api key must", "api_key invalid"): "no valid credentials: run 'wandb login' or set WANDB_API_KEY",
-    (
-        "did not respond in time",
-        "giving up after",
-        "connection",
-        "dial tcp",
-        "timed out",
-    ): "W&B cannot be reached: is there a network, and is WANDB_BASE_URL right?",
-    ("permission", "forbidden", "403"): "W&B refuses it to this account: ask its owner for access",
-    ("verify credentials", "401", "relogin"): "W&B refuses the credentials: run 'wandb login --relogin'",
-    ("not found", "does not exist", "404"): MISSING,
-    ("invalid artifact path",): "the name must look like ENTITY/PROJECT/NAME:ALIAS",
+    r"not found|does not exist|\b404\b": MISSING,
+    r"no api key|api key must|api_key invalid": "no valid credentials: run 'wandb login' or set WANDB_API_KEY",
+    r"did not respond in time|giving up after|connection|dial tcp|timed out|deadline exceeded": (
+        "W&B cannot be reached: is there a network, and is WANDB_BASE_URL right?"
+    ),
+    r"permission|forbidden|\b403\b": "W&B refuses it to this account: ask its owner for access",
+    r"verify credentials|\b401\b|relogin": "W&B refuses the credentials: run 'wandb login --relogin'",
+    r"invalid artifact path": "the name must look like ENTITY/PROJECT/NAME:ALIAS",
 }
 
-_fetched: dict[str, Path] = {}
+_fetched: dict[str, tuple[Path, str]] = {}
 
 
 class NoSuchArtifact(UserError):
@@ -54,23 +52,28 @@ def download(name: str, cache: Path, where: str) -> Path:
     """
     if name not in _fetched:
         _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
-    return _fetched[name]
+    return _fetched[name][0]
 
 
 def downloaded(name: str) -> Path | None:
     """Where this process has downloaded artifact `name` to, if it has."""
-    return _fetched.get(name)
+    return _fetched[name][0] if name in _fetched else None
 
 
-def _download(name: str, cache: Path, where: str) -> Path:
+def version_of(name: str) -> str:
+    """ENTITY/PROJECT/NAME:VERSION of what `download` gave for `name`, whose alias may have moved since."""
+    return _fetched[name][1]
+
+
+def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
     import wandb
 
     try:
         artifact = wandb.Api(timeout=API_TIMEOUT).artifact(name)
         entries = artifact.manifest.entries
     except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
-        kind = NoSuchArtifact if MISSING in explain(error) else UserError
-        raise kind(f"{where}: {explain(error)}") from None
+        why = explain(error, name)
+        raise (NoSuchArtifact if why.startswith(MISSING) else UserError)(f"{where}: {why}") from None
     if artifact.type != "model":
         raise UserError(f"{where}: is of type {artifact.type!r}, a 'model' is needed")
     for path, entry in entries.items():
@@ -83,8 +86,8 @@ def _download(name: str, cache: Path, where: str) -> Path:
     missing = {"config.json", "model.safetensors"} - set(entries)
     if missing:
         raise UserError(f"{where}: holds no student, {', '.join(sorted(missing))} is missing")
-    version = f"{artifact.name.partition(':')[0]}-{artifact.version}"
-    folder = cache / artifact.entity / artifact.project / version
+    collection = artifact.name.partition(":")[0]
+    folder = cache / artifact.entity / artifact.project / f"{collection}-{artifact.version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Several processes may want the same one.  What lies there already is verified, not trusted.
@@ -96,8 +99,8 @@ def _download(name: str, cache: Path, where: str) -> Path:
     except ValueError as error:
         raise UserError(f"{where}: damaged, {first_line(error)}") from None
     except Exception as error:  # noqa: BLE001 - see above
-        raise UserError(f"{where}: {explain(error)}") from None
-    return folder
+        raise UserError(f"{where}: {explain(error, name)}") from None
+    return folder, f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
 
 
 def _is_intact(artifact: Any, folder: Path) -> bool:
@@ -108,39 +111,43 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} == set(artifact.manifest.entries)
 
 
-def explain(error: Exception) -> str:
-    """One line about a failure of W&B: what to do where that is known, and its own words."""
-    words = first_line(error, 200)
-    for signs, advice in CAUSES.items():
-        if any(sign in str(error).lower() for sign in signs):
-            return f"{advice} ({words})"
-    return words
+def explain(error: Exception, name: str = "") -> str:
+    """One line about a failure of W&B: what to do where that is known, and its own words.
+
+    `name`: of the artifact, whose parts may read like causes and are no signs of any.
+    """
+    words, signs = first_line(error, 200), str(error)
+    for part in sorted(re.split("[/:]", name), key=len, reverse=True):
+        signs = signs.replace(part, "")
+    advice = next((advice for sign, advice in CAUSES.items() if re.search(sign, signs, re.IGNORECASE)), None)
+    return f"{advice} ({words})" if advice else words
 
 
 class Uploads:
-    """Versions of artifact model-{run_id}, one after the other in a thread of their own, so that training never waits.
+    """Versions of artifact model-{run_id}, one after the other in their own thread: training never waits.
 
-    `guard(what, action)` runs a W&B call; if it fails, tells so and returns None.  `lost` says whether a student could
-    not even be recorded, so that `wandb sync` would not bring it either.
+    `guard(what, action)` runs a W&B call; if it fails, tells so and returns None.  `patience`: seconds that a version
+    may take to arrive, and all of them at the end.
     """
 
-    def __init__(self, run: Any, online: bool, guard: Callable[[str, Callable[[], Any]], Any]):
-        self._run, self._online, self._guard = run, online, guard
+    def __init__(self, run: Any, online: bool, guard: Callable[[str, Callable[[], Any]], Any], patience: float):
+        self._run, self._online, self._guard, self._patience = run, online, guard, patience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
-        self._newest: Any = None
+        self._final: list[Future[bool]] = []
+        self._deadline = math.inf
         self.name = f"model-{run.id}"
-        self.lost = False
 
-    def store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, stays: bool) -> None:
+    def store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, final: bool) -> None:
         """Add the student in folder `export` with its `metrics` as a version with `aliases`.
 
-        `stays`: its files are never written again, so that W&B need not copy them.
+        `final`: it is one of those that the run ends with; its files are never written again, so that W&B need not
+        copy them.
         """
         import wandb
 
         def collect() -> Any:
             artifact = wandb.Artifact(self.name, type="model", metadata=metrics)
-            policy: Any = "immutable" if stays else "mutable"
+            policy: Any = "immutable" if final else "mutable"
             for file in sorted(path for path in export.iterdir() if path.name in STUDENT_FILES):
                 # skip_cache: else a copy of each version stays in W&B's cache in the home folder
                 artifact.add_file(str(file), name=file.name, policy=policy, skip_cache=True)
@@ -148,17 +155,24 @@ class Uploads:
 
         artifact = self._guard("collect the student", collect)
         if artifact is not None:
-            self._worker.submit(self._send, artifact, aliases)
+            sending = self._worker.submit(self._send, artifact, aliases)
+            if final:
+                self._final.append(sending)
 
-    def _send(self, artifact: Any, aliases: list[str]) -> None:
+    def _send(self, artifact: Any, aliases: list[str]) -> bool:
+        """Whether it arrived, or, offline, was recorded.  The next one waits, so that aliases end where they must."""
+
         def log() -> Any:
             try:
                 return self._run.log_artifact(artifact, aliases=aliases)
             except Exception:  # noqa: BLE001 - fails after some 20 seconds without a server: a minute is worth a try
                 return self._run.log_artifact(artifact, aliases=aliases)
 
-        self._newest = self._guard("store the student", log)
-        self.lost = self._newest is None
+        logged = self._guard("store the student", log)
+        if logged is None or not self._online:
+            return logged is not None
+        left = max(1.0, min(self._patience, self._deadline - time.monotonic()))
+        return self._guard("send the student in time", lambda: logged.wait(timeout=math.ceil(left))) is not None
 
     def record_data(self, fingerprint: str, facts: dict[str, Any]) -> None:
         """Record a data set by its digest and some `facts`, as an artifact that this run uses; no image is sent."""
@@ -172,17 +186,14 @@ class Uploads:
 
         self._worker.submit(self._guard, "record the data set", record)
 
-    def settle(self) -> None:
-        """Wait until the last version arrived, then delete those that no alias names.
-
-        Offline there is nothing to wait for: W&B's record of the run holds them.
-        """
+    def settle(self) -> bool:
+        """Wait for the versions, then delete those that no alias names; whether all that the run ends with arrived."""
+        self._deadline = time.monotonic() + self._patience
         self._worker.shutdown(wait=True)
-        newest = self._newest
-        if not self._online or newest is None:
-            return
-        if self._guard("send the student in time", lambda: newest.wait(timeout=COMMIT_TIMEOUT)) is not None:
+        arrived = all(sending.result() for sending in self._final)
+        if arrived and self._final and self._online:
             self._guard("delete superseded students", self._prune)
+        return arrived
 
     def abandon(self) -> None:
         """Start no upload that has not begun."""

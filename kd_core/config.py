@@ -483,8 +483,11 @@ def _merge(low: Any, high: Any) -> Any:
 def without_echoes(layer: Layer) -> Layer:
     """A trial's arguments without the facts that a run's W&B configuration holds besides its settings.
 
-    W&B starts a preempted trial again with the configuration that it has recorded.
+    W&B may start a preempted trial again with the whole configuration that it has recorded.  Where no run has recorded
+    any, such names are mistakes as everywhere.
     """
+    if "data_fingerprint" not in layer.values:
+        return layer
     facts = {*Config().flat(num_classes=0), "parameters", "data_fingerprint", "environment"}
     return Layer(layer.origin, {key: value for key, value in layer.values.items() if key not in facts})
 

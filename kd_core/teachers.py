@@ -141,7 +141,7 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
         trained = Path(source).expanduser()
     if trained is not None:
         teacher = _from_export(trained, config, where, data, run)
-        teacher.artifact = artifact
+        teacher.artifact = artifacts.version_of(artifact) if artifact else None
     elif source == "pretrained" or (source and source.startswith("hf-hub:") and not _known(source)):
         name = config.model or source
         model = models.create_model(

@@ -23,10 +23,11 @@ from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
 from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json, write_json
+from kd_core.files import read_json, write_json, write_text
 from kd_core.processes import Stopped, exit_status
 from kd_core.report import HEADLINES
 
+SENT = "sent"  # file in a run's wandb folder: the server has all of it
 # axes of the metrics, see docs/metrics.md
 AXES = {
     "train_step/*": "train_step/step",
@@ -53,15 +54,14 @@ def wandb_mode(config: Config) -> str:
 
 def _has_credentials() -> bool:
     """Whether W&B's own client finds credentials for its server: environment, netrc, settings; asks nobody."""
-    from wandb.errors import AuthenticationError
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
-    host = wandb_setup.singleton().settings.base_url
     try:
+        host = wandb_setup.singleton().settings.base_url
         return wbauth.authenticate_session(host=host, source="kd", prompt=False, update_session=False) is not None
-    except AuthenticationError:
-        return True  # malformed ones: starting online says what is wrong with them, and goes on offline
+    except Exception:  # noqa: BLE001 - a malformed key or address: starting online says what is wrong, and goes on
+        return True
 
 
 def code_version() -> dict[str, Any]:
@@ -201,6 +201,7 @@ class Tracker:
         self._row = 0  # number of the next row
         self._known = 0  # how many rows W&B has
         self._known_file = folder.path / "wandb" / "rows"
+        self._sent_file = folder.path / "wandb" / SENT
         if about is not None:
             self._start(about, insist)
         if file:
@@ -215,15 +216,15 @@ class Tracker:
 
         if _preparing:
             _preparing.join()
-        # Seconds that a start, and an end, may take; W&B's own variables win.
-        limits = {
-            "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
-            "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", 300)),
-        }
         resume = self._settings.resume if about["job_type"] == "train" else None
 
         def init(mode: Any) -> Any:
-            options = wandb.Settings(**limits, finish_timeout_raises=True, silent=True)
+            options = wandb.Settings(
+                init_timeout=_seconds("WANDB_INIT_TIMEOUT", 30),
+                finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
+                finish_timeout_raises=True,
+                silent=True,
+            )
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
 
         def init_offline() -> Any:
@@ -243,7 +244,8 @@ class Tracker:
                 self._notify("this run is recorded offline instead")
         if self._run is not None:
             self._known = self._rows_known()
-            self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard)
+            patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
+            self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
             self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
@@ -269,7 +271,12 @@ class Tracker:
         """How many rows of this run W&B has: as the server says, or, offline, as earlier attempts noted."""
         if self.mode == "online":
             return int(self._run.starting_step) if self._run.resumed else 0
-        return int(self._known_file.read_text()) if self._file and self._known_file.is_file() else 0
+        if self._file is None or not self._known_file.exists():
+            return 0
+        try:
+            return int(self._known_file.read_text())
+        except (OSError, ValueError):  # no attempt gave W&B less than what the last checkpoint knew of
+            return len(read_metrics(self._folder.metrics_file))
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
         """Run a W&B call; a failure is told and never reaches training."""
@@ -301,7 +308,7 @@ class Tracker:
         if self._run is not None and number >= self._known:
             self._guard("take a row of metrics", lambda: self._run.log(row, step=number, commit=True))
             if self._file:
-                self._known_file.write_text(str(number + 1))
+                self._guard("note how much it has", lambda: write_text(self._known_file, str(number + 1)))
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""
@@ -323,7 +330,7 @@ class Tracker:
         """Store a better student, at most every `wandb.upload_every_minutes`; offline the end is soon enough."""
         due = time.monotonic() - self._last_upload >= 60 * self._settings.upload_every_minutes
         if due and self.mode == "online":
-            self._store(self._folder.checkpoint("best") / "student", ["best"], stays=False)
+            self._store(self._folder.checkpoint("best") / "student", ["best"], final=False)
             self._last_upload = time.monotonic()
 
     def store_final(self) -> None:
@@ -335,17 +342,17 @@ class Tracker:
             return
         best, final = self._folder.student, self._folder.checkpoint("latest") / "student"
         if read_json(best / "metrics.json")["epoch"] == read_json(final / "metrics.json")["epoch"]:
-            self._store(best, ["best", "latest"], stays=True)
+            self._store(best, ["best", "latest"], final=True)
         else:
-            self._store(best, ["best"], stays=True)
-            self._store(final, ["latest"], stays=True)
+            self._store(best, ["best"], final=True)
+            self._store(final, ["latest"], final=True)
 
-    def _store(self, export: Path, aliases: list[str], *, stays: bool) -> None:
+    def _store(self, export: Path, aliases: list[str], *, final: bool) -> None:
         if self._uploads and self._settings.log_model:
-            self._uploads.store(export, read_json(export / "metrics.json"), aliases, stays=stays)
+            self._uploads.store(export, read_json(export / "metrics.json"), aliases, final=final)
 
-    def finish(self, error: BaseException | None = None) -> None:
-        """Close the local file and the W&B run, and say how to send what the server lacks.
+    def finish(self, error: BaseException | None = None) -> bool:
+        """Close the local file and the W&B run, and say how to send what the server lacks; whether it has all.
 
         `error` is what ended the run early, if anything did: after a signal W&B's agents start it again.
         """
@@ -354,37 +361,69 @@ class Tracker:
             self._file.close()
             self._file = None
         if self._run is None or self._uploads is None:
-            return
+            return False
         run, self._run = self._run, None
-        complete = False
+        if kept and self._folder.finished:
+            error = None  # a signal came after the work was done
+        settled = False
         try:
             if error is None:
-                self._uploads.settle()
+                settled = self._uploads.settle()
             else:
                 self._uploads.abandon()
             if isinstance(error, Stopped) and error.preempted:
-                self._guard("mark the run as preempted", run.mark_preempting)
+                ended = self.mode == "online" and self._guard("say if the trial is to end", lambda: _to_end(run))
+                if not ended:
+                    self._guard("mark the run as preempted", run.mark_preempting)
         finally:  # a signal while students are on their way
+            complete = False
             try:
-                ended = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
-                complete = bool(ended) and not self._uploads.lost
+                finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
+                complete = bool(finished) and (settled or error is not None)
             finally:
                 self._tell_how_to_send(run, complete, kept)
+        return complete
 
     def _tell_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
-        """Name the command that brings the server what it lacks; if it has all, remove the copies of sent files."""
+        """Name the command that brings the server what it lacks; if it has all, note so and tidy up."""
+        records = Path(run.dir).parent.parent
+        parts = sorted(records.glob(f"offline-run-*-{run.id}"))  # one for each attempt
         if self.mode == "offline":
-            parts = sorted(Path(run.dir).parent.parent.glob(f"offline-run-*-{run.id}"))  # one for each attempt
             unsent = [part for part in parts if not list(part.glob("*.synced"))]
             self._notify(f"recorded offline; to send it later: wandb sync {_words(*unsent)}")
-        elif complete:
+        elif complete and kept:
             artifacts.remove_copies(self._folder.path / "wandb" / "data")
-        elif kept:  # not `wandb sync`: it would send the rows that have arrived once more
+            for part in parts:  # the server has their rows from this attempt
+                (part / f"run-{run.id}.wandb.synced").touch()
+            if self._folder.finished:
+                self._sent_file.touch()
+        elif kept and self._folder.finished:  # not `wandb sync`: it would send the rows that have arrived once more
             self._notify(
                 f"W&B lacks some of this run; to send it later: python -m kd_core.tracking {_words(self._folder.path)}"
             )
-        else:
-            self._notify("W&B lacks some of this run; to send it later, do it again")
+        elif not complete:
+            self._notify("W&B lacks some of this run; the same command sends it")
+
+
+def _to_end(run: Any) -> bool:
+    """Whether the server wants this trial to end for good: its sweep ended it early, or somebody pressed a button.
+
+    Agents end such a trial by the very signal that they pass on when they are preempted themselves, and W&B gives a
+    preempted trial out again.  The client has no public call that tells.
+    """
+    if not run.sweep_id:
+        return False
+    import wandb
+    from wandb.apis.public import sweeps
+
+    api = wandb.Api(timeout=10)
+    trials = sweeps._sweep_with_runs(api, run.sweep_id, "{}", project=run.project, entity=run.entity)["runs"]
+    return any(trial["name"] == run.id and (trial["stopped"] or trial["shouldStop"]) for trial in trials)
+
+
+def _seconds(variable: str, default: float) -> float:
+    """A limit that the environment may set; W&B's own names."""
+    return float(os.environ.get(variable) or default)
 
 
 def _words(*paths: Path) -> str:
@@ -418,7 +457,18 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     tracker = Tracker(folder, config.wandb, read_json(about), "online", notify, file, insist=True)
     tracker.summarize({name: summary[name] for name in HEADLINES})
     tracker.store_final()
-    tracker.finish()
+    if not tracker.finish():
+        raise UserError(f"{path}: W&B still lacks some of it")
+
+
+def send_rest(config: Config, path: Path, notify: Callable[[str], None]) -> None:
+    """Send W&B what it lacks of the finished run in folder `path`, if an online run was cut off while it was ending."""
+    started = (path / "wandb" / "about.json").is_file() and list((path / "wandb").glob("run-*"))
+    if started and not (path / "wandb" / SENT).exists() and wandb_mode(config) == "online":
+        try:
+            send(path, notify)
+        except UserError as error:
+            notify(str(error))
 
 
 def main(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ from wandb.sdk.launch.sweeps import utils as sweep_utils
 
 import kd_methods
 import train_kd
+from kd_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -100,6 +101,16 @@ def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
     assert own <= of_all
     alone = {key.split(".")[1] for key in load(ROOT / "sweeps" / f"{method}.yaml")["parameters"] if key[:3] == "kd."}
     assert own - {"dist"} <= alone
+
+
+def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():
+    """They are columns of W&B's tables, not settings: a sweep over them would train one configuration many times."""
+    words = ["--config", "configs/cifar32/baseline.yaml", "--learning_rate=0.5"]
+    with pytest.raises(UserError, match="learning_rate: unknown key"):
+        train_kd.parse(words)
+    recorded = ["--data_fingerprint=ab", "--environment={'python': '3.11'}", "--training={'learning_rate': 0.5}"]
+    config = train_kd.parse([*words, *recorded, "--training.seed=4"])[1].config
+    assert (config.training.learning_rate, config.training.seed) == (0.5, 4)
 
 
 def test_a_trial_drops_what_its_method_lacks_and_is_named_after_it():

@@ -356,6 +356,69 @@ def test_servers_that_do_not_answer(stub, model, client, fault, text):
         stub.lift_faults()
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "text"),
+    [
+        ("x/skip-connection/model-ab:best", "artifact 'x/skip-connection/model-ab:best' not found", artifacts.MISSING),
+        ("x/y/model-a403b:best", "membership 'model-a403b:best' not found in 'x/y'", artifacts.MISSING),
+        ("x/y/z:best", "POST /graphql giving up after 3 attempt(s)", "W&B cannot be reached"),
+        ("x/y/z:best", "permission denied", "W&B refuses it to this account"),
+        ("x/y/z:best", "something new", "something new"),
+    ],
+)
+def test_names_are_no_causes(name, words, text):
+    assert artifacts.explain(RuntimeError(words), name).startswith(text)
+
+
+class Logged:
+    """What log_artifact gives: arrives, or does not."""
+
+    def __init__(self, arrives: bool):
+        self.arrives = arrives
+
+    def wait(self, timeout):
+        if not self.arrives:
+            raise TimeoutError("still pending")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "arrived"),
+    [
+        ([Logged(True), Logged(True)], True),
+        ([OSError("away"), OSError("away"), Logged(True)], False),  # best is lost, whatever comes after it
+        ([OSError("away"), Logged(True), Logged(True)], True),  # tried twice
+        ([Logged(False), Logged(True)], False),
+        ([Logged(True), Logged(False)], False),
+    ],
+)
+def test_all_that_a_run_ends_with_must_arrive(tmp_path, monkeypatch, outcomes, arrived):
+    class Run:
+        id = "ab12cd34"
+
+        def log_artifact(self, artifact, aliases):
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    told, pruned = [], []
+
+    def guard(what, action):
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001
+            told.append((what, str(error)))
+
+    monkeypatch.setattr(artifacts.Uploads, "_prune", lambda self: pruned.append(self.name))
+    (tmp_path / "config.json").write_text("{}")
+    uploads = artifacts.Uploads(Run(), True, guard, patience=5)
+    for alias in ("best", "latest"):
+        uploads.store(tmp_path, {}, [alias], final=True)
+    assert uploads.settle() is arrived
+    assert bool(told) is not arrived and bool(pruned) is arrived and not outcomes
+
+
 def test_no_credentials(stub, model, tmp_path):
     text = done(evaluate(tmp_path, stub, "--artifact", f"{model}:best", WANDB_API_KEY=""), status=2)
     assert re.fullmatch(
@@ -459,6 +522,69 @@ def test_a_killed_run_goes_on_under_its_id_and_its_history_is_whole(stub, tmp_pa
         done(start(command, surroundings(tmp_path, stub)))
     assert_complete(stub, folder, resumed=True)
     assert stub.run(path_of(folder))["state"] == "finished"
+
+
+def test_a_run_stopped_in_its_first_epoch_has_each_row_once(stub, tmp_path):
+    """There is no checkpoint yet, and the last line of the metrics may be torn."""
+    words = settings(tmp_path, "--data.train_size=1200", "--training.log_every=1", "--data.batch_size=16")
+    process = training(tmp_path, stub, *words)
+    wait_until(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
+    path = run_folder(tmp_path) / "metrics.jsonl"
+    wait_until(lambda: path.stat().st_size > 2000, "some rows")
+    process.kill()
+    process.communicate()
+    assert not (run_folder(tmp_path) / "checkpoints").exists(), "too late: an epoch was complete"
+    with open(path, "ab") as file:
+        file.write(b'{"train_step/step": 9')
+    done(training(tmp_path, stub, *words))
+    assert_complete(stub, run_folder(tmp_path), resumed=True)
+    steps = [row["train_step/step"] for row in read_metrics(path) if "train_step/step" in row]
+    assert steps == list(range(1, 3 * 75 + 1))
+
+
+def test_what_is_noted_offline_may_be_damaged_or_gone(stub, tmp_path):
+    words = settings(tmp_path, "--training.max_epochs=12")
+    killed_in_an_epoch(tmp_path, stub, words, sent=True)
+    (run_folder(tmp_path) / "wandb" / "rows").write_text("")
+    text = done(training(tmp_path, None, *words, WANDB_MODE="offline"))
+    assert "resuming" in text and read_metrics(run_folder(tmp_path) / "metrics.jsonl")[-1]["epoch"] == 12
+
+
+def test_a_signal_while_students_are_on_their_way_loses_none(tmp_path):
+    with serving(tmp_path) as server:
+        words = settings(tmp_path)
+        process = training(tmp_path, server, *words)
+        wait_until(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
+        fault = server.fault(status=503, match="CreateArtifact|storage/blob")
+        wait_until(lambda: fault["hits"], "an upload")
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        server.lift_faults()
+        text, _ = process.communicate(timeout=300)
+        folder = run_folder(tmp_path)
+        assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+        [command] = printed_commands(text)
+        assert command[1:3] == ["-m", "kd_core.tracking"]
+        assert "already finished" in done(training(tmp_path, server, *words))  # which sends the rest, too
+        assert_complete(server, folder)
+        done(start(command, surroundings(tmp_path, server)))
+        assert_complete(server, folder)
+        assert server.run(path_of(folder))["state"] == "finished"
+
+
+def test_mistakes_in_wandbs_variables_do_not_stop_training(tmp_path):
+    """The default mode is auto, which asks W&B's client for credentials."""
+    both = {"WANDB_BASE_URL": "wandb.example.org", "WANDB_INIT_TIMEOUT": "abc"}
+    text = done(training(tmp_path, None, *settings(tmp_path, "--training.max_epochs=1"), **both))
+    assert "W&B could not be started" in text and "epoch 1/1" in text
+
+
+def test_another_log_every_is_left_as_it_was_in_a_run(tmp_path, stub):
+    words = settings(tmp_path, "--training.max_epochs=12")
+    killed_in_an_epoch(tmp_path, stub, words, sent=False)
+    text = done(training(tmp_path, stub, *words, "--training.log_every=3"))
+    assert "training.log_every: stays 4 in this run" in text
+    assert_complete(stub, run_folder(tmp_path), resumed=True)
 
 
 def test_two_processes_are_one_run(stub, teachers, tmp_path):
@@ -592,6 +718,19 @@ def test_the_agent_runs_the_sweep_over_all_methods(stub, teachers, tmp_path):
         assert run["config"]["kd_type"]["value"] == chosen and chosen in run["tags"]
         [folder] = (tmp_path / "runs").glob(f"*-{run['name']}")
         assert rows_of(stub, f"{PROJECT}/{run['name']}") == read_metrics(folder / "metrics.jsonl")
+
+
+def test_a_trial_that_the_server_ends_is_not_given_out_again(stub, tmp_path):
+    """By early termination or by a click: its agent sends the same signal as one that is preempted."""
+    more = settings(tmp_path, "--training.max_epochs=2000")
+    name = create_sweep(tmp_path, stub, write_sweep(tmp_path, {"training.seed": {"values": [5]}}, *more))
+    running = agent(tmp_path, stub, name, "--forward-signals", "--term-timeout", "60")
+    wait_until(lambda: list((tmp_path / "runs").glob("*/checkpoints/latest")), "a checkpoint")
+    [run] = stub.backend.sweep_runs(stub.state["sweeps"][name.rpartition("/")[2]])
+    run["stopped"] = True
+    done(running)  # it asks for another trial, and there is none
+    [again] = stub.backend.sweep_runs(stub.state["sweeps"][name.rpartition("/")[2]])
+    assert again["starts"] == 1 and again["state"] not in ("preempted", "pending", "running")
 
 
 def test_a_preempted_trial_goes_on_under_its_id(stub, tmp_path):
