@@ -240,7 +240,11 @@ def run(
         )
         if tracker.url:
             say(f"W&B: {tracker.url}")
-        cleanup.push(lambda kind, error, trace: tracker.finish(error))
+
+        def finish_tracking(kind: Any, error: BaseException | None, trace: Any) -> None:  # True would hide the error
+            tracker.finish(error)
+
+        cleanup.push(finish_tracking)
         tracker.record_data(data)
         for teacher in panel.members:
             if teacher.artifact:

@@ -72,7 +72,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
         artifact = wandb.Api(timeout=API_TIMEOUT).artifact(name)
         entries = artifact.manifest.entries
     except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
-        why = explain(error, name)
+        why = explain(error)
         raise (NoSuchArtifact if why.startswith(MISSING) else UserError)(f"{where}: {why}") from None
     if artifact.type != "model":
         raise UserError(f"{where}: is of type {artifact.type!r}, a 'model' is needed")
@@ -99,7 +99,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
     except ValueError as error:
         raise UserError(f"{where}: damaged, {first_line(error)}") from None
     except Exception as error:  # noqa: BLE001 - see above
-        raise UserError(f"{where}: {explain(error, name)}") from None
+        raise UserError(f"{where}: {explain(error)}") from None
     return folder, f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
 
 
@@ -111,14 +111,10 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} == set(artifact.manifest.entries)
 
 
-def explain(error: Exception, name: str = "") -> str:
-    """One line about a failure of W&B: what to do where that is known, and its own words.
-
-    `name`: of the artifact, whose parts may read like causes and are no signs of any.
-    """
-    words, signs = first_line(error, 200), str(error)
-    for part in sorted(re.split("[/:]", name), key=len, reverse=True):
-        signs = signs.replace(part, "")
+def explain(error: Exception) -> str:
+    """One line about a failure of W&B: what to do where that is known, and its own words."""
+    words = first_line(error, 200)
+    signs = re.sub(r"'[^']*'", "", str(error))  # names, which may read like causes
     advice = next((advice for sign, advice in CAUSES.items() if re.search(sign, signs, re.IGNORECASE)), None)
     return f"{advice} ({words})" if advice else words
 

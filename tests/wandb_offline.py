@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,15 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """history rows, configuration, summary, artifacts and job type of the one offline run below `folder`."""
+    """history rows, configuration, summary, artifacts and job type of the one offline run below `folder`.
+
+    The client's service may still write the end of the record when the run has finished, so that is waited for.
+    """
     [path] = folder.glob("offline-run-*/run-*.wandb")
+    limit = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
+        assert time.monotonic() < limit, f"{path} does not come to its end"
+        time.sleep(0.1)
     run: dict[str, Any] = {
         "history": [],
         "config": {},
