@@ -60,7 +60,7 @@ from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import prepare, send_rest, start_tracking, wandb_mode
-from kd_core.views import batch_rows, epoch_order, random_bits, view_ids
+from kd_core.views import batch_rows, draw_views, epoch_order, random_bits
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
@@ -143,6 +143,8 @@ def run(
         images = Images(data.train, device, config.data.store)
         val = Images(data.val, device, config.data.store) if data.val else None
         val_teachers, measured = judge(panel, config, job) if not check else (None, [])
+        if not check:
+            panel.open_caches(images, say)
 
         # ------------------------------------------------------------------------------ optimizer and schedule
         if training.sync_bn and accelerator.num_processes > 1 and device.type == "cuda":
@@ -171,13 +173,18 @@ def run(
                     accelerator.num_processes,
                 )
                 pixels, labels = images.store.gather(batch)
-                ids = view_ids(
-                    training.seed, epoch, batch, crop_padding=config.data.crop_padding, flip=config.data.flip
+                view = draw_views(
+                    training.seed,
+                    epoch,
+                    batch,
+                    crop_padding=config.data.crop_padding,
+                    flip=config.data.flip,
+                    fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
                 )
-                view = pupil.views.train(pixels, ids, channels_last=training.channels_last)
+                inputs = pupil.views.train(pixels, view.ids, channels_last=training.channels_last)
             with teacher_watch.running():
-                taught = TeacherOutputs(panel(pixels, ids) if method.requires_teachers else None)
-            output = StudentOutput(model(view))
+                taught = TeacherOutputs(panel(batch, pixels, view) if method.requires_teachers else None)
+            output = StudentOutput(model(inputs))
             loss, measures = method(output, taught, labels, progress=step / total_steps)
             accuracy = (output.logits.argmax(1) == labels).float().mean()
             meter.add(step, {"loss_total": loss, "accuracy": accuracy, **measures})
@@ -336,7 +343,7 @@ def run(
                     "train/step_time": seconds / steps_per_epoch,
                     "perf/data_time": data_watch.read(),
                     "perf/teacher_time": teacher_watch.read(),
-                    "perf/teacher_cache_hit_rate": 0.0,
+                    "perf/teacher_cache_hit_rate": panel.hit_rate(),
                     "perf/images_per_second": steps_per_epoch * config.data.batch_size / seconds,
                     "perf/gpu_memory_peak_mb": peak_device_memory_mb(device),
                     "perf/epoch_time": time.perf_counter() - epoch_began,

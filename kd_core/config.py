@@ -231,7 +231,16 @@ class EvaluationConfig(Section):
 
 
 class CacheConfig(Section):
-    dir: str | None = Field(None, description="folder of decoded data sets; null: $KD_CACHE_DIR or ~/.cache/kd")
+    dir: str | None = Field(
+        None, description="folder of decoded data sets and teachers' logits; null: $KD_CACHE_DIR or ~/.cache/kd"
+    )
+    mode: Literal["auto", "clean", "lazy", "fixed", "off"] = Field(
+        "auto",
+        description="teachers' logits on disk; clean: of clean views alone; lazy: of every view, as it comes; fixed: "
+        "of `views` views an image, which training then keeps to; auto: lazy if that fits into max_gb, else clean",
+    )
+    views: int = Field(8, ge=1, le=1000, description="views an image, for mode fixed")
+    max_gb: float = Field(20.0, gt=0, description="gigabytes of teachers' logits on disk; the oldest-used go first")
 
     @property
     def folder(self) -> Path:
@@ -323,6 +332,8 @@ class Config(Section):
         values = self.model_dump(mode="json")
         for section in ("output_dir", "wandb", "cache", "name", "evaluation"):
             del values[section]
+        if self.cache.mode == "fixed" and self.teachers:  # the one mode that changes what the student sees
+            values["fixed_views"] = self.cache.views
         for key in ("log_every", "compare_with_baseline", "compile"):
             del values["training"][key]
         del values["data"]["num_workers"], values["data"]["store"]

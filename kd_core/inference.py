@@ -63,6 +63,7 @@ class Images:
     """
 
     def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
+        self.split = split
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)

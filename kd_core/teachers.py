@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import kd_methods
 from kd_core import artifacts, metrics, models, student, weights
+from kd_core.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
-from kd_core.data import Data
+from kd_core.data import Data, Split
 from kd_core.errors import UserError
 from kd_core.files import read_json
 from kd_core.inference import Images, Predictor
-from kd_core.views import Views
+from kd_core.views import View, Views, fixed_view_ids, num_views
 
 # What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
 # of the data and of the split, so that a teacher never sees the student's validation images.
@@ -51,12 +57,23 @@ class Teacher:
     views: Views
     view: str
     stated_accuracy: float | None = None  # what its file says about itself
+    num_classes: int = 0
     artifact: str | None = None
+    cached: CachedTeacher | None = None  # of its logits in training, where they are kept
     judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
 
     @property
     def parameters(self) -> int:
         return models.count_parameters(self.model)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its weights: what else its logits depend on is its architecture and what it sees."""
+        content = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            content.update(name.encode())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return content.hexdigest()
 
 
 def training_config(run: Config, index: int) -> Config:
@@ -163,6 +180,7 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
         assert source is not None
         teacher = _from_checkpoint(source, config, where, data, run)
     teacher.model.eval().requires_grad_(False)
+    teacher.num_classes = data.num_classes
     return teacher
 
 
@@ -267,24 +285,45 @@ class Panel:
         return len(self.members)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, view_ids: Tensor) -> Tensor:
-        """Logits float32 [K,B,C] of uint8 images [B,H,W,3]; each teacher sees its own view of them.
+    def __call__(self, rows: Tensor, images: Tensor, view: View) -> Tensor:
+        """Logits float32 [K,B,C] of rows int64 [B], whose images are uint8 [B,H,W,3]; each teacher sees its own view.
 
-        Rounded to fp16: what a cache would hold, so that cached and computed signals are the same.
+        They are values that fp16 can hold, as the cache keeps them: so cached and computed ones are the same.
         """
-        channels_last = self._predict.config.training.channels_last
         logits = []
         for teacher in self.members:
-            if teacher.view == "clean":
-                view = teacher.views.clean(images, channels_last=channels_last)
-            else:
-                view = teacher.views.train(images, view_ids, channels_last=channels_last)
-            with self._predict.accelerator.autocast():
-                logits.append(teacher.model(view).float())
-        rounded = round_to_fp16(torch.stack(logits))
+            compute = partial(self._compute, teacher, images, view.ids, shared=teacher.view == "shared")
+            own = teacher.cached(rows, view.numbers, compute) if teacher.cached else compute()
+            logits.append(own.to(images.device, non_blocking=True))
+        rounded = torch.stack(logits).float()
         finite = rounded.isfinite().flatten(1).all(1)
         self._finite = finite if self._finite is None else self._finite & finite
         return rounded
+
+    def _compute(
+        self,
+        teacher: Teacher,
+        images: Tensor,
+        view_ids: Tensor,
+        positions: Tensor | None = None,
+        *,
+        shared: bool,
+    ) -> Tensor:
+        """fp16 logits [B,C] of images uint8 [B,H,W,3] (or those at `positions`) in their views, or the clean one."""
+        if positions is not None:
+            images, view_ids = images[positions.to(images.device)], view_ids[positions.to(view_ids.device)]
+        channels_last = self._predict.config.training.channels_last
+        if shared:
+            view = teacher.views.train(images, view_ids, channels_last=channels_last)
+        else:
+            view = teacher.views.clean(images, channels_last=channels_last)
+        with self._predict.accelerator.autocast():
+            return teacher.model(view).half()
+
+    def hit_rate(self) -> float:
+        """The share of teachers' logits that were read instead of computed, since the last call."""
+        rates = [teacher.cached.hit_rate() if teacher.cached else 0.0 for teacher in self.members]
+        return sum(rates) / len(rates) if rates else 0.0
 
     def culprits(self) -> str:
         """Names the teachers that gave logits which are not finite, for a message; empty if none did."""
@@ -296,17 +335,127 @@ class Panel:
         )
 
     def logits(self, images: Images, verb: str) -> Tensor | None:
-        """Clean-view logits [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
+        """Clean-view logits float32 [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
         everything = []
         for index, teacher in enumerate(self.members):
             label = f"{verb} teacher {index} ({teacher.name})"
-            everything.append(round_to_fp16(self._predict(teacher.model, images, teacher.views, label)))
-            if not bool(everything[-1].isfinite().all()):
-                raise UserError(
-                    f"teachers[{index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not "
-                    "finite; its weights may be damaged"
-                )
+            if self._predict.config.cache.mode == "off":
+                own = round_to_fp16(self._predict(teacher.model, images, teacher.views, label))
+            else:
+                clean = self._open(teacher, images.split, views=1, shared=False)
+                self._fill(teacher, clean, images, label)
+                own = clean.store.read(images.split.rows)[0].to(images.labels.device).float()
+            everything.append(own)
+            if not bool(own.isfinite().all()):
+                raise _not_finite(index, teacher)
         return torch.stack(everything) if everything else None
+
+    # ------------------------------------------------------------------------------------------------- caching
+
+    def open_caches(self, images: Images, notify: Callable[[str], None]) -> None:
+        """Keep the teachers' logits for training `images` as `cache.mode` says, and compute those that can be now."""
+        config = self._predict.config
+        cache, data = config.cache, config.data
+        if cache.mode == "off":
+            return
+        count = num_views(data.crop_padding, data.flip)
+        shared = [teacher for teacher in self.members if teacher.view == "shared"]
+        mode, rows = cache.mode, len(images.split.labels)
+        if mode == "auto" and shared:
+            gigabytes = {
+                views: sum(Store.size(views, rows, teacher.num_classes) for teacher in shared) / GIGABYTE
+                for views in (count, cache.views)
+            }
+            room = min(cache.max_gb, free_gigabytes(cache.folder))
+            mode = "lazy" if gigabytes[count] <= room else "clean"
+            if mode == "clean":
+                notify(
+                    f"teachers run in every step: all {count} views of the images would take {gigabytes[count]:.1f} "
+                    f"GB, there is room for {room:.4g} (cache.max_gb is {cache.max_gb:g}); cache.mode=fixed would take "
+                    f"{gigabytes[cache.views]:.1f} GB"
+                )
+        for index, teacher in enumerate(self.members):
+            label = f"caching teacher {index} ({teacher.name})"
+            if teacher.view == "clean":
+                teacher.cached = self._open(teacher, images.split, views=1, shared=False)
+            elif mode in ("lazy", "fixed"):
+                views = count if mode == "lazy" else cache.views
+                teacher.cached = self._open(teacher, images.split, views=views, shared=True)
+            if teacher.cached and (teacher.view == "clean" or mode == "fixed"):
+                self._fill(teacher, teacher.cached, images, label)
+                teacher.cached.keep_on(self._predict.accelerator.device)
+
+    def _open(self, teacher: Teacher, split: Split, *, views: int, shared: bool) -> CachedTeacher:
+        """The store of a teacher's logits for a split: of the clean view, or of `views` ones it shares with others."""
+        config, accelerator = self._predict.config, self._predict.accelerator
+        training, data = config.training, config.data
+        seen: Any = "clean"
+        if shared:
+            fixed = views if config.cache.mode == "fixed" else None
+            seen = {"crop_padding": data.crop_padding, "flip": data.flip, "fixed": fixed}
+        parts = {
+            "weights": teacher.digest,
+            "architecture": teacher.name,
+            "preprocess": teacher.views.recipe,
+            "images": split.fingerprint,
+            "view": seen,
+            # what rounding depends on
+            "precision": training.mixed_precision,
+            "channels_last": training.channels_last,
+            "device": accelerator.device.type,
+        }
+        about = {"teacher": teacher.name, "view": f"{views} views" if shared else "clean view"}
+        store = open_store(
+            logits_folder(config.cache.folder),
+            parts,
+            views=views,
+            rows=len(split.labels),
+            classes=teacher.num_classes,
+            about=about,
+            max_gb=config.cache.max_gb,
+        )
+        return CachedTeacher(store, per_view=shared)
+
+    @torch.no_grad()
+    def _fill(self, teacher: Teacher, cached: CachedTeacher, images: Images, label: str) -> None:
+        """Compute what a store lacks for a split, each process its part; all processes call this together.
+
+        Of several runs that want the same store one fills it while the others wait.
+        """
+        accelerator, config = self._predict.accelerator, self._predict.config
+        store, rows = cached.store, images.split.rows
+        slots = (torch.arange(store.views)[:, None] * store.rows + rows).flatten()
+        batch = config.evaluation.batch_size or config.data.batch_size
+
+        def compute(lacking: Tensor) -> None:
+            hidden = not accelerator.is_main_process
+            parts = lacking.split(batch) if len(lacking) else ()
+            for part in tqdm(parts, desc=label, leave=False, disable=hidden or None):
+                if len(part) == 1:  # a network may round a single image's logits otherwise than a batch's
+                    part = torch.cat([part, slots[slots != part][:1]])
+                pixels, _ = images.store.gather(part % store.rows)
+                ids = fixed_view_ids(
+                    part % store.rows,
+                    part // store.rows,
+                    crop_padding=config.data.crop_padding,
+                    flip=config.data.flip,
+                )
+                logits = self._compute(teacher, pixels, ids.to(pixels.device), shared=cached.per_view).cpu()
+                if not bool(logits.isfinite().all()):
+                    raise _not_finite(self.members.index(teacher), teacher)
+                cached.keep(part, logits)
+
+        with ExitStack() as cleanup:
+            if accelerator.is_main_process:  # not one process a machine: with a common folder they would wait in a ring
+                cleanup.callback(store.lock(tqdm.write).release)
+            accelerator.wait_for_everyone()
+            lacking = store.missing(slots)
+            accelerator.wait_for_everyone()  # none fills before all know what is missing
+            compute(lacking[accelerator.process_index :: accelerator.num_processes])
+            accelerator.wait_for_everyone()
+            if accelerator.is_local_main_process:
+                compute(store.missing(slots))  # the others' parts, where machines share no folder
+            accelerator.wait_for_everyone()
 
     def judge(self, images: Images) -> Tensor | None:
         """As `logits`, and kept with each teacher, so that nobody computes them twice."""
@@ -355,6 +504,13 @@ def rows(figures: list[dict[str, float]]) -> dict[str, float]:
     """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy, from what `Panel.measure` gave."""
     names = [*range(len(figures) - 1), "ensemble"] if figures else []
     return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, figures, strict=True)}
+
+
+def _not_finite(index: int, teacher: Teacher) -> UserError:
+    return UserError(
+        f"teachers[{index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its weights "
+        "may be damaged"
+    )
 
 
 def round_to_fp16(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,32 @@ def view_ids(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bo
     return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % num_views(crop_padding, flip)
 
 
+@dataclass(frozen=True)
+class View:
+    """How a batch is shown: `ids` int64 [B] are its views; a teacher's cache knows them by `numbers` int64 [B]."""
+
+    ids: Tensor
+    numbers: Tensor
+
+
+def draw_views(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool, fixed: int | None = None) -> View:
+    """The view of each row int64 [B] in an epoch, on their device: one of all, or of the `fixed` ones of the row.
+
+    A row's fixed views are the same for every seed, so that their logits can be computed once.
+    """
+    ids = view_ids(seed, epoch, rows, crop_padding=crop_padding, flip=flip)
+    if fixed is None:
+        return View(ids, ids)
+    numbers = _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % fixed
+    return View(fixed_view_ids(rows, numbers, crop_padding=crop_padding, flip=flip), numbers)
+
+
+def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
+    """The view ids int64 [B] of each row's fixed view with that number."""
+    bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
+    return _shift_right(bits, 32) % num_views(crop_padding, flip)
+
+
 class Views:
     """Views of stored images for one model: cropped, flipped, at its size and with its normalisation.
 
@@ -123,6 +150,8 @@ class Views:
                 f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
             )
         self.size, self.resize = preprocess.size, preprocess.resize
+        # all that a clean view depends on, besides the image
+        self.recipe = {**asdict(preprocess), "image_size": image_size}
         self.interpolation = preprocess.interpolation
         self.offsets, self.flip = 2 * crop_padding + 1, flip
         self.padding = crop_padding if image_size == self.size else 0

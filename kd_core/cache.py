@@ -1,0 +1,298 @@
+"""Teacher cache: a teacher's logits, computed once for each view of each image, shared by all runs on a machine.
+
+    python -m kd_core.cache [--dir FOLDER]                 what is cached: size, filled share, last use
+    python -m kd_core.cache [--dir FOLDER] --erase all|KEY...
+
+A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under a key that covers everything they
+depend on.  Beside each row of logits stands its checksum, 0 where the row is not filled: so a store can be filled in
+any order by any number of processes, an interruption loses nothing, and a damaged or half-written row is just missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from kd_core.errors import UserError
+from kd_core.files import read_json, write_json
+
+VERSION = 1  # of the files' layout and of the way that logits are computed
+GIGABYTE = 10**9
+
+
+# ---------------------------------------------------------------------------------------------------- one store
+
+
+def row_checksums(logits: Tensor) -> Tensor:
+    """Checksums int32 [B], never 0, of fp16 logits [B,C]: odd multiples of the values' bits, summed modulo 2^31."""
+    bits = logits.view(torch.int16).long() & 0xFFFF
+    factors = (2 * torch.arange(logits.shape[1], device=logits.device) + 1) * 0x9E3779B1 & 0x7FFFFFFF
+    return (((bits + 1) * factors).sum(1) % 0x7FFFFFFE + 1).int()
+
+
+class Store:
+    """Logits of one teacher for the images of one source split: fp16 [views, rows, classes].
+
+    A slot is `view * rows + row`.  Processes may read and write at the same time.
+    """
+
+    def __init__(self, folder: Path, views: int, rows: int, classes: int):
+        self.folder, self.views, self.rows, self.classes = folder, views, rows, classes
+        self._logits = _mapped(folder / "logits", torch.float16, (views * rows, classes))
+        self._checks = _mapped(folder / "checks", torch.int32, (views * rows,))
+
+    @staticmethod
+    def size(views: int, rows: int, classes: int) -> int:
+        """Bytes of a store once it is filled."""
+        return views * rows * (2 * classes + 4)
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits fp16 [B,C] of slots int64 [B] on the CPU, and bool [B]: whether each is there and undamaged."""
+        logits = self._logits.index_select(0, slots)
+        return logits, row_checksums(logits) == self._checks.index_select(0, slots)
+
+    def write(self, slots: Tensor, logits: Tensor) -> None:
+        """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU."""
+        self._logits.index_copy_(0, slots, logits)
+        self._checks.index_copy_(0, slots, row_checksums(logits))
+
+    def missing(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
+        """Those of the slots int64 [n] that are not filled, or damaged."""
+        return torch.cat([part[~self.read(part)[1]] for part in slots.split(chunk)]) if len(slots) else slots
+
+    def lock(self, notify: Callable[[str], None]) -> FileLock:
+        """Held by who fills the store; while another run does, says so and waits."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            notify("another run is filling the cache of this teacher; waiting for it")
+            lock.acquire()
+        return lock
+
+    def filled(self) -> float:
+        """The share of slots that hold something."""
+        return float((self._checks != 0).float().mean())
+
+
+def _mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor backed by the file; one that is missing or of another size is made, of holes that read as zeros."""
+    count = 1
+    for length in shape:
+        count *= length
+    size = count * dtype.itemsize
+    if not path.is_file() or path.stat().st_size != size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(fresh, "wb") as file:
+            file.truncate(size)
+        os.replace(fresh, path)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+
+
+class CachedTeacher:
+    """A teacher's logits by row and view: read if they are there, else computed and kept.
+
+    Args:
+        per_view: whether a slot depends on the view, or there is the clean view alone.
+    """
+
+    def __init__(self, store: Store, *, per_view: bool):
+        self.store, self.per_view = store, per_view
+        self._table: Tensor | None = None
+        self.hits = self.asked = 0
+
+    def slots(self, rows: Tensor, views: Tensor) -> Tensor:
+        """int64 [B] of rows and views int64 [B]."""
+        return views * self.store.rows + rows if self.per_view else rows
+
+    def __call__(self, rows: Tensor, views: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits fp16 [B,C] of rows in views, both int64 [B]; `compute(positions)` gives those at positions int64 [n].
+
+        On the device if all are kept there, which never waits for it; else on the CPU.
+        """
+        self.asked += len(rows)
+        slots = self.slots(rows, views)
+        if self._table is not None:
+            self.hits += len(rows)
+            return self._table.index_select(0, slots.to(self._table.device))
+        slots = slots.cpu()
+        logits, there = self.store.read(slots)
+        lacking = (~there).nonzero().flatten()
+        self.hits += len(rows) - len(lacking)
+        if len(lacking):
+            # A network may round a single image's logits otherwise than a batch's.
+            positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(rows)])
+            fresh = compute(positions).cpu()
+            logits[positions] = fresh
+            self.keep(slots[positions], fresh)
+        return logits
+
+    def keep(self, slots: Tensor, logits: Tensor) -> None:
+        """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; what is not finite is left missing."""
+        fine = logits.isfinite().all(1)
+        self.store.write(slots[fine], logits[fine])
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copy the store to a GPU if it takes less than a fifth of its free memory; all that is asked for is there."""
+        if device.type != "cuda":
+            return
+        size = Store.size(self.store.views, self.store.rows, self.store.classes)
+        if size < 0.2 * torch.cuda.mem_get_info(device)[0]:
+            everything = torch.arange(self.store.views * self.store.rows)
+            self._table = torch.cat([self.store.read(part)[0].to(device) for part in everything.split(1 << 18)])
+
+    def hit_rate(self) -> float:
+        """The share of logits that were read since the last call."""
+        rate = self.hits / self.asked if self.asked else 0.0
+        self.hits = self.asked = 0
+        return rate
+
+
+# ---------------------------------------------------------------------------------------------- all of a machine
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """The name of the store whose logits depend on `parts` and nothing else."""
+    return hashlib.sha256(json.dumps([VERSION, parts], sort_keys=True).encode()).hexdigest()[:20]
+
+
+def open_store(
+    folder: Path, parts: dict[str, Any], *, views: int, rows: int, classes: int, about: dict[str, Any], max_gb: float
+) -> Store:
+    """The store for `parts` in `folder`; it is made if there is none, or if what is there has another shape.
+
+    Before, the stores that were not used for longest are removed until all fit into `max_gb` gigabytes.  `about` is for
+    people: the teacher's name and so on.  UserError if the folder cannot be written or the disk has too little room:
+    writing to a memory map beyond that would end the process without a word.
+    """
+    own = folder / key_of(parts)
+    shape = {"views": views, "rows": rows, "classes": classes}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if _described(own).get("shape") != shape:
+                shutil.rmtree(own, ignore_errors=True)
+                make_room(folder, max_gb, Store.size(**shape))
+                wanted, free = Store.size(**shape) / GIGABYTE, free_gigabytes(folder)
+                if wanted > free:
+                    raise UserError(
+                        f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "
+                        "make room, or choose another cache.dir or cache.mode"
+                    )
+                own.mkdir()
+                write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
+            os.utime(own / "about.json")  # the time of its last use
+            return Store(own, **shape)
+    except OSError as error:
+        raise UserError(f"cache.dir: cannot keep teachers' logits in {folder}: {error.strerror}") from None
+
+
+def free_gigabytes(folder: Path) -> float:
+    """What the disk of `folder`, which need not exist yet, has free."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / GIGABYTE
+
+
+def _described(store: Path) -> dict[str, Any]:
+    try:
+        about = read_json(store / "about.json")
+    except UserError:
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+@dataclass
+class Listed:
+    """One store as people see it."""
+
+    key: str
+    teacher: str
+    view: str
+    gigabytes: float
+    filled: float
+    used: float  # seconds since 1970
+
+    @property
+    def line(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
+        size = f"{self.gigabytes:8.3f} GB  {self.filled:6.1%} filled"
+        return f"{self.key}  {size}  last used {when}  {self.teacher}, {self.view}"
+
+
+def listed(folder: Path) -> list[Listed]:
+    """The stores in `folder`, the last used first.  What is half-made is not listed."""
+    found = []
+    for path in folder.glob("*/about.json"):
+        about, store = _described(path.parent), path.parent
+        shape = about.get("shape")
+        if not isinstance(shape, dict) or not (store / "checks").is_file():
+            continue
+        # what it takes on the disk: holes take nothing
+        size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
+        teacher, view = str(about.get("teacher")), str(about.get("view"))
+        found.append(Listed(store.name, teacher, view, size, Store(store, **shape).filled(), path.stat().st_mtime))
+    return sorted(found, key=lambda store: -store.used)
+
+
+def make_room(folder: Path, max_gb: float, wanted: int) -> None:
+    """Remove the stores that were used longest ago until `wanted` bytes more fit.
+
+    A store that another process reads goes on serving it: its files live until it lets go of them.
+    """
+    stores = listed(folder)
+    while stores and sum(store.gigabytes for store in stores) + wanted / GIGABYTE > max_gb:
+        shutil.rmtree(folder / stores.pop().key)
+
+
+def main(arguments: list[str]) -> None:
+    from kd_core.config import CacheConfig  # the scripts' default folder
+
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_core.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dir", type=Path, help="the cache's folder (cache.dir); default: $KD_CACHE_DIR or ~/.cache/kd"
+    )
+    parser.add_argument("--erase", nargs="+", metavar="KEY", help="remove these stores, or all")
+    options = parser.parse_args(arguments)
+    folder = logits_folder(options.dir or CacheConfig().folder)
+    stores = listed(folder)
+    if options.erase:
+        known = {store.key for store in stores}
+        chosen = known if options.erase == ["all"] else set(options.erase)
+        if unknown := chosen - known:
+            raise UserError(f"--erase: no such store: {', '.join(sorted(unknown))}; without --erase they are listed")
+        for key in chosen:
+            shutil.rmtree(folder / key)
+        print(f"{len(chosen)} store(s) removed from {folder}")
+        return
+    print("\n".join(store.line for store in stores) or f"no teachers' logits in {folder}")
+    print(f"{sum(store.gigabytes for store in stores):.3f} GB in {folder}")
+
+
+def logits_folder(cache: Path) -> Path:
+    """Where a cache folder keeps teachers' logits."""
+    return cache / "logits"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as mistake:
+        print(f"kd_core.cache: {mistake}", file=sys.stderr)
+        sys.exit(2)
