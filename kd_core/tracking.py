@@ -88,7 +88,7 @@ def command_line() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the results may depend on besides the settings: versions and hardware; no names of users or machines."""
+    """What the results may depend on besides the settings: command, versions and hardware; not whose machine it is."""
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "wandb")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
