@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from kd_core.errors import UserError
-from kd_core.files import read_json, write_json
+from kd_core.files import existing_part, read_json, write_json
 
 VERSION = 1  # of the files' layout and of the way that logits are computed
 GIGABYTE = 10**9
@@ -203,9 +203,7 @@ def open_store(
 
 def free_gigabytes(folder: Path) -> float:
     """What the disk of `folder`, which need not exist yet, has free."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / GIGABYTE
+    return shutil.disk_usage(existing_part(folder)).free / GIGABYTE
 
 
 def _described(store: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from kd_core.errors import UserError
@@ -99,24 +100,22 @@ def previous_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
+def existing_part(path: Path) -> Path:
+    """`path` if it exists, else the nearest of its parents that does."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
 def writable_folder(path: Path, key: str) -> Path:
     """Create `path` if needed and prove that files can be written there; UserError names `key` otherwise."""
-    probe = path / f".probe-{uuid.uuid4().hex[:8]}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None
+    check_writable(path, key, make=True)
     return path
 
 
-def check_writable(path: Path, key: str) -> None:
-    """As `writable_folder`, but leaves no folder behind that was not there before."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+def check_writable(path: Path, key: str, *, make: bool = False) -> None:
+    """UserError if files cannot be written to folder `path`; unless `make`, nothing is made, also no folder."""
     try:
-        writable_folder(path, key)
-    finally:
-        for folder in missing:
-            if folder.exists():
-                folder.rmdir()
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=existing_part(path)).close()
+    except OSError as error:
+        raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None

@@ -127,10 +127,13 @@ def wait_until(condition, what: str, seconds: float = 120) -> None:
 
 
 def versions(server: StubServer, name: str) -> dict[str, dict]:
-    """alias -> version of an artifact; versions without an alias stand under their number."""
+    """alias -> version of an artifact; versions without an alias stand under their number.
+
+    An upload that was cut off stays pending at the server, which lists it nowhere.
+    """
     found = {}
     for artifact in server.state["artifacts"].values():
-        if artifact["collection"] == name and artifact["state"] != "DELETED":
+        if artifact["collection"] == name and artifact["state"] == "COMMITTED":
             for alias in artifact["aliases"] or [f"v{artifact['version']}"]:
                 found[alias] = artifact
     return found
