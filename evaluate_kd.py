@@ -13,6 +13,9 @@ switches:
     --split val|test       which images (default: val)
     --config FILE          settings, where the student carries none (an export without its run folder)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
+    --dump-logits FILE     write its logits for all images of every split instead, as a file that can teach:
+                           --teachers='[{logits: FILE}]'
+    --dump-views N         with it: also those of the N fixed views of each training image, for --cache.mode=fixed
     --no-wandb             no Weights & Biases run
     --help                 this text
 
@@ -27,11 +30,14 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
 import argparse
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 from kd_core import artifacts, metrics, models, report, teachers
@@ -40,11 +46,12 @@ from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
-from kd_core.files import read_json, writable_folder, write_json
+from kd_core.files import check_writable, read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
+from kd_core.logits_file import write_logits
 from kd_core.processes import create_accelerator, is_first_process
 from kd_core.tracking import start_tracking
-from kd_core.views import Views
+from kd_core.views import Views, fixed_view_ids
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -55,6 +62,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--config")
+    parser.add_argument("--dump-logits")
+    parser.add_argument("--dump-views", default="0")
     for switch in ("--no-wandb", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
     options, rest = parser.parse_known_args(arguments)
@@ -65,6 +74,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         raise UserError(
             "say what to evaluate: --checkpoint PATH, --artifact ENTITY/PROJECT/NAME:ALIAS or --wandb-run-id ID"
         )
+    if not re.fullmatch(r"\d{1,4}", options.dump_views) or (int(options.dump_views) and not options.dump_logits):
+        raise UserError(f"--dump-views: {options.dump_views}: a number of views, beside --dump-logits FILE")
+    if options.dump_logits and not options.dump_logits.endswith(".safetensors"):
+        raise UserError(f"--dump-logits: {options.dump_logits}: the name of a .safetensors file is needed")
+    if options.dump_logits:
+        check_writable(Path(options.dump_logits).expanduser().parent, "--dump-logits")
     return options, configuration.parse_overrides(rest)
 
 
@@ -151,16 +166,52 @@ def main(arguments: list[str]) -> None:
         data = load_data(config.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
     if loaded.num_classes != data.num_classes:
         raise UserError(f"{export}: has {loaded.num_classes} classes, the data have {data.num_classes}")
-    split = select_split(data, options.split)
 
     # ----------------------------------------------------------------------------------------------- predict
-    images = Images(split, accelerator.device, config.data.store)
     predict = Predictor(accelerator, config)
     views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
-    logits = predict(predict.prepare(loaded.model), images, views, f"evaluating on {options.split}")
+    network = predict.prepare(loaded.model)
+    if options.dump_logits:
+        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, network, predict, views)
+        accelerator.end_training()
+        return
+    split = select_split(data, options.split)
+    images = Images(split, accelerator.device, config.data.store)
+    logits = predict(network, images, views, f"evaluating on {options.split}")
     if accelerator.is_main_process:
         tell(options, config, folder, artifact, export, loaded, logits.cpu(), images.labels.cpu())
     accelerator.end_training()
+
+
+def dump(path: Path, count: int, data: Data, network: nn.Module, predict: Predictor, views: Views) -> None:
+    """Write the network's logits for all rows of the source's splits, and for `count` fixed views of training."""
+    config, accelerator = predict.config, predict.accelerator
+    augmentation: dict[str, Any] = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
+    tensors: dict[str, Tensor] = {}
+    about = {key: str(value).lower() for key, value in augmentation.items()}
+    for split in filter(None, (data.train, data.val, data.test())):
+        if split.fingerprint in about.values():
+            continue  # validation images cut from training, which are among its rows
+        everything = replace(split, rows=torch.arange(len(split.labels)))
+        images = Images(everything, accelerator.device, config.data.store)
+        tensors[split.name] = predict(network, images, views, f"logits of {split.name}").half().cpu()
+        about[split.name] = split.fingerprint
+        if split.name != "train" or not count:
+            continue
+        bank = []
+        for number in range(count):
+
+            def show(pixels: Tensor, rows: Tensor, number: int = number) -> Tensor:
+                ids = fixed_view_ids(rows, torch.full_like(rows, number), **augmentation)
+                return views.train(pixels, ids, channels_last=config.training.channels_last)
+
+            bank.append(predict(network, images, views, f"view {number + 1} of {count}", show).half().cpu())
+        tensors["train_views"], about["train_views"] = torch.stack(bank, 1), split.fingerprint
+    if accelerator.is_main_process:
+        write_logits(path, tensors, about)
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        more = f" --cache.mode=fixed --cache.views={count}" if count else ""
+        print(f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}")
 
 
 def tell(
@@ -188,7 +239,7 @@ def tell(
         "parameters": models.count_parameters(loaded.model),
         "kd_method": config.kd.type,
         "temperature": config.kd.model_dump().get("temperature"),
-        "teachers": [teacher.model or teacher.weights for teacher in config.teachers],
+        "teachers": [teacher.model or teacher.weights or teacher.logits for teacher in config.teachers],
         "num_teachers": len(config.teachers),
         "checkpoint_path": artifact or str(export),
     }

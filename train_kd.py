@@ -57,10 +57,11 @@ from kd_core.files import check_writable, copy_folder, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.panel import Panel, teacher_rows
 from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import prepare, send_rest, start_tracking, wandb_mode
-from kd_core.views import batch_rows, draw_views, epoch_order, random_bits
+from kd_core.views import EpochPlan, epoch_order, random_bits
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
@@ -132,7 +133,7 @@ def run(
         pupil = student.build(config, data)
         predict = Predictor(accelerator, config)
         predict.prepare(pupil.model)
-        panel = teachers.Panel(members, predict)
+        panel = Panel(members, predict)
         method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing).to(
             device
         )
@@ -143,7 +144,9 @@ def run(
         images = Images(data.train, device, config.data.store)
         val = Images(data.val, device, config.data.store) if data.val else None
         val_teachers, measured = judge(panel, config, job) if not check else (None, [])
-        if not check:
+        if check:
+            panel.open_files(data.train)
+        else:
             panel.open_caches(images, say)
 
         # ------------------------------------------------------------------------------ optimizer and schedule
@@ -160,30 +163,31 @@ def run(
         meter = Meter(reduce_sum=accelerator.reduce)
         data_watch, teacher_watch = Stopwatch(device), Stopwatch(device)
 
-        def train_step(epoch: int, order: Tensor, position: int) -> None:
+        def plan_epoch(epoch: int) -> EpochPlan:
+            return EpochPlan(
+                data.train.rows,
+                device,
+                seed=training.seed,
+                epoch=epoch,
+                batch_size=config.data.batch_size,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                crop_padding=config.data.crop_padding,
+                flip=config.data.flip,
+                fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
+            )
+
+        def train_step(epoch: int, plan: EpochPlan, position: int) -> None:
             step = epoch * steps_per_epoch + position
             rate = learning_rate_at(step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, training=training)
             set_learning_rate(optimizer, rate)
             with data_watch.running():
-                batch = batch_rows(
-                    order,
-                    config.data.batch_size,
-                    position,
-                    accelerator.process_index,
-                    accelerator.num_processes,
+                pixels, labels = images.store.gather(plan.batch(position, images.store.index_device).rows)
+                inputs = pupil.views.train(
+                    pixels, plan.batch(position, device).ids, channels_last=training.channels_last
                 )
-                pixels, labels = images.store.gather(batch)
-                view = draw_views(
-                    training.seed,
-                    epoch,
-                    batch,
-                    crop_padding=config.data.crop_padding,
-                    flip=config.data.flip,
-                    fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
-                )
-                inputs = pupil.views.train(pixels, view.ids, channels_last=training.channels_last)
             with teacher_watch.running():
-                taught = TeacherOutputs(panel(batch, pixels, view) if method.requires_teachers else None)
+                taught = TeacherOutputs(panel(plan, position, pixels) if method.requires_teachers else None)
             output = StudentOutput(model(inputs))
             loss, measures = method(output, taught, labels, progress=step / total_steps)
             accuracy = (output.logits.argmax(1) == labels).float().mean()
@@ -196,8 +200,8 @@ def run(
 
         if check:
             model.train()
-            order = epoch_order(training.seed, 0, images.rows)
-            seconds = time_steps(lambda position: train_step(0, order, position), steps_per_epoch, device)
+            plan = plan_epoch(0)
+            seconds = time_steps(lambda position: train_step(0, plan, position), steps_per_epoch, device)
             return {
                 "parameters": pupil.parameters,
                 "loss": method.describe(len(panel)),
@@ -257,7 +261,7 @@ def run(
             if teacher.artifact:
                 tracker.use_artifact(teacher.artifact)
         if measured and not found:
-            tracker.log({"epoch": 0, **teachers.rows(measured)})
+            tracker.log({"epoch": 0, **teacher_rows(measured)})
 
         def validate(progress: float) -> dict[str, float]:
             if val is None:
@@ -291,7 +295,7 @@ def run(
                 # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
                 own = torch.tensor([accelerator.process_index])
                 set_seed(int(random_bits(training.seed, -1 - epoch, own)) % 2**32)
-                order = epoch_order(training.seed, epoch, images.rows)
+                plan = plan_epoch(epoch)
                 model.train()
                 meter.start_epoch()
                 interval_began, interval_steps = epoch_began, 0
@@ -299,7 +303,7 @@ def run(
                 bar = tqdm(range(steps_per_epoch), title, leave=False, disable=hidden or None)
                 try:
                     for position in bar:
-                        train_step(epoch, order, position)
+                        train_step(epoch, plan, position)
                         step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
                         log_now = step % log_every == 0
                         job.signals.check(accelerator, together=log_now or step % 10 == 0)
@@ -370,7 +374,7 @@ def run(
         if accelerator.is_main_process:
             copy_folder(best, folder.student)
             folder.write_summary(**summary, status="finished", exit_status=0)
-        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teachers.rows(measured))
+        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
         tracker.store_final()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
@@ -399,7 +403,7 @@ def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> 
     return RunFolder(Path(choice[0])), choice[1]
 
 
-def judge(panel: teachers.Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:
+def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:
     """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
 
     Without a validation split they are judged on some training images, and nothing is returned.  UserError for a
@@ -433,7 +437,7 @@ def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.
 
 
 def open_test_split(
-    config: Config, job: Job, pupil: student.Student, panel: teachers.Panel, predict: Predictor, method: Any
+    config: Config, job: Job, pupil: student.Student, panel: Panel, predict: Predictor, method: Any
 ) -> dict[str, float]:
     """test/* of the selected student.  The one place where training's code reads the test split, after selection."""
     split = job.data.test()
@@ -496,7 +500,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     resume = "never" if options.fresh else options.resume
     members = find_mistakes(config, job, resume)
     on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
-    ready = teachers.Panel(
+    ready = Panel(
         [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
     )
     judge(ready, config, job)
@@ -506,7 +510,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         found = {index: path for index in on_demand if (path := find_teacher(config, index, data))}
         for index, path in found.items():
             members[index] = teachers.load(config.teachers[index], index, data, config, path)
-        judge(teachers.Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
+        judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
         cost = run(config, job, members=members, check=True)
         job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
         accelerator.end_training()

@@ -1,136 +1,114 @@
 #!/usr/bin/env python
-"""Training views per second: in-memory views against the usual per-sample transforms and DataLoader.
+"""Training views per second: this project's in-memory views against the usual per-sample transforms and DataLoaders.
 
-    python -m benchmarks.input_pipeline                                  random images
-    python -m benchmarks.input_pipeline --data-path FOLDER --json FILE   CIFAR-100's parquet files
+    python -m benchmarks.input_pipeline --data-path FOLDER    the same as: python -m benchmarks input --data-path ...
 
-Both make batches of 32x32 images, cropped after padding by 4, flipped and normalised.  The usual way is HF datasets'
-`with_transform` with torchvision's PIL transforms and a DataLoader with two workers.  Repeats are interleaved; one
-torch thread a process.  The workers' start is not counted; what they have fetched by then counts for them.
+All make batches of 128 from the same PNG files in parquet: cropped after padding by 4, flipped and normalised at 32
+pixels.  The last two rows are for 224 pixels, a student's view and three teachers'.  The start of a DataLoader's
+workers is not counted; what they have fetched by then counts for them.
 """
 
-import argparse
 import io
-import json
-import statistics
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks._data import write_parquet
+from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
 from kd_core.config import DataConfig
 from kd_core.data import ImageStore, load_data
 from kd_core.preprocess import Preprocess
 from kd_core.views import Views, batch_rows, epoch_order, view_ids
 
-PADDING = 4
+BATCH, PADDING = 128, 4
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+OWN, OWN_224 = "in memory", "in memory, 224 px, student + 3 teachers"
+HF = {workers: f"HF with_transform, {workers} workers" for workers in (0, 2)}
+FASTER = "the faster of these"
+TORCHVISION = "torchvision CIFAR100, 2 workers"
+ORIGINAL = "original system's transforms, 224 px, 2 workers"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, help="folder of parquet files; without it: random images")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--images", type=int, default=20_000, help="images a repeat, for the in-memory views")
-    parser.add_argument("--usual-images", type=int, default=6_000, help="images a repeat, for the usual way")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.data_path or random_data(Path(scratch) / "data")
-        contestants = {
-            "usual": usual(folder, options.batch_size, options.usual_images),
-            "in memory": in_memory(folder, Path(scratch), options.batch_size, options.images),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
-        for repeat in range(options.repeats + 1):  # the first warms up
-            for name, contestant in contestants.items():
-                rate = next(contestant)
-                if repeat:
-                    rates[name].append(rate)
-
-    figures = {
-        name: {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
-        for name, values in rates.items()
-    }
-    ratio = figures["in memory"]["median"] / figures["usual"]["median"]
-    worst = figures["in memory"]["minimum"] / figures["usual"]["maximum"]
-    print(f"{'images per second':<20}{'median':>12}{'minimum':>12}{'maximum':>12}")
-    for name, row in figures.items():
-        print(f"{name:<20}" + "".join(f"{row[kind]:>12,.0f}" for kind in ("median", "minimum", "maximum")))
-    print(f"{'ratio':<20}{ratio:>12.1f}   in memory's slowest against the usual way's fastest: {worst:.1f}")
-    result = {
-        "images_per_second": figures,
-        "ratio": ratio,
-        "worst_ratio": worst,
-        "repeats": options.repeats,
-        "batch_size": options.batch_size,
-        "data": str(options.data_path or "random"),
-        "torch": torch.__version__,
-    }
-    print(json.dumps(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def random_data(folder: Path, count: int = 10_000) -> Path:
-    """A parquet file of PNG images of noise with labels 0 to 9."""
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    rows: dict[str, list] = {"img": [], "label": [row % 10 for row in range(count)]}
-    for _ in range(count):
-        file = io.BytesIO()
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "png")
-        rows["img"].append({"bytes": file.getvalue(), "path": None})
-    features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
-    return folder
-
-
-def usual(folder: Path, batch_size: int, count: int) -> Iterator[float]:
-    """Images per second of each repeat: decoded and transformed one by one in two worker processes."""
+def run(options: Options) -> list[Result]:
+    folder = options.data_path or write_parquet(options.folder("data"), options.size(10_000, 1_000), 100, noise=256)
     dataset = datasets.load_dataset("parquet", data_files=str(folder / "train*.parquet"), split="train")
     image = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image))
     label = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel))
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=PADDING),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        ]
-    )
+    dataset = dataset.select_columns([image, label]).rename_columns({image: "img", label: "label"})
+    usual_count = options.size(6_000, 300)
+    contestants = {
+        OWN: in_memory(folder, options.folder("cache"), options.size(40_000, 600)),
+        OWN_224: in_memory(folder, options.folder("cache"), options.size(512, 128), sides=[224] * 4),
+        **{HF[workers]: loaded(with_transform(dataset), workers, usual_count) for workers in HF},
+        TORCHVISION: loaded(ArrayDataset(dataset), 2, usual_count),
+        ORIGINAL: loaded(with_original_transforms(dataset), 2, options.size(768, 256), size=224),
+    }
+    rates = interleave({name: partial(next, rates) for name, rates in contestants.items()}, options.pairs)
+    rates[FASTER] = [max(pair) for pair in zip(*(rates[name] for name in HF.values()), strict=True)]
+    return [
+        *(compare(rates, OWN, name, "images/s") for name in HF.values()),
+        compare(rates, OWN, FASTER, "images/s", Target(20, at_least=True)),
+        compare(rates, OWN, TORCHVISION, "images/s", Target(12, at_least=True)),
+        compare(rates, OWN, ORIGINAL, "images/s", Target(150, at_least=True)),
+        compare(rates, OWN_224, ORIGINAL, "images/s"),
+    ]
 
-    def transformed(batch: dict) -> dict:
-        return {
-            "pixels": [transform(cell.convert("RGB")) for cell in batch[image]],
-            "label": batch[label],
-        }
 
+def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = None) -> Iterator[float]:
+    """Images per second of each repeat: gathered, augmented and normalised by batch, for one network of each side."""
+    config = DataConfig(source="parquet", path=str(folder), val_size=0)
+    data = load_data(config, model_sizes=[32], cache_dir=cache, show_progress=False)
+    store = ImageStore(data.train, torch.device("cpu"), on_device="auto")
+    views = [
+        Views(Preprocess(side, side, "bicubic", data.mean, data.std), data.image_size, crop_padding=PADDING, flip=True)
+        for side in sides or [32]
+    ]
+    epoch = 0
+    while True:
+        start, seen = time.perf_counter(), 0
+        while seen < count:
+            order = epoch_order(0, epoch, data.train.rows)
+            for step in range(len(order) // BATCH):
+                rows = batch_rows(order, BATCH, step, 0, 1)
+                pixels, _ = store.gather(rows)
+                ids = view_ids(0, epoch, rows, crop_padding=PADDING, flip=True)
+                for view in views:
+                    batch = view.train(pixels, ids, channels_last=True)
+                    assert batch.shape[1:] == (3, view.size, view.size)
+                seen += len(batch)
+                if seen >= count:
+                    break
+            epoch += 1
+        yield seen / (time.perf_counter() - start)
+
+
+def loaded(dataset: Any, workers: int, count: int, size: int = 32) -> Iterator[float]:
+    """Images per second of each repeat: decoded and transformed one by one, here or by worker processes."""
     loader = DataLoader(
-        dataset.with_transform(transformed),
-        batch_size=batch_size,
+        dataset,
+        batch_size=BATCH,
         shuffle=True,
-        num_workers=2,
+        num_workers=workers,
         drop_last=True,
-        multiprocessing_context="fork",
+        multiprocessing_context="fork" if workers else None,
     )
     while True:
         batches = iter(loader)
-        consume(next(batches)["pixels"])  # the workers run
+        consume(next(batches), size)  # the workers run
         start, seen = time.perf_counter(), 0
         while seen < count:
             try:
-                seen += consume(next(batches)["pixels"])
+                seen += consume(next(batches), size)
             except StopIteration:
                 break
         rate = seen / (time.perf_counter() - start)
@@ -138,33 +116,65 @@ def usual(folder: Path, batch_size: int, count: int) -> Iterator[float]:
         yield rate
 
 
-def in_memory(folder: Path, cache: Path, batch_size: int, count: int) -> Iterator[float]:
-    """Images per second of each repeat: gathered, augmented and normalised by batch, in this process."""
-    config = DataConfig(source="parquet", path=str(folder), val_size=0)
-    data = load_data(config, model_sizes=[32], cache_dir=cache, show_progress=False)
-    store = ImageStore(data.train, torch.device("cpu"), on_device="auto")
-    preprocess = Preprocess(32, 32, "bicubic", data.mean, data.std)
-    views = Views(preprocess, data.image_size, crop_padding=PADDING, flip=True)
-    epoch = 0
-    while True:
-        start, seen = time.perf_counter(), 0
-        while seen < count:
-            order = epoch_order(0, epoch, data.train.rows)
-            for step in range(len(order) // batch_size):
-                rows = batch_rows(order, batch_size, step, 0, 1)
-                pixels, _ = store.gather(rows)
-                ids = view_ids(0, epoch, rows, crop_padding=PADDING, flip=True)
-                seen += consume(views.train(pixels, ids, channels_last=True))
-                if seen >= count:
-                    break
-            epoch += 1
-        yield seen / (time.perf_counter() - start)
+def consume(batch: Any, size: int) -> int:
+    pixels: Tensor = batch["pixels"] if isinstance(batch, dict) else batch[0]
+    assert pixels.shape[1:] == (3, size, size), pixels.shape
+    return len(pixels)
 
 
-def consume(batch: Tensor) -> int:
-    assert batch.shape[1:] == (3, 32, 32), batch.shape
-    return len(batch)
+def standard() -> Callable[[Any], Tensor]:
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=PADDING),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
+def with_transform(dataset: Any) -> Any:
+    transform = standard()
+
+    def transformed(batch: dict) -> dict:
+        return {"pixels": [transform(cell.convert("RGB")) for cell in batch["img"]], "label": batch["label"]}
+
+    return dataset.with_transform(transformed)
+
+
+def with_original_transforms(dataset: Any) -> Any:
+    """As in the system that this project follows: student and teachers each resize the image and crop 224 pixels."""
+    normalise = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    student = transforms.Compose(
+        [transforms.Resize(256), transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), *normalise]
+    )
+    teachers = [
+        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224), *normalise]) for side in (256, 256, 248)
+    ]
+
+    def transformed(batch: dict) -> dict:
+        images = [cell.convert("RGB") for cell in batch["img"]]
+        own = {f"teacher{index}": [view(image) for image in images] for index, view in enumerate(teachers)}
+        return {"pixels": [student(image) for image in images], "label": batch["label"], **own}
+
+    return dataset.with_transform(transformed)
+
+
+class ArrayDataset(Dataset):
+    """What torchvision.datasets.CIFAR100 does: all images in one array, an image made of a row and transformed."""
+
+    def __init__(self, dataset: Any):
+        cells = dataset.with_format("arrow")[:].column("img").to_pylist()
+        self.data = np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in cells])
+        self.targets = list(dataset["label"])
+        self.transform = standard()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.data[index])), self.targets[index]
 
 
 if __name__ == "__main__":
-    main()
+    hand_over("input")

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from kd_core.errors import UserError
 from kd_core.files import existing_part, read_json, write_json
+from kd_core.logits_file import FileStore
+from kd_core.views import Batch
 
 VERSION = 1  # of the files' layout and of the way that logits are computed
 GIGABYTE = 10**9
@@ -107,38 +110,45 @@ class CachedTeacher:
     """A teacher's logits by row and view: read if they are there, else computed and kept.
 
     Args:
+        store: what is kept, of this project's or a file of logits.
         per_view: whether a slot depends on the view, or there is the clean view alone.
+
+    index_device: where a call wants its rows.
     """
 
-    def __init__(self, store: Store, *, per_view: bool):
+    def __init__(self, store: Store | FileStore, *, per_view: bool):
         self.store, self.per_view = store, per_view
+        self.index_device = torch.device("cpu")
         self._table: Tensor | None = None
+        self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
         self.hits = self.asked = 0
 
-    def slots(self, rows: Tensor, views: Tensor) -> Tensor:
-        """int64 [B] of rows and views int64 [B]."""
-        return views * self.store.rows + rows if self.per_view else rows
+    def slots(self, batch: Batch) -> Tensor:
+        """int64 [B] of a batch's rows and views."""
+        return batch.numbers * self.store.rows + batch.rows if self.per_view else batch.rows
 
-    def __call__(self, rows: Tensor, views: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits fp16 [B,C] of rows in views, both int64 [B]; `compute(positions)` gives those at positions int64 [n].
+    def __call__(self, batch: Batch, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits fp16 [B,C] of a batch, on `device`, without waiting for it.
 
-        On the device if all are kept there, which never waits for it; else on the CPU.
+        `compute(positions)` gives, on the device, those at positions int64 [n] of the batch.
         """
-        self.asked += len(rows)
-        slots = self.slots(rows, views)
+        self.asked += len(batch.rows)
+        slots = self.slots(batch)
         if self._table is not None:
-            self.hits += len(rows)
-            return self._table.index_select(0, slots.to(self._table.device))
-        slots = slots.cpu()
+            self.hits += len(slots)
+            return self._table.index_select(0, slots)
         logits, there = self.store.read(slots)
         lacking = (~there).nonzero().flatten()
-        self.hits += len(rows) - len(lacking)
+        self.hits += len(slots) - len(lacking)
+        if device.type == "cuda":
+            logits = logits.pin_memory().to(device, non_blocking=True)
         if len(lacking):
             # A network may round a single image's logits otherwise than a batch's.
-            positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(rows)])
-            fresh = compute(positions).cpu()
-            logits[positions] = fresh
-            self.keep(slots[positions], fresh)
+            positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
+            there_too = positions.to(device, non_blocking=True)
+            fresh = compute(there_too)
+            logits[there_too] = fresh
+            self._keep_later(slots[positions], fresh)
         return logits
 
     def keep(self, slots: Tensor, logits: Tensor) -> None:
@@ -146,17 +156,45 @@ class CachedTeacher:
         fine = logits.isfinite().all(1)
         self.store.write(slots[fine], logits[fine])
 
-    def keep_on(self, device: torch.device) -> None:
-        """Copy the store to a GPU if it takes less than a fifth of its free memory; all that is asked for is there."""
+    def _keep_later(self, slots: Tensor, logits: Tensor) -> None:
+        """`keep` logits that may lie on a GPU, once their copy has arrived."""
+        if logits.device.type != "cuda":
+            return self.keep(slots, logits)
+        copy = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True).copy_(logits, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._coming.append((slots, copy, arrived))
+        while self._coming[0][2].query():
+            self._keep_first()
+            if not self._coming:
+                break
+
+    def _keep_first(self) -> None:
+        slots, copy, arrived = self._coming.popleft()
+        arrived.synchronize()
+        self.keep(slots, copy)
+
+    def keep_on(self, device: torch.device, rows: Tensor) -> None:
+        """Copy the store to a GPU if all of rows int64 [n] is there, and less than a fifth of its free memory goes."""
         if device.type != "cuda":
             return
-        size = Store.size(self.store.views, self.store.rows, self.store.classes)
-        if size < 0.2 * torch.cuda.mem_get_info(device)[0]:
-            everything = torch.arange(self.store.views * self.store.rows)
-            self._table = torch.cat([self.store.read(part)[0].to(device) for part in everything.split(1 << 18)])
+        store = self.store
+        size = store.views * store.rows * store.classes * 2
+        if size > 0.2 * torch.cuda.mem_get_info(device)[0]:
+            return
+        table = torch.empty((store.views * store.rows, store.classes), dtype=torch.float16, device=device)
+        for view in range(store.views):
+            for part in rows.split(1 << 18):
+                logits, there = store.read(view * store.rows + part)
+                if not bool(there.all()):
+                    return
+                table[(view * store.rows + part).to(device)] = logits.to(device)
+        self._table, self.index_device = table, device
 
     def hit_rate(self) -> float:
-        """The share of logits that were read since the last call."""
+        """The share of logits that were read since the last call; what was computed has been kept."""
+        while self._coming:
+            self._keep_first()
         rate = self.hits / self.asked if self.asked else 0.0
         self.hits = self.asked = 0
         return rate

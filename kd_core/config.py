@@ -149,6 +149,7 @@ class TeacherConfig(Section):
         "or pretrained",
     )
     train: str | None = Field(None, description="YAML file that says how to train this teacher if it is missing")
+    logits: str | None = Field(None, description="safetensors file of its logits, instead of a network")
     view: Literal["shared", "clean"] = Field(
         "shared", description="shared: the student's own crop and flip; clean: the un-augmented image"
     )
@@ -161,8 +162,10 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_origin(self) -> TeacherConfig:
-        if (self.weights is None) == (self.train is None):
-            raise ValueError("a teacher needs exactly one of 'weights' and 'train'")
+        if sum(origin is not None for origin in (self.weights, self.train, self.logits)) != 1:
+            raise ValueError("a teacher needs exactly one of 'weights', 'train' and 'logits'")
+        if self.logits is not None and (more := self.model_fields_set - {"logits"}):
+            raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(sorted(more))}")
         if self.model is None and (self.train is not None or self.weights == "pretrained"):
             raise ValueError("this teacher needs 'model', a timm name")
         return self
@@ -227,7 +230,9 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     test_at_end: bool = Field(False, description="open the test split once, after training, with the selected weights")
-    batch_size: int | None = Field(None, ge=1, description="images in one evaluation step; null: data.batch_size")
+    batch_size: int | None = Field(
+        None, ge=1, description="images in one evaluation step; null: data.batch_size, on a GPU as many as fit"
+    )
 
 
 class CacheConfig(Section):
@@ -302,7 +307,7 @@ class Config(Section):
         kd = self.kd.model_dump()
         return {
             "student_model": self.model.name,
-            "teacher_models": [t.model or t.weights for t in self.teachers],
+            "teacher_models": [t.model or t.weights or t.logits for t in self.teachers],
             "num_classes": num_classes,
             "kd_type": self.kd.type,
             **{key: kd.get(key) for key in ("temperature", "alpha", "gamma", "threshold")},
@@ -340,6 +345,10 @@ class Config(Section):
         for teacher in values["teachers"]:
             if teacher["weights"] and (content := _content_of(teacher["weights"])):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called
+            if teacher["logits"] and (file := Path(teacher["logits"]).expanduser()).is_file():
+                teacher["logits"] = sha256_of(file)
+            if teacher["logits"] is None:
+                del teacher["logits"]  # runs of before there were such files go on
             if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
         return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -16,6 +18,9 @@ from kd_core.data import ImageStore, Split
 from kd_core.views import Views
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
+LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
+T = TypeVar("T")
+
 
 @dataclass
 class Predictor:
@@ -24,31 +29,57 @@ class Predictor:
     accelerator: Accelerator
     config: Config
 
+    def __post_init__(self) -> None:
+        asked, usual = self.config.evaluation.batch_size, self.config.data.batch_size
+        on_gpu = self.accelerator.device.type == "cuda"
+        self._batch_size = asked or (max(usual, LARGEST) if on_gpu else usual)
+
+    def in_batches(self, work: Callable[[int], T]) -> T:
+        """`work(batch size of one process)`, which is done again with smaller batches while memory does not suffice."""
+
+        def attempt(batch_size: int) -> T:
+            self._batch_size = batch_size  # which the next one begins with
+            return work(max(1, batch_size // self.accelerator.num_processes))
+
+        return find_executable_batch_size(attempt, starting_batch_size=self._batch_size)()
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """`model` on the device and in the run's memory format."""
         model = model.to(self.accelerator.device)
         return model.to(memory_format=torch.channels_last) if self.config.training.channels_last else model
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, images: Images, views: Views, label: str | None = None) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Images,
+        views: Views,
+        label: str | None = None,
+        show: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Logits float32 [n,C] of `images`, on every process, on the device, in the split's order.
 
-        The network sees the clean view, in evaluation mode; its mode is restored afterwards.  Process r of R computes
-        rows r, r+R, ...; a progress bar is shown if `label` is given.
+        The network is in evaluation mode; its mode is restored afterwards.  It sees the clean view, or what
+        `show(pixels, rows)` makes of images uint8 [B,H,W,3] in rows int64 [B].  Process r of R computes rows r, r+R,
+        ...; a progress bar is shown if `label` is given.
         """
         accelerator, training = self.accelerator, model.training
+        channels_last = self.config.training.channels_last
         model.eval()
         mine = images.rows[accelerator.process_index :: accelerator.num_processes]
-        batch = self.config.evaluation.batch_size or self.config.data.batch_size
-        batch = max(1, batch // accelerator.num_processes)
-        parts = []
         hidden = label is None or not accelerator.is_main_process
-        for rows in tqdm(mine.split(batch), desc=label, leave=False, disable=hidden or None):
-            pixels, _ = images.store.gather(rows)
-            with accelerator.autocast():
-                parts.append(model(views.clean(pixels, channels_last=self.config.training.channels_last)).float())
+
+        def work(batch_size: int) -> Tensor:
+            parts = []
+            for rows in tqdm(mine.split(batch_size), desc=label, leave=False, disable=hidden or None):
+                pixels, _ = images.store.gather(rows)
+                view = show(pixels, rows) if show else views.clean(pixels, channels_last=channels_last)
+                with accelerator.autocast():
+                    parts.append(model(view).float())
+            return torch.cat(parts)
+
+        own = self.in_batches(work)
         model.train(training)
-        own = torch.cat(parts)
         if accelerator.num_processes == 1:
             return own
         gathered = accelerator.gather(accelerator.pad_across_processes(own, dim=0))

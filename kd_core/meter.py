@@ -33,7 +33,7 @@ class Meter:
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """Add 0-d tensors of one step.  No host work beyond queueing three kernels."""
-        packed = torch.stack([value.detach().double() for value in values.values()])
+        packed = torch.stack([value.detach() for value in values.values()]).double()
         if self._sums is None:
             self.names = list(values)
             self._sums = packed.new_zeros(2, len(packed))

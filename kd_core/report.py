@@ -49,7 +49,8 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     for index, teacher in enumerate(summary.get("teachers", [])):
         rows.append(_row(f"teacher {index} ({teacher['name']})", teacher, teacher["parameters"]))
     if summary.get("ensemble"):
-        rows.append(_row("teachers' ensemble", summary["ensemble"], sum(t["parameters"] for t in summary["teachers"])))
+        sizes = [teacher["parameters"] for teacher in summary["teachers"]]
+        rows.append(_row("teachers' ensemble", summary["ensemble"], None if None in sizes else sum(sizes)))
     kind = (
         f"distilled student ({summary['student_model']}, {summary['kd_type']})"
         if rows
@@ -64,13 +65,13 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     return lines
 
 
-def _row(name: str, figures: dict[str, Any], parameters: int) -> list[str]:
+def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str]:
     accuracy, area = figures.get("val_accuracy"), figures.get("val_auroc")
     return [
         name,
         "-" if accuracy is None else f"{accuracy:.2%}",
         "-" if area is None else f"{area:.4f}",
-        f"{parameters:,}",
+        "-" if parameters is None else f"{parameters:,}",
     ]
 
 

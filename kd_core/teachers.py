@@ -1,29 +1,27 @@
-"""Teachers: where their weights come from, what they see, and how good they are."""
+"""Teachers: where their weights or logits come from, and what they see."""
 
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import kd_methods
-from kd_core import artifacts, metrics, models, student, weights
-from kd_core.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
+from kd_core import artifacts, models, student, weights
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
-from kd_core.data import Data, Split
+from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json
-from kd_core.inference import Images, Predictor
-from kd_core.views import View, Views, fixed_view_ids, num_views
+from kd_core.files import read_json, sha256_of, write_json
+from kd_core.logits_file import LogitsFile
+from kd_core.views import Views
 
 # What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
 # of the data and of the split, so that a teacher never sees the student's validation images.
@@ -48,32 +46,43 @@ INHERITED_DATA = (
 )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a network without building it: enough to use logits of it that are kept."""
+
+    architecture: str
+    num_classes: int
+    class_names: list[str] | None
+    preprocess: models.Preprocess
+    parameters: int
+
+
 @dataclass
 class Teacher:
-    """A frozen network with its own preprocessing."""
+    """A frozen network with its own preprocessing, which is built when it is first needed, or a file of its logits.
+
+    Args:
+        digest: of all that its logits depend on, besides what it sees.
+        parameters: how many it has; None if nobody knows.
+        build: gives the network; None if there are its logits alone.
+    """
 
     name: str
-    model: nn.Module
-    views: Views
+    num_classes: int
+    parameters: int | None
+    digest: str
     view: str
+    views: Views | None
+    build: Callable[[], nn.Module] | None
+    file: LogitsFile | None = None
     stated_accuracy: float | None = None  # what its file says about itself
-    num_classes: int = 0
     artifact: str | None = None
-    cached: CachedTeacher | None = None  # of its logits in training, where they are kept
     judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
 
-    @property
-    def parameters(self) -> int:
-        return models.count_parameters(self.model)
-
     @cached_property
-    def digest(self) -> str:
-        """Of its weights: what else its logits depend on is its architecture and what it sees."""
-        content = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            content.update(name.encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return content.hexdigest()
+    def model(self) -> nn.Module:
+        assert self.build is not None, self.name
+        return self.build().eval().requires_grad_(False)
 
 
 def training_config(run: Config, index: int) -> Config:
@@ -121,6 +130,8 @@ def input_sizes(run: Config) -> list[int]:
 
 
 def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
+    if config.logits:
+        return 0  # it sees nothing
     source = config.weights or ""
     if config.model:
         return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
@@ -138,50 +149,44 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
 def untrained(run: Config, index: int, data: Data) -> Teacher:
     """A stand-in with random weights for a teacher yet to be trained: right for timing, wrong for anything else."""
     own = student.build(training_config(run, index), data)
-    own.model.eval().requires_grad_(False)
-    views = _views(own.preprocess, run.teachers[index], data, run)
-    return Teacher(f"{own.architecture} (not trained yet)", own.model, views, run.teachers[index].view)
+    config = run.teachers[index]
+    return Teacher(
+        name=f"{own.architecture} (not trained yet)",
+        num_classes=data.num_classes,
+        parameters=own.parameters,
+        digest="",
+        view=config.view,
+        views=_views(own.preprocess, config, data, run),
+        build=lambda: own.model,
+    )
 
 
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
-    """Build teacher `index` with its weights, strictly.  `trained` is the run folder of a teacher trained on demand.
+    """Teacher `index`, its weights strictly checked.  `trained` is the run folder of one trained on demand.
+
+    A network that was built before, by any run on this machine, is built again only when it is needed: while all its
+    logits come from the cache it is not.
 
     UserError if the weights are missing, damaged, for another architecture, class count or class order.
     """
     where = f"teachers[{index}]"
     source = config.weights
-    artifact = None
+    if config.logits:
+        return _from_logits(config.logits, where, data)
     if source and source.startswith("wandb:"):
         artifact = source.removeprefix("wandb:")
-        trained = artifacts.download(artifact, run.cache.folder / "artifacts", where)
-    elif source and Path(source).expanduser().is_dir():
+        folder = artifacts.download(artifact, run.cache.folder / "artifacts", where)
+        teacher = _from_export(folder, config, where, data, run)
+        teacher.artifact = artifacts.version_of(artifact)
+        return teacher
+    if trained is None and source and Path(source).expanduser().is_dir():
         trained = Path(source).expanduser()
     if trained is not None:
-        teacher = _from_export(trained, config, where, data, run)
-        teacher.artifact = artifacts.version_of(artifact) if artifact else None
-    elif source == "pretrained" or (source and source.startswith("hf-hub:") and not _known(source)):
-        name = config.model or source
-        model = models.create_model(
-            name if source == "pretrained" else source,
-            num_classes=data.num_classes,
-            img_size=config.img_size,
-            stem=config.stem,
-            pretrained=True,
-            args=config.args,
-            where=f"{where}.model",
-        )
-        teacher = Teacher(
-            name,
-            model,
-            _views(models.preprocess_of(model, img_size=config.img_size), config, data, run),
-            config.view,
-        )
-    else:
-        assert source is not None
-        teacher = _from_checkpoint(source, config, where, data, run)
-    teacher.model.eval().requires_grad_(False)
-    teacher.num_classes = data.num_classes
-    return teacher
+        return _from_export(trained, config, where, data, run)
+    assert source is not None
+    if source == "pretrained" or (source.startswith("hf-hub:") and not _known(source)):
+        return _from_timm(source, config, where, data, run)
+    return _from_checkpoint(source, config, where, data, run)
 
 
 def _known(source: str) -> Any:
@@ -197,20 +202,40 @@ def export_in(folder: Path) -> Path:
     raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
 
 
+def _from_logits(name: str, where: str, data: Data) -> Teacher:
+    """A file of logits, by whatever model."""
+    file = LogitsFile(Path(name).expanduser(), f"{where}.logits", data.num_classes)
+    file.require(data.train)
+    if data.val is not None:
+        file.require(data.val)
+    view = "shared" if file.views(data.train) else "clean"
+    return Teacher(file.path.name, data.num_classes, None, file.path.name, view, views=None, build=None, file=file)
+
+
 def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
     """The student that a run or somebody else exported."""
+
+    def build() -> models.LoadedModel:
+        try:
+            return models.load_export(export)
+        except UserError as error:
+            raise UserError(f"{where}.weights: {error}") from None
+
     try:
         export = export_in(folder)
-        loaded = models.load_export(export)
     except UserError as error:
         raise UserError(f"{where}.weights: {error}") from None
-    wanted = models.architecture(config.model, config.stem) if config.model else loaded.architecture
-    if wanted != loaded.architecture:
-        raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {loaded.architecture!r}")
-    stated = read_json(export / "metrics.json").get("val/accuracy") if (export / "metrics.json").is_file() else None
-    _check_classes(loaded, data, f"{where} {folder}")
-    views = _views(loaded.preprocess, config, data, run)
-    return Teacher(loaded.architecture, loaded.model, views, config.view, stated)
+    files = {name: export / name for name in ("config.json", "model.safetensors")}
+    origin = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    facts, digest, network = _facts_of(origin, build, run)
+    wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
+    if wanted != facts.architecture:
+        raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
+    _check_classes(facts, data, f"{where} {folder}")
+    teacher = _teacher(facts, digest, network, config, data, run)
+    if (export / "metrics.json").is_file():
+        teacher.stated_accuracy = read_json(export / "metrics.json").get("val/accuracy")
+    return teacher
 
 
 def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
@@ -228,12 +253,77 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
             f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
             "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
         )
+
+    def build() -> models.LoadedModel:
+        model = models.create_model(
+            name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
+        )
+        found = weights.read_state_dict(path, f"{where}.weights")
+        weights.load_strict(model, found, f"{where} {name!r}", data.num_classes)
+        preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
+        return models.LoadedModel(model, name, data.num_classes, None, preprocess, {})
+
+    origin = {
+        "weights": sha256_of(path),
+        "model": name,
+        "num_classes": data.num_classes,
+        "img_size": config.img_size,
+        "args": config.args,
+        "known": source if known else None,
+    }
+    facts, digest, network = _facts_of(origin, build, run)
+    return _teacher(facts, digest, network, config, data, run)
+
+
+def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """timm's own weights or a timm model of the Hub; which file that means timm knows, so it is always built."""
+    name = config.model or source
     model = models.create_model(
-        name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
+        name if source == "pretrained" else source,
+        num_classes=data.num_classes,
+        img_size=config.img_size,
+        stem=config.stem,
+        pretrained=True,
+        args=config.args,
+        where=f"{where}.model",
     )
-    weights.load_strict(model, weights.read_state_dict(path, f"{where}.weights"), f"{where} {name!r}", data.num_classes)
-    preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
-    return Teacher(name, model, _views(preprocess, config, data, run), config.view)
+    content = hashlib.sha256(name.encode())
+    for key, tensor in model.state_dict().items():
+        content.update(key.encode())
+        content.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    preprocess = models.preprocess_of(model, img_size=config.img_size)
+    facts = Facts(name, data.num_classes, None, preprocess, models.count_parameters(model))
+    return _teacher(facts, content.hexdigest(), lambda: model, config, data, run)
+
+
+def _facts_of(
+    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config
+) -> tuple[Facts, str, Callable[[], nn.Module]]:
+    """What is known of the network that `origin` identifies, the digest of that, and what gives the network.
+
+    A note in the cache says it if the network was built before; otherwise it is built now, and the note written.
+    """
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    note = run.cache.folder / "teachers" / f"{digest}.json"
+    if run.cache.mode != "off" and note.is_file():
+        try:
+            return TypeAdapter(Facts).validate_python(read_json(note)), digest, lambda: build().model
+        except (ValidationError, UserError):
+            pass  # damaged: it is written anew
+    loaded = build()
+    parameters = models.count_parameters(loaded.model)
+    facts = Facts(loaded.architecture, loaded.num_classes, loaded.class_names, loaded.preprocess, parameters)
+    if run.cache.mode != "off":
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, asdict(facts))
+    return facts, digest, lambda: loaded.model
+
+
+def _teacher(
+    facts: Facts, digest: str, build: Callable[[], nn.Module], config: TeacherConfig, data: Data, run: Config
+) -> Teacher:
+    views = _views(facts.preprocess, config, data, run)
+    return Teacher(facts.architecture, data.num_classes, facts.parameters, digest, config.view, views, build)
 
 
 def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run: Config) -> Views:
@@ -244,10 +334,10 @@ def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 
 
-def _check_classes(loaded: models.LoadedModel, data: Data, where: str) -> None:
-    if loaded.num_classes != data.num_classes:
-        raise UserError(f"{where}: has {loaded.num_classes} classes, the data have {data.num_classes}")
-    names = loaded.class_names
+def _check_classes(facts: Facts, data: Data, where: str) -> None:
+    if facts.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {facts.num_classes} classes, the data have {data.num_classes}")
+    names = facts.class_names
     if names and names != data.class_names and sorted(names) == sorted(data.class_names):
         raise UserError(
             f"{where}: knows the same classes in another order: {names[0]!r} comes first, "
@@ -267,261 +357,3 @@ def download_from_hub(repository: str, filename: str, where: str) -> Path:
             f"{where}: {repository}/{filename} is not in the local Hub cache and cannot be downloaded "
             f"({type(error).__name__}); download it on a machine with network and give the file as weights"
         ) from None
-
-
-# ------------------------------------------------------------------------------------------- using teachers
-
-
-class Panel:
-    """K frozen teachers side by side."""
-
-    def __init__(self, members: list[Teacher], predict: Predictor):
-        self.members, self._predict = members, predict
-        self._finite: Tensor | None = None
-        for teacher in members:
-            predict.prepare(teacher.model)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, images: Tensor, view: View) -> Tensor:
-        """Logits float32 [K,B,C] of rows int64 [B], whose images are uint8 [B,H,W,3]; each teacher sees its own view.
-
-        They are values that fp16 can hold, as the cache keeps them: so cached and computed ones are the same.
-        """
-        logits = []
-        for teacher in self.members:
-            compute = partial(self._compute, teacher, images, view.ids, shared=teacher.view == "shared")
-            own = teacher.cached(rows, view.numbers, compute) if teacher.cached else compute()
-            logits.append(own.to(images.device, non_blocking=True))
-        rounded = torch.stack(logits).float()
-        finite = rounded.isfinite().flatten(1).all(1)
-        self._finite = finite if self._finite is None else self._finite & finite
-        return rounded
-
-    def _compute(
-        self,
-        teacher: Teacher,
-        images: Tensor,
-        view_ids: Tensor,
-        positions: Tensor | None = None,
-        *,
-        shared: bool,
-    ) -> Tensor:
-        """fp16 logits [B,C] of images uint8 [B,H,W,3] (or those at `positions`) in their views, or the clean one."""
-        if positions is not None:
-            images, view_ids = images[positions.to(images.device)], view_ids[positions.to(view_ids.device)]
-        channels_last = self._predict.config.training.channels_last
-        if shared:
-            view = teacher.views.train(images, view_ids, channels_last=channels_last)
-        else:
-            view = teacher.views.clean(images, channels_last=channels_last)
-        with self._predict.accelerator.autocast():
-            return teacher.model(view).half()
-
-    def hit_rate(self) -> float:
-        """The share of teachers' logits that were read instead of computed, since the last call."""
-        rates = [teacher.cached.hit_rate() if teacher.cached else 0.0 for teacher in self.members]
-        return sum(rates) / len(rates) if rates else 0.0
-
-    def culprits(self) -> str:
-        """Names the teachers that gave logits which are not finite, for a message; empty if none did."""
-        finite = [True] * len(self) if self._finite is None else self._finite.tolist()
-        return "; ".join(
-            f"teachers[{index}] {teacher.name!r} gave logits that are not finite or too large for fp16"
-            for index, teacher in enumerate(self.members)
-            if not finite[index]
-        )
-
-    def logits(self, images: Images, verb: str) -> Tensor | None:
-        """Clean-view logits float32 [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
-        everything = []
-        for index, teacher in enumerate(self.members):
-            label = f"{verb} teacher {index} ({teacher.name})"
-            if self._predict.config.cache.mode == "off":
-                own = round_to_fp16(self._predict(teacher.model, images, teacher.views, label))
-            else:
-                clean = self._open(teacher, images.split, views=1, shared=False)
-                self._fill(teacher, clean, images, label)
-                own = clean.store.read(images.split.rows)[0].to(images.labels.device).float()
-            everything.append(own)
-            if not bool(own.isfinite().all()):
-                raise _not_finite(index, teacher)
-        return torch.stack(everything) if everything else None
-
-    # ------------------------------------------------------------------------------------------------- caching
-
-    def open_caches(self, images: Images, notify: Callable[[str], None]) -> None:
-        """Keep the teachers' logits for training `images` as `cache.mode` says, and compute those that can be now."""
-        config = self._predict.config
-        cache, data = config.cache, config.data
-        if cache.mode == "off":
-            return
-        count = num_views(data.crop_padding, data.flip)
-        shared = [teacher for teacher in self.members if teacher.view == "shared"]
-        mode, rows = cache.mode, len(images.split.labels)
-        if mode == "auto" and shared:
-            gigabytes = {
-                views: sum(Store.size(views, rows, teacher.num_classes) for teacher in shared) / GIGABYTE
-                for views in (count, cache.views)
-            }
-            room = min(cache.max_gb, free_gigabytes(cache.folder))
-            mode = "lazy" if gigabytes[count] <= room else "clean"
-            if mode == "clean":
-                notify(
-                    f"teachers run in every step: all {count} views of the images would take {gigabytes[count]:.1f} "
-                    f"GB, there is room for {room:.4g} (cache.max_gb is {cache.max_gb:g}); cache.mode=fixed would take "
-                    f"{gigabytes[cache.views]:.1f} GB"
-                )
-        for index, teacher in enumerate(self.members):
-            label = f"caching teacher {index} ({teacher.name})"
-            if teacher.view == "clean":
-                teacher.cached = self._open(teacher, images.split, views=1, shared=False)
-            elif mode in ("lazy", "fixed"):
-                views = count if mode == "lazy" else cache.views
-                teacher.cached = self._open(teacher, images.split, views=views, shared=True)
-            if teacher.cached and (teacher.view == "clean" or mode == "fixed"):
-                self._fill(teacher, teacher.cached, images, label)
-                teacher.cached.keep_on(self._predict.accelerator.device)
-
-    def _open(self, teacher: Teacher, split: Split, *, views: int, shared: bool) -> CachedTeacher:
-        """The store of a teacher's logits for a split: of the clean view, or of `views` ones it shares with others."""
-        config, accelerator = self._predict.config, self._predict.accelerator
-        training, data = config.training, config.data
-        seen: Any = "clean"
-        if shared:
-            fixed = views if config.cache.mode == "fixed" else None
-            seen = {"crop_padding": data.crop_padding, "flip": data.flip, "fixed": fixed}
-        parts = {
-            "weights": teacher.digest,
-            "architecture": teacher.name,
-            "preprocess": teacher.views.recipe,
-            "images": split.fingerprint,
-            "view": seen,
-            # what rounding depends on
-            "precision": training.mixed_precision,
-            "channels_last": training.channels_last,
-            "device": accelerator.device.type,
-        }
-        about = {"teacher": teacher.name, "view": f"{views} views" if shared else "clean view"}
-        store = open_store(
-            logits_folder(config.cache.folder),
-            parts,
-            views=views,
-            rows=len(split.labels),
-            classes=teacher.num_classes,
-            about=about,
-            max_gb=config.cache.max_gb,
-        )
-        return CachedTeacher(store, per_view=shared)
-
-    @torch.no_grad()
-    def _fill(self, teacher: Teacher, cached: CachedTeacher, images: Images, label: str) -> None:
-        """Compute what a store lacks for a split, each process its part; all processes call this together.
-
-        Of several runs that want the same store one fills it while the others wait.
-        """
-        accelerator, config = self._predict.accelerator, self._predict.config
-        store, rows = cached.store, images.split.rows
-        slots = (torch.arange(store.views)[:, None] * store.rows + rows).flatten()
-        batch = config.evaluation.batch_size or config.data.batch_size
-
-        def compute(lacking: Tensor) -> None:
-            hidden = not accelerator.is_main_process
-            parts = lacking.split(batch) if len(lacking) else ()
-            for part in tqdm(parts, desc=label, leave=False, disable=hidden or None):
-                if len(part) == 1:  # a network may round a single image's logits otherwise than a batch's
-                    part = torch.cat([part, slots[slots != part][:1]])
-                pixels, _ = images.store.gather(part % store.rows)
-                ids = fixed_view_ids(
-                    part % store.rows,
-                    part // store.rows,
-                    crop_padding=config.data.crop_padding,
-                    flip=config.data.flip,
-                )
-                logits = self._compute(teacher, pixels, ids.to(pixels.device), shared=cached.per_view).cpu()
-                if not bool(logits.isfinite().all()):
-                    raise _not_finite(self.members.index(teacher), teacher)
-                cached.keep(part, logits)
-
-        with ExitStack() as cleanup:
-            if accelerator.is_main_process:  # not one process a machine: with a common folder they would wait in a ring
-                cleanup.callback(store.lock(tqdm.write).release)
-            accelerator.wait_for_everyone()
-            lacking = store.missing(slots)
-            accelerator.wait_for_everyone()  # none fills before all know what is missing
-            compute(lacking[accelerator.process_index :: accelerator.num_processes])
-            accelerator.wait_for_everyone()
-            if accelerator.is_local_main_process:
-                compute(store.missing(slots))  # the others' parts, where machines share no folder
-            accelerator.wait_for_everyone()
-
-    def judge(self, images: Images) -> Tensor | None:
-        """As `logits`, and kept with each teacher, so that nobody computes them twice."""
-        new = [teacher for teacher in self.members if teacher.judged is None]
-        logits = Panel(new, self._predict).logits(images, "measuring")
-        for index, teacher in enumerate(new):
-            assert logits is not None
-            teacher.judged = logits[index]
-        return torch.stack([t.judged for t in self.members if t.judged is not None]) if self.members else None
-
-    def measure(self, logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
-        """Metrics of each teacher from logits [K,n,C], then those of their ensemble.
-
-        UserError if a teacher is near chance.
-        """
-        figures = [metrics.classification(own, labels) for own in logits]
-        for index, (teacher, row) in enumerate(zip(self.members, figures, strict=True)):
-            if near_chance(row["accuracy"], labels):
-                raise UserError(
-                    f"teachers[{index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images is "
-                    f"near chance. Usual causes: weights of another data set, classes in "
-                    "another order, another normalisation than in its training (teachers[].normalization), another "
-                    "input size (teachers[].img_size)"
-                )
-        return [*figures, metrics.classification(metrics.ensemble_logits(logits), labels)]
-
-    def remarks(self, figures: list[dict[str, float]], images: str) -> list[str]:
-        """One line a teacher and one for the ensemble, and a warning where a figure is too good to be true.
-
-        `images` says what they were measured on: validation or training images.
-        """
-        lines = []
-        for index, (teacher, row) in enumerate(zip(self.members, figures[:-1], strict=True)):
-            lines.append(
-                f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view"
-            )
-            if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
-                lines.append(
-                    f"teacher {index} is far better here than the {teacher.stated_accuracy:.2%} that its file states: "
-                    "it has probably been trained on these validation images"
-                )
-        return [*lines, f"teachers' ensemble: accuracy {figures[-1]['accuracy']:.2%} on {images}"]
-
-
-def rows(figures: list[dict[str, float]]) -> dict[str, float]:
-    """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy, from what `Panel.measure` gave."""
-    names = [*range(len(figures) - 1), "ensemble"] if figures else []
-    return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, figures, strict=True)}
-
-
-def _not_finite(index: int, teacher: Teacher) -> UserError:
-    return UserError(
-        f"teachers[{index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its weights "
-        "may be damaged"
-    )
-
-
-def round_to_fp16(logits: Tensor) -> Tensor:
-    """float32 values that fp16 can hold; what is too large becomes infinite and is reported by the caller."""
-    return logits.half().float()
-
-
-def near_chance(accuracy: float, labels: Tensor) -> bool:
-    """Whether an accuracy on `labels` could be had by always naming the most frequent class.
-
-    Up to 3 standard errors above that, and at least 2 points or half of it, whichever is less.
-    """
-    chance = float(labels.bincount().max()) / len(labels)
-    return accuracy <= chance + max(3 * math.sqrt(chance * (1 - chance) / len(labels)), min(0.02, chance / 2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,58 @@ def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bo
     """The view ids int64 [B] of each row's fixed view with that number."""
     bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
     return _shift_right(bits, 32) % num_views(crop_padding, flip)
+
+
+class Batch(NamedTuple):
+    """One process's part of a step, all int64 [B]: rows, their views, and the numbers by which a cache knows these."""
+
+    rows: Tensor
+    ids: Tensor
+    numbers: Tensor
+
+
+class EpochPlan:
+    """What the steps of one epoch take: made at once for all, on the host and on the device, so that no step waits.
+
+    Args:
+        rows: int64 [n], on the host, those of the training split.
+        device: of the networks.
+        batch_size: of all processes together.  An epoch has `n // batch_size` steps; what is left over is not used.
+        rank, world_size: which process this is, and how many share each step.
+        fixed: views are drawn from so many of each row's own, None: from all.
+
+    Order and views are functions of (seed, epoch, row): the number of processes only divides them.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        device: torch.device,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        crop_padding: int,
+        flip: bool,
+        fixed: int | None = None,
+    ):
+        assert batch_size % world_size == 0, (batch_size, world_size)
+        steps = len(rows) // batch_size
+        order = epoch_order(seed, epoch, rows)[: steps * batch_size]
+        own = order.view(steps, world_size, batch_size // world_size)[:, rank].flatten()
+        view = draw_views(seed, epoch, own, crop_padding=crop_padding, flip=flip, fixed=fixed)
+        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, -1)
+        self._device = self._host.to(device)
+
+    def __len__(self) -> int:
+        return self._host.shape[1]
+
+    def batch(self, step: int, device: torch.device) -> Batch:
+        """Step `step`, on the host or on the plan's device."""
+        plan = self._host if device.type == "cpu" else self._device
+        return Batch(*plan[:, step].unbind())
 
 
 class Views:

@@ -53,12 +53,12 @@ class Method(KDMethod):
         chosen = (index[:, None] == best).to(confidence.dtype)  # [K,B], one 1 per sample
         usage = chosen.mean(1)
 
-        soft = hard = constant(0)
         if config.use_soft_loss:
             per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
             soft = (chosen * per_teacher).sum(0)  # [B]
-        if config.use_hard_loss:
-            hard = self.label_loss(student.logits, labels)  # [B]
+        else:
+            soft = constant(0)
+        hard = self.label_loss(student.logits, labels) if config.use_hard_loss else constant(0)  # [B]
 
         if not config.use_hard_loss:
             alpha = constant(1)

@@ -68,12 +68,12 @@ class Method(KDMethod):
         if config.scope == "batch" and config.use_soft_loss:
             weights, gate = self.batch_means(weights, gate)  # [K,1], [1]
 
-        soft = hard = constant(0)
         if config.use_soft_loss:
             per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
             soft = (weights * per_teacher).sum(0)  # [B]
-        if config.use_hard_loss:
-            hard = self.label_loss(student.logits, labels)  # [B]
+        else:
+            soft = constant(0)
+        hard = self.label_loss(student.logits, labels) if config.use_hard_loss else constant(0)  # [B]
         loss_soft, loss_hard = soft.mean(), hard.mean()
 
         if not config.use_hard_loss:

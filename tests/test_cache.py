@@ -12,11 +12,11 @@ import torch
 
 import kd_methods
 import train_kd
-from kd_core import cache, models, teachers
+from kd_core import cache, models, panel
 from kd_core.cache import CachedTeacher, Store, open_store, row_checksums
 from kd_core.checkpoints import read_metrics
 from kd_core.errors import UserError
-from kd_core.views import draw_views, fixed_view_ids, num_views
+from kd_core.views import Batch, draw_views, fixed_view_ids, num_views
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"views": 3, "rows": 40, "classes": 7}
@@ -118,6 +118,7 @@ def test_a_disk_without_room_is_one_message(tmp_path, monkeypatch):
 def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
     store, truth, asked = make(tmp_path, views=1), logits(40), []
     cached = CachedTeacher(store, per_view=False)
+    cpu = torch.device("cpu")
 
     def compute(rows):
         def of(positions):
@@ -133,7 +134,7 @@ def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
         (torch.tensor([20, 21, 22]), [[1, 2]]),
     ):
         asked.clear()
-        assert torch.equal(cached(rows, rows, compute(rows)), truth[rows])
+        assert torch.equal(cached(Batch(rows, rows, rows), cpu, compute(rows)), truth[rows])
         assert asked == wanted
     assert cached.hit_rate() == (0 + 10 + 2 + 1) / 26 and cached.hit_rate() == 0.0
 
@@ -143,7 +144,8 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     bad = logits(2)
     bad[1, 3] = torch.inf
     rows = torch.tensor([1, 2])
-    assert torch.equal(cached(rows, rows, lambda positions: bad[positions]), bad)
+    batch = Batch(rows, rows, rows)
+    assert torch.equal(cached(batch, torch.device("cpu"), lambda positions: bad[positions]), bad)
     assert cached.store.missing(rows).tolist() == [2]
 
 
@@ -228,7 +230,7 @@ def warm(home, online) -> Path:
 
 
 def test_a_warm_cache_gives_the_same_student_and_runs_no_teacher(home, online, warm, monkeypatch):
-    monkeypatch.setattr(teachers.Panel, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
+    monkeypatch.setattr(panel.Panel, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
     weights, rows = train(home, "warm", folder="warm")
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
 
@@ -245,18 +247,18 @@ def test_damaged_and_half_filled_stores_are_mended(home, online, warm):
 
 def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch):
     CUT = 30
-    original, batches = teachers.Panel._compute, []
+    original, batches = panel.Panel._compute, []
 
     class Cut(Exception):
         pass
 
-    def counted(self, teacher, images, *rest, **options):
+    def counted(self, index, images, *rest, **options):
         batches.append(len(images))
         if len(batches) == CUT:
             raise Cut
-        return original(self, teacher, images, *rest, **options)
+        return original(self, index, images, *rest, **options)
 
-    monkeypatch.setattr(teachers.Panel, "_compute", counted)
+    monkeypatch.setattr(panel.Panel, "_compute", counted)
     with pytest.raises(Cut):
         train(home, "cut", "--cache.mode=fixed", "--cache.views=2", folder="cut")
     [run] = (home / "runs").glob("cut-*")

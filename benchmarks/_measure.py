@@ -1,0 +1,344 @@
+"""What all benchmarks share: contestants in turn, paired ratios with intervals, and how results are told and kept."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+@dataclass
+class Options:
+    """How much to measure, on what, and a folder for what is written meanwhile."""
+
+    pairs: int
+    quick: bool
+    scratch: Path
+    data_path: Path | None = None
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def few(self, most: int) -> int:
+        """Pairs of what is slow and far from its target."""
+        return min(self.pairs, most)
+
+    def folder(self, name: str) -> Path:
+        folder = self.scratch / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+# ------------------------------------------------------------------------------------------------- in turn
+
+
+def interleave(contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """What each contestant measured in each of `pairs` rounds; the order is reversed from round to round."""
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(warm_up + pairs):
+        names = list(contestants)
+        for name in names if number % 2 else reversed(names):
+            value = contestants[name]()
+            if number >= warm_up:
+                values[name].append(value)
+    return values
+
+
+def seconds_of(action: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
+    """A contestant: the seconds that `action` takes, a mean of `repeats` times."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            action()
+        return (time.perf_counter() - start) / repeats
+
+    return timed
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval (percentiles) of the values' median."""
+    samples = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.median(samples, axis=1), (tail, 1 - tail))
+    return float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound that was stated before it was measured."""
+
+    limit: float
+    at_least: bool = False  # else at most
+
+    def met(self, low: float, high: float) -> bool:
+        """Whether the unfavourable end of the interval is within the bound."""
+        return low >= self.limit if self.at_least else high <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:,g}"
+
+
+@dataclass
+class Comparison:
+    """A contestant against another: the paired ratios `subject / reference` of what both measured.
+
+    own, others: values of subject and reference, one a round.
+    """
+
+    name: str
+    own: list[float]
+    others: list[float]
+    unit: str
+    target: Target | None = None
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        return [own / other for own, other in zip(self.own, self.others, strict=True)]
+
+    @cached_property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        return median_interval(self.ratios)
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.target, *self.interval)
+
+    def line(self, width: int) -> str:
+        low, high = self.interval
+        medians = " to ".join(number(statistics.median(values)) for values in (self.own, self.others))
+        spread = f"{number(self.ratio):>8}  {number(low)} to {number(high)}"
+        return f"{self.name:<{width}}  {f'{medians} {self.unit}':<32}{spread:<30}{self.verdict}".rstrip()
+
+    def record(self) -> dict[str, Any]:
+        low, high = self.interval
+        found = {
+            "name": self.name, "unit": self.unit, "own": self.own, "others": self.others, "ratio": self.ratio,
+            "interval": [low, high],
+        }  # fmt: skip
+        return found | target_record(self.target, low, high)
+
+
+@dataclass
+class Figure:
+    """A number that is compared with nothing, or with a bound; `curve` and `x` make it a point of a curve."""
+
+    name: str
+    value: float
+    unit: str
+    target: Target | None = None
+    curve: str = ""
+    x: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.target, self.value, self.value)
+
+    def line(self, width: int) -> str:
+        return f"{self.name:<{width}}  {f'{number(self.value)} {self.unit}':<62}{self.verdict}".rstrip()
+
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": self.name, "value": self.value, "unit": self.unit}
+        if self.curve:
+            found |= {"curve": self.curve, "x": self.x}
+        return found | target_record(self.target, self.value, self.value)
+
+
+@dataclass
+class Note:
+    """Something to know about the figures, or why there are none."""
+
+    name: str
+
+    def line(self, width: int) -> str:
+        return self.name
+
+    def record(self) -> dict[str, Any]:
+        return {"note": self.name}
+
+
+Result = Comparison | Figure | Note
+
+
+def compare(
+    values: Mapping[str, list[float]], subject: str, reference: str, unit: str, target: Target | None = None
+) -> Comparison:
+    """Two of the contestants that took turns."""
+    return Comparison(f"{subject} / {reference}", values[subject], values[reference], unit, target)
+
+
+def verdict(target: Target | None, low: float, high: float) -> str:
+    if target is None:
+        return ""
+    if target.met(low, high):
+        return f"met: {target}"
+    return f"MISSED: {target}, interval {number(low)} to {number(high)}"
+
+
+def target_record(target: Target | None, low: float, high: float) -> dict[str, Any]:
+    return {"target": str(target), "met": target.met(low, high)} if target else {}
+
+
+def number(value: float) -> str:
+    """Four digits that count."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+# ------------------------------------------------------------------------------------------------- telling
+
+
+@dataclass
+class Report:
+    """All results so far, part by part; written anew after each part."""
+
+    machine: dict[str, Any]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, list[Result]] = field(default_factory=dict)
+
+    def add(self, part: str, results: Iterable[Result], seconds: float) -> None:
+        self.results[part] = list(results)
+        records = [result.record() for result in self.results[part]]
+        self.parts[part] = {"seconds": seconds, "results": records}
+
+    def table(self, part: str) -> str:
+        results = self.results[part]
+        width = max((len(result.name) for result in results if not isinstance(result, Note)), default=0)
+        return "\n".join(result.line(width) for result in results)
+
+    def write_json(self, path: Path) -> None:
+        path.write_text(json.dumps({"machine": self.machine, "parts": self.parts}, indent=2) + "\n", encoding="utf-8")
+
+    def verdicts(self) -> str:
+        """How many targets were met, and the names of those missed."""
+        judged = [
+            (f"{part}: {result.name}", result)
+            for part, results in self.results.items()
+            for result in results
+            if not isinstance(result, Note) and result.target
+        ]
+        missed = [f"  {name}: {result.verdict}" for name, result in judged if result.verdict.startswith("MISSED")]
+        return "\n".join([f"{len(judged) - len(missed)} of {len(judged)} targets met", *missed])
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    import torch
+
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def plot(report: Report, path: Path) -> None:
+    """Ratios with their intervals and targets, a row each; beside them the curves."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [
+        (f"{part}: {result.name}", result)
+        for part, results in report.results.items()
+        for result in results
+        if isinstance(result, Comparison)
+    ]
+    curves: dict[str, list[Figure]] = {}
+    for results in report.results.values():
+        for result in results:
+            if isinstance(result, Figure) and result.curve:
+                curves.setdefault(result.curve, []).append(result)
+    heights = [0.32 * len(rows) + 1.2] * bool(rows) + [3.0] * ((len(curves) + 1) // 2)
+    figure = pyplot.figure(figsize=(12, sum(heights) or 1), layout="constrained")
+    grid = figure.add_gridspec(max(len(heights), 1), 2, height_ratios=heights or [1])
+    if rows:
+        _plot_ratios(figure.add_subplot(grid[0, :]), rows)
+    for index, (name, points) in enumerate(curves.items()):
+        axes = figure.add_subplot(grid[bool(rows) + index // 2, index % 2])
+        axes.plot([point.x for point in points], [point.value for point in points], "o-", color="#1f5a99")
+        axes.set(title=name, ylabel=points[0].unit, xscale="log", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{report.machine['cpu']}, {report.machine['cores']} cores, one thread, torch {report.machine['torch']}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
+    for height, (_, result) in enumerate(rows):
+        low, high = result.interval
+        missed = result.verdict.startswith("MISSED")
+        colour = "#b03030" if missed else "#2a7a3a" if result.target else "#555555"
+        axes.plot([low, high], [height, height], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(result.ratio, height, "o", color=colour, markersize=5)
+        if result.target:
+            axes.plot(result.target.limit, height, "|", color="black", markersize=14, markeredgewidth=2)
+    labels = [
+        f"{name}   {number(result.ratio)}" + (f"  (target {result.target})" if result.target else "")
+        for name, result in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.6)
+    axes.grid(axis="x", alpha=0.3, which="both")
+    axes.set_xlabel("ratio (log scale): dot median, bar 95% interval, tick target; green met, red missed, grey no target")
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def command_line(description: str, parts: Mapping[str, str]) -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<12}{about}" for name, about in parts.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{description}\n\nparts:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="without: all")
+    parser.add_argument("--pairs", type=int, default=15, help="rounds of all contestants (default 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG file")
+    parser.add_argument(
+        "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for the input pipeline; without: noise"
+    )
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs: figures mean nothing")
+    return parser
+
+
+def hand_over(part: str) -> NoReturn:
+    """Run one part by the common command, in a process that is set up before torch is imported."""
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks", part, *sys.argv[1:]])

@@ -1,0 +1,170 @@
+"""Runs of train_kd.py for measuring: whole ones, and ones that train an epoch at a time in turn with others."""
+
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import kd_methods
+import train_kd
+from kd_core.checkpoints import read_metrics
+from kd_core.processes import StopSignals
+
+TINY = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}  # the fastest network: its step is the loop's
+
+
+def words(
+    home: Path,
+    name: str,
+    data: Path,
+    *,
+    student: Mapping[str, Any],
+    epochs: int,
+    val: int,
+    teachers: Sequence[Path] = (),
+    view: str = "shared",
+    batch: int = 128,
+    method: str = "average",
+    more: Sequence[str] = (),
+) -> list[str]:
+    """The command line of a run below `home`; `more` wins over what is set here."""
+    team = ", ".join(f"{{weights: {folder}, view: {view}}}" for folder in teachers)
+    return replaced([
+        "--fresh", f"--name={name}", f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
+        "--data.source=parquet", f"--data.path={data}", f"--data.val_size={val}", f"--data.batch_size={batch}",
+        f"--model={as_word(student)}",
+        f"--teachers=[{team}]", f"--kd.type={method if teachers else kd_methods.LABEL_ONLY}",
+        f"--training.max_epochs={epochs}", "--training.compare_with_baseline=false", *more,
+    ])  # fmt: skip
+
+
+def as_word(values: Mapping[str, Any]) -> str:
+    """Settings as a word of the command line: JSON is YAML."""
+    return json.dumps(values)
+
+
+def replaced(given: list[str]) -> list[str]:
+    """A command line without the words that a later one overrides: a key may stand there once."""
+    return list({word.partition("=")[0]: word for word in given}.values())
+
+
+def train(arguments: list[str]) -> Path:
+    """Do a whole run; its folder."""
+    with quiet():
+        train_kd.main(arguments)
+    return folder_of(arguments)
+
+
+def folder_of(arguments: list[str]) -> Path:
+    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    [folder] = Path(given["--output_dir"]).glob(f"{given['--name']}-????????")
+    return folder
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished run's epochs, without the first one's, which warms up."""
+    return [row for row in read_metrics(folder / "metrics.jsonl") if row.get("epoch", 0) > 1]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+class Enough(BaseException):
+    """Ends a run that is no longer needed."""
+
+
+class Turn:
+    """A run of train_kd.py in this process that trains one epoch whenever it is asked to, and waits meanwhile.
+
+    So runs can take turns epoch by epoch, which keeps the machine's moods out of their ratios.  A thread of its own
+    carries the run; no two threads are ever awake.  It waits where train_kd.py tells of a finished epoch, which is
+    outside the epoch's measured time.
+    """
+
+    _by_thread: dict[int, "Turn"] = {}
+
+    def __init__(self, arguments: list[str]):
+        self.arguments = arguments
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self.row: dict[str, Any] = {}
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._train, daemon=True)
+        self._thread.start()
+
+    def epoch(self) -> dict[str, Any]:
+        """Train an epoch; its row of metrics."""
+        with quiet():
+            self._go.release()
+            self._done.acquire()
+        if self._error:
+            raise self._error
+        return self.row
+
+    def step_seconds(self) -> float:
+        """Train an epoch; its seconds a step."""
+        return float(self.epoch()["train/step_time"])
+
+    def close(self) -> None:
+        """End the run, finished or not."""
+        self._stopping = True
+        with quiet():
+            self._go.release()
+            self._thread.join()
+
+    def _train(self) -> None:
+        self._by_thread[threading.get_ident()] = self
+        self._go.acquire()
+        try:
+            train_kd.train(self.arguments, StopSignals())
+        except Enough:
+            pass
+        except BaseException as error:  # noqa: BLE001 - told by `epoch`, to who asked for it
+            self._error = error
+        finally:
+            self._done.release()
+
+    @classmethod
+    def pause(cls, row: dict[str, Any]) -> None:
+        """Called at the end of an epoch, by the thread that trained it."""
+        self = cls._by_thread.get(threading.get_ident())
+        if self is None:
+            return
+        self.row = row
+        self._done.release()
+        self._go.acquire()
+        if self._stopping:
+            raise Enough
+
+
+@contextlib.contextmanager
+def turns(arguments: dict[str, list[str]]) -> Iterator[dict[str, Turn]]:
+    """Runs that take turns, by name; all are ended with the block."""
+    tell = train_kd.report.epoch_line
+
+    def told(row: dict[str, Any], *rest: Any) -> str:
+        Turn.pause(row)
+        return tell(row, *rest)
+
+    with mock.patch.object(train_kd.report, "epoch_line", told), contextlib.ExitStack() as cleanup:
+        runs = {name: Turn(given) for name, given in arguments.items()}
+        for run in runs.values():
+            cleanup.callback(run.close)
+        yield runs
+
+
+def trained_teachers(home: Path, data: Path, networks: Sequence[Mapping[str, Any]], *, val: int) -> list[Path]:
+    """Run folders of teachers that know more than chance; equal networks differ in their seeds."""
+    folders = []
+    for seed, network in enumerate(networks):
+        more = [f"--training.seed={seed}", "--training.learning_rate=0.003", "--no-wandb"]
+        name = f"teacher{seed}"
+        folders.append(train(words(home, name, data, student=network, epochs=8, val=val, batch=64, more=more)))
+    return folders

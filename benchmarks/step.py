@@ -1,0 +1,73 @@
+"""A whole training step with everything on against the bare limit: forward, cross-entropy, backward, optimizer.
+
+The one side is train_kd.py's own epochs: views, three cached teachers, the method's loss, metrics, W&B offline, a row
+every ten steps.  The other is the same network and optimizer in the same memory format on one fixed batch, in a loop
+of as many steps; it takes turns with the epochs.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import _runs
+from benchmarks._data import write_parquet
+from benchmarks._measure import Figure, Options, Result, Target, compare, interleave, seconds_of
+from kd_core import models
+from kd_core.config import TrainingConfig
+from kd_core.optim import create_optimizer
+
+BATCH, CLASSES, VAL = 128, 100, 200
+STUDENTS = ("cifar_resnet8", "cifar_resnet20")
+TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1", "cifar_resnet8")
+
+
+def run(options: Options) -> list[Result]:
+    steps, epochs = options.size(12, 2), options.pairs + 2
+    data = write_parquet(options.folder("data"), steps * BATCH + VAL, CLASSES)
+    networks = [{"name": name} if not options.quick else _runs.TINY for name in TEACHERS]
+    teachers = _runs.trained_teachers(options.scratch, data, networks, val=VAL)
+
+    def words(name: str, student: Mapping[str, Any]) -> list[str]:
+        more = ["--cache.mode=lazy", "--training.log_every=10"]
+        return _runs.words(
+            options.scratch, name, data, student=student, teachers=teachers, epochs=epochs, batch=BATCH, val=VAL,
+            method="dynamic", more=more,
+        )  # fmt: skip
+
+    def measured(student: Mapping[str, Any]) -> dict[str, list[float]]:
+        """Seconds a step of train_kd.py and of the bare loop."""
+        name = student["name"]
+        with _runs.turns({name: words(name, student)}) as runs:
+            runs[name].epoch()
+            contestants = {name: runs[name].step_seconds, "bare": seconds_of(bare_step(student), steps)}
+            return interleave(contestants, options.pairs)
+
+    _runs.train([*words("fill", _runs.TINY), "--no-wandb"])  # the same views: they depend on epoch and seed alone
+    results: list[Result] = []
+    for name in STUDENTS if not options.quick else ():
+        results.append(compare(measured({"name": name}), name, "bare", "s a step", Target(1.05)))
+    name, values = _runs.TINY["name"], measured(_runs.TINY)
+    results.append(compare(values, name, "bare", "s a step"))
+    extra = [own - bare for own, bare in zip(values[name], values["bare"], strict=True)]
+    results.append(Figure("what a step costs besides network and optimizer", 1e6 * statistics.median(extra), "us"))
+    return results
+
+
+def bare_step(student: Mapping[str, Any]) -> Callable[[], None]:
+    """A training step of this network with nothing that could be left out."""
+    images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (BATCH,))
+    more = {key: student[key] for key in ("img_size", "args") if key in student}
+    model = models.create_model(student["name"], num_classes=CLASSES, **more)
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = create_optimizer(model, TrainingConfig(), torch.device("cpu"))
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
