@@ -16,6 +16,7 @@ from kd_core import cache, models, panel
 from kd_core.cache import CachedTeacher, Store, open_store, row_checksums
 from kd_core.checkpoints import read_metrics
 from kd_core.errors import UserError
+from kd_core.files import read_json
 from kd_core.views import Batch, draw_views, fixed_view_ids, num_views
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,6 +234,40 @@ def test_a_warm_cache_gives_the_same_student_and_runs_no_teacher(home, online, w
     monkeypatch.setattr(panel.Panel, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
     weights, rows = train(home, "warm", folder="warm")
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
+
+
+def test_no_teacher_is_built_when_all_logits_are_cached(home, online, warm, monkeypatch):
+    original = models.load_export
+
+    def no_teacher(folder):
+        assert (home / "t") not in Path(folder).parents, f"{folder} was loaded"
+        return original(folder)
+
+    monkeypatch.setattr(models, "load_export", no_teacher)
+    weights, rows = train(home, "unloaded", folder="warm")
+    assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
+    [run] = (home / "runs").glob("unloaded-????????")
+    assert [teacher["parameters"] > 70_000 for teacher in read_json(run / "summary.json")["teachers"]] == [True, True]
+    with pytest.raises(AssertionError, match="was loaded"):
+        train(home, "another-crop", "--data.crop_padding=1", folder="warm")
+
+
+def test_notes_about_teachers_may_be_damaged(home, online, warm):
+    shutil.copytree(warm, home / "notes")
+    first, second = sorted((home / "notes" / "teachers").glob("*.json"))
+    first.write_text("{")
+    second.write_text('{"architecture": 3}')
+    weights, _ = train(home, "notes", folder="notes")
+    assert same(weights, online)
+    assert all(read_json(note)["num_classes"] == 10 for note in (first, second))
+
+
+def test_a_damaged_teacher_is_found_though_an_undamaged_one_is_known(home, warm, tmp_path):
+    [run] = (home / "t").glob("cifar_resnet8-*")
+    shutil.copytree(run, tmp_path / "damaged")
+    os.truncate(tmp_path / "damaged" / "student" / "model.safetensors", 1000)
+    with pytest.raises(UserError, match=r"teachers\[0\].weights: .*damaged"):
+        train(home, "damaged", f"--teachers=[{{weights: {tmp_path / 'damaged'}}}]", folder="warm")
 
 
 def test_damaged_and_half_filled_stores_are_mended(home, online, warm):
