@@ -32,9 +32,12 @@ def words(
     more: Sequence[str] = (),
 ) -> list[str]:
     """The command line of a run below `home`; `more` wins over what is set here."""
+    base = home / "defaults.yaml"  # without a file, train_kd.py would begin with the quickstart's settings
+    home.mkdir(parents=True, exist_ok=True)
+    base.write_text("{}\n")
     team = ", ".join(f"{{weights: {folder}, view: {view}}}" for folder in teachers)
     return replaced([
-        "--fresh", f"--name={name}", f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
+        f"--config={base}", "--fresh", f"--name={name}", f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
         "--data.source=parquet", f"--data.path={data}", f"--data.val_size={val}", f"--data.batch_size={batch}",
         f"--model={as_word(student)}",
         f"--teachers=[{team}]", f"--kd.type={method if teachers else kd_methods.LABEL_ONLY}",
