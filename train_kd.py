@@ -156,7 +156,7 @@ def run(
         steps_per_epoch = len(images) // config.data.batch_size
         total_steps = steps_per_epoch * training.max_epochs
         # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
-        compiled = torch.compile(pupil.model) if training.compile else pupil.model
+        compiled = torch.compile(pupil.model, mode=training.compile_mode) if training.compile else pupil.model
         model, optimizer = accelerator.prepare(compiled, optimizer)
 
         # ------------------------------------------------------------------------------------------ one step

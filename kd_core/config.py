@@ -196,6 +196,9 @@ class TrainingConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        "default", description="of torch.compile; reduce-overhead: with CUDA graphs, for small networks on a GPU"
+    )
     channels_last: bool = Field(True, description="memory format of images and networks; faster for convolutions")
     sync_bn: bool = Field(False, description="share BatchNorm statistics between processes (GPUs only)")
     seed: int = Field(
@@ -339,7 +342,7 @@ class Config(Section):
             del values[section]
         if self.cache.mode == "fixed" and self.teachers:  # the one mode that changes what the student sees
             values["fixed_views"] = self.cache.views
-        for key in ("log_every", "compare_with_baseline", "compile"):
+        for key in ("log_every", "compare_with_baseline", "compile", "compile_mode"):
             del values["training"][key]
         del values["data"]["num_workers"], values["data"]["store"]
         for teacher in values["teachers"]:

@@ -112,7 +112,7 @@ def test_numbers_become_the_declared_type():
         ("--kd.type=dynamc", "command line: kd.type: unknown method 'dynamc', did you mean 'dynamic'?"),
         ("--kd.type=dynamic", "kd.type 'dynamic' needs teachers"),
         ("--data.source=parquet", "source 'parquet' needs data.path"),
-        ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights' and 'train'"),
+        ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights', 'train' and 'logits'"),
         ("--teachers=[{train: a}]", "teachers[0]: this teacher needs 'model'"),
         (
             "--teachers=[{model: a, train: b, viw: clean}]",

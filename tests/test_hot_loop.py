@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd_methods
 import train_kd
 from kd_core.cache import CachedTeacher, open_store
+from kd_core.config import Config
+from kd_core.data import load_data
+from kd_core.inference import Images, Predictor
 from kd_core.meter import Meter
 from kd_core.preprocess import Preprocess
+from kd_core.processes import create_accelerator
 from kd_core.views import Batch, EpochPlan, Views
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -137,6 +143,35 @@ def test_logits_from_a_warm_cache_take_a_handful_of_calls(tmp_path):
             cached(Batch(rows, rows, rows), torch.device("cpu"), lambda positions: pytest.fail("computed"))
         counts.add(len(calls.names))
     assert max(counts) < 25 and len(counts) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.mark.parametrize("fits", [64, 17, 1])
+def test_evaluation_takes_the_largest_batches_that_fit(fits, tmp_path):
+    """A network that runs out of memory; what did fit is remembered for the next split."""
+
+    class Narrow(nn.Module):
+        sizes: ClassVar[list[int]] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.sizes.append(len(images))
+            if len(images) > fits:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+            return images.flatten(1)[:, :10]
+
+    config = Config.model_validate({"data": {"source": "digits"}, "evaluation": {"batch_size": 64}})
+    data = load_data(config.data, model_sizes=[32], cache_dir=tmp_path, show_progress=False)
+    images = Images(data.train, torch.device("cpu"), "auto")
+    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
+    predict = Predictor(create_accelerator("no"), config)
+    logits = predict(Narrow(), images, views)
+    once = views.clean(images.store.gather(images.rows)[0]).flatten(1)[:, :10]
+    assert torch.equal(logits, once)
+    Narrow.sizes.clear()
+    predict(Narrow(), images, views)
+    assert Narrow.sizes[0] == max(Narrow.sizes) <= fits
 
 
 # --------------------------------------------------------------------------------------------------- the whole loop

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import checkpoints, models, student
@@ -479,6 +480,24 @@ def test_method_names_belong_to_kd_methods():
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.slow
+def test_a_compiled_student_trains_alike(home, tmp_path):
+    """And its checkpoint is an ordinary one: the run goes on without the compiler."""
+    words = [
+        f"--output_dir={tmp_path}", f"--cache.dir={home / 'cache'}", "--teachers=[]", "--kd.type=baseline",
+        "--model={name: cifar_resnet8}", "--no-wandb", "--training.compare_with_baseline=false", "--fresh",
+        "--data.train_size=256", "--data.batch_size=64", "--training.max_epochs=2", "--training.log_every=1",
+    ]  # fmt: skip
+    losses = {}
+    for name, more in (("plain", []), ("compiled", ["--training.compile=true", "--training.compile_mode=default"])):
+        train_kd.main([*words, f"--name={name}", *more])
+        [folder] = tmp_path.glob(f"{name}-*")
+        rows = read_metrics(folder / "metrics.jsonl")
+        losses[name] = [row["train_step/loss_total"] for row in rows if "train_step/step" in row]
+    assert losses["compiled"] == pytest.approx(losses["plain"], abs=0.02)
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
 
 
 @pytest.mark.gpu

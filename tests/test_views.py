@@ -12,9 +12,10 @@ from torchvision.transforms.v2 import functional as TF
 from kd_core.errors import UserError
 from kd_core.preprocess import Preprocess
 from kd_core.views import (
+    EpochPlan,
     Views,
-    batch_rows,
     clean_view_id,
+    draw_views,
     epoch_order,
     num_views,
     random_bits,
@@ -252,12 +253,27 @@ def test_order_is_independent_of_views() -> None:
     assert abs(chi_square(ids.bincount(minlength=162).double())) < 5
 
 
+def plan(rows: Tensor, rank: int = 0, world_size: int = 1, **changes) -> EpochPlan:
+    settings = {"seed": 0, "epoch": 3, "batch_size": 20, "crop_padding": 4, "flip": True, **changes}
+    return EpochPlan(rows, torch.device("cpu"), rank=rank, world_size=world_size, **settings)
+
+
+@pytest.mark.parametrize("fixed", [None, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_processes_share_the_global_batch(world_size: int) -> None:
-    order = epoch_order(0, 0, torch.arange(103))
-    for step in range(103 // 20):
-        parts = [batch_rows(order, 20, step, rank, world_size) for rank in range(world_size)]
-        assert torch.cat(parts).equal(order[step * 20 : (step + 1) * 20])
-        assert {len(part) for part in parts} == {20 // world_size}
-    with pytest.raises(AssertionError):
-        batch_rows(order, 20, 103 // 20, 0, 1)  # the remainder is no batch
+def test_processes_share_the_global_batch(world_size: int, fixed: int | None) -> None:
+    """Images, order and views are those of one process; the remainder is no batch."""
+    rows, cpu = torch.arange(0, 206, 2), torch.device("cpu")
+    order = epoch_order(0, 3, rows)
+    drawn = draw_views(0, 3, order, crop_padding=4, flip=True, fixed=fixed)
+    plans = [plan(rows, rank, world_size, fixed=fixed) for rank in range(world_size)]
+    assert {len(part) for part in plans} == {5}
+    for step in range(5):
+        parts = [part.batch(step, cpu) for part in plans]
+        assert {len(part.rows) for part in parts} == {20 // world_size}
+        whole = slice(20 * step, 20 * step + 20)
+        for name, values in (("rows", order), ("ids", drawn.ids), ("numbers", drawn.numbers)):
+            assert torch.cat([getattr(part, name) for part in parts]).equal(values[whole])
+
+
+def test_an_epoch_of_less_than_a_batch_has_no_step() -> None:
+    assert len(plan(torch.arange(19))) == 0
