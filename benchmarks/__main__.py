@@ -20,6 +20,12 @@ PARTS = {
     "input": "input_pipeline",
     "step": "step",
     "teachers": "teacher_cache",
+    "textbook": "textbook",
+    "losses": "losses",
+    "metrics": "metrics",
+    "processes": "processes",
+    "scaling": "scaling",
+    "memory": "memory",
 }
 
 

@@ -124,9 +124,9 @@ class Comparison:
 
     def line(self, width: int) -> str:
         low, high = self.interval
-        medians = " to ".join(number(statistics.median(values)) for values in (self.own, self.others))
+        medians = " / ".join(quantity(statistics.median(values), self.unit) for values in (self.own, self.others))
         spread = f"{number(self.ratio):>8}  {number(low)} to {number(high)}"
-        return f"{self.name:<{width}}  {f'{medians} {self.unit}':<32}{spread:<30}{self.verdict}".rstrip()
+        return f"{self.name:<{width}}  {medians:<36}{spread:<30}{self.verdict}".rstrip()
 
     def record(self) -> dict[str, Any]:
         low, high = self.interval
@@ -153,7 +153,7 @@ class Figure:
         return verdict(self.target, self.value, self.value)
 
     def line(self, width: int) -> str:
-        return f"{self.name:<{width}}  {f'{number(self.value)} {self.unit}':<62}{self.verdict}".rstrip()
+        return f"{self.name:<{width}}  {quantity(self.value, self.unit):<66}{self.verdict}".rstrip()
 
     def record(self) -> dict[str, Any]:
         found: dict[str, Any] = {"name": self.name, "value": self.value, "unit": self.unit}
@@ -202,6 +202,14 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its unit; seconds as ms or us where they are few."""
+    if unit.split(" ")[0] == "s":
+        factor, prefix = next((pair for pair in ((1, ""), (1e3, "m")) if abs(value) * pair[0] >= 1), (1e6, "u"))
+        return f"{number(value * factor)} {prefix}{unit}"
+    return f"{number(value)} {unit}"
 
 
 # ------------------------------------------------------------------------------------------------- telling
@@ -292,7 +300,7 @@ def plot(report: Report, path: Path) -> None:
         axes.plot([point.x for point in points], [point.value for point in points], "o-", color="#1f5a99")
         axes.set(title=name, ylabel=points[0].unit, xscale="log", ylim=(0, None))
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{report.machine['cpu']}, {report.machine['cores']} cores, one thread, torch {report.machine['torch']}")
+    figure.suptitle("{cpu}, {cores} cores, one thread, torch {torch}".format(**report.machine))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -315,7 +323,7 @@ def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
     axes.grid(axis="x", alpha=0.3, which="both")
-    axes.set_xlabel("ratio (log scale): dot median, bar 95% interval, tick target; green met, red missed, grey no target")
+    axes.set_xlabel("ratio: dot median, bar 95% interval, tick target; green met, red missed, grey no target")
 
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -333,9 +341,9 @@ def command_line(description: str, parts: Mapping[str, str]) -> argparse.Argumen
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG file")
     parser.add_argument(
-        "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for the input pipeline; without: noise"
+        "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for part input; without: noise"
     )
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs: figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="all tiny, to see that it runs: figures mean nothing")
     return parser
 
 

@@ -14,7 +14,8 @@ import train_kd
 from kd_core.checkpoints import read_metrics
 from kd_core.processes import StopSignals
 
-TINY = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}  # the fastest network: its step is the loop's
+# A network so fast that the loop around it is what takes the time.
+TINY: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}
 
 
 def words(
@@ -37,7 +38,8 @@ def words(
     base.write_text("{}\n")
     team = ", ".join(f"{{weights: {folder}, view: {view}}}" for folder in teachers)
     return replaced([
-        f"--config={base}", "--fresh", f"--name={name}", f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
+        f"--config={base}", "--fresh", f"--name={name}",
+        f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
         "--data.source=parquet", f"--data.path={data}", f"--data.val_size={val}", f"--data.batch_size={batch}",
         f"--model={as_word(student)}",
         f"--teachers=[{team}]", f"--kd.type={method if teachers else kd_methods.LABEL_ONLY}",
@@ -163,11 +165,19 @@ def turns(arguments: dict[str, list[str]]) -> Iterator[dict[str, Turn]]:
         yield runs
 
 
-def trained_teachers(home: Path, data: Path, networks: Sequence[Mapping[str, Any]], *, val: int) -> list[Path]:
+def trained_teachers(
+    home: Path,
+    data: Path,
+    networks: Sequence[Mapping[str, Any]],
+    *,
+    val: int,
+    epochs: int = 8,
+    more: Sequence[str] = (),
+) -> list[Path]:
     """Run folders of teachers that know more than chance; equal networks differ in their seeds."""
     folders = []
     for seed, network in enumerate(networks):
-        more = [f"--training.seed={seed}", "--training.learning_rate=0.003", "--no-wandb"]
+        own = [f"--training.seed={seed}", "--training.learning_rate=0.003", "--no-wandb", *more]
         name = f"teacher{seed}"
-        folders.append(train(words(home, name, data, student=network, epochs=8, val=val, batch=64, more=more)))
+        folders.append(train(words(home, name, data, student=network, epochs=epochs, val=val, batch=64, more=own)))
     return folders

@@ -41,10 +41,7 @@ ORIGINAL = "original system's transforms, 224 px, 2 workers"
 
 def run(options: Options) -> list[Result]:
     folder = options.data_path or write_parquet(options.folder("data"), options.size(10_000, 1_000), 100, noise=256)
-    dataset = datasets.load_dataset("parquet", data_files=str(folder / "train*.parquet"), split="train")
-    image = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image))
-    label = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel))
-    dataset = dataset.select_columns([image, label]).rename_columns({image: "img", label: "label"})
+    dataset = open_parquet(folder)
     usual_count = options.size(6_000, 300)
     contestants = {
         OWN: in_memory(folder, options.folder("cache"), options.size(40_000, 600)),
@@ -62,6 +59,15 @@ def run(options: Options) -> list[Result]:
         compare(rates, OWN, ORIGINAL, "images/s", Target(150, at_least=True)),
         compare(rates, OWN_224, ORIGINAL, "images/s"),
     ]
+
+
+def open_parquet(folder: Path) -> Any:
+    """The training split with columns `img` and `label`."""
+    datasets.disable_progress_bars()
+    dataset = datasets.load_dataset("parquet", data_files=str(folder / "train*.parquet"), split="train")
+    image = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image))
+    label = next(name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel))
+    return dataset.select_columns([image, label]).rename_columns({image: "img", label: "label"})
 
 
 def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = None) -> Iterator[float]:
@@ -149,7 +155,8 @@ def with_original_transforms(dataset: Any) -> Any:
         [transforms.Resize(256), transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), *normalise]
     )
     teachers = [
-        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224), *normalise]) for side in (256, 256, 248)
+        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224), *normalise])
+        for side in (256, 256, 248)
     ]
 
     def transformed(batch: dict) -> dict:

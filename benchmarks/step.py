@@ -49,10 +49,10 @@ def run(options: Options) -> list[Result]:
     results: list[Result] = []
     for name in STUDENTS if not options.quick else ():
         results.append(compare(measured({"name": name}), name, "bare", "s a step", Target(1.05)))
-    name, values = _runs.TINY["name"], measured(_runs.TINY)
-    results.append(compare(values, name, "bare", "s a step"))
-    extra = [own - bare for own, bare in zip(values[name], values["bare"], strict=True)]
-    results.append(Figure("what a step costs besides network and optimizer", 1e6 * statistics.median(extra), "us"))
+    tiny, values = _runs.TINY["name"], measured(_runs.TINY)
+    results.append(compare(values, tiny, "bare", "s a step"))
+    extra = [own - bare for own, bare in zip(values[tiny], values["bare"], strict=True)]
+    results.append(Figure("what a step costs besides network and optimizer", statistics.median(extra), "s"))
     return results
 
 

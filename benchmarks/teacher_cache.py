@@ -29,7 +29,8 @@ def run(options: Options) -> list[Result]:
     def words(name: str, count: int, mode: str, epochs: int, cache: str = "cache") -> list[str]:
         return _runs.words(
             options.scratch, name, data, student=_runs.TINY if options.quick else {"name": "cifar_resnet8"},
-            teachers=teachers[:count], view="clean" if mode == "clean" else "shared", epochs=epochs, batch=BATCH, val=VAL,
+            teachers=teachers[:count], view="clean" if mode == "clean" else "shared",
+            epochs=epochs, batch=BATCH, val=VAL,
             more=[
                 f"--cache.mode={mode}", f"--cache.views={FIXED_VIEWS}", "--no-wandb",
                 f"--cache.dir={options.scratch / cache}",
@@ -46,7 +47,8 @@ def run(options: Options) -> list[Result]:
     results: list[Result] = [compare(seconds, name, ALONE, "s a step") for name in slow if name != ALONE]
 
     # Warm ones: what they read is filled by a run of the same epochs, whose views are the same.
-    _runs.train(_runs.replaced([*words("fill", max(counts), "lazy", pairs + 1), f"--model={_runs.as_word(_runs.TINY)}"]))
+    fill = [*words("fill", max(counts), "lazy", pairs + 1), f"--model={_runs.as_word(_runs.TINY)}"]
+    _runs.train(_runs.replaced(fill))
     warm = {ALONE: words("alone", 0, "off", pairs + 1)}
     for count in counts:
         warm |= {f"warm {mode}, K={count}": words(f"{mode}-{count}", count, mode, pairs + 1) for mode in WARM}
