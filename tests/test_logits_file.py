@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from kd_core.data import Data, load_data
 from kd_core.errors import UserError
 from kd_core.logits_file import LogitsFile
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMON = [
     "--data.train_size=400", "--data.batch_size=40", "--no-wandb", "--training.compare_with_baseline=false", "--fresh",
     "--model={name: cifar_resnet8}",
@@ -87,6 +89,17 @@ def test_a_file_by_another_framework_teaches(home, data):
     safetensors.numpy.save_file({"mine": views}, home / "numpy.safetensors", metadata=about)
     fixed = ["--cache.mode=fixed", "--cache.views=2", "--kd.type=average"]
     train(home, "e", f"--teachers=[{{logits: {home / 'numpy.safetensors'}}}]", *fixed)
+
+
+def test_the_documents_example_runs_and_its_file_teaches(home, monkeypatch, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "logits.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_CACHE_DIR", str(home / "cache"))
+    exec(compile(code, "docs/logits.md", "exec"), {})
+    test = ["--evaluation.test_at_end=true", "--kd.type=average"]
+    train(home, "example", f"--teachers=[{{logits: {tmp_path / 'mine.safetensors'}}}]", *test)
+    [teacher] = json.loads((folder(home, "example") / "summary.json").read_text())["teachers"]
+    assert teacher["val_accuracy"] > 0.8
 
 
 def test_the_file_holds_every_image_of_the_source_once(home, data):
