@@ -125,8 +125,8 @@ class Comparison:
     def line(self, width: int) -> str:
         low, high = self.interval
         medians = " / ".join(quantity(statistics.median(values), self.unit) for values in (self.own, self.others))
-        spread = f"{number(self.ratio):>8}  {number(low)} to {number(high)}"
-        return f"{self.name:<{width}}  {medians:<36}{spread:<30}{self.verdict}".rstrip()
+        spread = f"{number(low)} to {number(high)}"
+        return f"{self.name:<{width}}  {medians:<36}{number(self.ratio):>8}  {spread:<20}{self.verdict}".rstrip()
 
     def record(self) -> dict[str, Any]:
         low, high = self.interval
@@ -231,7 +231,9 @@ class Report:
     def table(self, part: str) -> str:
         results = self.results[part]
         width = max((len(result.name) for result in results if not isinstance(result, Note)), default=0)
-        return "\n".join(result.line(width) for result in results)
+        head = f"{'':<{width}}  {'medians':<36}{'ratio':>8}  {'95% interval':<20}target"
+        lines = [head] if any(isinstance(result, Comparison) for result in results) else []
+        return "\n".join([*lines, *(result.line(width) for result in results)])
 
     def write_json(self, path: Path) -> None:
         path.write_text(json.dumps({"machine": self.machine, "parts": self.parts}, indent=2) + "\n", encoding="utf-8")
