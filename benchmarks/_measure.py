@@ -292,17 +292,24 @@ def plot(report: Report, path: Path) -> None:
         for result in results:
             if isinstance(result, Figure) and result.curve:
                 curves.setdefault(result.curve, []).append(result)
-    heights = [0.32 * len(rows) + 1.2] * bool(rows) + [3.0] * ((len(curves) + 1) // 2)
-    figure = pyplot.figure(figsize=(12, sum(heights) or 1), layout="constrained")
-    grid = figure.add_gridspec(max(len(heights), 1), 2, height_ratios=heights or [1])
+    lines = (len(curves) + 1) // 2
+    heights = {"ratios": (0.3 * len(rows) + 1.2) * bool(rows), "curves": 3.0 * lines}
+    used = {name: height for name, height in heights.items() if height} or {"ratios": 1.0}
+    figure = pyplot.figure(figsize=(12, sum(used.values()) + 0.4), layout="constrained")
+    figure.suptitle("{cpu}, {cores} cores, one thread, torch {torch}".format(**report.machine), fontsize=10)
+    areas = figure.subfigures(len(used), 1, height_ratios=list(used.values()), squeeze=False)[:, 0]
     if rows:
-        _plot_ratios(figure.add_subplot(grid[0, :]), rows)
-    for index, (name, points) in enumerate(curves.items()):
-        axes = figure.add_subplot(grid[bool(rows) + index // 2, index % 2])
-        axes.plot([point.x for point in points], [point.value for point in points], "o-", color="#1f5a99")
-        axes.set(title=name, ylabel=points[0].unit, xscale="log", ylim=(0, None))
-        axes.grid(alpha=0.3)
-    figure.suptitle("{cpu}, {cores} cores, one thread, torch {torch}".format(**report.machine))
+        _plot_ratios(areas[0].subplots(), rows)
+    if curves:
+        grid = areas[-1].subplots(lines, 2, squeeze=False).flatten()
+        for axes in grid[len(curves) :]:
+            axes.set_axis_off()
+        for axes, (name, points) in zip(grid, curves.items(), strict=False):
+            axes.plot([point.x for point in points], [point.value for point in points], "o-", color="#1f5a99")
+            axes.set_title(name, fontsize=10)
+            axes.set(ylabel=points[0].unit, xscale="log", ylim=(0, None))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -322,6 +329,7 @@ def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
     ]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
     axes.grid(axis="x", alpha=0.3, which="both")

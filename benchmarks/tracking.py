@@ -25,15 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import kd_methods
 import train_kd
+from benchmarks._measure import compare
 from kd_core import tracking
 
 STEPS = 200
-RESAMPLES = 10_000
 
 
 def main() -> None:
@@ -60,20 +59,19 @@ def main() -> None:
                     seconds[kind].append(taken)
                     inside[kind].append(within)
                 print(f"{kind:<10}{taken:8.2f} s, {within:.3f} s of it in the tracker", flush=True)
-    ratios = np.array(seconds["offline"]) / np.array(seconds["disabled"])
-    samples = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(samples, axis=1), (0.025, 0.975))
+    compared = compare(seconds, "offline", "disabled", "s")
+    low, high = compared.interval
     base, more = (statistics.median(inside[kind]) for kind in ("disabled", "offline"))
     share = (more - base) / statistics.median(seconds["disabled"])
     print(
         f"{STEPS} steps: disabled {statistics.median(seconds['disabled']):.2f} s, offline "
-        f"{statistics.median(seconds['offline']):.2f} s; median paired ratio {np.median(ratios):.4f} "
+        f"{statistics.median(seconds['offline']):.2f} s; median paired ratio {compared.ratio:.4f} "
         f"(95% bootstrap interval {low:.4f} to {high:.4f})\n"
         f"in the tracker: disabled {base:.3f} s, offline {more:.3f} s: W&B adds {share:.2%} of the run's time"
     )
     if options.json:
-        result = {"seconds": seconds, "in_tracker": inside, "ratio": float(np.median(ratios)), "share": share}
-        options.json.write_text(json.dumps(result | {"interval": [float(low), float(high)]}, indent=2) + "\n")
+        result = {"seconds": seconds, "in_tracker": inside, "ratio": compared.ratio, "share": share}
+        options.json.write_text(json.dumps(result | {"interval": [low, high]}, indent=2) + "\n")
 
 
 class Clocked:
