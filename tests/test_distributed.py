@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,6 +121,34 @@ def compare_vit(home, method, scope):
         for name in first:
             if name != "train_step/step_time":
                 assert second[name] == pytest.approx(first[name], abs=1e-4), (name, first["train_step/step"])
+
+
+@pytest.mark.slow
+def test_two_nodes_with_caches_of_their_own_train_as_one_process(home):
+    """Two launchers that meet, as on two machines which share no more than the output folder."""
+    one = losses(home, 1, "average", None, VIT)
+    config = write_config(home, "nodes", "average", None, VIT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=test",
+        "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "train_kd.py", "--config", str(config),
+    ]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--no-wandb", f"--cache.dir={home / f'cache-of-{node}'}"], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    for process in nodes:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+    [folder] = (home / "nodes").glob("*-*")
+    two = [row for row in read_metrics(folder / "metrics.jsonl") if "train_step/step" in row]
+    for first, second in zip([row for row in one if "train_step/step" in row], two, strict=True):
+        assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
 
 
 def test_sigterm_reaches_all_processes_and_the_run_goes_on(home):
