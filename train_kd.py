@@ -40,7 +40,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from filelock import FileLock, Timeout
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from tqdm import tqdm
@@ -53,7 +52,7 @@ from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError
-from kd_core.files import check_writable, copy_folder, writable_folder
+from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
@@ -630,12 +629,10 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
     with ExitStack() as cleanup:
         if job.accelerator.is_main_process:
             folder = writable_folder(Path(config.output_dir), "output_dir")
-            lock = FileLock(folder / f".teacher-{own.digest(job.data.fingerprint)}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                job.say(f"{label} is being trained by another process; waiting for it")
-                lock.acquire()
+            lock = held_lock(
+                folder / f".teacher-{own.digest(job.data.fingerprint)}.lock",
+                lambda: job.say(f"{label} is being trained by another process; waiting for it"),
+            )
             cleanup.callback(lock.release)
         job.accelerator.wait_for_everyone()
         found = find_teacher(config, index, job.data)

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from kd_core.errors import UserError
-from kd_core.files import existing_part, read_json, write_json
+from kd_core.files import existing_part, held_lock, read_json, write_json
 from kd_core.logits_file import FileStore
 from kd_core.views import Batch
 
@@ -78,13 +78,10 @@ class Store:
 
     def lock(self, notify: Callable[[str], None]) -> FileLock:
         """Held by who fills the store; while another run does, says so and waits."""
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            notify("another run is filling the cache of this teacher; waiting for it")
-            lock.acquire()
-        return lock
+        return held_lock(
+            self.folder / ".lock",
+            lambda: notify("another run is filling the cache of this teacher; waiting for it"),
+        )
 
     def filled(self) -> float:
         """The share of slots that hold something."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from kd_core.config import Config, read_yaml
 from kd_core.errors import UserError
 from kd_core.files import (
+    held_lock,
     previous_of,
     read_json,
     replacing_folder,
@@ -74,17 +75,15 @@ class RunFolder:
 
     def lock(self, notify: Callable[[str], None] | None = None) -> FileLock:
         """A held lock on the folder.  If another process trains in it: UserError, or with `notify` it is waited for."""
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+
+        def busy() -> None:
             if notify is None:
                 raise UserError(
                     f"{self.path}: is being trained by another process; --fresh starts a second run with these settings"
-                ) from None
+                )
             notify(f"{self.path} is being trained by another process; waiting for it")
-            lock.acquire()
-        return lock
+
+        return held_lock(self.path / ".lock", busy)
 
     def keep_best(self, export: Path) -> None:
         """Make the exported student in `export` the best one."""

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from kd_core.errors import UserError
 
@@ -119,3 +121,14 @@ def check_writable(path: Path, key: str, *, make: bool = False) -> None:
         TemporaryFile(dir=existing_part(path)).close()
     except OSError as error:
         raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None
+
+
+def held_lock(path: Path, busy: Callable[[], None]) -> FileLock:
+    """The lock of file `path`, held.  While another process holds it, `busy` is called once, then it is waited for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy()
+        lock.acquire()
+    return lock

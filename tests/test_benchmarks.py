@@ -13,7 +13,17 @@ import pytest
 
 from benchmarks import _data, _measure
 from benchmarks.__main__ import PARTS, first_line
-from benchmarks._measure import Comparison, Figure, Note, Options, Report, Target, interleave, median_interval
+from benchmarks._measure import (
+    Comparison,
+    Figure,
+    Note,
+    Options,
+    Report,
+    Target,
+    interleave,
+    interleave_beside,
+    median_interval,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CHEAP = ("input", "losses", "metrics")
@@ -104,8 +114,21 @@ def test_contestants_take_turns_in_alternating_order() -> None:
         return len(calls)
 
     values = interleave({name: lambda name=name: contestant(name) for name in "ab"}, pairs=3)
-    assert "".join(calls) == "ba" + "ab" + "ba" + "ab"  # the first round warms up
-    assert values == {"a": [3, 6, 7], "b": [4, 5, 8]}
+    assert "".join(calls) == "ab" + "ba" + "ab" + "ba"  # the first round warms up
+    assert values == {"a": [4, 5, 8], "b": [3, 6, 7]}
+
+
+def test_a_reference_is_measured_beside_every_contestant() -> None:
+    calls: list[str] = []
+
+    def contestant(name: str) -> float:
+        calls.append(name)
+        return len(calls)
+
+    contestants = {name: lambda name=name: contestant(name) for name in "ab"}
+    values = interleave_beside(lambda: contestant("r"), contestants, pairs=2)
+    assert "".join(calls) == "arbr" + "rarb" + "arbr"
+    assert values == {"a": ([6, 9], [5, 10]), "b": ([8, 11], [7, 12])}
 
 
 # -------------------------------------------------------------------------------------------------- verdicts

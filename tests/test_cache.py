@@ -248,8 +248,9 @@ def test_no_teacher_is_built_when_all_logits_are_cached(home, online, warm, monk
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
     [run] = (home / "runs").glob("unloaded-????????")
     assert [teacher["parameters"] > 70_000 for teacher in read_json(run / "summary.json")["teachers"]] == [True, True]
-    with pytest.raises(AssertionError, match="was loaded"):
-        train(home, "another-crop", "--data.crop_padding=1", folder="warm")
+    shutil.copytree(warm, home / "known")
+    with pytest.raises(AssertionError, match="was loaded"):  # other views are not there
+        train(home, "another-crop", "--data.crop_padding=1", folder="known")
 
 
 def test_notes_about_teachers_may_be_damaged(home, online, warm):
@@ -266,8 +267,9 @@ def test_a_damaged_teacher_is_found_though_an_undamaged_one_is_known(home, warm,
     [run] = (home / "t").glob("cifar_resnet8-*")
     shutil.copytree(run, tmp_path / "damaged")
     os.truncate(tmp_path / "damaged" / "student" / "model.safetensors", 1000)
+    shutil.copytree(warm, home / "damaged-teacher")
     with pytest.raises(UserError, match=r"teachers\[0\].weights: .*damaged"):
-        train(home, "damaged", f"--teachers=[{{weights: {tmp_path / 'damaged'}}}]", folder="warm")
+        train(home, "damaged", f"--teachers=[{{weights: {tmp_path / 'damaged'}}}]", folder="damaged-teacher")
 
 
 def test_damaged_and_half_filled_stores_are_mended(home, online, warm):
