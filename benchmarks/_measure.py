@@ -43,15 +43,34 @@ class Options:
 # ------------------------------------------------------------------------------------------------- in turn
 
 
-def interleave(contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleave(
+    contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1, *, reverse: bool = False
+) -> dict[str, list[float]]:
     """What each contestant measured in each of `pairs` rounds; the order is reversed from round to round."""
     values: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(warm_up + pairs):
+    for round_number in range(warm_up + pairs):
         names = list(contestants)
-        for name in names if number % 2 else reversed(names):
+        for name in reversed(names) if reverse != bool(round_number % 2) else names:
             value = contestants[name]()
-            if number >= warm_up:
+            if round_number >= warm_up:
                 values[name].append(value)
+    return values
+
+
+def interleave_beside(
+    reference: Callable[[], float], contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1
+) -> dict[str, tuple[list[float], list[float]]]:
+    """For each contestant its values, and those of the reference, which is measured anew beside every one of them.
+
+    Where contestants are many, this keeps the two sides of a ratio close in time.
+    """
+    values: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contestants}
+    for round_number in range(warm_up + pairs):
+        for name, contestant in contestants.items():
+            beside = interleave({"own": contestant, "other": reference}, 1, 0, reverse=bool(round_number % 2))
+            if round_number >= warm_up:
+                values[name][0].extend(beside["own"])
+                values[name][1].extend(beside["other"])
     return values
 
 

@@ -5,12 +5,13 @@
 
 Every epoch is one of train_kd.py's own, with ResNet-8 as student at batch 128; what counts is the time of its training
 steps (views, teachers or cache, student, loss, optimizer, meter), not validation or checkpoints.  All runs live in
-one process and take turns, epoch by epoch.  `cold` is a lazily filled cache that starts empty.
+one process and train an epoch in turn, each beside an epoch without teachers.  `cold` is a lazily filled cache that
+starts empty.
 """
 
 from benchmarks import _runs
 from benchmarks._data import write_parquet
-from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
+from benchmarks._measure import Comparison, Options, Result, Target, hand_over, interleave_beside
 
 TEACHERS = ("cifar_resnet14", "cifar_resnet8", "cifar_wrn_16_1")
 BATCH, CLASSES, VAL, FIXED_VIEWS = 128, 100, 200, 4
@@ -38,29 +39,34 @@ def run(options: Options) -> list[Result]:
         )  # fmt: skip
 
     # Slow ones, few times.  A cold cache is one that no epoch has gone through before: each count has its own.
-    slow = {ALONE: words("alone-slow", 0, "off", slow_pairs + 1)}
+    slow = {ALONE: words("alone-slow", 0, "off", (slow_pairs + 1) * 2 * len(counts))}
     for count in counts:
         slow[f"online, K={count}"] = words(f"online-{count}", count, "off", slow_pairs + 1)
         slow[f"cold, K={count}"] = words(f"cold-{count}", count, "lazy", slow_pairs + 1, cache=f"cold-{count}")
-    with _runs.turns(slow) as runs:
-        seconds = interleave({name: turn.step_seconds for name, turn in runs.items()}, slow_pairs)
-    results: list[Result] = [compare(seconds, name, ALONE, "s a step") for name in slow if name != ALONE]
+    results = beside_alone(slow, slow_pairs, {})
 
     # Warm ones: what they read is filled by a run of the same epochs, whose views are the same.
     fill = [*words("fill", max(counts), "lazy", pairs + 1), f"--model={_runs.as_word(_runs.TINY)}"]
     _runs.train(_runs.replaced(fill))
-    warm = {ALONE: words("alone", 0, "off", pairs + 1)}
+    warm = {ALONE: words("alone", 0, "off", (pairs + 1) * len(WARM) * len(counts))}
     for count in counts:
         warm |= {f"warm {mode}, K={count}": words(f"{mode}-{count}", count, mode, pairs + 1) for mode in WARM}
-    with _runs.turns(warm) as runs:
-        seconds = interleave({name: turn.step_seconds for name, turn in runs.items()}, pairs)
+    target = Target(1.05)
+    return results + beside_alone(warm, pairs, {f"warm {mode}, K={len(TEACHERS)}": target for mode in WARM})
+
+
+def beside_alone(words: dict[str, list[str]], pairs: int, targets: dict[str, Target]) -> list[Result]:
+    """Epochs of each run, each beside one without teachers."""
+    with _runs.turns(words) as runs:
+        steps = {name: turn.step_seconds for name, turn in runs.items()}
+        seconds = interleave_beside(steps.pop(ALONE), steps, pairs)
         for name, turn in runs.items():
-            assert turn.row["perf/teacher_cache_hit_rate"] == (name != ALONE), (name, turn.row)
-    for name in warm:
-        if name != ALONE:
-            target = Target(1.05) if name.endswith(f"K={len(TEACHERS)}") else None
-            results.append(compare(seconds, name, ALONE, "s a step", target))
-    return results
+            if name.startswith("warm"):
+                assert turn.row["perf/teacher_cache_hit_rate"] == 1, (name, turn.row)
+    return [
+        Comparison(f"{name} / {ALONE}", own, alone, "s a step", targets.get(name))
+        for name, (own, alone) in seconds.items()
+    ]
 
 
 if __name__ == "__main__":
