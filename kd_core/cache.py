@@ -34,6 +34,7 @@ from kd_core.views import Batch
 
 VERSION = 1  # of the files' layout and of the way that logits are computed
 GIGABYTE = 10**9
+SHAPE = {"views", "rows", "classes"}
 
 
 # ---------------------------------------------------------------------------------------------------- one store
@@ -54,8 +55,14 @@ class Store:
 
     def __init__(self, folder: Path, views: int, rows: int, classes: int):
         self.folder, self.views, self.rows, self.classes = folder, views, rows, classes
-        self._logits = _mapped(folder / "logits", torch.float16, (views * rows, classes))
-        self._checks = _mapped(folder / "checks", torch.int32, (views * rows,))
+        count, files = views * rows, _files(folder, views, rows, classes)
+        for path, size in files.items():
+            if not path.exists():
+                _make(path, size)
+        logits, checks = (str(path) for path in files)
+        values = torch.from_file(logits, shared=True, size=count * classes, dtype=torch.float16)
+        self._logits = values.view(count, classes)
+        self._checks = torch.from_file(checks, shared=True, size=count, dtype=torch.int32)
 
     @staticmethod
     def size(views: int, rows: int, classes: int) -> int:
@@ -76,6 +83,10 @@ class Store:
         """Those of the slots int64 [n] that are not filled, or damaged."""
         return torch.cat([part[~self.read(part)[1]] for part in slots.split(chunk)]) if len(slots) else slots
 
+    def damaged(self, slots: Tensor) -> int:
+        """How many of the slots int64 [n], which are missing, hold something that cannot be used."""
+        return int((self._checks.index_select(0, slots) != 0).sum())
+
     def lock(self, notify: Callable[[str], None]) -> FileLock:
         """Held by who fills the store; while another run does, says so and waits."""
         return held_lock(
@@ -88,19 +99,18 @@ class Store:
         return float((self._checks != 0).float().mean())
 
 
-def _mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor backed by the file; one that is missing or of another size is made, of holes that read as zeros."""
-    count = 1
-    for length in shape:
-        count *= length
-    size = count * dtype.itemsize
-    if not path.is_file() or path.stat().st_size != size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(fresh, "wb") as file:
-            file.truncate(size)
-        os.replace(fresh, path)
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+def _files(folder: Path, views: int, rows: int, classes: int) -> dict[Path, int]:
+    """A store's logits and checksums, and how many bytes each must have."""
+    count = views * rows
+    return {folder / "logits": 2 * count * classes, folder / "checks": 4 * count}
+
+
+def _make(path: Path, size: int) -> None:
+    """A file of holes, which read as zeros and take no room."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(fresh, "wb") as file:
+        file.truncate(size)
+    os.replace(fresh, path)
 
 
 class CachedTeacher:
@@ -109,12 +119,14 @@ class CachedTeacher:
     Args:
         store: what is kept, of this project's or a file of logits.
         per_view: whether a slot depends on the view, or there is the clean view alone.
+        notify: is told, once, of rows that are damaged; they are computed again.
 
     index_device: where a call wants its rows.
     """
 
-    def __init__(self, store: Store | FileStore, *, per_view: bool):
-        self.store, self.per_view = store, per_view
+    def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
+        self.store, self.per_view, self._notify = store, per_view, notify
+        self._damage_told = False
         self.index_device = torch.device("cpu")
         self._table: Tensor | None = None
         self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
@@ -140,6 +152,7 @@ class CachedTeacher:
         if device.type == "cuda":
             logits = logits.pin_memory().to(device, non_blocking=True)
         if len(lacking):
+            self.tell_damage(slots[lacking])
             # A network may round a single image's logits otherwise than a batch's.
             positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
             there_too = positions.to(device, non_blocking=True)
@@ -147,6 +160,12 @@ class CachedTeacher:
             logits[there_too] = fresh
             self._keep_later(slots[positions], fresh)
         return logits
+
+    def tell_damage(self, slots: Tensor) -> None:
+        """Say so if any of the slots int64 [n], which are missing, are damaged."""
+        if not self._damage_told and (count := self.store.damaged(slots)):
+            self._damage_told = True
+            self._notify(f"{self.store.folder}: damaged, {count} or more teachers' logits are computed again")
 
     def keep(self, slots: Tensor, logits: Tensor) -> None:
         """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; what is not finite is left missing."""
@@ -206,9 +225,17 @@ def key_of(parts: dict[str, Any]) -> str:
 
 
 def open_store(
-    folder: Path, parts: dict[str, Any], *, views: int, rows: int, classes: int, about: dict[str, Any], max_gb: float
+    folder: Path,
+    parts: dict[str, Any],
+    *,
+    views: int,
+    rows: int,
+    classes: int,
+    about: dict[str, Any],
+    max_gb: float,
+    notify: Callable[[str], None] = print,
 ) -> Store:
-    """The store for `parts` in `folder`; it is made if there is none, or if what is there has another shape.
+    """The store for `parts` in `folder`; it is made if there is none, or, with a notice, if what is there is damaged.
 
     Before, the stores that were not used for longest are removed until all fit into `max_gb` gigabytes.  `about` is for
     people: the teacher's name and so on.  UserError if the folder cannot be written or the disk has too little room:
@@ -219,8 +246,11 @@ def open_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if _described(own).get("shape") != shape:
-                shutil.rmtree(own, ignore_errors=True)
+            sound = _described(own).get("shape") == shape and _has_files(own, shape)
+            if own.exists() and not sound:
+                notify(f"{own}: damaged, all of these teacher's logits are computed again")
+                shutil.rmtree(own)
+            if not sound:
                 make_room(folder, max_gb, Store.size(**shape))
                 wanted, free = Store.size(**shape) / GIGABYTE, free_gigabytes(folder)
                 if wanted > free:
@@ -229,7 +259,9 @@ def open_store(
                         "make room, or choose another cache.dir or cache.mode"
                     )
                 own.mkdir()
+                store = Store(own, **shape)
                 write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
+                return store
             os.utime(own / "about.json")  # the time of its last use
             return Store(own, **shape)
     except OSError as error:
@@ -239,6 +271,10 @@ def open_store(
 def free_gigabytes(folder: Path) -> float:
     """What the disk of `folder`, which need not exist yet, has free."""
     return shutil.disk_usage(existing_part(folder)).free / GIGABYTE
+
+
+def _has_files(store: Path, shape: dict[str, int]) -> bool:
+    return all(path.is_file() and path.stat().st_size == size for path, size in _files(store, **shape).items())
 
 
 def _described(store: Path) -> dict[str, Any]:
@@ -268,17 +304,17 @@ class Listed:
 
 
 def listed(folder: Path) -> list[Listed]:
-    """The stores in `folder`, the last used first.  What is half-made is not listed."""
+    """The stores in `folder`, the last used first.  What is damaged is listed as empty."""
     found = []
     for path in folder.glob("*/about.json"):
         about, store = _described(path.parent), path.parent
         shape = about.get("shape")
-        if not isinstance(shape, dict) or not (store / "checks").is_file():
-            continue
+        sound = isinstance(shape, dict) and set(shape) == SHAPE and _has_files(store, shape)
         # what it takes on the disk: holes take nothing
         size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
-        teacher, view = str(about.get("teacher")), str(about.get("view"))
-        found.append(Listed(store.name, teacher, view, size, Store(store, **shape).filled(), path.stat().st_mtime))
+        teacher, view = (str(about.get(name, "damaged")) for name in ("teacher", "view"))
+        filled = Store(store, **shape).filled() if sound and shape else 0.0
+        found.append(Listed(store.name, teacher, view, size, filled, path.stat().st_mtime))
     return sorted(found, key=lambda store: -store.used)
 
 

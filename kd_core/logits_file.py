@@ -111,20 +111,23 @@ class LogitsFile:
             clean = self._of(split, 2)
             assert clean is not None
             logits = clean[:, None]
-        return FileStore(logits)
+        return FileStore(self.path.parent, logits)
 
 
 class FileStore:
     """Logits [rows,views,C] of a file, read by slot as those of `kd_core.cache.Store`; all are there."""
 
-    def __init__(self, logits: Tensor):
-        self._logits = logits
+    def __init__(self, folder: Path, logits: Tensor):
+        self.folder, self._logits = folder, logits
         self.rows, self.views, self.classes = logits.shape
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Logits fp16 [B,C] of slots int64 [B], and True [B]."""
         logits = self._logits[slots % self.rows, slots // self.rows].half()
         return logits, torch.ones(len(slots), dtype=torch.bool)
+
+    def damaged(self, slots: Tensor) -> int:
+        return 0
 
     def write(self, slots: Tensor, logits: Tensor) -> None:
         raise AssertionError("nothing is missing in a file of logits")

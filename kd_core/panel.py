@@ -144,7 +144,8 @@ class Panel:
                 teacher.file.check_views(
                     split, crop_padding=config.data.crop_padding, flip=config.data.flip, fixed=fixed
                 )
-                self._cached[index] = CachedTeacher(teacher.file.store(split), per_view=teacher.view == "shared")
+                per_view = teacher.view == "shared"
+                self._cached[index] = CachedTeacher(teacher.file.store(split), per_view=per_view, notify=tqdm.write)
 
     @property
     def _all_views(self) -> int:
@@ -199,8 +200,9 @@ class Panel:
             classes=teacher.num_classes,
             about=about,
             max_gb=config.cache.max_gb,
+            notify=tqdm.write,
         )
-        return CachedTeacher(store, per_view=shared)
+        return CachedTeacher(store, per_view=shared, notify=tqdm.write)
 
     @torch.no_grad()
     def _fill(self, index: int, cached: CachedTeacher, images: Images, label: str) -> None:
@@ -239,6 +241,8 @@ class Panel:
                 cleanup.callback(store.lock(tqdm.write).release)
             accelerator.wait_for_everyone()
             lacking = store.missing(slots)
+            if accelerator.is_main_process:
+                cached.tell_damage(lacking)
             accelerator.wait_for_everyone()  # none fills before all know what is missing
             fill(lacking[accelerator.process_index :: accelerator.num_processes])
             accelerator.wait_for_everyone()

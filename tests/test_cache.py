@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,11 +76,14 @@ def test_checksums_see_exchanged_values_and_are_never_zero():
 
 
 @pytest.mark.parametrize("name", ["logits", "checks", "about.json"])
-def test_a_store_that_is_cut_short_starts_anew(tmp_path, name):
+def test_a_store_that_is_cut_short_starts_anew(tmp_path, name, capsys):
     store = make(tmp_path)
     store.write(torch.arange(120), logits(120))
+    assert not capsys.readouterr().out
     os.truncate(store.folder / name, 5)
+    assert [entry.filled for entry in cache.listed(tmp_path)] == [0.0]
     again = make(tmp_path)
+    assert f"{store.folder}: damaged, all of these teacher's logits are computed again" in capsys.readouterr().out
     assert len(again.missing(torch.arange(120))) == 120
     again.write(torch.arange(120), logits(120))
     assert not len(make(tmp_path).missing(torch.arange(120)))
@@ -118,7 +122,7 @@ def test_a_disk_without_room_is_one_message(tmp_path, monkeypatch):
 
 def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
     store, truth, asked = make(tmp_path, views=1), logits(40), []
-    cached = CachedTeacher(store, per_view=False)
+    cached = CachedTeacher(store, per_view=False, notify=print)
     cpu = torch.device("cpu")
 
     def compute(rows):
@@ -141,7 +145,7 @@ def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
 
 
 def test_what_is_not_finite_is_not_kept(tmp_path):
-    cached = CachedTeacher(make(tmp_path, views=1), per_view=False)
+    cached = CachedTeacher(make(tmp_path, views=1), per_view=False, notify=print)
     bad = logits(2)
     bad[1, 3] = torch.inf
     rows = torch.tensor([1, 2])
@@ -272,7 +276,7 @@ def test_a_damaged_teacher_is_found_though_an_undamaged_one_is_known(home, warm,
         train(home, "damaged", f"--teachers=[{{weights: {tmp_path / 'damaged'}}}]", folder="damaged-teacher")
 
 
-def test_damaged_and_half_filled_stores_are_mended(home, online, warm):
+def test_damaged_and_half_filled_stores_are_mended_with_a_notice(home, online, warm, capsys):
     shutil.copytree(warm, home / "damaged")
     for number, path in enumerate(sorted((home / "damaged" / "logits").glob("*/logits"))):
         data = bytearray(path.read_bytes())
@@ -280,6 +284,11 @@ def test_damaged_and_half_filled_stores_are_mended(home, online, warm):
         path.write_bytes(data)
     weights, rows = train(home, "damaged", folder="damaged")
     assert same(weights, online) and min(hits(rows)) < 1
+    text = capsys.readouterr().out
+    told = set(re.findall(r"/logits/(\w+): damaged, \d+ or more teachers' logits are computed again", text))
+    assert told == {store.key for store in cache.listed(home / "damaged" / "logits")} and len(told) == 3
+    train(home, "mended", folder="damaged")
+    assert "computed again" not in capsys.readouterr().out
 
 
 def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch):

@@ -135,7 +135,7 @@ def test_a_step_only_slices_its_plan():
 def test_logits_from_a_warm_cache_take_a_handful_of_calls(tmp_path):
     store = open_store(tmp_path, {}, views=162, rows=100, classes=7, about={}, max_gb=1.0)
     store.write(torch.arange(16_200), torch.zeros(16_200, 7).half())
-    cached = CachedTeacher(store, per_view=True)
+    cached = CachedTeacher(store, per_view=True, notify=print)
     counts = set()
     for size in (2, 50):
         rows = torch.arange(size)
