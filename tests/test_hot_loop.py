@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ WAITS = {
     "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select",
     "aten::_unique2", "aten::unique_consecutive", "aten::bincount", "aten::repeat_interleave.Tensor",
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FORWARD = 40  # dispatcher calls that are no views
 CUDA = torch.device("cuda", 0)
 
@@ -143,6 +145,28 @@ def test_logits_from_a_warm_cache_take_a_handful_of_calls(tmp_path):
             cached(Batch(rows, rows, rows), torch.device("cpu"), lambda positions: pytest.fail("computed"))
         counts.add(len(calls.names))
     assert max(counts) < 25 and len(counts) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the C library whose habits these are")
+def test_on_a_cpu_large_tensors_take_pages_that_were_freed_before():
+    code = """
+import resource, torch
+from kd_core.processes import create_accelerator
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(2**24).add_(1)  # 64 MiB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+create_accelerator("no")
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert kept < 0.01 * 4 * 2**14 and kept < usual
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
