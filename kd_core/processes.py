@@ -55,13 +55,13 @@ def create_accelerator(mixed_precision: str, *, deterministic: bool = False) -> 
 def keep_freed_memory() -> None:
     """Let glibc keep large blocks that are freed, for the next ones; nothing where there is no glibc.
 
-    Every step allocates its activations anew.  By default glibc gives blocks of 32 MiB back to the system each time, and
-    fetching their pages again takes a fifth of a ResNet-8x4 step (docs/performance.md).
+    Every step allocates its activations anew.  By default glibc gives blocks of 32 MiB back to the system each time,
+    and fetching their pages again takes a fifth of a ResNet-8x4 step (docs/performance.md).
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap,
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose free end is kept up to this size
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap,
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose free end is kept up to this size
 
 
 def is_first_process() -> bool:

@@ -166,7 +166,7 @@ print(before, faults())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     usual, kept = map(int, done.stdout.split())
-    assert kept < 0.01 * 4 * 2**14 and kept < usual
+    assert usual > 3 * 2**14 and kept <= 2**14 + 100  # the heap may have grown once more
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
