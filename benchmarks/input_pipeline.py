@@ -28,7 +28,7 @@ from benchmarks._measure import Options, Result, Target, compare, hand_over, int
 from kd_core.config import DataConfig
 from kd_core.data import ImageStore, load_data
 from kd_core.preprocess import Preprocess
-from kd_core.views import Views, batch_rows, epoch_order, view_ids
+from kd_core.views import EpochPlan, Views
 
 BATCH, PADDING = 128, 4
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -83,15 +83,17 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
     while True:
         start, seen = time.perf_counter(), 0
         while seen < count:
-            order = epoch_order(0, epoch, data.train.rows)
-            for step in range(len(order) // BATCH):
-                rows = batch_rows(order, BATCH, step, 0, 1)
-                pixels, _ = store.gather(rows)
-                ids = view_ids(0, epoch, rows, crop_padding=PADDING, flip=True)
+            plan = EpochPlan(
+                data.train.rows, store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
+                crop_padding=PADDING, flip=True,
+            )  # fmt: skip
+            for step in range(len(plan)):
+                batch = plan.batch(step, store.device)
+                pixels, _ = store.gather(batch.rows)
                 for view in views:
-                    batch = view.train(pixels, ids, channels_last=True)
-                    assert batch.shape[1:] == (3, view.size, view.size)
-                seen += len(batch)
+                    images = view.train(pixels, batch.ids, channels_last=True)
+                    assert images.shape[1:] == (3, view.size, view.size)
+                seen += len(batch.rows)
                 if seen >= count:
                     break
             epoch += 1

@@ -72,18 +72,6 @@ def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
     return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
 
 
-def batch_rows(order: Tensor, batch_size: int, step: int, rank: int, world_size: int) -> Tensor:
-    """Process `rank`'s part, int64 [batch_size / world_size], of the global batch number `step` of an epoch.
-
-    An epoch has `len(order) // batch_size` steps; what is left over is not used.
-    """
-    assert batch_size % world_size == 0, (batch_size, world_size)
-    assert 0 <= step < len(order) // batch_size, (step, batch_size, len(order))
-    share = batch_size // world_size
-    start = step * batch_size + rank * share
-    return order[start : start + share]
-
-
 # --------------------------------------------------------------------------------------------------- views
 
 
