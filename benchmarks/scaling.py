@@ -24,18 +24,24 @@ def run(options: Options) -> list[Result]:
     points += [("images", images, TEACHERS, CLASSES, images) for images in (base, 10_000, 50_000)]
     if options.quick:
         points = [("teachers", 1, 1, 10, base)]
+    most = {classes: max(point[2] for point in points if point[3] == classes) for *_, classes, _ in points}
+    teams: dict[int, list[Path]] = {}  # trained once: a class's pattern is the same in every data set here
     results: list[Result] = []
     for axis, value, teachers, classes, images in points:
-        results += measured(options, axis, value, teachers, classes, images)
+        home, val = options.folder(f"{axis}={value}"), max(200, classes)
+        data = write_parquet(home / "data", images + val, classes)
+        if classes not in teams:
+            networks = [_runs.TINY] * most[classes]
+            teams[classes] = _runs.trained_teachers(options.folder(f"team-{classes}"), data, networks, val=val)
+        results += measured(options, home, data, teams[classes][:teachers], axis, value, images, val)
     return results
 
 
-def measured(options: Options, axis: str, value: int, teachers: int, classes: int, images: int) -> list[Result]:
-    """Epochs with and without `teachers` cached teachers in turn, and what the cache takes."""
-    name = f"{axis}={value}"
-    home, val, pairs = options.folder(name), max(200, classes), options.few(5 if images < 50_000 else 2)
-    data = write_parquet(home / "data", images + val, classes)
-    panel = team(options, data, teachers, classes, val)
+def measured(
+    options: Options, home: Path, data: Path, team: list[Path], axis: str, value: int, images: int, val: int
+) -> list[Result]:
+    """Epochs with and without cached teachers in turn, and what the cache takes."""
+    pairs = options.few(5 if images < 50_000 else 2)
 
     def words(kind: str, members: list[Path]) -> list[str]:
         return _runs.words(
@@ -43,11 +49,12 @@ def measured(options: Options, axis: str, value: int, teachers: int, classes: in
             batch=BATCH, more=["--cache.mode=clean", "--no-wandb"],
         )  # fmt: skip
 
-    with _runs.turns({"warm": words("warm", panel), ALONE: words("alone", [])}) as runs:
+    with _runs.turns({"warm": words("warm", team), ALONE: words("alone", [])}) as runs:
         seconds = interleave({kind: turn.step_seconds for kind, turn in runs.items()}, pairs)
     stored = sum(file.stat().st_blocks * 512 for file in logits_folder(home / "cache").rglob("*") if file.is_file())
     own = statistics.median(seconds["warm"])
     comparison = compare(seconds, "warm", ALONE, "s a step")
+    name = f"{axis}={value}"
     comparison.name = f"{name}: {comparison.name}"
     return [
         comparison,
@@ -55,11 +62,3 @@ def measured(options: Options, axis: str, value: int, teachers: int, classes: in
         Figure(f"{name}: the cache", stored / 1e6, "MB", curve=f"the cache (one view) by {axis}", x=value),
     ]
 
-
-def team(options: Options, data: Path, count: int, classes: int, val: int) -> list[Path]:
-    """Teachers for so many classes, trained once: the patterns of a class are the same in every data set here."""
-    home = options.scratch / f"team-{classes}"
-    found = sorted((home / "runs").glob("teacher*")) if home.exists() else []
-    if len(found) < count:
-        found = _runs.trained_teachers(home, data, [_runs.TINY] * max(count, TEACHERS), val=val)
-    return found[:count]
