@@ -324,10 +324,12 @@ def plot(report: Report, path: Path) -> None:
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
         for axes, (name, points) in zip(grid, curves.items(), strict=False):
-            axes.plot([point.x for point in points], [point.value for point in points], "o-", color="#1f5a99")
+            places, values = [point.x for point in points], [point.value for point in points]
+            axes.plot(places, values, "o-", color="#1f5a99")
             axes.set_title(name, fontsize=10)
-            axes.set(ylabel=points[0].unit, xscale="log", ylim=(0, None))
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set(ylabel=points[0].unit, xscale="log", ylim=(0, 1.1 * max(values)))
+            axes.set_xticks(places, [f"{place:,g}" for place in places])
+            axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -349,10 +351,16 @@ def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _within_a_decade(axes) else "")
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
     axes.grid(axis="x", alpha=0.3, which="both")
     axes.set_xlabel("ratio: dot median, bar 95% interval, tick target; green met, red missed, grey no target")
+
+
+def _within_a_decade(axes: Any) -> bool:
+    low, high = axes.get_xlim()
+    return bool(high < 10 * low)
 
 
 # ------------------------------------------------------------------------------------------------- commands
