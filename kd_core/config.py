@@ -33,7 +33,7 @@ from kd_core.files import sha256_of
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = "configs/quickstart.yaml"
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 MAX_YAML_BYTES = 1_000_000
 
 

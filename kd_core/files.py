@@ -34,18 +34,20 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, atomically."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace `path` by `text`, atomically.  If not `durable`, a power failure may lose it: it waits for no disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

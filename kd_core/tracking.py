@@ -308,7 +308,11 @@ class Tracker:
         if self._run is not None and number >= self._known:
             self._guard("take a row of metrics", lambda: self._run.log(row, step=number, commit=True))
             if self._file:
-                self._guard("note how much it has", lambda: write_text(self._known_file, str(number + 1)))
+                self._guard("note how much it has", lambda: self._note(number + 1))
+
+    def _note(self, rows: int) -> None:
+        """What `_rows_known` reads; training does not wait for the disk, and a note that is lost is done without."""
+        write_text(self._known_file, str(rows), durable=False)
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""

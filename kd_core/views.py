@@ -152,20 +152,25 @@ class EpochPlan:
         fixed: int | None = None,
     ):
         assert batch_size % world_size == 0, (batch_size, world_size)
-        steps = len(rows) // batch_size
+        steps, share = len(rows) // batch_size, batch_size // world_size
         order = epoch_order(seed, epoch, rows)[: steps * batch_size]
-        own = order.view(steps, world_size, batch_size // world_size)[:, rank].flatten()
+        own = order.view(steps, world_size, share)[:, rank].flatten()
         view = draw_views(seed, epoch, own, crop_padding=crop_padding, flip=flip, fixed=fixed)
-        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, -1)
+        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)
+        self._latest: dict[str, tuple[int, Batch]] = {}
 
     def __len__(self) -> int:
         return self._host.shape[1]
 
     def batch(self, step: int, device: torch.device) -> Batch:
         """Step `step`, on the host or on the plan's device."""
-        plan = self._host if device.type == "cpu" else self._device
-        return Batch(*plan[:, step].unbind())
+        latest, batch = self._latest.get(device.type, (None, None))
+        if batch is None or latest != step:  # the parts of a step ask one after the other
+            plan = self._host if device.type == "cpu" else self._device
+            batch = Batch(*plan[:, step].unbind())
+            self._latest[device.type] = step, batch
+        return batch
 
 
 class Views:
@@ -245,12 +250,16 @@ class Views:
             )
 
     def _resized(self, images: Tensor, side: int) -> Tensor:
-        """[B,H,W,3] -> [B,side,side,3]: float32 in [0, 255], or the images themselves if they fit."""
+        """[B,H,W,3] -> [B,side,side,3]: whole grey levels in [0, 255] as Pillow gives them, within one on a GPU."""
         if images.shape[1] == side:
             return images
-        pixels = images.permute(0, 3, 1, 2).float()
+        pixels = images.permute(0, 3, 1, 2)
+        if pixels.device.type != "cpu":  # which alone resizes bytes; it does so ten times as fast as floats
+            pixels = pixels.float()
         resized = F.interpolate(pixels, (side, side), mode=self.interpolation, align_corners=False, antialias=True)
-        return resized.clamp_(0, 255).permute(0, 2, 3, 1)  # bicubic overshoots at edges
+        if resized.is_floating_point():
+            resized = resized.round_().clamp_(0, 255)  # bicubic overshoots at edges
+        return resized.permute(0, 2, 3, 1)
 
     def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:
         """[B,S,S,3] -> rows of pixels [B,size,size*3] at the offsets int64 [B] from the top and the left.
@@ -269,7 +278,7 @@ class Views:
 
     def _normalised(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
         """Rows of pixels [B,size,size*3] in [0, 255] -> normalised [B,3,size,size]."""
-        values = (view.float() * self._scale).add_(self._shift).to(dtype)
+        values = torch.addcmul(self._shift, view.float(), self._scale).to(dtype)
         image = values.unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
         return image if channels_last else image.contiguous()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -41,6 +43,18 @@ def normalised(image: Tensor) -> Tensor:
     return (image.double() / 255 - mean) / std
 
 
+def pillow_resized(image: Tensor, side: int, interpolation: str = "bicubic") -> Tensor:
+    """Image uint8 [h,w,3] as Pillow, and so timm's and torchvision's transforms, resize it: [3,side,side]."""
+    mode = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+    return torch.tensor(np.asarray(Image.fromarray(image.numpy()).resize((side, side), mode))).permute(2, 0, 1).double()
+
+
+def assert_same_greys(view: Tensor, expected: Tensor) -> None:
+    """Nearly all values are equal, and the others are two grey levels apart at most."""
+    difference = (view.double() - expected).abs() * 255 * torch.tensor(STD, dtype=torch.float64)[:, None, None]
+    assert difference.max() < 2.01 and (difference < 0.01).double().mean() > 0.99
+
+
 def slow_view(image: Tensor, view: int, size: int, padding: int) -> Tensor:
     """One view of one image uint8 [h,w,3], with nothing batched."""
     grid = 2 * padding + 1
@@ -51,8 +65,7 @@ def slow_view(image: Tensor, view: int, size: int, padding: int) -> Tensor:
         canvas[:, padding : padding + size, padding : padding + size] = chw
     else:
         side = round(size * 8 / 7) if padding else size
-        canvas = TF.resize(chw, [side, side], interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
-        canvas = canvas.clamp(0, 255)
+        canvas = pillow_resized(image, side)
     slack = canvas.shape[1] - size
     top, left = (round(offset * slack / max(grid - 1, 1)) for offset in (dy, dx))
     crop = canvas[:, top : top + size, left : left + size]
@@ -77,7 +90,7 @@ def test_every_resized_view_equals_the_reference(stored: int, size: int) -> None
     images = random_images(3, stored)[torch.arange(len(ids)) % 3]
     views = Views(preprocess(size), stored, crop_padding=4, flip=True).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
-        torch.testing.assert_close(view.double(), slow_view(image, view_id, size, 4), rtol=0, atol=2e-4)
+        assert_same_greys(view, slow_view(image, view_id, size, 4))
 
 
 @pytest.mark.parametrize(("stored", "size", "padding"), [(32, 32, 0), (16, 24, 0), (8, 8, 2), (5, 5, 3)])
@@ -86,7 +99,7 @@ def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> N
     images = random_images(len(ids), stored)
     views = Views(preprocess(size), stored, crop_padding=padding, flip=True).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
-        torch.testing.assert_close(view.double(), slow_view(image, view_id, size, padding), rtol=0, atol=2e-4)
+        assert_same_greys(view, slow_view(image, view_id, size, padding))
 
 
 def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
@@ -120,13 +133,12 @@ def test_centre_view_is_the_clean_view() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("stored", "size", "resize"), [(64, 56, 64), (80, 32, 37), (32, 56, 64), (32, 32, 32)])
-def test_clean_view_equals_torchvision(stored: int, size: int, resize: int, interpolation: str) -> None:
+def test_clean_view_is_that_of_timms_transforms(stored: int, size: int, resize: int, interpolation: str) -> None:
     images = random_images(2, stored)
     clean = Views(preprocess(size, resize, interpolation), stored, crop_padding=4, flip=True).clean(images)
-    pixels = images.permute(0, 3, 1, 2).double()
-    mode = TF.InterpolationMode(interpolation)
-    expected = TF.center_crop(TF.resize(pixels, [resize], mode, antialias=True).clamp(0, 255), [size, size])
-    torch.testing.assert_close(clean.double(), torch.stack([normalised(x) for x in expected]), rtol=0, atol=2e-4)
+    for image, view in zip(images, clean, strict=True):
+        resized = pillow_resized(image, resize, interpolation)
+        assert_same_greys(view, normalised(TF.center_crop(resized, [size, size])))
 
 
 def test_normalisation_is_exact_for_every_byte() -> None:
@@ -228,7 +240,7 @@ def test_views_on_the_gpu_equal_those_on_the_cpu() -> None:
     ids = view_ids(1, 2, rows, crop_padding=4, flip=True)
     assert view_ids(1, 2, rows.cuda(), crop_padding=4, flip=True).cpu().equal(ids)
     assert epoch_order(1, 2, rows.cuda()).cpu().equal(epoch_order(1, 2, rows))
-    for size, tolerance in ((32, 1e-6), (48, 2e-4)):
+    for size, tolerance in ((32, 1e-6), (48, 1.01 / (255 * min(STD)))):  # one grey level
         views = Views(preprocess(size), 32, crop_padding=4, flip=True)
         expected = views.train(images, ids)
         actual = views.train(images.cuda(), ids.cuda()).cpu()
