@@ -163,7 +163,7 @@ def run(
         data_watch, teacher_watch = Stopwatch(device), Stopwatch(device)
 
         def plan_epoch(epoch: int) -> EpochPlan:
-            return EpochPlan(
+            plan = EpochPlan(
                 data.train.rows,
                 device,
                 seed=training.seed,
@@ -175,6 +175,9 @@ def run(
                 flip=config.data.flip,
                 fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
             )
+            if method.requires_teachers:
+                panel.begin_epoch(plan)
+            return plan
 
         def train_step(epoch: int, plan: EpochPlan, position: int) -> None:
             step = epoch * steps_per_epoch + position

@@ -74,29 +74,29 @@ class Store:
         values = torch.from_file(logits, shared=True, size=count * classes, dtype=torch.float16)
         self._logits = values.view(count, classes)
         self._checks = torch.from_file(checks, shared=True, size=count, dtype=torch.int32)
-        self._sound = torch.zeros(count, dtype=torch.bool)  # whose checksums this process has verified
 
     @staticmethod
     def size(views: int, rows: int, classes: int) -> int:
         """Bytes of a store once it is filled."""
         return views * rows * (2 * classes + 4)
 
-    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits fp16 [B,C] of slots int64 [B] on the CPU, and bool [B]: whether each is there and undamaged."""
-        logits, sound = self._logits.index_select(0, slots), self._sound.index_select(0, slots)
-        if not bool(sound.all()):
-            sound = row_checksums(logits) == self._checks.index_select(0, slots)
-            self._sound.index_copy_(0, slots, sound)
-        return logits, sound
+    def read(self, slots: Tensor) -> Tensor:
+        """Logits fp16 [n,C] of slots int64 [n] on the CPU, whatever stands there."""
+        return self._logits.index_select(0, slots)
+
+    def sound(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
+        """bool [n]: whether each of slots int64 [n] is filled and undamaged."""
+        found = [row_checksums(self.read(part)) == self._checks.index_select(0, part) for part in slots.split(chunk)]
+        return torch.cat(found) if found else slots.bool()
 
     def write(self, slots: Tensor, logits: Tensor) -> None:
         """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU."""
         self._logits.index_copy_(0, slots, logits)
         self._checks.index_copy_(0, slots, row_checksums(logits))
 
-    def missing(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
+    def missing(self, slots: Tensor) -> Tensor:
         """Those of the slots int64 [n] that are not filled, or damaged."""
-        return torch.cat([part[~self.read(part)[1]] for part in slots.split(chunk)]) if len(slots) else slots
+        return slots[~self.sound(slots)]
 
     def damaged(self, slots: Tensor) -> int:
         """How many of the slots int64 [n], which are missing, hold something that cannot be used."""
@@ -136,7 +136,7 @@ class CachedTeacher:
         per_view: whether a slot depends on the view, or there is the clean view alone.
         notify: is told, once, of rows that are damaged; they are computed again.
 
-    index_device: where a call wants its rows.
+    index_device: where `begin_epoch` wants its rows.
     """
 
     def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
@@ -147,27 +147,32 @@ class CachedTeacher:
         self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
         self.hits = self.asked = 0
 
-    def slots(self, batch: Batch) -> Tensor:
-        """int64 [B] of a batch's rows and views."""
-        return batch.numbers * self.store.rows + batch.rows if self.per_view else batch.rows
+    def begin_epoch(self, batches: Batch) -> None:
+        """Look up at once what the steps of an epoch, all int64 [steps,B], will find: no step then has to."""
+        rows = batches.rows
+        self._slots = batches.numbers * self.store.rows + rows if self.per_view else rows
+        self.asked += rows.numel()
+        if self._table is not None:
+            self.hits += rows.numel()
+            return
+        self._there = self.store.sound(self._slots.flatten()).view_as(rows)
+        self._complete = self._there.all(1).tolist()
+        self.hits += int(self._there.sum())
+        self.tell_damage(self._slots[~self._there])
 
-    def __call__(self, batch: Batch, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits fp16 [B,C] of a batch, on `device`, without waiting for it.
+    def __call__(self, step: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits fp16 [B,C] of a step of the epoch, on `device`, without waiting for it.
 
         `compute(positions)` gives, on the device, those at positions int64 [n] of the batch.
         """
-        self.asked += len(batch.rows)
-        slots = self.slots(batch)
+        slots = self._slots[step]
         if self._table is not None:
-            self.hits += len(slots)
             return self._table.index_select(0, slots)
-        logits, there = self.store.read(slots)
-        lacking = (~there).nonzero().flatten()
-        self.hits += len(slots) - len(lacking)
+        logits = self.store.read(slots)
         if device.type == "cuda":
             logits = logits.pin_memory().to(device, non_blocking=True)
-        if len(lacking):
-            self.tell_damage(slots[lacking])
+        if not self._complete[step]:
+            lacking = (~self._there[step]).nonzero().flatten()
             # A network may round a single image's logits otherwise than a batch's.
             positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
             there_too = positions.to(device, non_blocking=True)
@@ -216,10 +221,10 @@ class CachedTeacher:
         table = torch.empty((store.views * store.rows, store.classes), dtype=torch.float16, device=device)
         for view in range(store.views):
             for part in rows.split(1 << 18):
-                logits, there = store.read(view * store.rows + part)
-                if not bool(there.all()):
+                slots = view * store.rows + part
+                if not bool(store.sound(slots).all()):
                     return
-                table[(view * store.rows + part).to(device)] = logits.to(device)
+                table[slots.to(device)] = store.read(slots).to(device)
         self._table, self.index_device = table, device
 
     def hit_rate(self) -> float:
@@ -256,12 +261,14 @@ def open_store(
     people: the teacher's name and so on.  UserError if the folder cannot be written or the disk has too little room:
     writing to a memory map beyond that would end the process without a word.
     """
+    parts = json.loads(json.dumps(parts))  # as they are read back
     own = folder / key_of(parts)
     shape = {"views": views, "rows": rows, "classes": classes}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            sound = _described(own).get("shape") == shape and _has_files(own, shape)
+            described = _described(own)
+            sound = described.get("shape") == shape and described.get("parts") == parts and _has_files(own, shape)
             if own.exists() and not sound:
                 notify(f"{own}: damaged, all of these teacher's logits are computed again")
                 shutil.rmtree(own)

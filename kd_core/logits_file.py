@@ -121,10 +121,12 @@ class FileStore:
         self.folder, self._logits = folder, logits
         self.rows, self.views, self.classes = logits.shape
 
-    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits fp16 [B,C] of slots int64 [B], and True [B]."""
-        logits = self._logits[slots % self.rows, slots // self.rows].half()
-        return logits, torch.ones(len(slots), dtype=torch.bool)
+    def read(self, slots: Tensor) -> Tensor:
+        """Logits fp16 [n,C] of slots int64 [n]."""
+        return self._logits[slots % self.rows, slots // self.rows].half()
+
+    def sound(self, slots: Tensor) -> Tensor:
+        return torch.ones(len(slots), dtype=torch.bool)
 
     def damaged(self, slots: Tensor) -> int:
         return 0

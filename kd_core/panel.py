@@ -33,11 +33,17 @@ class Panel:
     def __len__(self) -> int:
         return len(self.members)
 
+    def begin_epoch(self, plan: EpochPlan) -> None:
+        """To be called before the steps of an epoch."""
+        for cached in filter(None, self._cached):
+            cached.begin_epoch(plan.whole(cached.index_device))
+
     @torch.no_grad()
     def __call__(self, plan: EpochPlan, step: int, images: Tensor) -> Tensor:
-        """Logits float32 [K,B,C] for a step, whose images are uint8 [B,H,W,3]; each teacher sees its own view.
+        """Logits float32 [K,B,C] for a step, with its images uint8 [B,H,W,3], of an epoch that has begun.
 
-        They are values that fp16 can hold, as the cache keeps them: so cached and computed ones are the same.
+        Each teacher sees its own view.  The values are such that fp16 can hold, as the cache keeps them: so cached and
+        computed ones are the same.
         """
         ids = plan.batch(step, images.device).ids
         logits = []
@@ -46,7 +52,7 @@ class Panel:
             if cached is None:
                 own = compute()
             else:
-                own = cached(plan.batch(step, cached.index_device), images.device, compute)
+                own = cached(step, images.device, compute)
             logits.append(own)
         rounded = torch.stack(logits).float()
         finite = rounded.isfinite().flatten(1).all(1)
@@ -111,7 +117,7 @@ class Panel:
             else:
                 clean = self._open(teacher, images.split, views=1, shared=False)
                 self._fill(index, clean, images, label)
-                own = clean.store.read(images.split.rows)[0]
+                own = clean.store.read(images.split.rows)
             everything.append(own.to(images.labels.device).float())
             if not bool(everything[-1].isfinite().all()):
                 raise _not_finite(index, teacher)

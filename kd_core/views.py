@@ -167,10 +167,13 @@ class EpochPlan:
         """Step `step`, on the host or on the plan's device."""
         latest, batch = self._latest.get(device.type, (None, None))
         if batch is None or latest != step:  # the parts of a step ask one after the other
-            plan = self._host if device.type == "cpu" else self._device
-            batch = Batch(*plan[:, step].unbind())
+            batch = Batch(*(part[step] for part in self.whole(device)))
             self._latest[device.type] = step, batch
         return batch
+
+    def whole(self, device: torch.device) -> Batch:
+        """All steps, each int64 [steps,B], on the host or on the plan's device."""
+        return Batch(*(self._host if device.type == "cpu" else self._device).unbind())
 
 
 class Views:

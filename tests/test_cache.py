@@ -39,9 +39,9 @@ def logits(count: int, classes: int = 7) -> torch.Tensor:
 def test_rows_are_found_again_by_another_process_and_the_rest_is_missing(tmp_path):
     slots, values = torch.tensor([0, 5, 119, 41]), logits(4)
     make(tmp_path).write(slots, values)
-    read, there = make(tmp_path).read(torch.tensor([41, 5, 6]))
-    assert there.tolist() == [True, True, False]
-    assert torch.equal(read[:2], values[[3, 1]])
+    again, some = make(tmp_path), torch.tensor([41, 5, 6])
+    assert again.sound(some).tolist() == [True, True, False]
+    assert torch.equal(again.read(some)[:2], values[[3, 1]])
     everything = torch.arange(3 * 40)
     assert set(make(tmp_path).missing(everything).tolist()) == set(everything.tolist()) - set(slots.tolist())
     assert make(tmp_path).filled() == pytest.approx(4 / 120)
@@ -50,7 +50,7 @@ def test_rows_are_found_again_by_another_process_and_the_rest_is_missing(tmp_pat
 def test_a_row_of_zeros_is_not_an_empty_row(tmp_path):
     store = make(tmp_path)
     store.write(torch.tensor([3]), torch.zeros(1, 7).half())
-    assert store.read(torch.tensor([3, 4]))[1].tolist() == [True, False]
+    assert store.sound(torch.tensor([3, 4])).tolist() == [True, False]
 
 
 def test_every_damage_to_a_row_makes_it_missing(tmp_path):
@@ -120,6 +120,11 @@ def test_a_disk_without_room_is_one_message(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ reading and filling
 
 
+def one_step(rows: torch.Tensor) -> Batch:
+    """An epoch of one step."""
+    return Batch(rows[None], rows[None], rows[None])
+
+
 def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
     store, truth, asked = make(tmp_path, views=1), logits(40), []
     cached = CachedTeacher(store, per_view=False, notify=print)
@@ -139,7 +144,8 @@ def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
         (torch.tensor([20, 21, 22]), [[1, 2]]),
     ):
         asked.clear()
-        assert torch.equal(cached(Batch(rows, rows, rows), cpu, compute(rows)), truth[rows])
+        cached.begin_epoch(one_step(rows))
+        assert torch.equal(cached(0, cpu, compute(rows)), truth[rows])
         assert asked == wanted
     assert cached.hit_rate() == (0 + 10 + 2 + 1) / 26 and cached.hit_rate() == 0.0
 
@@ -149,8 +155,8 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     bad = logits(2)
     bad[1, 3] = torch.inf
     rows = torch.tensor([1, 2])
-    batch = Batch(rows, rows, rows)
-    assert torch.equal(cached(batch, torch.device("cpu"), lambda positions: bad[positions]), bad)
+    cached.begin_epoch(one_step(rows))
+    assert torch.equal(cached(0, torch.device("cpu"), lambda positions: bad[positions]), bad)
     assert cached.store.missing(rows).tolist() == [2]
 
 
@@ -193,7 +199,8 @@ def words(home: Path, name: str, *more: str, folder: str = "data") -> list[str]:
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / folder}", f"--name={name}",
         "--model={name: cifar_resnet8}",
         f"--teachers=[{{weights: {first}}}, {{weights: {second}, view: clean}}]", "--kd.type=dynamic", "--no-wandb",
-        "--data.train_size=600", "--training.max_epochs=3", "--training.compare_with_baseline=false", "--fresh", *more,
+        "--data.train_size=600", "--training.max_epochs=3", "--training.compare_with_baseline=false", "--fresh",
+        "--training.log_every=1", *more,
     ]  # fmt: skip
 
 
@@ -207,6 +214,13 @@ def result(home: Path, name: str) -> tuple[dict, list[dict]]:
     [run] = (home / "runs").glob(f"{name}-????????")
     weights = models.load_export(run / "checkpoints" / "latest" / "student").model.state_dict()
     return weights, [row for row in read_metrics(run / "metrics.jsonl") if row.get("epoch", 0) > 0]
+
+
+def losses(home: Path, name: str) -> list[float]:
+    """Of every step."""
+    [run] = (home / "runs").glob(f"{name}-????????")
+    rows = read_metrics(run / "metrics.jsonl")
+    return [row["train_step/loss_total"] for row in rows if "train_step/step" in row]
 
 
 def same(first: dict, second: dict) -> bool:
@@ -238,6 +252,7 @@ def test_a_warm_cache_gives_the_same_student_and_runs_no_teacher(home, online, w
     monkeypatch.setattr(panel.Panel, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
     weights, rows = train(home, "warm", folder="warm")
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
+    assert losses(home, "warm") == losses(home, "cold") == losses(home, "online") and len(losses(home, "warm")) >= 50
 
 
 def test_no_teacher_is_built_when_all_logits_are_cached(home, online, warm, monkeypatch):
@@ -321,20 +336,43 @@ def test_fixed_views_train_alike_cold_and_warm_but_not_as_all_views(home, online
     assert same(first, second) and hits(rows) == [1.0, 1.0, 1.0] and not same(first, online)
 
 
-def test_two_runs_at_once_share_a_cold_cache(home, online):
+COUNTED = """
+import sys
+import train_kd
+from kd_core import panel
+
+original = panel.Panel._compute
+
+def counted(self, index, images, *rest, **options):
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{len(images)}\\n")
+    return original(self, index, images, *rest, **options)
+
+panel.Panel._compute = counted
+train_kd.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("mode", [[], ["--cache.mode=fixed", "--cache.views=2"]], ids=["lazy", "fixed"])
+def test_two_runs_at_once_share_a_cold_cache(home, online, mode, tmp_path):
+    """What is filled before training is filled once; of what is filled meanwhile, some may be computed twice."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    names, count = [f"{name}-{len(mode)}" for name in ("one", "two")], tmp_path / "count"
     running = [
         subprocess.Popen(
-            [sys.executable, "train_kd.py", *words(home, name, folder="both")], cwd=ROOT, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-c", COUNTED, str(count), *words(home, name, *mode, folder=f"both-{len(mode)}")],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for name in ("one", "two")
+        for name in names
     ]  # fmt: skip
     for process in running:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
-    (first, _), (second, _) = result(home, "one"), result(home, "two")
+    (first, _), (second, _) = (result(home, name) for name in names)
     assert same(first, second)
+    computed = sum(map(int, count.read_text().split()))
+    clean = 229 + 829  # the first teacher's for validation, the second's for validation and training
+    assert computed == clean + 2 * 600 if mode else computed < clean + 2 * 3 * 600
 
 
 def test_auto_says_what_lazy_would_take_where_it_does_not_fit(home, capsys):
