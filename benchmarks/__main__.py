@@ -22,6 +22,7 @@ PARTS = {
     "input": "input_pipeline",
     "step": "step",
     "teachers": "teacher_cache",
+    "heap": "heap",
     "textbook": "textbook",
     "losses": "losses",
     "metrics": "metrics",

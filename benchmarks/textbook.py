@@ -4,10 +4,7 @@ The textbook's: the teacher in every step, fp32 in NCHW, PIL transforms of every
 workers, KL + cross-entropy, loss and accuracy read back by `.item()` in every batch, plain SGD, and glibc's usual heap.
 """
 
-import contextlib
-import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,14 +19,13 @@ from torch.utils.data import DataLoader
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, interleave
+from benchmarks.heap import usual_heap
 from benchmarks.input_pipeline import ArrayDataset, open_parquet
 from kd_core import models
-from kd_core.processes import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 BATCH, CLASSES, VAL, TEMPERATURE = 64, 100, 200, 4.0
 TEACHER, STUDENT = "cifar_resnet32x4", "cifar_resnet8x4"
 TEXTBOOK = "textbook"
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 TARGETS = {"cached fp32": 3.0, "cached bf16": 5.5}
 
 
@@ -108,16 +104,3 @@ def textbook(data: Path, teacher_folder: Path, student: dict[str, Any], steps: i
                 step()
             seconds = time.perf_counter() - start
         yield steps * BATCH / seconds
-
-
-@contextlib.contextmanager
-def usual_heap() -> Iterator[None]:
-    """glibc as it is where nobody calls `keep_freed_memory`: its thresholds have grown to 32 MiB and twice that."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_MMAP_MAX, 65_536)
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
