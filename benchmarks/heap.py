@@ -1,20 +1,30 @@
 """A bare step on a CPU with glibc's heap as train_kd.py sets it against the heap as it is by default.
 
 ResNet-8 and ResNet-8x4 at batch 128: forward, cross-entropy, backward, optimizer.  The larger one's activations are
-blocks of 32 MiB, which glibc by default gives back to the system in every step.
+blocks of 32 MiB, which glibc by default gives back to the system in every step.  Each measurement is a process of its
+own: a heap that was once large stays so.
 """
 
-import contextlib
-import ctypes
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 
-from benchmarks._measure import Note, Options, Result, compare, interleave, seconds_of
-from benchmarks.step import bare_step
-from kd_core.processes import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from benchmarks._measure import Note, Options, Result, compare, interleave
 
 STUDENTS = ("cifar_resnet8", "cifar_resnet8x4")
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+CHILD = """
+import statistics, sys, torch
+from benchmarks._measure import seconds_of
+from benchmarks.step import bare_step
+from kd_core.processes import keep_freed_memory
+
+torch.set_num_threads(1)
+name, heap, repeats = sys.argv[1:]
+if heap == "kept":
+    keep_freed_memory()
+seconds = seconds_of(bare_step({"name": name}))
+print(statistics.median([seconds() for _ in range(int(repeats))][2:]))
+"""
 
 
 def run(options: Options) -> list[Result]:
@@ -22,31 +32,14 @@ def run(options: Options) -> list[Result]:
         return [Note("not available: only Linux has the C library whose habits these are")]
     results: list[Result] = []
     for name in STUDENTS[: options.size(2, 1)]:
-        step, repeats = bare_step({"name": name}), options.size(4, 1)
-
-        def usual(step: Callable[[], None] = step, repeats: int = repeats) -> float:
-            with usual_heap():
-                step()  # what the other left is given back
-                return seconds_of(step, repeats)()
-
-        def kept(step: Callable[[], None] = step, repeats: int = repeats) -> float:
-            keep_freed_memory()
-            step()
-            return seconds_of(step, repeats)()
-
-        results.append(compare(interleave({name: kept, "default": usual}, options.pairs), name, "default", "s a step"))
+        contestants = {heap: partial(step_seconds, name, heap, options.size(8, 3)) for heap in ("kept", "default")}
+        comparison = compare(interleave(contestants, options.few(7), warm_up=0), "kept", "default", "s a step")
+        comparison.name = f"{name}: {comparison.name}"
+        results.append(comparison)
     return results
 
 
-@contextlib.contextmanager
-def usual_heap() -> Iterator[None]:
-    """glibc as it is where nobody calls `keep_freed_memory`: its thresholds have grown to 32 MiB and twice that."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 65_536)
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
+def step_seconds(name: str, heap: str, repeats: int) -> float:
+    """The median step of a fresh process, without the first two."""
+    child = [sys.executable, "-c", CHILD, name, heap, str(repeats)]
+    return float(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
