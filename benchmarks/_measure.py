@@ -323,7 +323,7 @@ def plot(report: Report, path: Path) -> None:
         grid = areas[-1].subplots(lines, 2, squeeze=False).flatten()
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
-        for axes, (name, points) in zip(grid, curves.items(), strict=False):
+        for axes, (name, points) in zip(grid, curves.items(), strict=False):  # of an odd number one stays empty
             places, values = [point.x for point in points], [point.value for point in points]
             axes.plot(places, values, "o-", color="#1f5a99")
             axes.set_title(name, fontsize=10)

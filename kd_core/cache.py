@@ -156,7 +156,7 @@ class CachedTeacher:
             self.hits += rows.numel()
             return
         self._there = self.store.sound(self._slots.flatten()).view_as(rows)
-        self._complete = self._there.all(1).tolist()
+        self._complete = self._there.all(1).tolist()  # on the host, once an epoch: no wait
         self.hits += int(self._there.sum())
         self.tell_damage(self._slots[~self._there])
 
@@ -200,10 +200,8 @@ class CachedTeacher:
         arrived = torch.cuda.Event()
         arrived.record()
         self._coming.append((slots, copy, arrived))
-        while self._coming[0][2].query():
+        while self._coming and self._coming[0][2].query():
             self._keep_first()
-            if not self._coming:
-                break
 
     def _keep_first(self) -> None:
         slots, copy, arrived = self._coming.popleft()
