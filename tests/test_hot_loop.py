@@ -162,12 +162,11 @@ def faults():
 
 before = faults()
 create_accelerator("no")
-faults()
-print(before, faults())
+print(before, min(faults() for _ in range(10)))  # the heap grows in the first rounds, by as much as it has gaps
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     usual, kept = map(int, done.stdout.split())
-    assert usual > 3 * 2**14 and kept <= 2**14 + 100  # the heap may have grown once more
+    assert usual > 3 * 2**14 and kept <= 100
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
