@@ -19,8 +19,8 @@ switches:
     --help                this text
 
 exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure here; stopped by a signal:
-             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished first (of several processes: up to ten steps);
-             the same command continues the run after the last complete epoch.  A second signal stops at once
+             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished (of several processes: up to ten steps)
+             and a checkpoint written, from which the same command goes on.  A second signal stops at once
 """
 
 import os
@@ -39,7 +39,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from filelock import SoftFileLease
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from tqdm import tqdm
@@ -52,18 +53,28 @@ from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError
-from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
+from kd_core.files import check_writable, copy_folder, held_lock, writable_folder, writing
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.panel import Panel, teacher_rows
-from kd_core.processes import Stopped, StopSignals, create_accelerator, exit_status, is_first_process, share_buffers
+from kd_core.processes import (
+    Stopped,
+    StopSignals,
+    create_accelerator,
+    exit_status,
+    is_first_process,
+    random_state,
+    set_random_state,
+    share_buffers,
+)
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import prepare, send_rest, start_tracking, wandb_mode
 from kd_core.views import EpochPlan, epoch_order, random_bits
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
+STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
 JUDGED_IMAGES = 2000  # of the training split, to judge teachers by where there is no validation split
 
 
@@ -118,7 +129,7 @@ def run(
     with ExitStack() as cleanup:
         # --------------------------------------------------------------------------------------- run folder
         if not check:
-            folder, run_id = choose_folder(config, job, resume, cleanup)
+            folder, run_id, lock = choose_folder(config, job, resume, cleanup)
             if folder.finished:
                 say(f"already finished: {folder.path} (--fresh trains anew)")
                 if job.use_wandb and accelerator.is_main_process:
@@ -213,10 +224,10 @@ def run(
 
         # ------------------------------------------------------------------------------------- where it stood
         state: dict[str, Any] = {
-            "epoch": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": 0, "run_id": run_id,
+            "epoch": 0, "position": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": 0, "run_id": run_id,
             "processes": accelerator.num_processes, "log_every": training.log_every,
         }  # fmt: skip
-        found = load_latest(folder, say)
+        found, within = load_latest(folder, say), None
         if found:
             path, tensors, state = found
             if state["processes"] != accelerator.num_processes:
@@ -224,17 +235,20 @@ def run(
                     f"{folder.path}: was trained by {state['processes']} process(es), this is "
                     f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
                 )
-            if accelerator.is_main_process and state["best"]["epoch"] == state["epoch"]:
+            ended = state["epoch"] > 0 and state["position"] == 0
+            if accelerator.is_main_process and ended and state["best"]["epoch"] == state["epoch"]:
                 folder.keep_best(path / "student")  # in case the last attempt ended between the two
             pupil.model.load_state_dict(models.load_export(path / "student").model.state_dict())
             optimizer.load_state_dict(tensors["optimizer"])
             method.load_state_dict(tensors["method"])
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(tensors["scaler"])
+            within = tensors["within_epoch"]
         log_every = state["log_every"]
         if log_every != training.log_every:  # rows are known by their numbers
             say(f"training.log_every: stays {log_every} in this run, which began with it")
-        say(f"resuming {folder.path} after epoch {state['epoch']}" if found else f"training in {folder.path}")
+        steps_in = f" and {state['position']} steps" if state["position"] else ""
+        say(f"resuming {folder.path} after epoch {state['epoch']}{steps_in}" if found else f"training in {folder.path}")
         tracker = start_tracking(
             config,
             folder,
@@ -272,19 +286,57 @@ def run(
             row = score(method, logits, val_teachers, val.labels, batch_size=batch_size, progress=progress)
             return {f"val/{name}": value for name, value in row.items()}
 
-        def keep(row: dict[str, Any], better: bool) -> None:
-            """Write the checkpoints: latest always, best if it is one."""
+        saved_at = time.monotonic()
+
+        def keep(better: bool, within_epoch: list[dict[str, Any]] | None = None) -> None:
+            """Write the checkpoints: latest always, best if it is one; `within_epoch` is each process's state there."""
+            nonlocal saved_at
+            saved_at = time.monotonic()
             if not accelerator.is_main_process:
                 return
+            if lock is not None and lock.compromise:
+                raise UserError(
+                    f"{folder.path}: another process has taken this run over, since this one gave no sign of life for "
+                    f"{lock.lease_duration:g} seconds; nothing was written"
+                )
             tensors = {
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "within_epoch": within_epoch,
             }
-            save_latest(folder, lambda path: pupil.export(path, row), tensors, state)
+            if not folder.summary_file.is_file():  # a folder of that name elsewhere is not to be written instead
+                raise UserError(f"{folder.path}: has vanished while it was trained in; nothing more is written")
+            with writing(folder.path):
+                save_latest(folder, lambda path: pupil.export(path, state["metrics"]), tensors, state)
+                if better:
+                    folder.keep_best(folder.checkpoint("latest") / "student")
             if better:
-                folder.keep_best(folder.checkpoint("latest") / "student")
                 tracker.store_best()
+
+        def keep_position(position: int) -> None:
+            """A checkpoint after `position` steps of an epoch.  What is each process's own is gathered."""
+            own = {
+                "buffers": {name: buffer.cpu() for name, buffer in pupil.model.named_buffers()},
+                "random": random_state(device),
+                "meter": meter.state(),
+            }
+            state.update(position=position, metrics_offset=tracker.offset)
+            keep(better=False, within_epoch=gather_object([own]))
+
+        def continue_epoch() -> int:
+            """Restore what `keep_position` kept for this process; the number of steps that are done."""
+            if within:
+                own = within[accelerator.process_index]
+                for name, buffer in pupil.model.named_buffers():
+                    buffer.copy_(own["buffers"][name])
+                set_random_state(own["random"], device)
+                meter.load_state(own["meter"], device)
+            return state["position"]
+
+        def save_is_due(step: int) -> bool:
+            every, minutes = training.save_every_steps, training.save_every_minutes
+            return bool(every and step % every == 0) or bool(minutes and time.monotonic() - saved_at > 60 * minutes)
 
         # --------------------------------------------------------------------------------------- the epochs
         began, first_epoch = time.perf_counter(), state["epoch"]
@@ -300,15 +352,18 @@ def run(
                 plan = plan_epoch(epoch)
                 model.train()
                 meter.start_epoch()
+                done = continue_epoch()
+                state["position"], within = 0, None
                 interval_began, interval_steps = epoch_began, 0
                 title, hidden = f"epoch {epoch + 1}/{training.max_epochs}", not accelerator.is_main_process
-                bar = tqdm(range(steps_per_epoch), title, leave=False, disable=hidden or None)
+                bar = tqdm(
+                    range(done, steps_per_epoch), title, steps_per_epoch, False, initial=done, disable=hidden or None
+                )
                 try:
                     for position in bar:
                         train_step(epoch, plan, position)
                         step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
-                        log_now = step % log_every == 0
-                        job.signals.check(accelerator, together=log_now or step % 10 == 0)
+                        log_now, due = step % log_every == 0, save_is_due(step)
                         if log_now:
                             means = meter.reading()  # waits for the device, and nothing else within an epoch does
                             now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
@@ -329,6 +384,14 @@ def run(
                                 left=clock((total_steps - step) * step_time),
                                 refresh=False,
                             )
+                        every = training.save_every_steps or STEPS_TOGETHER
+                        together = log_now or step % STEPS_TOGETHER == 0 or step % every == 0
+                        stop, save = job.signals.agreed(accelerator, together=together, due=due)
+                        if stop or save:
+                            keep_position(position + 1)
+                            state["position"] = 0
+                        if stop:
+                            raise Stopped(stop)
                     means = meter.epoch()
                     seconds = time.perf_counter() - epoch_began
                     share_buffers(pupil.model, accelerator)
@@ -359,8 +422,10 @@ def run(
                 better = val is None or row["val/accuracy"] > state["best"].get("val/accuracy", -1.0)
                 state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset)
                 state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
-                keep(row, better)
-                job.signals.check(accelerator, together=True)
+                keep(better)
+                stop, _ = job.signals.agreed(accelerator, together=True)
+                if stop:
+                    raise Stopped(stop)
                 left = (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
                 say(report.epoch_line(row, training.max_epochs, left, better))
 
@@ -374,8 +439,9 @@ def run(
             tracker.log({"epoch": state["epoch"], **test})
         summary = report.summarize(config, data, pupil, panel.members, measured, state, test)
         if accelerator.is_main_process:
-            copy_folder(best, folder.student)
-            folder.write_summary(**summary, status="finished", exit_status=0)
+            with writing(folder.path):
+                copy_folder(best, folder.student)
+                folder.write_summary(**summary, status="finished", exit_status=0)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
         tracker.store_final()
         accelerator.wait_for_everyone()
@@ -386,23 +452,27 @@ def run(
 # ================================================================================================ parts of a run
 
 
-def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> tuple[RunFolder, str]:
-    """The run folder to continue, or a new one, and its run id; the main process decides for all, and locks it."""
+def choose_folder(
+    config: Config, job: Job, resume: str, cleanup: ExitStack
+) -> tuple[RunFolder, str, SoftFileLease | None]:
+    """The run folder to continue, or a new one, its run id, and its lock, which the main process holds for all."""
     choice: list[Any] = [None, None, None]
+    lock = None
     if job.accelerator.is_main_process:
         prescribed = configuration.prescribed_run_id() if job.is_student else None
         try:
             folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
             if not folder.finished:
                 # a comparison that another run trains already is waited for
-                cleanup.enter_context(folder.lock(None if job.is_student else job.say))
+                lock = folder.lock(None if job.is_student else job.say)
+                cleanup.callback(lock.release)
             choice = [str(folder.path), folder.summary()["run_id"], None]
         except UserError as error:
             choice[2] = str(error)
     broadcast_object_list(choice)
     if choice[2]:
         raise UserError(choice[2])
-    return RunFolder(Path(choice[0])), choice[1]
+    return RunFolder(Path(choice[0])), choice[1], lock
 
 
 def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:
@@ -634,7 +704,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
             folder = writable_folder(Path(config.output_dir), "output_dir")
             lock = held_lock(
                 folder / f".teacher-{own.digest(job.data.fingerprint)}.lock",
-                lambda: job.say(f"{label} is being trained by another process; waiting for it"),
+                lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)
         job.accelerator.wait_for_everyone()
@@ -655,5 +725,5 @@ if __name__ == "__main__":
     except (Stopped, KeyboardInterrupt) as stop:
         if is_first_process():
             how = str(stop) or "interrupted"
-            print(f"train_kd.py: {how}; the same command continues after the last complete epoch", file=sys.stderr)
+            print(f"train_kd.py: {how}; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(exit_status(stop))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, SoftFileLease
 from torch import Tensor
 
 from kd_core.errors import UserError
@@ -102,11 +102,11 @@ class Store:
         """How many of the slots int64 [n], which are missing, hold something that cannot be used."""
         return int((self._checks.index_select(0, slots) != 0).sum())
 
-    def lock(self, notify: Callable[[str], None]) -> FileLock:
+    def lock(self, notify: Callable[[str], None]) -> SoftFileLease:
         """Held by who fills the store; while another run does, says so and waits."""
         return held_lock(
-            self.folder / ".lock",
-            lambda: notify("another run is filling the cache of this teacher; waiting for it"),
+            self.folder / ".owner",
+            lambda owner: notify(f"{owner} is filling the cache of this teacher; waiting for it"),
         )
 
     def filled(self) -> float:

@@ -3,7 +3,8 @@
 runs/<name>-<run_id>/
     config.yaml  metrics.jsonl  summary.json
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
-    checkpoints/latest/    the same for the last epoch, plus training.pt: all that resuming needs
+    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt: all that resuming needs
+    checkpoints/.latest.previous/    the one before, in case that is damaged
     student/               the selected student in timm's own format
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import SoftFileLease
 from tqdm import tqdm
 
 from kd_core.config import Config, read_yaml
@@ -29,6 +30,7 @@ from kd_core.files import (
     held_lock,
     previous_of,
     read_json,
+    remove_unfinished,
     replacing_folder,
     sha256_of,
     writable_folder,
@@ -73,17 +75,17 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         return read_json(self.summary_file)
 
-    def lock(self, notify: Callable[[str], None] | None = None) -> FileLock:
+    def lock(self, notify: Callable[[str], None] | None = None) -> SoftFileLease:
         """A held lock on the folder.  If another process trains in it: UserError, or with `notify` it is waited for."""
 
-        def busy() -> None:
+        def busy(owner: str) -> None:
             if notify is None:
                 raise UserError(
-                    f"{self.path}: is being trained by another process; --fresh starts a second run with these settings"
+                    f"{self.path}: is being trained by {owner}; --fresh starts a second run with these settings"
                 )
-            notify(f"{self.path} is being trained by another process; waiting for it")
+            notify(f"{self.path} is being trained by {owner}; waiting for it")
 
-        return held_lock(self.path / ".lock", busy)
+        return held_lock(self.path / ".owner", busy)
 
     def keep_best(self, export: Path) -> None:
         """Make the exported student in `export` the best one."""
@@ -92,18 +94,21 @@ class RunFolder:
 
     def record_failure(self, error: BaseException | None) -> None:
         """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
-        if error is None or self.finished:
+        if error is None or not self.summary_file.is_file() or self.finished:
             return
         if isinstance(error, UserError) and not self.metrics_file.exists():
             shutil.rmtree(self.path)
             return
         preempted = isinstance(error, Stopped) and error.preempted
         interrupted = isinstance(error, (Stopped, KeyboardInterrupt))
-        self.write_summary(
-            status="preempted" if preempted else "interrupted" if interrupted else "failed",
-            exit_status=exit_status(error),
-            error=str(error) or type(error).__name__,
-        )
+        try:
+            self.write_summary(
+                status="preempted" if preempted else "interrupted" if interrupted else "failed",
+                exit_status=exit_status(error),
+                error=str(error) or type(error).__name__,
+            )
+        except OSError as full:  # the error itself is what counts
+            tqdm.write(f"{self.summary_file}: cannot be written: {full.strerror}")
 
     def write_summary(self, **values: Any) -> dict[str, Any]:
         """Add `values` to summary.json."""
@@ -192,7 +197,7 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
     """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
-    with replacing_folder(folder.checkpoint("latest")) as path:
+    with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
         export(path / "student")
         torch.save(training, path / "training.pt")
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
@@ -208,6 +213,7 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
     A damaged one is skipped, with a notice, in favour of the one before it.
     """
     latest = folder.checkpoint("latest")
+    remove_unfinished(latest)
     candidates = [path for path in (latest, previous_of(latest)) if path.is_dir()]
     for path in candidates:
         try:

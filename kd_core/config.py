@@ -208,6 +208,12 @@ class TrainingConfig(Section):
     log_every: int = Field(
         50, ge=1, description="steps between train_step/* rows; the only waits of the loop on the device"
     )
+    save_every_steps: int | None = Field(
+        None, ge=1, description="also write a checkpoint every so many steps within an epoch; null: at epochs' ends"
+    )
+    save_every_minutes: float | None = Field(
+        None, gt=0, description="also write a checkpoint when the last one is this old; null: at epochs' ends"
+    )
     compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
 
     @model_validator(mode="after")
@@ -342,8 +348,9 @@ class Config(Section):
             del values[section]
         if self.cache.mode == "fixed" and self.teachers:  # the one mode that changes what the student sees
             values["fixed_views"] = self.cache.views
-        for key in ("log_every", "compare_with_baseline", "compile", "compile_mode"):
+        for key in ("log_every", "save_every_steps", "save_every_minutes", "compile", "compile_mode"):
             del values["training"][key]
+        del values["training"]["compare_with_baseline"]
         del values["data"]["num_workers"], values["data"]["store"]
         for teacher in values["teachers"]:
             if teacher["weights"] and (content := _content_of(teacher["weights"])):

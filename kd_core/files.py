@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
+from safetensors import SafetensorError
 
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
+
+LEASE = 30.0  # seconds without a heartbeat after which a lock's owner on another machine counts as dead
 
 
 def sha256_of(path: Path) -> str:
@@ -66,11 +70,11 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, *, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block succeeds.
 
-    The previous folder stays as `.NAME.previous` until the new one stands; `previous_of` finds it after a crash
-    between the two renames.
+    The previous folder stays as `.NAME.previous` until the new one stands, or with `keep_previous` until the next
+    time; `previous_of` finds it, also after a crash between the two renames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -88,7 +92,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             os.rename(path, previous)
         os.rename(temporary, path)
         sync_folder(path.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        if not keep_previous:
+            shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -100,8 +105,14 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def previous_of(path: Path) -> Path:
-    """Where `replacing_folder` keeps the old folder while it puts the new one in place."""
+    """Where `replacing_folder` keeps the old folder."""
     return path.with_name(f".{path.name}.previous")
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a `replacing_folder` of `path` that was killed has left; nobody may be writing it."""
+    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def existing_part(path: Path) -> Path:
@@ -125,12 +136,52 @@ def check_writable(path: Path, key: str, *, make: bool = False) -> None:
         raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None
 
 
-def held_lock(path: Path, busy: Callable[[], None]) -> FileLock:
-    """The lock of file `path`, held.  While another process holds it, `busy` is called once, then it is waited for."""
-    lock = FileLock(path)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block a disk that is full, read-only or gone is a UserError that names `path` and says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error, 160)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        why = first_line(error, 160)
+    else:
+        return
+    raise UserError(
+        f"{path}: cannot be written: {why}. What was complete there is untouched; once there is room, the same command "
+        "goes on from the last checkpoint"
+    )
+
+
+def held_lock(path: Path, busy: Callable[[str], None]) -> SoftFileLease:
+    """The lock of file `path`, held: made exclusively, with a heartbeat, since network file systems may not know flock.
+
+    What a dead process of this machine holds is taken over at once; what one of another machine holds, when no
+    heartbeat is seen for LEASE seconds.  While somebody alive holds it `busy` is told who, once; then it is waited for.
+    """
+    lock = SoftFileLease(path, lease_duration=LEASE, thread_local=False)
     try:
         lock.acquire(timeout=0)
+        return lock
     except Timeout:
-        busy()
-        lock.acquire()
+        process, host = _owner(path)
+    if host != socket.gethostname():  # whether it is alive cannot be asked, only waited for
+        try:
+            lock.acquire(timeout=1.5 * LEASE)
+            return lock
+        except Timeout:
+            process, host = _owner(path)
+    busy(f"process {process} on {host}")
+    lock.acquire()
     return lock
+
+
+def _owner(lock: Path) -> tuple[str, str]:
+    """The process and the host that a lock file names."""
+    try:
+        named = dict(line.split("=", 1) for line in lock.read_text().splitlines() if "=" in line)
+    except OSError:  # released meanwhile
+        named = {}
+    return named.get("pid", "unknown"), named.get("host", "an unknown host")

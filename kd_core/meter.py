@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,24 @@ class Meter:
         self._sums += packed
         self._first_bad = torch.where(packed.isfinite(), self._first_bad, self._first_bad.clamp(max=step))
         self._steps = [count + 1 for count in self._steps]
+
+    def state(self) -> dict[str, Any]:
+        """What this process has summed up within the epoch, for a checkpoint: plain values and tensors."""
+        if self._sums is None:
+            return {}
+        return {
+            "names": self.names,
+            "steps": self._steps,
+            "sums": self._sums.cpu(),
+            "first_bad": self._first_bad.cpu(),
+        }
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what `state` gave."""
+        self.start_epoch()
+        if state:
+            self.names, self._steps = list(state["names"]), list(state["steps"])
+            self._sums, self._first_bad = state["sums"].to(device), state["first_bad"].to(device)
 
     def reading(self) -> dict[str, float]:
         """Means since the last reading."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast
@@ -106,7 +108,7 @@ def exit_status(error: BaseException | None) -> int:
 class StopSignals:
     """SIGTERM, SIGUSR1 (batch systems) and Ctrl-C.
 
-    Within `deferred` the first of them waits for the next `check`, so that a step is finished and no file is left
+    Within `deferred` the first of them waits until `agreed` is asked, so that a step is finished and no file is left
     half-written.  Elsewhere, and the second time anywhere, it raises `Stopped` at once.
     """
 
@@ -128,7 +130,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the first signal wait for `check` within the block."""
+        """Let the first signal wait until `agreed` is asked, within the block."""
         self._deferring = True
         try:
             yield
@@ -141,17 +143,41 @@ class StopSignals:
         else:
             raise Stopped(number)
 
-    def check(self, accelerator: Accelerator, *, together: bool) -> None:
-        """Raise `Stopped` if a signal waits.
+    def agreed(self, accelerator: Accelerator, *, together: bool, due: bool = False) -> tuple[int, bool]:
+        """The number of a signal that any process has received, 0 for none, and whether a checkpoint is `due` on any.
 
-        Processes must stop at the same step: several of them agree only where all call this with `together`, since
-        that costs an exchange.
+        Processes must stop and save at the same step: several of them agree only where all call this with `together`,
+        since that costs an exchange.
         """
         received = self._received
-        if accelerator.num_processes > 1:
-            if not together:
-                return
-            highest = accelerator.gather(torch.tensor([received], device=accelerator.device)).max()
-            received = int(highest)
-        if received:
-            raise Stopped(received)
+        if accelerator.num_processes == 1:
+            return received, due
+        if not together:
+            return 0, False
+        told = torch.tensor([received, int(due)], device=accelerator.device)
+        highest = accelerator.gather(told).view(-1, 2).amax(0)
+        return int(highest[0]), bool(highest[1])
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where this process's random generators stand, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Continue this process's random generators from what `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"], device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -54,3 +54,11 @@ def test_every_name_in_the_code_is_documented() -> None:
 def test_summary_and_flat_keys_are_documented() -> None:
     assert set(HEADLINES) <= NAMED
     assert set(Config.model_validate({"kd": {"type": kd_methods.LABEL_ONLY}}).flat(10)) <= NAMED
+
+
+def test_every_fault_has_its_test() -> None:
+    rows = [row for row in (ROOT / "docs" / "reliability.md").read_text().splitlines() if row.startswith("| ")][1:]
+    named = {re.search(r"`(test_\w+)` \|$", row)[1] for row in rows}  # type: ignore[index]
+    texts = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    there = {name for text in texts for name in re.findall(r"^def (\w+)", text, re.MULTILINE)}
+    assert len(rows) >= 25 and named <= there, named - there

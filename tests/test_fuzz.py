@@ -1,0 +1,142 @@
+"""Settings, command lines and files that are wrong at random: a value or one message, never anything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fuzz_files
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import evaluate_kd
+import train_kd
+from kd_core.config import Config
+from kd_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
+QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+wrong: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from([
+        None, True, False, 0, -1, 1, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "auto", "no", "null",
+        "../../etc/passwd", "~", "\x00", "a" * 5000, [], {}, [[]], {"": 1}, {"a": {"b": {}}}, "ünï", "{", "1e3", "0x10",
+    ]),
+    st.text(max_size=20), st.integers(), st.floats(), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)  # fmt: skip
+
+
+def paths_in(values: Any, path: tuple = ()) -> list[tuple]:
+    """Where something stands in nested values: every key and index."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = []
+    for key, value in items:
+        found += [(*path, key), *paths_in(value, (*path, key))]
+    return found
+
+
+@st.composite
+def changed_settings(draw: st.DrawFn) -> Any:
+    """The values of a shipped file with one to four things replaced, removed, renamed or added."""
+    values = yaml.safe_load(draw(st.sampled_from(SHIPPED)).read_text()) or {}
+    for _ in range(draw(st.integers(1, 4))):
+        places = paths_in(values)
+        if not places:
+            break
+        *parents, last = draw(st.sampled_from(places))
+        owner = values
+        for key in parents:
+            owner = owner[key]
+        match draw(st.integers(0, 3)):
+            case 0:
+                owner[last] = draw(wrong)
+            case 1:
+                del owner[last]
+            case 2 if isinstance(owner, dict):
+                owner[draw(st.text(max_size=12))] = owner.pop(last)
+            case _ if isinstance(owner, dict):
+                owner[draw(st.sampled_from(["type", "kd", "teachers", "seed", "model", "x"]))] = draw(wrong)
+    return values
+
+
+def parsed(words: list[str]) -> None:
+    """Read settings as the script does; what is refused is refused in words, what is accepted can be written down."""
+    try:
+        config = train_kd.parse([*words])[1].config
+    except UserError as error:
+        assert str(error).strip()
+        return
+    except SystemExit as done:  # --help
+        assert done.code == 0
+        return
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) is not None
+
+
+@settings(max_examples=1000, **QUIET)
+@given(values=changed_settings())
+def test_changed_files(values, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "changed.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    parsed(["--config", str(path)])
+
+
+@settings(max_examples=500, **QUIET)
+@given(file=st.sampled_from(SHIPPED), seed=st.integers(0, 2**32))
+def test_damaged_files(file, seed, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_bytes(fuzz_files.damaged(file.read_bytes(), fuzz_files.random.Random(seed)))
+    parsed(["--config", str(path)])
+
+
+KEYS = sorted(
+    {
+        f"{section}.{key}" if isinstance(value, dict) else section
+        for section, value in Config().model_dump().items()
+        for key in (value if isinstance(value, dict) else [""])
+    }
+)
+word = st.one_of(
+    st.builds("--{}={}".format, st.sampled_from(KEYS), wrong),
+    st.builds("--{}={}".format, st.sampled_from(KEYS), st.text(max_size=15)),
+    st.builds("{}={}".format, st.text(max_size=10), st.text(max_size=10)),
+    st.sampled_from(["--", "-", "--resume", "--fresh", "--no-wandb", "--check", "--config", "=", "--=", "--a..b=1"]),
+    st.text(max_size=20),
+)
+
+
+@settings(max_examples=1000, **QUIET)
+@given(words=st.lists(word, min_size=1, max_size=4))
+def test_command_lines_of_training(words):
+    parsed(words)
+
+
+@settings(max_examples=300, **QUIET)
+@given(words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--artifact", "val"])), max_size=4))
+def test_command_lines_of_evaluation(words):
+    try:
+        evaluate_kd.parse(words)
+    except UserError as error:
+        assert str(error).strip()
+    except SystemExit as done:
+        assert done.code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("safetensors", 120), ("pt", 120), ("export", 120), ("checkpoint", 80), ("logits", 80), ("parquet", 60),
+     ("cifar_python", 80)],
+)  # fmt: skip
+def test_damaged_weights_and_data(kind, count, tmp_path):
+    """In a process of its own, which may neither die, nor hang, nor take gigabytes."""
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), kind, str(count), "0", str(tmp_path / "files")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert f"{kind}: {count} damaged files" in done.stdout
