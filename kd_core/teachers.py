@@ -82,7 +82,10 @@ class Teacher:
     @cached_property
     def model(self) -> nn.Module:
         assert self.build is not None, self.name
-        return self.build().eval().requires_grad_(False)
+        # When it is built depends on what is cached; the weights drawn for it, and thrown away, must not move the
+        # generator from which the student's dropout draws.
+        with torch.random.fork_rng(devices=[]):
+            return self.build().eval().requires_grad_(False)
 
 
 def training_config(run: Config, index: int) -> Config:
