@@ -40,7 +40,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from filelock import SoftFileLease
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from tqdm import tqdm
@@ -53,7 +52,7 @@ from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError
-from kd_core.files import check_writable, copy_folder, held_lock, writable_folder, writing
+from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite
 from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
@@ -129,7 +128,7 @@ def run(
     with ExitStack() as cleanup:
         # --------------------------------------------------------------------------------------- run folder
         if not check:
-            folder, run_id, lock = choose_folder(config, job, resume, cleanup)
+            folder, run_id = choose_folder(config, job, resume, cleanup)
             if folder.finished:
                 say(f"already finished: {folder.path} (--fresh trains anew)")
                 if job.use_wandb and accelerator.is_main_process:
@@ -294,20 +293,13 @@ def run(
             saved_at = time.monotonic()
             if not accelerator.is_main_process:
                 return
-            if lock is not None and lock.compromise:
-                raise UserError(
-                    f"{folder.path}: another process has taken this run over, since this one gave no sign of life for "
-                    f"{lock.lease_duration:g} seconds; nothing was written"
-                )
             tensors = {
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "within_epoch": within_epoch,
             }
-            if not folder.summary_file.is_file():  # a folder of that name elsewhere is not to be written instead
-                raise UserError(f"{folder.path}: has vanished while it was trained in; nothing more is written")
-            with writing(folder.path):
+            with folder.writing():
                 save_latest(folder, lambda path: pupil.export(path, state["metrics"]), tensors, state)
                 if better:
                     folder.keep_best(folder.checkpoint("latest") / "student")
@@ -439,7 +431,7 @@ def run(
             tracker.log({"epoch": state["epoch"], **test})
         summary = report.summarize(config, data, pupil, panel.members, measured, state, test)
         if accelerator.is_main_process:
-            with writing(folder.path):
+            with folder.writing():
                 copy_folder(best, folder.student)
                 folder.write_summary(**summary, status="finished", exit_status=0)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
@@ -452,27 +444,27 @@ def run(
 # ================================================================================================ parts of a run
 
 
-def choose_folder(
-    config: Config, job: Job, resume: str, cleanup: ExitStack
-) -> tuple[RunFolder, str, SoftFileLease | None]:
-    """The run folder to continue, or a new one, its run id, and its lock, which the main process holds for all."""
+def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> tuple[RunFolder, str]:
+    """The run folder to continue, or a new one, and its run id; the main process decides for all, and locks it."""
     choice: list[Any] = [None, None, None]
-    lock = None
+    folder = None
     if job.accelerator.is_main_process:
         prescribed = configuration.prescribed_run_id() if job.is_student else None
         try:
             folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
             if not folder.finished:
                 # a comparison that another run trains already is waited for
-                lock = folder.lock(None if job.is_student else job.say)
-                cleanup.callback(lock.release)
+                cleanup.callback(folder.lock(None if job.is_student else job.say).release)
+                if not folder.finished:  # by the one that was waited for
+                    with folder.writing():
+                        folder.write_summary(status="running", exit_status=None)
             choice = [str(folder.path), folder.summary()["run_id"], None]
         except UserError as error:
             choice[2] = str(error)
     broadcast_object_list(choice)
     if choice[2]:
         raise UserError(choice[2])
-    return RunFolder(Path(choice[0])), choice[1], lock
+    return folder or RunFolder(Path(choice[0])), choice[1]
 
 
 def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:

@@ -11,6 +11,7 @@ any order by any number of processes, an interruption loses nothing, and a damag
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from filelock import FileLock, SoftFileLease
 from torch import Tensor
 
 from kd_core.errors import UserError
-from kd_core.files import existing_part, held_lock, read_json, write_json
+from kd_core.files import existing_part, held_lock, read_json, reserve, write_json, writing
 from kd_core.logits_file import FileStore
 from kd_core.views import Batch
 
@@ -66,14 +68,21 @@ class Store:
 
     def __init__(self, folder: Path, views: int, rows: int, classes: int):
         self.folder, self.views, self.rows, self.classes = folder, views, rows, classes
-        count, files = views * rows, _files(folder, views, rows, classes)
-        for path, size in files.items():
-            if not path.exists():
-                _make(path, size)
-        logits, checks = (str(path) for path in files)
-        values = torch.from_file(logits, shared=True, size=count * classes, dtype=torch.float16)
+        count, (logits, checks) = views * rows, _files(folder, views, rows, classes)
+        self._file = open(logits, "r+b", buffering=0)
+        values = torch.from_file(str(logits), shared=True, size=count * classes, dtype=torch.float16)
         self._logits = values.view(count, classes)
-        self._checks = torch.from_file(checks, shared=True, size=count, dtype=torch.int32)
+        self._checks = torch.from_file(str(checks), shared=True, size=count, dtype=torch.int32)
+
+    @classmethod
+    def create(cls, folder: Path, **shape: int) -> Store:
+        """An empty store in a new folder.  Its logits are holes at first, which take no room."""
+        folder.mkdir()
+        (logits, size), (checks, room) = _files(folder, **shape).items()
+        with open(logits, "wb") as file:
+            file.truncate(size)
+        reserve(checks, room)
+        return cls(folder, **shape)
 
     @staticmethod
     def size(views: int, rows: int, classes: int) -> int:
@@ -90,8 +99,15 @@ class Store:
         return torch.cat(found) if found else slots.bool()
 
     def write(self, slots: Tensor, logits: Tensor) -> None:
-        """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU."""
-        self._logits.index_copy_(0, slots, logits)
+        """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU.  OSError on a full disk."""
+        data, width = memoryview(logits.numpy().tobytes()), 2 * self.classes
+        breaks = ((slots.diff() != 1).nonzero().flatten() + 1).tolist()
+        starts = [0, *breaks, len(slots)] if len(slots) else []
+        for (start, end), slot in zip(pairwise(starts), slots[starts[:-1]].tolist(), strict=True):
+            # to the file, not to its map: where a hole cannot be filled this is an error, and that the process's end
+            part = data[start * width : end * width]
+            if os.pwrite(self._file.fileno(), part, slot * width) < len(part):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._checks.index_copy_(0, slots, row_checksums(logits))
 
     def missing(self, slots: Tensor) -> Tensor:
@@ -118,14 +134,6 @@ def _files(folder: Path, views: int, rows: int, classes: int) -> dict[Path, int]
     """A store's logits and checksums, and how many bytes each must have."""
     count = views * rows
     return {folder / "logits": 2 * count * classes, folder / "checks": 4 * count}
-
-
-def _make(path: Path, size: int) -> None:
-    """A file of holes, which read as zeros and take no room."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(fresh, "wb") as file:
-        file.truncate(size)
-    os.replace(fresh, path)
 
 
 class CachedTeacher:
@@ -190,7 +198,8 @@ class CachedTeacher:
     def keep(self, slots: Tensor, logits: Tensor) -> None:
         """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; what is not finite is left missing."""
         fine = logits.isfinite().all(1)
-        self.store.write(slots[fine], logits[fine])
+        with writing(self.store.folder):
+            self.store.write(slots[fine], logits[fine])
 
     def _keep_later(self, slots: Tensor, logits: Tensor) -> None:
         """`keep` logits that may lie on a GPU, once their copy has arrived."""
@@ -278,8 +287,7 @@ def open_store(
                         f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "
                         "make room, or choose another cache.dir or cache.mode"
                     )
-                own.mkdir()
-                store = Store(own, **shape)
+                store = Store.create(own, **shape)
                 write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
                 return store
             os.utime(own / "about.json")  # the time of its last use

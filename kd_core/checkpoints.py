@@ -16,6 +16,7 @@ import secrets
 import shutil
 import string
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from kd_core.files import (
     remove_unfinished,
     replacing_folder,
     sha256_of,
+    still_held,
     writable_folder,
     write_json,
     write_text,
+    writing,
 )
 from kd_core.processes import Stopped, exit_status
 
@@ -45,11 +48,12 @@ def new_run_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """One run on disk."""
 
     path: Path
+    owner: SoftFileLease | None = None  # in the process that has locked it
 
     @property
     def summary_file(self) -> Path:
@@ -76,7 +80,7 @@ class RunFolder:
         return read_json(self.summary_file)
 
     def lock(self, notify: Callable[[str], None] | None = None) -> SoftFileLease:
-        """A held lock on the folder.  If another process trains in it: UserError, or with `notify` it is waited for."""
+        """Make the folder this process's own.  If another one trains in it: UserError, or with `notify` it waits."""
 
         def busy(owner: str) -> None:
             if notify is None:
@@ -85,7 +89,19 @@ class RunFolder:
                 )
             notify(f"{self.path} is being trained by {owner}; waiting for it")
 
-        return held_lock(self.path / ".owner", busy)
+        self.owner = held_lock(self.path / ".owner", busy)
+        return self.owner
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a block that writes here: UserError if the folder is this process's no more, or the disk is full."""
+        if self.owner and not still_held(self.owner):
+            raise UserError(
+                f"{self.path}: has vanished, or another process has taken it over since this one gave no sign of life "
+                f"for {self.owner.lease_duration:g} seconds; nothing more is written"
+            )
+        with writing(self.path):
+            yield
 
     def keep_best(self, export: Path) -> None:
         """Make the exported student in `export` the best one."""
@@ -94,7 +110,7 @@ class RunFolder:
 
     def record_failure(self, error: BaseException | None) -> None:
         """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
-        if error is None or not self.summary_file.is_file() or self.finished:
+        if error is None or not (self.owner and still_held(self.owner)) or self.finished:
             return
         if isinstance(error, UserError) and not self.metrics_file.exists():
             shutil.rmtree(self.path)
@@ -111,8 +127,11 @@ class RunFolder:
             tqdm.write(f"{self.summary_file}: cannot be written: {full.strerror}")
 
     def write_summary(self, **values: Any) -> dict[str, Any]:
-        """Add `values` to summary.json."""
-        merged = {**(self.summary() if self.summary_file.exists() else {}), **values}
+        """Add `values` to summary.json; a new status takes the error of the last one away."""
+        merged = self.summary() if self.summary_file.exists() else {}
+        if "status" in values:
+            merged.pop("error", None)
+        merged.update(values)
         write_json(self.summary_file, merged)
         return merged
 

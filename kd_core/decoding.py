@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from kd_core.errors import UserError
-from kd_core.files import replacing_folder, write_json
+from kd_core.files import replacing_folder, reserve, write_json, writing
 from kd_core.sources import RawSplit
 
 VERSION = 1  # of the decoder: another number decodes anew
@@ -142,7 +142,9 @@ def _decode_all(
             f"cache.dir: {folder.parent} has {free / 1e9:.1f} GB free, the decoded {raw.name} images need "
             f"{needed / 1e9:.1f} GB; choose another folder or a smaller data.store_size"
         )
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with writing(folder.parent):
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        reserve(folder / "images.npy", (folder / "images.npy").stat().st_size)
     sums = np.zeros((len(labels), 2, 3), dtype=np.int64)
     unreadable: dict[int, str] = {}
     content = hashlib.sha256(json.dumps([shape, class_names]).encode() + labels.tobytes())
@@ -159,20 +161,21 @@ def _decode_all(
                     images[row], sums[row] = decoded
             content.update(images[start : start + len(items)].data)
             bar.update(len(items))
-    images.flush()
     _check_unreadable(raw.name, unreadable, allow_unreadable)
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "sums.npy", sums)
-    header = {
-        "shape": list(shape),
-        "class_names": class_names,
-        "labels": _sha256((folder / "labels.npy").read_bytes()),
-        "sums": _sha256((folder / "sums.npy").read_bytes()),
-        "unreadable": [[row, reason] for row, reason in unreadable.items()],
-        "fingerprint": content.hexdigest(),
-    }
-    envelope = {"header": header, "sha256": _sha256(json.dumps(header).encode())}
-    (folder / "header.json").write_text(json.dumps(envelope), encoding="utf-8")
+    with writing(folder.parent):
+        images.flush()
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "sums.npy", sums)
+        header = {
+            "shape": list(shape),
+            "class_names": class_names,
+            "labels": _sha256((folder / "labels.npy").read_bytes()),
+            "sums": _sha256((folder / "sums.npy").read_bytes()),
+            "unreadable": [[row, reason] for row, reason in unreadable.items()],
+            "fingerprint": content.hexdigest(),
+        }
+        envelope = {"header": header, "sha256": _sha256(json.dumps(header).encode())}
+        (folder / "header.json").write_text(json.dumps(envelope), encoding="utf-8")
 
 
 def _check_unreadable(split: str, unreadable: dict[int, str], allowed: int) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,17 @@ def check_writable(path: Path, key: str, *, make: bool = False) -> None:
         raise UserError(f"{key}: cannot write to {path}: {error.strerror}; choose another folder") from None
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file of zeros, or make one longer, and take its room on the disk: writing to a map of it cannot fail then.
+
+    Without, a disk that is full when the map is written to would end the process without a word.
+    """
+    with open(path, "ab") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Within the block a disk that is full, read-only or gone is a UserError that names `path` and says what to do."""
@@ -176,6 +188,21 @@ def held_lock(path: Path, busy: Callable[[str], None]) -> SoftFileLease:
     busy(f"process {process} on {host}")
     lock.acquire()
     return lock
+
+
+def still_held(lock: SoftFileLease) -> bool:
+    """Whether nobody has taken the lock over: asked of its file, since who was suspended goes on before its heartbeat.
+
+    Somebody who looks whether the lock is stale moves the file away for a moment, hence the second look.
+    """
+    for wait in (0.0, 0.1):
+        time.sleep(wait)
+        try:
+            if str(lock.token) in Path(lock.lock_file).read_text():
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _owner(lock: Path) -> tuple[str, str]:

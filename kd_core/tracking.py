@@ -23,7 +23,7 @@ from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
 from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json, write_json, write_text, writing
+from kd_core.files import read_json, write_json, write_text
 from kd_core.processes import Stopped, exit_status
 from kd_core.report import HEADLINES
 
@@ -299,7 +299,7 @@ class Tracker:
     def log(self, row: dict[str, Any]) -> None:
         """One row of metrics, under exactly these names."""
         if self._file:
-            with writing(self._folder.path):
+            with self._folder.writing():
                 self._file.append(row)
         self._send(row)
 

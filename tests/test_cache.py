@@ -103,6 +103,18 @@ def test_the_oldest_used_stores_make_room(tmp_path):
     assert not len(kept.missing(torch.arange(100_000)))  # a reader keeps what it has opened
 
 
+def test_a_disk_that_fills_up_while_logits_are_kept_is_one_message(tmp_path, monkeypatch):
+    """Nothing is written to a hole through the map, which would end the process."""
+    teacher = cache.CachedTeacher(make(tmp_path), per_view=False, notify=print)
+    monkeypatch.setattr(os, "pwrite", lambda file, part, at: len(part) // 2)
+    with pytest.raises(UserError, match="cannot be written: No space left on device.* the same command goes on"):
+        teacher.keep(torch.arange(120), logits(120))
+    monkeypatch.undo()
+    assert len(make(tmp_path).missing(torch.arange(120))) == 120
+    checks = teacher.store.folder / "checks"
+    assert checks.stat().st_blocks * 512 >= checks.stat().st_size  # the map that is written to has no holes
+
+
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache.dir: cannot keep teachers' logits in .*file: File exists"):
