@@ -49,7 +49,7 @@ from kd_core.errors import UserError
 from kd_core.files import check_writable, read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
-from kd_core.processes import create_accelerator, is_first_process
+from kd_core.processes import create_accelerator, run_script
 from kd_core.tracking import start_tracking
 from kd_core.views import Views, fixed_view_ids
 
@@ -291,11 +291,4 @@ def tell(
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if is_first_process():
-            print(f"evaluate_kd.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_script(main, "evaluate_kd.py")

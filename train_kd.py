@@ -18,9 +18,10 @@ switches:
     --print-config        print the resolved settings as YAML, then exit
     --help                this text
 
-exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure here; stopped by a signal:
-             143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is finished (of several processes: up to ten steps)
-             and a checkpoint written, from which the same command goes on.  A second signal stops at once
+exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure of this program (its
+             traceback, and what to report); stopped by a signal: 143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is
+             finished (of several processes: up to ten steps) and a checkpoint written, from which the same command
+             goes on.  A second signal stops at once
 """
 
 import os
@@ -61,9 +62,9 @@ from kd_core.processes import (
     Stopped,
     StopSignals,
     create_accelerator,
-    exit_status,
     is_first_process,
     random_state,
+    run_script,
     set_random_state,
     share_buffers,
 )
@@ -708,14 +709,4 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        if is_first_process():
-            print(f"train_kd.py: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except (Stopped, KeyboardInterrupt) as stop:
-        if is_first_process():
-            how = str(stop) or "interrupted"
-            print(f"train_kd.py: {how}; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(exit_status(stop))
+    run_script(main, "train_kd.py", after_stop="; the same command goes on where it stopped")

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from torch import Tensor
 from kd_core.errors import UserError
 from kd_core.files import existing_part, held_lock, read_json, reserve, write_json, writing
 from kd_core.logits_file import FileStore
+from kd_core.processes import run_script
 from kd_core.views import Batch
 
 VERSION = 2  # of the files' layout and of the way that logits are computed
@@ -388,8 +388,4 @@ def logits_folder(cache: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        print(f"kd_core.cache: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, "kd_core.cache")

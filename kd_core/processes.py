@@ -7,10 +7,11 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast
 from torch import nn
 
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 
 # One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
 PATIENCE = timedelta(hours=24)
@@ -102,7 +103,46 @@ def exit_status(error: BaseException | None) -> int:
         return error.status
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    return 0 if error is None else 2 if isinstance(error, UserError) else 1
+    return 0 if error is None else 2 if isinstance(error, (UserError, torch.OutOfMemoryError)) else 1
+
+
+def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:
+    """Run `main` with the command line's words, and end the process with its exit status.
+
+    A mistake of the user is one message, anything else a traceback and what to report.  `after_stop` says what somebody
+    may do whose script was stopped by a signal.
+    """
+    try:
+        main(sys.argv[1:])
+    except UserError as mistake:
+        _last_words(name, str(mistake))
+        sys.exit(exit_status(mistake))
+    except torch.OutOfMemoryError as full:
+        _last_words(
+            name,
+            f"the device's memory is full ({first_line(full, 200)}). Try a smaller data.batch_size or "
+            "training.mixed_precision=bf16; data.store=host keeps the images elsewhere",
+        )
+        sys.exit(exit_status(full))
+    except (Stopped, KeyboardInterrupt) as stop:
+        _last_words(name, (str(stop) or "interrupted") + after_stop)
+        sys.exit(exit_status(stop))
+    except Exception:
+        traceback.print_exc()
+        python = sys.version.split()[0]
+        _last_words(
+            name,
+            "this is a failure of the program, not a mistake of yours. Please report it, with all lines from "
+            f"'Traceback' on, the command, and config.yaml of the run folder if there is one (Python {python}, torch "
+            f"{torch.__version__}, {sys.platform})",
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _last_words(name: str, text: str) -> None:
+    if is_first_process():
+        print(f"{name}: {text}", file=sys.stderr)
 
 
 class StopSignals:

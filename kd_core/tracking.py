@@ -24,7 +24,7 @@ from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolv
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json, write_json, write_text
-from kd_core.processes import Stopped, exit_status
+from kd_core.processes import Stopped, exit_status, run_script
 from kd_core.report import HEADLINES
 
 SENT = "sent"  # file in a run's wandb folder: the server has all of it
@@ -483,8 +483,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        print(f"kd_core.tracking: {mistake}", file=sys.stderr)
-        sys.exit(exit_status(mistake))
+    run_script(main, "kd_core.tracking")
