@@ -199,21 +199,25 @@ def test_a_live_owner_on_another_machine_does_not(tmp_path, monkeypatch):
 
 
 def test_who_was_thought_dead_writes_no_more(tmp_path, teachers, monkeypatch):
-    """Its lock is gone, as if somebody had taken it over while this process was suspended."""
-    monkeypatch.setattr(files, "LEASE", 0.3)
+    """Another process takes the lock over, as if this one had been suspended for long."""
     import train_kd
 
-    original = checkpoints.save_latest
+    original, kept = checkpoints.save_latest, {}
 
-    def suspended(folder, *rest):
+    def content(folder: RunFolder) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+    def robbed(folder, *rest):
         original(folder, *rest)
-        (folder.path / ".owner").unlink(missing_ok=True)
-        time.sleep(0.5)
+        (folder.path / ".owner").unlink()
+        (folder.path / ".owner").write_text("somebody else")
+        kept.update(content(folder))
 
-    monkeypatch.setattr(train_kd, "save_latest", suspended)
-    words = Run(tmp_path, teachers, 1, STUDENTS[0]).command()[2:]
-    with pytest.raises(UserError, match="another process has taken this run over"):
-        train_kd.main(words)
+    monkeypatch.setattr(train_kd, "save_latest", robbed)
+    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+    with pytest.raises(UserError, match="another process has taken it over .*; nothing more is written"):
+        train_kd.main(run.command()[2:])
+    assert kept and content(RunFolder(folder_of(run))) == kept
 
 
 def test_a_worker_that_dies_takes_the_run_down(tmp_path, teachers):
