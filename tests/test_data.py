@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -430,6 +431,18 @@ def test_full_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage)
     message = refuse(tmp_path, source="parquet", path=str(parquet(tmp_path / "data", train=12)))
     assert "cache.dir" in message and not list((tmp_path / "cache").rglob("images.npy"))
+
+
+def test_a_disk_that_fills_up_while_images_are_decoded_is_one_message(tmp_path, monkeypatch) -> None:
+    """The room is taken before the map is written to, which else would end the process."""
+
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    message = refuse(tmp_path, source="parquet", path=str(parquet(tmp_path / "data", train=12)))
+    assert "cannot be written: No space left on device" in message
+    assert not list((tmp_path / "cache").rglob("images.npy"))
 
 
 # --------------------------------------------------------------------------------------- splits and sizes
