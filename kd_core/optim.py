@@ -43,7 +43,7 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         name = "momentum"  # timm's plain SGD; its "sgd" is Nesterov's
     fused = {"fused": True} if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda") else {}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=name,
             lr=training.learning_rate,
@@ -56,6 +56,13 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         raise UserError(
             f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args"
         ) from None
+    for group in optimizer.param_groups:
+        # Fused SGD makes its buffers of unset memory, and goes on from that if the first step is skipped, as the loss
+        # scaling of fp16 often does.  From zeros the first step is the same.
+        if group.get("fused") and group.get("momentum") and not group.get("dampening"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -74,3 +74,43 @@ def test_set_learning_rate_reaches_every_group():
     )
     set_learning_rate(optimizer, 0.25)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "nesterov": True, "momentum": 0.5}],
+    ids=str,
+)
+def test_a_skipped_first_step_leaves_nothing_behind(settings):
+    """Gradient scaling skips it on the device by `found_inf`, as fp16 does when its first scale is too large."""
+
+    def trained(skipped: list[float]) -> torch.Tensor:
+        weights = nn.Linear(50, 50, bias=False)
+        nn.init.constant_(weights.weight, 0.5)
+        waste = [torch.full((50, 50), 1e30) for _ in range(20)]  # what unset memory may hold
+        del waste
+        optimizer = create_optimizer(weights, TrainingConfig(**settings), torch.device("cpu"))
+        for skip in skipped:
+            weights.weight.grad = torch.full((50, 50), float("nan") if skip else 0.25)
+            optimizer.found_inf = torch.tensor(skip)
+            optimizer.step()
+        return weights.weight.detach()
+
+    assert torch.equal(trained([1.0, 0.0, 1.0, 0.0]), trained([0.0, 0.0]))
+
+
+def test_momentum_that_starts_from_zero_takes_pytorchs_own_first_step():
+    gradient = torch.randn(7, 7)
+    for options in ({"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}):
+        ours, own = (nn.Linear(7, 7, bias=False) for _ in range(2))
+        own.load_state_dict(ours.state_dict())
+        training = TrainingConfig(optimizer="sgd", **options)
+        optimizers = (
+            create_optimizer(ours, training, torch.device("cpu")),
+            torch.optim.SGD(own.parameters(), lr=1e-3, weight_decay=1e-4, fused=True, **options),
+        )
+        for network, optimizer in zip((ours, own), optimizers, strict=True):
+            for _ in range(3):
+                network.weight.grad = gradient.clone()
+                optimizer.step()
+        assert torch.equal(ours.weight, own.weight)
