@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
-from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.optim import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 
 
 def rate(step, epochs=10, steps_per_epoch=5, **settings):
@@ -114,3 +114,42 @@ def test_momentum_that_starts_from_zero_takes_pytorchs_own_first_step():
                 network.weight.grad = gradient.clone()
                 optimizer.step()
         assert torch.equal(ours.weight, own.weight)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "nesterov": True}, {"optimizer": "adam"}],
+    ids=str,
+)
+def test_a_skipped_step_changes_nothing(settings):
+    """Not weights, moments, counts of steps, nor BatchNorm's statistics, wherever it comes."""
+    batches = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0))
+    broken = torch.full((8, 3), torch.inf)
+
+    def trained(sequence: list[torch.Tensor]) -> tuple[dict, dict]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        training = TrainingConfig(skip_nonfinite=9, **settings)
+        optimizer = create_optimizer(network, training, torch.device("cpu"))
+        guard = NonFiniteSteps(optimizer, list(network.buffers()))
+        for batch in sequence:
+            guard.begin()
+            network(batch).square().sum().backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), torch.inf)
+            assert bool(guard.skip(norm)) == (batch is broken)
+            optimizer.step()
+            optimizer.zero_grad()
+        return network.state_dict(), optimizer.state_dict()["state"]
+
+    expected = trained([*batches])
+    torch.testing.assert_close(
+        trained([broken, batches[0], broken, broken, *batches[1:], broken]), expected, rtol=0, atol=0
+    )
+
+
+def test_steps_are_skipped_by_fused_optimizers_alone():
+    for settings in ({"optimizer": "lamb"}, {"optimizer_args": {"fused": False}}):
+        with pytest.raises(UserError, match="training.skip_nonfinite: needs adamw, adam or sgd, fused"):
+            create_optimizer(nn.Linear(2, 2), TrainingConfig(skip_nonfinite=1, **settings), torch.device("cpu"))
+    with pytest.raises(ValueError, match="skip_nonfinite must be 0 with fp16"):
+        TrainingConfig(skip_nonfinite=1, mixed_precision="fp16")
