@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import argparse
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -55,8 +56,8 @@ from kd_core.data import Data, load_data
 from kd_core.errors import UserError
 from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.inference import Images, Predictor, score
-from kd_core.meter import Meter, NonFinite, require_finite
-from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.meter import Meter, NonFinite, require_finite, require_scale
+from kd_core.optim import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.panel import Panel, teacher_rows
 from kd_core.processes import (
     Stopped,
@@ -170,7 +171,9 @@ def run(
         model, optimizer = accelerator.prepare(compiled, optimizer)
 
         # ------------------------------------------------------------------------------------------ one step
-        meter = Meter(reduce_sum=accelerator.reduce)
+        meter = Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite)
+        buffers = [*pupil.model.buffers(), *method.buffers()]
+        guard = NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None
         data_watch, teacher_watch = Stopwatch(device), Stopwatch(device)
 
         def plan_epoch(epoch: int) -> EpochPlan:
@@ -194,6 +197,8 @@ def run(
             step = epoch * steps_per_epoch + position
             rate = learning_rate_at(step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, training=training)
             set_learning_rate(optimizer, rate)
+            if guard:
+                guard.begin()
             with data_watch.running():
                 pixels, labels = images.store.gather(plan.batch(position, images.store.index_device).rows)
                 inputs = pupil.views.train(
@@ -204,10 +209,13 @@ def run(
             output = StudentOutput(model(inputs))
             loss, measures = method(output, taught, labels, progress=step / total_steps)
             accuracy = (output.logits.argmax(1) == labels).float().mean()
-            meter.add(step, {"loss_total": loss, "accuracy": accuracy, **measures})
+            measures = {"loss_total": loss, "accuracy": accuracy, **measures}
             accelerator.backward(loss)
-            if training.clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), training.clip)
+            if training.clip is not None or guard:
+                norm = accelerator.clip_grad_norm_(model.parameters(), training.clip or math.inf)
+                if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
+                    measures["gradient_norm"] = norm
+            meter.add(step, measures, guard.skip(norm) if guard else None)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -225,7 +233,7 @@ def run(
         # ------------------------------------------------------------------------------------- where it stood
         state: dict[str, Any] = {
             "epoch": 0, "position": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": 0, "run_id": run_id,
-            "processes": accelerator.num_processes, "log_every": training.log_every,
+            "processes": accelerator.num_processes, "log_every": training.log_every, "skipped_steps": 0,
         }  # fmt: skip
         found, within = load_latest(folder, say), None
         if found:
@@ -244,6 +252,7 @@ def run(
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(tensors["scaler"])
             within = tensors["within_epoch"]
+        meter.skipped_before = state.get("skipped_steps", 0)
         log_every = state["log_every"]
         if log_every != training.log_every:  # rows are known by their numbers
             say(f"training.log_every: stays {log_every} in this run, which began with it")
@@ -286,6 +295,10 @@ def run(
             row = score(method, logits, val_teachers, val.labels, batch_size=batch_size, progress=progress)
             return {f"val/{name}": value for name, value in row.items()}
 
+        def require_sound(step: int) -> None:
+            """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""
+            require_finite(pupil.model, optimizer, f"after step {step}", accelerator.reduce)
+
         saved_at = time.monotonic()
 
         def keep(better: bool, within_epoch: list[dict[str, Any]] | None = None) -> None:
@@ -309,6 +322,8 @@ def run(
 
         def keep_position(position: int) -> None:
             """A checkpoint after `position` steps of an epoch.  What is each process's own is gathered."""
+            meter.epoch()  # NonFinite before anything is written
+            require_sound(state["epoch"] * steps_per_epoch + position)
             own = {
                 "buffers": {name: buffer.cpu() for name, buffer in pupil.model.named_buffers()},
                 "random": random_state(device),
@@ -359,6 +374,7 @@ def run(
                         log_now, due = step % log_every == 0, save_is_due(step)
                         if log_now:
                             means = meter.reading()  # waits for the device, and nothing else within an epoch does
+                            require_scale(accelerator.scaler)
                             now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
                             step_time = (now - interval_began) / interval_steps
                             interval_began, interval_steps = now, 0
@@ -371,8 +387,8 @@ def run(
                                 }
                             )
                             bar.set_postfix(
-                                loss=f"{means['loss_total']:.3f}",
-                                acc=f"{means['accuracy']:.1%}",
+                                loss=f"{means.get('loss_total', math.nan):.3f}",
+                                acc=f"{means.get('accuracy', math.nan):.1%}",
                                 lr=f"{rate:.2g}",
                                 left=clock((total_steps - step) * step_time),
                                 refresh=False,
@@ -388,10 +404,11 @@ def run(
                     means = meter.epoch()
                     seconds = time.perf_counter() - epoch_began
                     share_buffers(pupil.model, accelerator)
+                    require_sound((epoch + 1) * steps_per_epoch)  # before it is judged, logged or kept
                     validation = validate((epoch + 1) / training.max_epochs)
-                    require_finite(pupil.model, validation)  # before it is logged or kept
                 except NonFinite as error:
-                    kept = f"Last good checkpoint: {folder.checkpoint('latest')}" if epoch else "No epoch was complete"
+                    latest = folder.checkpoint("latest")
+                    kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
                     causes = panel.culprits() or (
                         f"usual causes: a learning rate that is too high (training.learning_rate is "
                         f"{training.learning_rate:g}), fp16 without training.clip"
@@ -413,7 +430,7 @@ def run(
                 tracker.log(row)
                 # Without a validation split every epoch is the best so far: the last one is the result.
                 better = val is None or row["val/accuracy"] > state["best"].get("val/accuracy", -1.0)
-                state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset)
+                state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset, skipped_steps=meter.skipped)
                 state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
                 keep(better)
                 stop, _ = job.signals.agreed(accelerator, together=True)

@@ -193,6 +193,9 @@ class TrainingConfig(Section):
     decay_factor: float = Field(0.1, gt=0, lt=1, description="factor of one multistep decay")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up before the schedule")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+    skip_nonfinite: int = Field(
+        0, ge=0, description="steps with gradients that are not finite that a run may skip; 0: the first stops it"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
@@ -222,6 +225,8 @@ class TrainingConfig(Section):
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise")
+        if self.skip_nonfinite and self.mixed_precision == "fp16":
+            raise ValueError("skip_nonfinite must be 0 with fp16, whose loss scaling skips such steps itself")
         return self
 
     @field_validator("optimizer")
@@ -351,6 +356,8 @@ class Config(Section):
         for key in ("log_every", "save_every_steps", "save_every_minutes", "compile", "compile_mode"):
             del values["training"][key]
         del values["training"]["compare_with_baseline"]
+        if not self.training.skip_nonfinite:
+            del values["training"]["skip_nonfinite"]  # runs of before there was this choice go on
         del values["data"]["num_workers"], values["data"]["store"]
         for teacher in values["teachers"]:
             if teacher["weights"] and (content := _content_of(teacher["weights"])):

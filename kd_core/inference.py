@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kd_core import metrics
 from kd_core.config import Config
 from kd_core.data import ImageStore, Split
+from kd_core.meter import NonFinite
 from kd_core.views import Views
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
@@ -115,7 +116,8 @@ def score(
 ) -> dict[str, float]:
     """accuracy, auroc, loss_ce and loss_total of logits [n,C], teachers' logits [K,n,C], labels int64 [n].
 
-    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.
+    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.  NonFinite
+    if logits or loss are not finite.
     """
     figures = metrics.classification(logits, labels)
     method.eval()
@@ -126,5 +128,7 @@ def score(
         loss, _ = method(StudentOutput(logits[chunk]), teachers, labels[chunk], progress=progress)
         total += loss.double() * len(labels[chunk])
     method.train()
+    if not total.isfinite():
+        raise NonFinite(f"loss_total of the {len(labels)} images to judge by not finite")
     kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(figures["auroc_classes_left_out"])
     return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}

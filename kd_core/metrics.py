@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.errors import UserError
+from kd_core.meter import NonFinite
+
 
 def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
     """One-vs-rest area under the ROC curve, macro average, ties counted half.
@@ -40,19 +43,28 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
     `correct` and `total` are counts; `accuracy` and `top5` fractions; `loss_ce` and `nll` the mean cross-entropy in
     nats; `brier` the mean squared distance of probabilities to the one-hot label (0 to 2); `ece` the expected
     calibration error; `auroc` one-vs-rest, macro average; `auroc_classes_left_out` the number of classes without
-    positives or negatives.
+    positives or negatives.  Of equal logits the class of the lowest number counts as the most probable.  UserError
+    without a sample, NonFinite if logits are not finite.
     """
+    if not len(labels):
+        raise UserError("no images to measure a network on")
     logits = logits.float()
+    bad = logits.isfinite().all(1).logical_not()
+    if bad.any():
+        first = int(bad.int().argmax())
+        raise NonFinite(f"logits of {int(bad.sum())} of {len(bad)} images not finite, number {first} the first")
     probabilities = logits.softmax(1)
     loss = float(F.cross_entropy(logits, labels))
-    correct = int((logits.argmax(1) == labels).sum())
-    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None]).any(1).sum()
+    classes, own = torch.arange(logits.shape[1], device=logits.device), logits.gather(1, labels[:, None])
+    # Not topk, which leaves open the order of equal logits.
+    rank = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(1)
+    correct, top5 = int((rank == 0).sum()), int((rank < 5).sum())
     area, left_out = auroc(probabilities, labels)
     return {
         "correct": correct,
         "total": len(labels),
         "accuracy": correct / len(labels),
-        "top5": int(top5) / len(labels),
+        "top5": top5 / len(labels),
         "loss_ce": loss,
         "nll": loss,
         "brier": float((probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean()),

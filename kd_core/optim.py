@@ -6,7 +6,7 @@ import math
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch import nn
+from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
@@ -43,7 +43,7 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         name = "momentum"  # timm's plain SGD; its "sgd" is Nesterov's
     fused = {"fused": True} if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda") else {}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=name,
             lr=training.learning_rate,
@@ -56,6 +56,37 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         raise UserError(
             f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args"
         ) from None
+    if training.skip_nonfinite and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise UserError(f"training.skip_nonfinite: needs adamw, adam or sgd, fused; {training.optimizer!r} is not")
+    for group in optimizer.param_groups:
+        # Fused SGD makes its buffers of unset memory, and goes on from that if the first step is skipped, as the loss
+        # scaling of fp16 often does.  From zeros the first step is the same.
+        if group.get("fused") and group.get("momentum") and not group.get("dampening"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class NonFiniteSteps:
+    """Skips the steps of a fused optimizer whose gradients are not finite, without waiting for the device.
+
+    Parameters, the optimizer's state and `buffers`, which the forward pass has changed, then stay as they were.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, buffers: list[Tensor]):
+        self._optimizer, self._buffers = optimizer, buffers
+
+    def begin(self) -> None:
+        """To be called before the forward pass."""
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def skip(self, norm: Tensor) -> Tensor:
+        """Given the norm [] of all gradients: skip the coming step if it is not finite; whether that is so, bool []."""
+        skipped = norm.isfinite().logical_not()
+        self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        return skipped
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

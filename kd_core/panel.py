@@ -96,12 +96,17 @@ class Panel:
         return sum(rates) / len(rates) if rates else 0.0
 
     def culprits(self) -> str:
-        """Names the teachers that gave logits which are not finite, for a message; empty if none did."""
-        finite = [True] * len(self) if self._finite is None else self._finite.tolist()
+        """Names the teachers that gave logits which are not finite, for a message; empty if none did.
+
+        On any process: all call this together.
+        """
+        if self._finite is None:
+            return ""
+        bad = self._predict.accelerator.reduce(self._finite.logical_not().float()).tolist()
         return "; ".join(
             f"teachers[{index}] {teacher.name!r} gave logits that are not finite or too large for fp16"
             for index, teacher in enumerate(self.members)
-            if not finite[index]
+            if bad[index]
         )
 
     def logits(self, images: Images, verb: str) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -185,3 +186,47 @@ def test_a_batchnorm_student_on_two_processes(home):
     found = json.loads((folder / "evaluation-val.json").read_text())
     assert found["accuracy"] == two[-1]["val/accuracy"]
     assert found["loss_ce"] == pytest.approx(two[-1]["val/loss_ce"], abs=1e-5)
+
+
+BREAK_THE_SECOND = """
+import itertools, os, sys
+import train_kd
+from kd_core.panel import Panel
+
+compute, calls = Panel._compute, itertools.count(1)
+
+def broken(self, index, *args, **options):
+    logits = compute(self, index, *args, **options)
+    bad = index == 1 and next(calls) == 4 and os.environ["RANK"] == "1"
+    return logits * float("nan") if bad else logits
+
+Panel._compute = broken
+try:
+    train_kd.main(sys.argv[1:])
+except train_kd.UserError as error:
+    print(f"process {os.environ['RANK']}: {error}")
+"""
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_what_breaks_on_one_process_stops_all_or_is_skipped_by_all(home, tmp_path, allowed):
+    """In step 4 the second process alone gets logits that are not finite from the second teacher."""
+    script = tmp_path / "train.py"
+    script.write_text(BREAK_THE_SECOND)
+    config = write_config(home, f"skips-{allowed}", "average", None, VIT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    words = ["--config", str(config), "--no-wandb", "--cache.mode=off", f"--training.skip_nonfinite={allowed}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    if not allowed:
+        said = r"process (\d): loss_total, .*loss_kl.* not finite at step 4; teachers\[1\] '.*' gave"
+        assert sorted(re.findall(said, done.stdout)) == ["0", "1"], done.stdout
+        return
+    [folder] = (home / f"skips-{allowed}").glob("*-*")
+    rows = read_metrics(folder / "metrics.jsonl")
+    counts = [row["train_step/skipped_steps"] for row in rows if "train_step/step" in row]
+    assert counts == [0, 0, 0, 1, *[0] * 16], done.stdout
+    assert "train_step/loss_total" not in next(row for row in rows if row.get("train_step/step") == 4)
+    assert [row["train/skipped_steps"] for row in rows if row.get("epoch")] == [1, 0]

@@ -223,7 +223,16 @@ class Watched(Calls):
         return result
 
 
-@pytest.mark.parametrize("more", [[], ["--cache.mode=fixed"], ["--training.clip=1", "--training.optimizer=sgd"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--cache.mode=fixed"],
+        ["--training.clip=1", "--training.optimizer=sgd"],
+        ["--training.skip_nonfinite=5", "--training.optimizer=sgd"],
+    ],
+    ids=str,
+)
 def test_no_step_waits_between_log_points(tmp_path, monkeypatch, more):
     """Views, cached teachers, loss, metrics, optimizer, progress bar: on a GPU any of these calls would be a wait."""
     common = [

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
-from kd_core.optim import create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.optim import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 
 
 def rate(step, epochs=10, steps_per_epoch=5, **settings):
@@ -74,3 +74,82 @@ def test_set_learning_rate_reaches_every_group():
     )
     set_learning_rate(optimizer, 0.25)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "nesterov": True, "momentum": 0.5}],
+    ids=str,
+)
+def test_a_skipped_first_step_leaves_nothing_behind(settings):
+    """Gradient scaling skips it on the device by `found_inf`, as fp16 does when its first scale is too large."""
+
+    def trained(skipped: list[float]) -> torch.Tensor:
+        weights = nn.Linear(50, 50, bias=False)
+        nn.init.constant_(weights.weight, 0.5)
+        waste = [torch.full((50, 50), 1e30) for _ in range(20)]  # what unset memory may hold
+        del waste
+        optimizer = create_optimizer(weights, TrainingConfig(**settings), torch.device("cpu"))
+        for skip in skipped:
+            weights.weight.grad = torch.full((50, 50), float("nan") if skip else 0.25)
+            optimizer.found_inf = torch.tensor(skip)
+            optimizer.step()
+        return weights.weight.detach()
+
+    assert torch.equal(trained([1.0, 0.0, 1.0, 0.0]), trained([0.0, 0.0]))
+
+
+def test_momentum_that_starts_from_zero_takes_pytorchs_own_first_step():
+    gradient = torch.randn(7, 7)
+    for options in ({"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}):
+        ours, own = (nn.Linear(7, 7, bias=False) for _ in range(2))
+        own.load_state_dict(ours.state_dict())
+        training = TrainingConfig(optimizer="sgd", **options)
+        optimizers = (
+            create_optimizer(ours, training, torch.device("cpu")),
+            torch.optim.SGD(own.parameters(), lr=1e-3, weight_decay=1e-4, fused=True, **options),
+        )
+        for network, optimizer in zip((ours, own), optimizers, strict=True):
+            for _ in range(3):
+                network.weight.grad = gradient.clone()
+                optimizer.step()
+        assert torch.equal(ours.weight, own.weight)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "nesterov": True}, {"optimizer": "adam"}],
+    ids=str,
+)
+def test_a_skipped_step_changes_nothing(settings):
+    """Not weights, moments, counts of steps, nor BatchNorm's statistics, wherever it comes."""
+    batches = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0))
+    broken = torch.full((8, 3), torch.inf)
+
+    def trained(sequence: list[torch.Tensor]) -> tuple[dict, dict]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        training = TrainingConfig(skip_nonfinite=9, **settings)
+        optimizer = create_optimizer(network, training, torch.device("cpu"))
+        guard = NonFiniteSteps(optimizer, list(network.buffers()))
+        for batch in sequence:
+            guard.begin()
+            network(batch).square().sum().backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), torch.inf)
+            assert bool(guard.skip(norm)) == (batch is broken)
+            optimizer.step()
+            optimizer.zero_grad()
+        return network.state_dict(), optimizer.state_dict()["state"]
+
+    expected = trained([*batches])
+    torch.testing.assert_close(
+        trained([broken, batches[0], broken, broken, *batches[1:], broken]), expected, rtol=0, atol=0
+    )
+
+
+def test_steps_are_skipped_by_fused_optimizers_alone():
+    for settings in ({"optimizer": "lamb"}, {"optimizer_args": {"fused": False}}):
+        with pytest.raises(UserError, match="training.skip_nonfinite: needs adamw, adam or sgd, fused"):
+            create_optimizer(nn.Linear(2, 2), TrainingConfig(skip_nonfinite=1, **settings), torch.device("cpu"))
+    with pytest.raises(ValueError, match="skip_nonfinite must be 0 with fp16"):
+        TrainingConfig(skip_nonfinite=1, mixed_precision="fp16")

@@ -1,6 +1,7 @@
 """train_kd.py end to end on digits: metrics, fairness, resuming, safety, exits."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 
 import evaluate_kd
 import kd_methods
@@ -23,6 +25,7 @@ from kd_core.checkpoints import read_metrics
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.meter import Meter
+from kd_core.panel import Panel
 from kd_core.processes import Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -337,10 +340,10 @@ def test_another_number_of_processes_is_refused(home):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(home, monkeypatch):
     original = Meter.add
 
-    def poison(self, step, values):
+    def poison(self, step, values, *rest):
         if step == 18 + 7:
             values = {**values, "loss_total": values["loss_total"] * float("nan")}
-        original(self, step, values)
+        original(self, step, values, *rest)
 
     monkeypatch.setattr(Meter, "add", poison)
     with pytest.raises(UserError, match=r"^loss_total not finite at step 26; usual causes: .*checkpoint: .*latest$"):
@@ -353,15 +356,15 @@ def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, mon
     """The losses of an epoch are measured before its steps, so the last step's damage shows only in the weights."""
     original = train_kd.require_finite
 
-    def poison_the_second_epoch(model, figures):
+    def poison_the_second_epoch(model, *rest):
         poison_the_second_epoch.calls += 1
         if poison_the_second_epoch.calls == 2:
             next(model.parameters()).data.fill_(float("nan"))
-        original(model, figures)
+        original(model, *rest)
 
     poison_the_second_epoch.calls = 0
     monkeypatch.setattr(train_kd, "require_finite", poison_the_second_epoch)
-    with pytest.raises(UserError, match="conv.* not finite at the end of the epoch"):
+    with pytest.raises(UserError, match="conv.* not finite after step 36; "):
         train(home, "--no-wandb", method=kd_methods.LABEL_ONLY, output="poisoned")
     [folder] = (home / "poisoned").glob("baseline-*")
     state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
@@ -370,6 +373,87 @@ def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, mon
     assert [row["epoch"] for row in epochs(folder)] == [1]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["exit_status"]) == ("failed", 2) and "not finite" in summary["error"]
+
+
+@pytest.fixture
+def bad_gradients(monkeypatch) -> set[int]:
+    """Steps, counted from 1 within the process, whose gradients are not finite while their loss is."""
+    steps: set[int] = set()
+    original, calls = Accelerator.backward, itertools.count(1)
+
+    def backward(self, loss, **options):
+        original(self, loss * float("nan") if next(calls) in steps else loss, **options)
+
+    monkeypatch.setattr(Accelerator, "backward", backward)
+    return steps
+
+
+def test_a_gradient_that_is_not_finite_is_never_kept_in_a_checkpoint_within_an_epoch(home, bad_gradients):
+    bad_gradients.add(8)
+    more = ("--no-wandb", "--training.save_every_steps=1", "--training.log_every=100")
+    with pytest.raises(UserError, match=r"^conv1.weight not finite after step 8; usual .*checkpoint: .*latest$"):
+        train(home, *more, method=kd_methods.LABEL_ONLY, output="gradient")
+    [folder] = (home / "gradient").glob("baseline-*")
+    latest = folder / "checkpoints" / "latest"
+    assert json.loads((latest / "state.json").read_text())["position"] == 7
+    weights = models.load_export(latest / "student").model.state_dict().values()
+    assert all(weight.isfinite().all() for weight in weights if weight.is_floating_point())
+
+
+def test_a_teacher_whose_logits_break_is_named(home, monkeypatch):
+    original = Panel._compute
+
+    def compute(self, index, *args, **options):
+        logits = original(self, index, *args, **options)
+        return logits * float("nan") if len(self) == 2 and index == 1 else logits
+
+    monkeypatch.setattr(Panel, "_compute", compute)
+    culprit = r"teachers\[1\] 'cifar_wrn_16_1' gave logits that are not finite"
+    more = ("--no-wandb", "--cache.mode=off", "--training.seed=31")
+    with pytest.raises(UserError, match=rf"^loss_total, .*loss_distill.* not finite at step 1; {culprit}"):
+        train(home, *more)
+    with pytest.raises(UserError, match=rf"gradient_norm not finite at step 1, and 5 steps were skipped: .*{culprit}"):
+        train(home, *more, "--training.skip_nonfinite=4")
+
+
+@pytest.mark.parametrize(("optimizer", "allowed"), [("adamw", 3), ("sgd", 3), ("sgd", 2)])
+def test_skipped_steps_are_counted_and_bounded_over_a_resumed_run(home, bad_gradients, monkeypatch, optimizer, allowed):
+    """Of 18 steps an epoch.  The first process breaks off in step 29, and what it did in the second epoch is lost."""
+    own = (f"--training.optimizer={optimizer}", f"--training.skip_nonfinite={allowed}", "--training.log_every=3")
+    options = {"method": kd_methods.LABEL_ONLY, "output": f"skips-{optimizer}-{allowed}"}
+    original = Meter.add
+
+    def break_off(self, step, *rest):
+        original(self, step, *rest)
+        if step + 1 == 29:
+            raise KeyboardInterrupt
+
+    bad_gradients |= {1, 5}
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(Meter, "add", break_off)
+        train(home, "--no-wandb", *own, **options)
+    bad_gradients |= {29 + 7}  # step 25 of the run
+    if allowed == 2:
+        with pytest.raises(UserError, match=r"^gradient_norm not finite at step 25, and 3 steps .* allows 2; usual"):
+            train(home, "--no-wandb", *own, **options)
+        return
+    train_kd.main(arguments(home, "--no-wandb", *own, **options))
+    [folder] = (home / options["output"]).glob("baseline-*")
+    assert [row["train/skipped_steps"] for row in epochs(folder)] == [2, 1]
+    assert json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())["skipped_steps"] == 3
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "train_step/step" in row]
+    assert [row["train_step/skipped_steps"] for row in rows] == [1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    first, second = epochs(folder)
+    assert first["train/loss_total"] > second["train/loss_total"] and second["train/gradient_norm"] > 0
+
+
+def test_a_run_that_may_skip_steps_and_need_not_is_the_run_that_may_not(home):
+    common = ("--no-wandb", "--training.seed=32")
+    weights = []
+    for allowed in (0, 3):
+        folder = train(home, *common, f"--training.skip_nonfinite={allowed}", method=kd_methods.LABEL_ONLY)
+        weights.append(models.load_export(folder / "student").model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("fill", [0.0, float("nan")])

@@ -1,0 +1,172 @@
+"""What every method promises of its arithmetic, and the metrics; a new file in kd_methods needs no edit here.
+
+Bounds follow from the formats: u is the unit roundoff, half the distance from 1 to the next larger number.
+"""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from test_method_contract import every_variant
+from torch import Tensor
+
+import kd_methods
+from kd_methods import StudentOutput, TeacherOutputs
+
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+LARGE = 1e4
+SHAPES = [(1, 1, 2), (1, 6, 10), (10, 1, 10), (10, 6, 2)]  # teachers, samples, classes: each pair of sizes once
+
+
+def inputs(num_teachers: int, batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Student [B,C] and teachers [K,B,C], as a trained network gives them, and labels [B], never class 0."""
+    generator = torch.Generator().manual_seed(0)
+    student = 2 * torch.randn(batch, classes, generator=generator)
+    teachers = 2 * torch.randn(num_teachers, batch, classes, generator=generator)
+    return student, teachers, torch.randint(1, classes, (batch,), generator=generator)
+
+
+def measure(
+    config: dict[str, Any], student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Loss [], and the gradient of the student's logits [B,C]; all that the method gives is checked to be finite."""
+    torch.manual_seed(0)
+    method = kd_methods.build(config, num_classes=student.shape[1])
+    method.to(torch.promote_types(student.dtype, torch.float32))
+    student = student.detach().requires_grad_()
+    taught = TeacherOutputs(teachers if method.requires_teachers else None)
+    loss, metrics = method(StudentOutput(student), taught, labels, progress)
+    gradient, *own = torch.autograd.grad(loss, [student, *method.parameters()], materialize_grads=True)
+    assert gradient.isfinite().all() and all(value.isfinite().all() for value in own), "a gradient"
+    for name, value in {"the loss": loss, **metrics}.items():
+        assert value.isfinite(), name
+    return loss.detach(), gradient
+
+
+def assert_within(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], bound: float) -> None:
+    """Loss and gradient differ by at most `bound`, relative to one plus their size; gradients are per sample."""
+    for name, a, b, scale in zip(("loss", "gradient"), actual, expected, (1, len(actual[1])), strict=True):
+        error = scale * (a.double() - b.double()).abs().max() / (1 + scale * b.double().abs().max())
+        assert error <= bound, f"{name}: {error:.2g} > {bound:.2g}"
+
+
+# ------------------------------------------------------------------------------------------------------ precision
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", UNIT, ids=str)
+def test_arithmetic_is_exact_to_fp32_whatever_the_logits_format(config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Against fp64 of the same rounded logits, so that arithmetic alone counts: 2^7 roundings of fp32."""
+    for shape in SHAPES:
+        student, teachers, labels = inputs(*shape)
+        student, teachers = student.to(dtype), teachers.to(dtype)
+        loss, gradient = measure(config, student, teachers, labels)
+        exact = measure(config, student.double(), teachers.double(), labels)
+        assert loss.dtype == torch.float32 and gradient.dtype == dtype
+        full = measure(config, student.float(), teachers.float(), labels)
+        assert torch.equal(loss, full[0])
+        assert torch.equal(gradient, full[1].to(dtype))
+        assert_within(full, exact, 2**7 * UNIT[torch.float32])
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_formats_agree_to_their_own_precision(config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Logits rounded to a format against those of fp32, of which the rounding is all that differs: 2^4 roundings."""
+    for shape in SHAPES:
+        student, teachers, labels = inputs(*shape)
+        rounded = measure(config, student.to(dtype), teachers.to(dtype), labels)
+        assert_within(rounded, measure(config, student, teachers, labels), 2**4 * UNIT[dtype])
+
+
+# ------------------------------------------------------------------------------------------------- extreme logits
+
+
+def ordinary(logits: Tensor) -> Tensor:
+    return logits
+
+
+def largest(logits: Tensor) -> Tensor:
+    """Each 1e4 or -1e4, which makes every decision certain, right or wrong."""
+    return LARGE * logits.sign()
+
+
+def constant(logits: Tensor) -> Tensor:
+    return torch.full_like(logits, LARGE)
+
+
+def zero(logits: Tensor) -> Tensor:
+    return torch.zeros_like(logits)
+
+
+def tiny(logits: Tensor) -> Tensor:
+    """As a network gives them whose last layer is about zero."""
+    return 1e-3 * logits
+
+
+def alike(logits: Tensor) -> Tensor:
+    """All teachers, or all students of the batch, say the same."""
+    return logits[:1].expand_as(logits)
+
+
+KINDS = (ordinary, largest, constant, zero, tiny, alike)
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", UNIT, ids=str)
+def test_extreme_logits_have_finite_losses_and_gradients(config: dict[str, Any], dtype: torch.dtype) -> None:
+    """1e4, constant and equal logits of student, teachers or both; fp16 ends at 65504.
+
+    A gradient of 1e4 is far above the losses' own scale, and far below noise divided by noise.
+    """
+    for shape, of_student, of_teachers in itertools.product(SHAPES, KINDS, KINDS):
+        student, teachers, labels = inputs(*shape)
+        _, gradient = measure(config, of_student(student).to(dtype), of_teachers(teachers).to(dtype), labels)
+        assert gradient.abs().max() < LARGE, (shape, of_student, of_teachers)
+
+
+@every_variant
+def test_certain_logits_give_the_loss_of_fp64(config: dict[str, Any]) -> None:
+    """Log-probabilities are as large as 2e4 there, and rounded accordingly."""
+    for shape, pair in itertools.product(SHAPES, [(largest, ordinary), (ordinary, largest), (largest, largest)]):
+        student, teachers, labels = inputs(*shape)
+        student, teachers = pair[0](student), pair[1](teachers)
+        exact = measure(config, student.double(), teachers.double(), labels)
+        assert_within(measure(config, student, teachers, labels), exact, 2 * LARGE * UNIT[torch.float32])
+
+
+# ------------------------------------------------------------------------------------------- extreme hyperparameters
+
+
+def limits(cls: type[BaseModel]) -> list[dict[str, Any]]:
+    """Each number of a config, and of the configs within it, at the least and the largest that it allows.
+
+    0.01 and 1000 where there is no such limit.
+    """
+    found = []
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [{name: inner} for inner in limits(field.annotation)]
+        elif field.annotation in (int, float):
+            lowest = [mark.ge for mark in field.metadata if hasattr(mark, "ge")] or [0.01]
+            highest = [mark.le for mark in field.metadata if hasattr(mark, "le")] or [1000]
+            found += [{name: float(value)} for value in lowest + highest]
+    return found
+
+
+@every_variant
+def test_hyperparameters_at_their_limits_stay_finite(config: dict[str, Any]) -> None:
+    for limit in limits(kd_methods.config_class(config["type"])):
+        extreme = {**config, **limit}
+        if any(isinstance(value, dict) and config.get("loss") != key for key, value in limit.items()):
+            continue  # of a logit loss that is not used here
+        try:
+            kd_methods.build(extreme)
+        except ValueError as error:
+            assert "leaves no loss" in str(error)
+            continue
+        for progress, of_teachers in ((0.0, ordinary), (1.0, largest), (1.0, constant)):
+            student, teachers, labels = inputs(3, 4, 10)
+            measure(extreme, student, of_teachers(teachers), labels, progress)
