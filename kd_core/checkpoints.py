@@ -37,6 +37,7 @@ from kd_core.files import (
     write_json,
     write_text,
 )
+from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status
 
 
@@ -112,7 +113,7 @@ class RunFolder:
 
     def write_summary(self, **values: Any) -> dict[str, Any]:
         """Add `values` to summary.json."""
-        merged = {**(self.summary() if self.summary_file.exists() else {}), **values}
+        merged = {**(self.summary() if self.summary_file.exists() else {}), **redacted(values)}
         write_json(self.summary_file, merged)
         return merged
 
@@ -159,7 +160,7 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         )
     if folder.summary().get("config_digest") != config.digest(data_fingerprint):
         there, here = (
-            dict(_leaves(v)) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
+            dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
         )
         changes = [
             f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"

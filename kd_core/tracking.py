@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolv
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json, write_json, write_text, writing
+from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status
 from kd_core.report import HEADLINES
 
@@ -160,11 +162,7 @@ def start_tracking(
         "job_type": job_type,
         "tags": list(dict.fromkeys([*config.wandb.tags, config.kd.type, *(tags or [])])),
         "notes": config.wandb.notes,
-        "config": {
-            **config.model_dump(mode="json"),
-            **(facts or {}),
-            "environment": environment(),
-        },
+        "config": redacted({**config.model_dump(mode="json"), **(facts or {}), "environment": environment()}),
     }
     (folder.path / "wandb").mkdir(exist_ok=True)
     if file:
@@ -209,8 +207,7 @@ class Tracker:
                 self._send(row)
 
     def _start(self, about: dict[str, Any], insist: bool) -> None:
-        # Else the bytes of offline artifacts would lie outside the run folder and get lost.
-        os.environ["WANDB_DATA_DIR"] = str((self._folder.path / "wandb" / "data").resolve())
+        self._place_artifacts()
         os.environ["WANDB_DIR"] = str(self._folder.path.resolve())
         import wandb
 
@@ -218,12 +215,22 @@ class Tracker:
             _preparing.join()
         resume = self._settings.resume if about["job_type"] == "train" else None
 
+        # Warnings of libraries name files in the home folder.
+        console: Any = os.environ.get("WANDB_CONSOLE", "off")
+
         def init(mode: Any) -> Any:
             options = wandb.Settings(
                 init_timeout=_seconds("WANDB_INIT_TIMEOUT", 30),
                 finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
                 finish_timeout_raises=True,
                 silent=True,
+                # What the client would tell of the machine and of whose it is; `environment` says what helps.
+                x_disable_meta=True,
+                disable_git=True,
+                save_code=False,
+                program=Path(sys.argv[0]).name,
+                host=os.environ.get("WANDB_HOST", ""),
+                console=console,
             )
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
 
@@ -239,6 +246,7 @@ class Tracker:
                 raise UserError(what) from None
             self._notify(what)
             self.mode = "offline"
+            self._place_artifacts()
             self._run = self._guard("start offline either", init_offline)
             if self._run is not None:
                 self._notify("this run is recorded offline instead")
@@ -248,6 +256,20 @@ class Tracker:
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
             self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
+
+    def _place_artifacts(self) -> None:
+        """Say where the files of artifacts are read: in the run folder, else those of offline runs would get lost.
+
+        Online its path is hidden by a link, since W&B stores with an artifact where its files lay.
+        """
+        self._place = self._folder.path.resolve()
+        if self.mode == "online":
+            self._link = TemporaryDirectory(prefix="kd-", ignore_cleanup_errors=True)
+            link = Path(self._link.name) / "run"
+            with suppress(OSError):  # a system without links
+                link.symlink_to(self._place, target_is_directory=True)
+                self._place = link
+        os.environ["WANDB_DATA_DIR"] = str(self._place / "wandb" / "data")
 
     def _save_files(self, about: dict[str, Any]) -> None:
         """The resolved settings and the environment, as files of the run."""
@@ -317,7 +339,7 @@ class Tracker:
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: redacted(value) for name, value in values.items() if value is not None}
         if self._run is not None:
             self._guard("take the summary", lambda: self._run.summary.update(known))
 
@@ -354,7 +376,8 @@ class Tracker:
 
     def _store(self, export: Path, aliases: list[str], *, final: bool) -> None:
         if self._uploads and self._settings.log_model:
-            self._uploads.store(export, read_json(export / "metrics.json"), aliases, final=final)
+            place = self._place / export.relative_to(self._folder.path)
+            self._uploads.store(place, read_json(export / "metrics.json"), aliases, final=final)
 
     def finish(self, error: BaseException | None = None) -> bool:
         """Close the local file and the W&B run, and say how to send what the server lacks; whether it has all.
