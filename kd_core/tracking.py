@@ -29,6 +29,8 @@ from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status
 from kd_core.report import HEADLINES
 
+# what about.json tells wandb.init, which would take much else, too
+ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
 SENT = "sent"  # file in a run's wandb folder: the server has all of it
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -276,7 +278,8 @@ class Tracker:
         environment = json.dumps(about["config"]["environment"], indent=2)
         settings = self._folder.path / "config.yaml"
         files = {"environment.json": environment}
-        if settings.is_file():  # under another name: W&B writes a config.yaml of its own, through the links it makes
+        # Under another name: W&B writes a config.yaml of its own, through the links it makes.
+        if settings.is_file() and not settings.is_symlink():
             files["resolved_config.yaml"] = settings.read_text(encoding="utf-8")
         for name, text in files.items():
             path = Path(self._run.dir) / name
@@ -480,9 +483,12 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
         )
     if not about.is_file():
         raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
+    described = read_json(about)
+    if not isinstance(described, dict) or set(described) != ABOUT or not isinstance(described["config"], dict):
+        raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
     config = resolve([read_layer(str(path / "config.yaml"))]).config
     file = MetricsFile(folder.metrics_file)
-    tracker = Tracker(folder, config.wandb, read_json(about), "online", notify, file, insist=True)
+    tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
     tracker.summarize({name: summary[name] for name in HEADLINES})
     tracker.store_final()
     if not tracker.finish():
