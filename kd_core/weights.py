@@ -83,7 +83,7 @@ def read_state_dict(path: str | Path, where: str = "") -> dict[str, Tensor]:
 def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last: larger than memory
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"{origin}: damaged, or not a safetensors file ({first_line(error, 160)})") from error
 
 
