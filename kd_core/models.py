@@ -34,6 +34,7 @@ __all__ = [
     "preprocess_of",
 ]
 
+timm.models.set_pretrained_check_hash(True)  # names of timm's files hold their digests
 HUB = "hf-hub:"
 # Arguments of timm's factory that say where weights come from or make something else than a classifier.
 RESERVED = {
