@@ -228,7 +228,6 @@ class Tracker:
                 silent=True,
                 # What the client would tell of the machine and of whose it is; `environment` says what helps.
                 x_disable_meta=True,
-                disable_git=True,
                 save_code=False,
                 program=Path(sys.argv[0]).name,
                 host=os.environ.get("WANDB_HOST", ""),

@@ -71,7 +71,7 @@ def test_no_secret_and_no_home_is_stored_or_sent(home, tmp_path):
     assert len(records) > 5
 
     with serving(tmp_path) as server:
-        own = server.env(home / "wandb-home") | {"WANDB_API_KEY": KEY}
+        own = server.env(home / "wandb-home") | {"WANDB_API_KEY": KEY, "WANDB_SAVE_CODE": "true"}
         del own["WANDB_CONSOLE"]  # as for everybody
         words = settings(online, "--evaluation.test_at_end=true", method=METHODS[0], teachers=[str(teacher)])
         text += done(start([python, "train_kd.py", *words], surroundings(home, **own), cwd=project))
@@ -82,6 +82,8 @@ def test_no_secret_and_no_home_is_stored_or_sent(home, tmp_path):
         assert len(server.state["runs"]) == 3
         assert leaks((tmp_path / "server").rglob("*")) == []
         assert not list((tmp_path / "server").rglob("output.log"))  # where warnings name files
+        assert not list((tmp_path / "server").rglob("*.py"))
+        assert not any(run["host"] for run in server.state["runs"].values())
     # W&B's log for its developers names itself, and stays here.
     kept = (path for path in home.glob("*line/runs/**/*") if path.parent.name != "logs" and path.suffix != ".wandb")
     assert leaks(kept) == []
