@@ -230,7 +230,7 @@ class Tracker:
                 x_disable_meta=True,
                 save_code=False,
                 program=Path(sys.argv[0]).name,
-                host=os.environ.get("WANDB_HOST", ""),
+                host=os.environ.get("WANDB_HOST", "unnamed"),
                 console=console,
             )
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)

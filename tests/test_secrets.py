@@ -83,7 +83,7 @@ def test_no_secret_and_no_home_is_stored_or_sent(home, tmp_path):
         assert leaks((tmp_path / "server").rglob("*")) == []
         assert not list((tmp_path / "server").rglob("output.log"))  # where warnings name files
         assert not list((tmp_path / "server").rglob("*.py"))
-        assert not any(run["host"] for run in server.state["runs"].values())
+        assert {run["host"] for run in server.state["runs"].values()} == {"unnamed"}
     # W&B's log for its developers names itself, and stays here.
     kept = (path for path in home.glob("*line/runs/**/*") if path.parent.name != "logs" and path.suffix != ".wandb")
     assert leaks(kept) == []
