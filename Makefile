@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint
+.PHONY: help quickstart test lint audit
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor long pati
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev  ## do the installed packages fit together, and are they those that the code uses?
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pytest -q tests/test_dependencies.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

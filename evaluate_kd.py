@@ -49,6 +49,7 @@ from kd_core.errors import UserError
 from kd_core.files import check_writable, read_json, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
+from kd_core.privacy import redacted
 from kd_core.processes import create_accelerator, run_script
 from kd_core.tracking import start_tracking
 from kd_core.views import Views, fixed_view_ids
@@ -244,7 +245,7 @@ def tell(
         "checkpoint_path": artifact or str(export),
     }
     target = home / f"evaluation-{name}.json"
-    write_json(target, result)
+    write_json(target, redacted(result))
 
     tracker = start_tracking(
         config,

@@ -53,7 +53,7 @@ from kd_core import models, report, student, teachers
 from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
-from kd_core.errors import UserError
+from kd_core.errors import UserError, printable
 from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite, require_scale
@@ -91,7 +91,7 @@ class Job:
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
     def reset_device(self) -> None:
         """Let go of what an earlier run of this process left behind."""

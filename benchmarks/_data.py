@@ -6,8 +6,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 
 SIDE, SHARD = 32, 50_000
 

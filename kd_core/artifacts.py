@@ -88,6 +88,8 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
         raise UserError(f"{where}: holds no student, {', '.join(sorted(missing))} is missing")
     collection = artifact.name.partition(":")[0]
     folder = cache / artifact.entity / artifact.project / f"{collection}-{artifact.version}"
+    if ".." in folder.parts or not folder.is_relative_to(cache):
+        raise UserError(f"{where}: refused, it is called {artifact.entity!r}, {artifact.project!r}, {artifact.name!r}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Several processes may want the same one.  What lies there already is verified, not trusted.
@@ -144,7 +146,8 @@ class Uploads:
         def collect() -> Any:
             artifact = wandb.Artifact(self.name, type="model", metadata=metrics)
             policy: Any = "immutable" if final else "mutable"
-            for file in sorted(path for path in export.iterdir() if path.name in STUDENT_FILES):
+            own = (path for path in export.iterdir() if path.name in STUDENT_FILES and not path.is_symlink())
+            for file in sorted(own):  # links could lead anywhere
                 # skip_cache: else a copy of each version stays in W&B's cache in the home folder
                 artifact.add_file(str(file), name=file.name, policy=policy, skip_cache=True)
             return artifact

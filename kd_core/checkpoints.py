@@ -40,7 +40,9 @@ from kd_core.files import (
     write_text,
     writing,
 )
+from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status
+from kd_core.weights import unfolds
 
 
 def new_run_id() -> str:
@@ -106,7 +108,7 @@ class RunFolder:
     def keep_best(self, export: Path) -> None:
         """Make the exported student in `export` the best one."""
         with replacing_folder(self.checkpoint("best")) as path:
-            shutil.copytree(export, path / "student")
+            shutil.copytree(export, path / "student", symlinks=True)
 
     def record_failure(self, error: BaseException | None) -> None:
         """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
@@ -131,7 +133,7 @@ class RunFolder:
         merged = self.summary() if self.summary_file.exists() else {}
         if "status" in values:
             merged.pop("error", None)
-        merged.update(values)
+        merged.update(redacted(values))
         write_json(self.summary_file, merged)
         return merged
 
@@ -178,7 +180,7 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         )
     if folder.summary().get("config_digest") != config.digest(data_fingerprint):
         there, here = (
-            dict(_leaves(v)) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
+            dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
         )
         changes = [
             f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
@@ -237,9 +239,14 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
     for path in candidates:
         try:
             state = read_json(path / "state.json")
+            there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"state.json"}
+            if set(state["checksums"]) != there:  # nothing else is read, wherever it lies
+                raise UserError(f"{path / 'state.json'}: damaged, names other files than there are")
             for name, checksum in state["checksums"].items():
                 if sha256_of(path / name) != checksum:
                     raise UserError(f"{path / name}: damaged (its checksum differs)")
+            if unfolds(path / "training.pt"):
+                raise UserError(f"{path / 'training.pt'}: refused, it would unfold into more than its size")
             return path, torch.load(path / "training.pt", map_location="cpu", weights_only=True), state
         except (UserError, OSError, KeyError) as error:
             notify(f"checkpoint skipped: {error}")
@@ -257,6 +264,8 @@ class MetricsFile:
     def __init__(self, path: Path, offset: int | None = None):
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         if offset is not None:
+            if not 0 <= offset <= path.stat().st_size:
+                raise UserError(f"{path}: damaged, the checkpoint knows of {offset} bytes; start anew with --fresh")
             self._file.truncate(offset)
             self._file.seek(0, os.SEEK_END)
 

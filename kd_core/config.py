@@ -29,6 +29,7 @@ import kd_methods
 from kd_core import artifacts
 from kd_core.errors import UserError
 from kd_core.files import sha256_of
+from kd_core.privacy import redacted
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = "configs/quickstart.yaml"
@@ -72,6 +73,10 @@ class Section(BaseModel):
         return converted
 
 
+def _without_tilde(path: str | None) -> str | None:
+    return os.path.expanduser(path) if path else path
+
+
 class DataConfig(Section):
     source: Literal["hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"] = Field(
         "hub", description="where images come from: Hub data set, local folder, or scikit-learn's digits"
@@ -110,6 +115,8 @@ class DataConfig(Section):
     num_workers: int | None = Field(
         None, ge=1, le=256, description="threads that decode the images, once; null: all cores"
     )
+
+    _expand = field_validator("path")(_without_tilde)
 
     @field_validator("val_size", "train_size")
     @classmethod
@@ -160,12 +167,17 @@ class TeacherConfig(Section):
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
+    _expand = field_validator("weights", "train", "logits")(_without_tilde)
+
     @model_validator(mode="after")
     def _has_an_origin(self) -> TeacherConfig:
         if sum(origin is not None for origin in (self.weights, self.train, self.logits)) != 1:
             raise ValueError("a teacher needs exactly one of 'weights', 'train' and 'logits'")
-        if self.logits is not None and (more := self.model_fields_set - {"logits"}):
-            raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(sorted(more))}")
+        # a run's own config.yaml says the defaults, too
+        fields = {key: info.default for key, info in type(self).model_fields.items() if key != "logits"}
+        more = [key for key, default in fields.items() if getattr(self, key) != default]
+        if self.logits is not None and more:
+            raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(more)}")
         if self.model is None and (self.train is not None or self.weights == "pretrained"):
             raise ValueError("this teacher needs 'model', a timm name")
         return self
@@ -261,6 +273,8 @@ class CacheConfig(Section):
     views: int = Field(8, ge=1, le=1000, description="views an image, for mode fixed")
     max_gb: float = Field(20.0, gt=0, description="gigabytes of teachers' logits on disk; the oldest-used go first")
 
+    _expand = field_validator("dir")(_without_tilde)
+
     @property
     def folder(self) -> Path:
         return Path(self.dir or os.environ.get("KD_CACHE_DIR") or Path.home() / ".cache" / "kd").expanduser()
@@ -298,6 +312,8 @@ class Config(Section):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     wandb: WandbConfig = Field(default_factory=WandbConfig)
 
+    _expand = field_validator("output_dir")(_without_tilde)
+
     @model_validator(mode="after")
     def _teachers_fit_the_method(self) -> Config:
         if self.kd.type != kd_methods.LABEL_ONLY and not self.teachers:
@@ -334,7 +350,8 @@ class Config(Section):
         }
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
+        """The settings as a file may hold them that others see: paths in the home folder begin with `~`."""
+        return yaml.safe_dump(redacted(self.model_dump(mode="json")), sort_keys=False, width=110)
 
     def digest(self, data_fingerprint: str) -> str:
         """Hash of everything that shapes the result; two runs with equal digests are the same run."""

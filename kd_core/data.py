@@ -18,7 +18,7 @@ from kd_core import decoding
 from kd_core.decoding import Stored
 from kd_core.errors import UserError
 from kd_core.files import writable_folder
-from kd_core.sources import RawSplit, Source, open_source
+from kd_core.sources import MAX_CLASSES, RawSplit, Source, open_source
 from kd_core.stratify import stratified
 
 if TYPE_CHECKING:
@@ -260,6 +260,8 @@ def class_numbers(
         return np.array([position[value] for value in values], dtype=np.int64), names
     numbers = np.array(values, dtype=np.int64)
     count = len(names or classes or []) or int(numbers.max()) + 1
+    if count > MAX_CLASSES:
+        raise UserError(f"data.label_column: {where}: {count:,} classes, at most {MAX_CLASSES:,} are possible")
     outside = np.flatnonzero((numbers < 0) | (numbers >= count))
     if len(outside):
         row = int(outside[0])

@@ -24,6 +24,8 @@ from kd_core.sources import RawSplit
 
 VERSION = 1  # of the decoder: another number decodes anew
 CHUNK = 256  # images held in memory at a time, besides the one that each thread decodes
+# Of Pillow's, those without an interpreter behind them (EPS starts Ghostscript).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 80_000_000  # a decompression bomb is smaller than this as a file and larger as an image
 
 LabelReader = Callable[[list[Any], list[str] | None], tuple[np.ndarray, list[str]]]
@@ -223,7 +225,7 @@ def _size(item: Any) -> tuple[int, int] | None:
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[0]
     try:
-        with Image.open(_file(item)) as image:
+        with Image.open(_file(item), formats=FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001 - nothing is lost: the same file is reported when it is decoded
         return None
@@ -253,7 +255,7 @@ def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
             return item
         image = Image.fromarray(item)
     else:
-        image = Image.open(_file(item))
+        image = Image.open(_file(item), formats=FORMATS)
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
@@ -266,6 +268,8 @@ def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
 def _file(item: bytes | str | None) -> io.BytesIO | str:
     if not item:
         raise ValueError("there is no image")
+    if isinstance(item, str) and not os.path.isfile(item):
+        raise ValueError("no such file")
     return io.BytesIO(item) if isinstance(item, bytes) else item
 
 

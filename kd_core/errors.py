@@ -7,6 +7,16 @@ class UserError(Exception):
     The message names the file, key and value, and says what would be right.
     """
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: names in files from elsewhere may hold control characters."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
     """What an error says, on one line of at most `limit` characters; its type if it says nothing."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from kd_core.errors import UserError, first_line
 
+MAX_JSON_BYTES = 2**24
 LEASE = 30.0  # seconds without a heartbeat after which a lock's owner on another machine counts as dead
 
 
@@ -63,10 +64,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; UserError names the file if it is missing or no JSON."""
     try:
+        if path.stat().st_size > MAX_JSON_BYTES or not path.is_file():
+            raise UserError(f"{path}: damaged, no file of at most {MAX_JSON_BYTES:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also numbers of thousands of digits
         raise UserError(f"{path}: damaged, not valid JSON") from None
 
 
@@ -102,7 +105,7 @@ def replacing_folder(path: Path, *, keep_previous: bool = False) -> Iterator[Pat
 def copy_folder(source: Path, target: Path) -> None:
     """Replace `target` by a copy of `source`."""
     with replacing_folder(target) as path:
-        shutil.copytree(source, path, dirs_exist_ok=True)
+        shutil.copytree(source, path, dirs_exist_ok=True, symlinks=True)
 
 
 def previous_of(path: Path) -> Path:

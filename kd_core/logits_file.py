@@ -42,7 +42,7 @@ class LogitsFile:
             with safe_open(path, framework="pt") as file:
                 self.about: dict[str, str] = file.metadata() or {}
                 self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
             raise UserError(f"{self._where}: damaged, or not a safetensors file ({first_line(error, 160)})") from None
         for name, tensor in self._tensors.items():
             if tensor.ndim not in (2, 3) or not tensor.is_floating_point() or tensor.shape[-1] != num_classes:

@@ -34,6 +34,7 @@ __all__ = [
     "preprocess_of",
 ]
 
+timm.models.set_pretrained_check_hash(True)  # names of timm's files hold their digests
 HUB = "hf-hub:"
 # Arguments of timm's factory that say where weights come from or make something else than a classifier.
 RESERVED = {
@@ -253,6 +254,7 @@ def export(
 _Side = Annotated[int, Field(ge=1, le=2048)]
 _Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Scalar = bool | Annotated[int, Field(ge=-8192, le=8192)] | _Finite | Annotated[str, Field(max_length=64)] | None
+_Names = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100_000)]
 _Channels = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -265,7 +267,7 @@ class _Input(BaseModel):
     crop_pct: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     mean: Annotated[tuple[_Finite, ...], Field(min_length=1, max_length=64)]
     std: Annotated[tuple[Annotated[_Finite, Field(gt=0)], ...], Field(min_length=1, max_length=64)]
-    label_names: list[str] | dict[str, str] | None = None
+    label_names: _Names | dict[str, str] | None = None
 
 
 class _Export(BaseModel):
@@ -274,7 +276,7 @@ class _Export(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
     architecture: Annotated[str, Field(pattern=r"^\w{1,128}$")]
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
-    label_names: list[str] | dict[str, str] | None = None
+    label_names: _Names | dict[str, str] | None = None
     model_args: Annotated[
         dict[str, _Scalar | Annotated[list[_Scalar], Field(max_length=64)]], Field(max_length=64)
     ] = {}

@@ -6,7 +6,9 @@ import glob
 import hashlib
 import io
 import json
+import os
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
+import pyarrow.parquet
 import torch.nn.functional as F
 from torch import from_numpy
 
@@ -32,6 +36,8 @@ SPLIT_WORDS = {
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+MAX_CLASSES = 100_000
+MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 IMAGE_WORDS = ("image", "img")
 WAYS_OUT = """three ways out:
@@ -141,6 +147,8 @@ def _parquet(folder: Path, config: DataConfig) -> Source:
         splits = {"train": splits["other"]}
 
     def open_split(name: str) -> RawSplit:
+        for file in splits[name]:
+            _check_parquet(file)
         dataset = _load(folder, "parquet", data_files=[glob.escape(str(file)) for file in splits[name]])
         return _from_dataset(dataset, name, str(folder), config)
 
@@ -182,13 +190,16 @@ def _disk(folder: Path, config: DataConfig) -> Source:
         listed = read_json(folder / "dataset_dict.json")
         if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
             raise UserError(f"data.path: {folder / 'dataset_dict.json'}: has no list 'splits'")
-        folders = {str(name): folder / str(name) for name in listed["splits"]}
+        folders = {_inside(str(name), folder): folder / str(name) for name in listed["splits"]}
     elif (folder / "state.json").is_file():
         folders = {"train": folder}
     else:
         raise UserError(f"data.path: {folder}: was not written by save_to_disk (no dataset_dict.json, state.json)")
 
     def open_split(name: str) -> RawSplit:
+        state = read_json(folders[name] / "state.json")
+        for listed in state.get("_data_files") or [] if isinstance(state, dict) else []:
+            _inside(str(listed["filename"]) if isinstance(listed, dict) else "", folders[name])
         try:
             dataset = datasets.load_from_disk(str(folders[name]))
         except (OSError, ValueError, KeyError) as error:
@@ -200,7 +211,33 @@ def _disk(folder: Path, config: DataConfig) -> Source:
     return Source(str(folder), list(folders), open_split)
 
 
+def _inside(name: str, folder: Path) -> str:
+    """`name`, if it is that of something directly in `folder`; else UserError."""
+    if Path(name).name != name or name == "..":
+        raise UserError(f"data.path: {folder}: names {name!r}, which does not lie in it")
+    return name
+
+
+def _check_parquet(file: Path) -> None:
+    """UserError for a file that would unfold into more than its size allows for."""
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError):  # opening it says so
+        return
+    if metadata.num_rows > file.stat().st_size // MIN_IMAGE_BYTES:
+        raise UserError(
+            f"data.path: {file}: claims {metadata.num_rows:,} rows in {file.stat().st_size:,} bytes, less than "
+            f"{MIN_IMAGE_BYTES} bytes an image"
+        )
+    about = (metadata.metadata or {}).get(b"huggingface", b"")
+    if any(int(count) > MAX_CLASSES for count in re.findall(rb'"num_classes": *(\d{1,18})', about)):
+        raise UserError(f"data.path: {file}: claims more than {MAX_CLASSES:,} classes")
+
+
 def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
+    """folders: those in which the images may lie that the data set names by their paths."""
+    caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    folders = [Path(folder).expanduser().absolute() for folder in (caches if config.source == "hub" else [where])]
     image_column = _image_column(dataset, where, config.image_column)
     label_column = _label_column(dataset, where, config.label_column)
     feature = dataset.features[label_column]
@@ -214,7 +251,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
 
     def read_images(start: int, stop: int) -> list[Any]:
         cells = images[start:stop].column(0).to_pylist()  # as stored: nothing is decoded here
-        return [_encoded(cell) for cell in cells]
+        return [_encoded(cell, folders) for cell in cells]
 
     return RawSplit(
         name=name,
@@ -225,11 +262,17 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     )
 
 
-def _encoded(cell: Any) -> Any:
-    """The bytes or the path in a cell of an image column; None where there is neither."""
+def _encoded(cell: Any, folders: list[Path]) -> Any:
+    """The bytes or the path in a cell of an image column; None where there is neither, or a path elsewhere."""
     if not isinstance(cell, dict):
         return cell
-    return cell["bytes"] if cell["bytes"] is not None else cell["path"]
+    if cell["bytes"] is not None or cell["path"] is None:
+        return cell["bytes"]
+    for folder in folders:  # absolute ones
+        path = os.path.normpath(folder / cell["path"])
+        if Path(path).is_relative_to(folder):
+            return path
+    return None
 
 
 def _image_columns(dataset: datasets.Dataset) -> list[str]:
@@ -320,7 +363,11 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 def _read_pickle(file: Path) -> dict[str, Any]:
     try:
-        found = _CifarUnpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+        content = file.read_bytes()
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # it would make room for as many
+                raise pickle.UnpicklingError("asks for too much memory")
+        found = _CifarUnpickler(io.BytesIO(content), encoding="latin1").load()
     except OSError as error:
         raise UserError(f"data.path: {file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged or hostile pickle can raise anything
@@ -394,6 +441,8 @@ def _cifar_batch(file: Path, column: str) -> tuple[np.ndarray, list[Any]]:
     data, labels = batch.get("data"), batch.get(column)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise UserError(f"data.path: {file}: 'data' is not uint8 [N, 3072]")
+    if data.nbytes > file.stat().st_size:
+        raise UserError(f"data.path: {file}: 'data' is larger than the file")
     if not isinstance(labels, list) or len(labels) != len(data):
         raise UserError(f"data.path: {file}: {column!r} is not a list of {len(data)} labels")
     return data, labels

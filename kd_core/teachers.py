@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -354,9 +355,13 @@ def download_from_hub(repository: str, filename: str, where: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, filename))
+        path = Path(hf_hub_download(repository, filename))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"{where}: {repository}/{filename} is not in the local Hub cache and cannot be downloaded "
             f"({type(error).__name__}); download it on a machine with network and give the file as weights"
         ) from None
+    stated = path.resolve().name  # the Hub's cache keeps large files under their SHA-256, and compares sizes alone
+    if re.fullmatch("[0-9a-f]{64}", stated) and sha256_of(path) != stated:
+        raise UserError(f"{where}: {path}: damaged, its SHA-256 is not {stated}, as the Hub says; delete it, try again")
+    return path

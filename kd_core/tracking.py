@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,9 +25,12 @@ from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolv
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json, write_json, write_text
+from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status, run_script
 from kd_core.report import HEADLINES
 
+# what about.json tells wandb.init, which would take much else, too
+ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
 SENT = "sent"  # file in a run's wandb folder: the server has all of it
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -160,11 +164,7 @@ def start_tracking(
         "job_type": job_type,
         "tags": list(dict.fromkeys([*config.wandb.tags, config.kd.type, *(tags or [])])),
         "notes": config.wandb.notes,
-        "config": {
-            **config.model_dump(mode="json"),
-            **(facts or {}),
-            "environment": environment(),
-        },
+        "config": redacted({**config.model_dump(mode="json"), **(facts or {}), "environment": environment()}),
     }
     (folder.path / "wandb").mkdir(exist_ok=True)
     if file:
@@ -209,8 +209,7 @@ class Tracker:
                 self._send(row)
 
     def _start(self, about: dict[str, Any], insist: bool) -> None:
-        # Else the bytes of offline artifacts would lie outside the run folder and get lost.
-        os.environ["WANDB_DATA_DIR"] = str((self._folder.path / "wandb" / "data").resolve())
+        self._place_artifacts()
         os.environ["WANDB_DIR"] = str(self._folder.path.resolve())
         import wandb
 
@@ -218,12 +217,21 @@ class Tracker:
             _preparing.join()
         resume = self._settings.resume if about["job_type"] == "train" else None
 
+        # Warnings of libraries name files in the home folder.
+        console: Any = os.environ.get("WANDB_CONSOLE", "off")
+
         def init(mode: Any) -> Any:
             options = wandb.Settings(
                 init_timeout=_seconds("WANDB_INIT_TIMEOUT", 30),
                 finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
                 finish_timeout_raises=True,
                 silent=True,
+                # What the client would tell of the machine and of whose it is; `environment` says what helps.
+                x_disable_meta=True,
+                save_code=False,
+                program=Path(sys.argv[0]).name,
+                host=os.environ.get("WANDB_HOST", "unnamed"),
+                console=console,
             )
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
 
@@ -239,6 +247,7 @@ class Tracker:
                 raise UserError(what) from None
             self._notify(what)
             self.mode = "offline"
+            self._place_artifacts()
             self._run = self._guard("start offline either", init_offline)
             if self._run is not None:
                 self._notify("this run is recorded offline instead")
@@ -249,12 +258,27 @@ class Tracker:
             self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
+    def _place_artifacts(self) -> None:
+        """Say where the files of artifacts are read: in the run folder, else those of offline runs would get lost.
+
+        Online its path is hidden by a link, since W&B stores with an artifact where its files lay.
+        """
+        self._place = self._folder.path.resolve()
+        if self.mode == "online":
+            self._link = TemporaryDirectory(prefix="kd-", ignore_cleanup_errors=True)
+            link = Path(self._link.name) / "run"
+            with suppress(OSError):  # a system without links
+                link.symlink_to(self._place, target_is_directory=True)
+                self._place = link
+        os.environ["WANDB_DATA_DIR"] = str(self._place / "wandb" / "data")
+
     def _save_files(self, about: dict[str, Any]) -> None:
         """The resolved settings and the environment, as files of the run."""
         environment = json.dumps(about["config"]["environment"], indent=2)
         settings = self._folder.path / "config.yaml"
         files = {"environment.json": environment}
-        if settings.is_file():  # under another name: W&B writes a config.yaml of its own, through the links it makes
+        # Under another name: W&B writes a config.yaml of its own, through the links it makes.
+        if settings.is_file() and not settings.is_symlink():
             files["resolved_config.yaml"] = settings.read_text(encoding="utf-8")
         for name, text in files.items():
             path = Path(self._run.dir) / name
@@ -317,7 +341,7 @@ class Tracker:
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: redacted(value) for name, value in values.items() if value is not None}
         if self._run is not None:
             self._guard("take the summary", lambda: self._run.summary.update(known))
 
@@ -354,7 +378,8 @@ class Tracker:
 
     def _store(self, export: Path, aliases: list[str], *, final: bool) -> None:
         if self._uploads and self._settings.log_model:
-            self._uploads.store(export, read_json(export / "metrics.json"), aliases, final=final)
+            place = self._place / export.relative_to(self._folder.path)
+            self._uploads.store(place, read_json(export / "metrics.json"), aliases, final=final)
 
     def finish(self, error: BaseException | None = None) -> bool:
         """Close the local file and the W&B run, and say how to send what the server lacks; whether it has all.
@@ -457,9 +482,12 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
         )
     if not about.is_file():
         raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
+    described = read_json(about)
+    if not isinstance(described, dict) or set(described) != ABOUT or not isinstance(described["config"], dict):
+        raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
     config = resolve([read_layer(str(path / "config.yaml"))]).config
     file = MetricsFile(folder.metrics_file)
-    tracker = Tracker(folder, config.wandb, read_json(about), "online", notify, file, insist=True)
+    tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
     tracker.summarize({name: summary[name] for name in HEADLINES})
     tracker.store_final()
     if not tracker.finish():

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,24 @@ def read_state_dict(path: str | Path, where: str = "") -> dict[str, Tensor]:
 def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"{origin}: damaged, or not a safetensors file ({first_line(error, 160)})") from error
 
 
+def unfolds(path: Path) -> bool:
+    """Whether a zip file says that it holds more than its own size; torch compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist()) > path.stat().st_size
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # whatever reads it finds it damaged
+        return False
+
+
 def _read_pickled(path: Path, origin: str) -> Any:
+    if unfolds(path):
+        raise UserError(f"{origin}: refused, it would unfold into more than its size; PyTorch does not compress")
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)

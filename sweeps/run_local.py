@@ -632,7 +632,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
         raise Mistake(f"{sweep.path}: the first trial's command fails: {shlex.join(command)}\n{said}")
     try:
         config = yaml.safe_load(result.stdout)
-        output_dir, epochs = Path(config["output_dir"]), (config.get("training") or {}).get("max_epochs")
+        output_dir, epochs = Path(config["output_dir"]).expanduser(), (config.get("training") or {}).get("max_epochs")
         settings = {key: value for key, value in config.items() if key not in ELSEWHERE}
         return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):

@@ -212,7 +212,7 @@ def test_the_run_is_described(stub, everything):
     assert (stub.backend.run_dir(run) / "files" / "resolved_config.yaml").read_text() == (
         folder / "config.yaml"
     ).read_text()
-    assert {"environment.json", "requirements.txt", "wandb-metadata.json"} <= set(run["files"])
+    assert {"environment.json", "requirements.txt"} <= set(run["files"])
     assert stub.history(path_of(folder), events=True), "no system metrics"
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy"):
