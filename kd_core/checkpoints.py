@@ -28,6 +28,7 @@ from kd_core.config import Config, read_yaml
 from kd_core.errors import UserError
 from kd_core.files import (
     held_lock,
+    local_path,
     previous_of,
     read_json,
     remove_unfinished,
@@ -152,7 +153,7 @@ def find_run(
 
 def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
     """The run folder named by --resume; UserError if it is none, or if its settings differ: each is listed."""
-    folder = RunFolder(Path(path))
+    folder = RunFolder(local_path(path, "--resume"))
     if not folder.summary_file.is_file():
         raise UserError(
             f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"

@@ -115,6 +115,17 @@ def remove_unfinished(path: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def local_path(name: str, key: str) -> Path:
+    """`name` as a path, ~ expanded; UserError begins with `key` if no file can have such a name."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}: is {name[:60]!r}: there is no user {name.split('/')[0][1:60]!r}") from None
+    if "\0" in name or len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"{key}: is {name[:60]!r}...: no file has such a name; a part of one has at most 255 bytes")
+    return path
+
+
 def existing_part(path: Path) -> Path:
     """`path` if it exists, else the nearest of its parents that does."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
