@@ -46,7 +46,7 @@ from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
-from kd_core.files import check_writable, local_path, read_json, writable_folder, write_json
+from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
 from kd_core.processes import create_accelerator, is_first_process
@@ -228,7 +228,7 @@ def tell(
     figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
     name, run = options.split, run_folder_of(folder)
     if run:
-        run_id, home = read_json(run / "summary.json")["run_id"], run
+        run_id, home = read_object(run / "summary.json").get("run_id", run.name), run
     else:
         run_id = artifact.rpartition("/")[2].partition(":")[0].removeprefix("model-") if artifact else folder.name
         home = writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")

@@ -65,8 +65,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged, not valid JSON") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; UserError names the file if it holds anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged, holds a {type(found).__name__}, not an object {{...}}")
+    return found
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from kd_core.errors import UserError, first_line
-from kd_core.files import read_json
+from kd_core.files import read_object
 from kd_core.stratify import stratified
 
 if TYPE_CHECKING:
@@ -179,8 +179,8 @@ def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
 def _disk(folder: Path, config: DataConfig) -> Source:
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     if (folder / "dataset_dict.json").is_file():
-        listed = read_json(folder / "dataset_dict.json")
-        if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
+        listed = read_object(folder / "dataset_dict.json")
+        if not isinstance(listed.get("splits"), list):
             raise UserError(f"data.path: {folder / 'dataset_dict.json'}: has no list 'splits'")
         folders = {str(name): folder / str(name) for name in listed["splits"]}
     elif (folder / "state.json").is_file():
