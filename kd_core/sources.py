@@ -169,9 +169,9 @@ def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
     datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
     try:
         return datasets.load_dataset(builder, split="train", **options)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except Exception as error:  # damaged files and what they say of themselves make it fail in any of a dozen ways
         cause = error.__cause__ or error  # datasets wraps what went wrong
-        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause)}") from None
+        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause, 160)}") from None
     finally:
         datasets.enable_progress_bars()
 
@@ -191,8 +191,8 @@ def _disk(folder: Path, config: DataConfig) -> Source:
     def open_split(name: str) -> RawSplit:
         try:
             dataset = datasets.load_from_disk(str(folders[name]))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error)}") from None
+        except Exception as error:  # as above
+            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error, 160)}") from None
         raw = _from_dataset(dataset, name, str(folder), config)
         raw.key = _digest(raw.key, _listing(sorted(folders[name].glob("*"))))
         return raw
@@ -201,6 +201,10 @@ def _disk(folder: Path, config: DataConfig) -> Source:
 
 
 def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
+    try:
+        dataset.data.validate(full=True)  # unchecked, Arrow reads wherever damaged offsets point, and dies there
+    except ValueError as error:
+        raise UserError(f"data.path: {where}: split {name!r} is damaged: {first_line(error, 160)}") from None
     image_column = _image_column(dataset, where, config.image_column)
     label_column = _label_column(dataset, where, config.label_column)
     feature = dataset.features[label_column]

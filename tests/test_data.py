@@ -296,8 +296,20 @@ def test_save_to_disk(tmp_path: Path) -> None:
     found = both.test()
     assert found is not None and np.array_equal(found.images[4].numpy(), pixels(104)) and one.test() is None
     assert "not written by save_to_disk" in refuse(tmp_path, source="disk", path=str(tmp_path))
-    (tmp_path / "both/dataset_dict.json").write_text("[]")
-    assert "has no list 'splits'" in refuse(tmp_path, source="disk", path=str(tmp_path / "both"))
+    for text, problem in (("{}", "has no list 'splits'"), ("[]", "damaged, holds a list")):
+        (tmp_path / "both/dataset_dict.json").write_text(text)
+        assert problem in refuse(tmp_path, source="disk", path=str(tmp_path / "both"))
+
+
+def test_damaged_offsets_are_refused_before_arrow_follows_them(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(rows_of(20), features=features()).save_to_disk(tmp_path / "data")
+    sizes = [len(row["bytes"]) for row in rows_of(20)["image"]]
+    offsets = np.cumsum([0, *sizes]).astype(np.int32).tobytes()
+    file = next((tmp_path / "data").glob("*.arrow"))
+    content = file.read_bytes()
+    assert content.count(offsets[:40]) == 1
+    file.write_bytes(content.replace(offsets[:40], offsets[:36] + np.int32(2**30).tobytes()))
+    assert "split 'train' is damaged" in refuse(tmp_path, source="disk", path=str(tmp_path / "data"))
 
 
 def cifar_python(folder: Path, per_class: int = 2) -> Path:
