@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,20 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     (folder / "train").write_bytes(hostile)
     message = refuse(tmp_path, source="cifar_python", path=str(folder))
     assert "mkdir" in message and str(folder / "train") in message and not target.exists()
+
+
+@pytest.mark.parametrize(
+    "code", [pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little"), pickle.BYTEARRAY8 + b"\0\0\0\0\1\0\0\0"]
+)
+def test_a_pickle_takes_no_more_memory_than_it_holds(code: bytes, tmp_path: Path) -> None:
+    folder = cifar_python(tmp_path / "cifar-100-python")
+    (folder / "train").write_bytes(pickle.PROTO + b"\2" + pickle.EMPTY_LIST + code + pickle.STOP)
+    tracemalloc.start()
+    try:
+        assert "is no CIFAR file" in refuse(tmp_path, source="cifar_python", path=str(folder))
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 def test_digits(tmp_path: Path) -> None:

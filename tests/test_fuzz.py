@@ -1,4 +1,7 @@
-"""Settings, command lines and files that are wrong at random: a value or one message, never anything else."""
+"""Settings, command lines and files that are wrong at random: a value or one message, never anything else.
+
+`KD_FUZZ=10 KD_FUZZ_SEED=3 pytest tests/test_fuzz.py` tries ten times as much, drawn anew.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_files
-import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import evaluate_kd
@@ -26,8 +28,18 @@ from kd_core.teachers import training_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
+DEEPER = float(os.environ.get("KD_FUZZ", "1"))
+SEED = int(os.environ.get("KD_FUZZ_SEED", "0"))
 SECONDS = 10.0  # for one command line
-QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    """`count` of them, the same in every run, and more if asked."""
+    chosen = settings(
+        max_examples=round(count * DEEPER), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    return lambda test: seed(SEED)(chosen(test))
+
 
 wrong: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from([
@@ -98,7 +110,7 @@ def accepted(action: Callable[[], Any]) -> Any:
         assert time.monotonic() - began < SECONDS
 
 
-@settings(max_examples=1000, **QUIET)
+@examples(1000)
 @given(values=changed_settings())
 def test_changed_files(values, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "changed.yaml"
@@ -107,11 +119,11 @@ def test_changed_files(values, tmp_path_factory):
     parsed([f"--teachers=[{{model: cifar_resnet8, train: {path}}}]", "--kd.type=average"])
 
 
-@settings(max_examples=500, **QUIET)
-@given(file=st.sampled_from(SHIPPED), seed=st.integers(0, 2**32))
-def test_damaged_files(file, seed, tmp_path_factory):
+@examples(500)
+@given(file=st.sampled_from(SHIPPED), number=st.integers(0, 2**32))
+def test_damaged_files(file, number, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
-    path.write_bytes(fuzz_files.damaged(file.read_bytes(), random.Random(seed)))
+    path.write_bytes(fuzz_files.damaged(file.read_bytes(), random.Random(number)))
     parsed(["--config", str(path)])
     parsed([f"--teachers=[{{model: cifar_resnet8, train: {path}}}]", "--kd.type=average"])
 
@@ -133,27 +145,30 @@ word = st.one_of(
 )
 
 
-@settings(max_examples=1000, **QUIET)
+@examples(1000)
 @given(words=st.lists(word, min_size=1, max_size=4))
 def test_command_lines_of_training(words):
     parsed(words)
 
 
-@settings(max_examples=300, **QUIET)
+@examples(300)
 @given(words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--artifact", "val"])), max_size=4))
 def test_command_lines_of_evaluation(words):
     accepted(lambda: evaluate_kd.parse(words))
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [("safetensors", 120), ("pt", 120), ("export", 120), ("checkpoint", 80), ("logits", 80), ("parquet", 60),
-     ("cifar_python", 80)],
-)  # fmt: skip
-def test_damaged_weights_and_data(kind, count, tmp_path):
+COUNTS = {
+    "safetensors": 120, "pt": 120, "export": 120, "checkpoint": 80, "run": 80, "logits": 60, "cached_logits": 40,
+    "sweep": 60, "parquet": 60, "cifar_python": 60, "imagefolder": 40, "disk": 60, "decoded": 60,
+}  # fmt: skip
+
+
+def test_damaged_files_of_all_kinds(tmp_path):
     """In a process of its own, which may neither die, nor hang, nor take gigabytes."""
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), kind, str(count), "0", str(tmp_path / "files")]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    wanted = [f"{kind}={round(count * DEEPER)}" for kind, count in COUNTS.items()]
+    assert COUNTS.keys() == fuzz_files.KINDS.keys() and sum(COUNTS.values()) >= 500
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), str(tmp_path / "files"), str(SEED), *wanted]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500 * DEEPER)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert f"{kind}: {count} damaged files" in done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "damaged files," in line] == list(COUNTS)
