@@ -46,7 +46,7 @@ from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError
-from kd_core.files import check_writable, read_json, writable_folder, write_json
+from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
 from kd_core.privacy import redacted
@@ -80,14 +80,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     if options.dump_logits and not options.dump_logits.endswith(".safetensors"):
         raise UserError(f"--dump-logits: {options.dump_logits}: the name of a .safetensors file is needed")
     if options.dump_logits:
-        check_writable(Path(options.dump_logits).expanduser().parent, "--dump-logits")
+        check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
     return options, configuration.parse_overrides(rest)
 
 
 def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, str | None]:
     """The folder that holds the exported student, and the artifact's name if it came from W&B."""
     if options.checkpoint:
-        path = Path(options.checkpoint).expanduser()
+        path = local_path(options.checkpoint, "--checkpoint")
         if not path.is_dir():
             raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
         return path, None
@@ -229,7 +229,7 @@ def tell(
     figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
     name, run = options.split, run_folder_of(folder)
     if run:
-        run_id, home = read_json(run / "summary.json")["run_id"], run
+        run_id, home = read_object(run / "summary.json").get("run_id", run.name), run
     else:
         run_id = artifact.rpartition("/")[2].partition(":")[0].removeprefix("model-") if artifact else folder.name
         home = writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")

@@ -30,7 +30,7 @@ from filelock import FileLock, SoftFileLease
 from torch import Tensor
 
 from kd_core.errors import UserError
-from kd_core.files import existing_part, held_lock, read_json, reserve, write_json, writing
+from kd_core.files import existing_part, held_lock, read_object, reserve, write_json, writing
 from kd_core.logits_file import FileStore
 from kd_core.processes import run_script
 from kd_core.views import Batch
@@ -302,15 +302,17 @@ def free_gigabytes(folder: Path) -> float:
 
 
 def _has_files(store: Path, shape: dict[str, int]) -> bool:
-    return all(path.is_file() and path.stat().st_size == size for path, size in _files(store, **shape).items())
+    counted = all(isinstance(count, int) and count > 0 for count in shape.values())
+    return counted and all(
+        path.is_file() and path.stat().st_size == size for path, size in _files(store, **shape).items()
+    )
 
 
 def _described(store: Path) -> dict[str, Any]:
     try:
-        about = read_json(store / "about.json")
+        return read_object(store / "about.json")
     except UserError:
         return {}
-    return about if isinstance(about, dict) else {}
 
 
 @dataclass

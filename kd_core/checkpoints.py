@@ -10,6 +10,7 @@ runs/<name>-<run_id>/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,8 +30,9 @@ from kd_core.config import Config, read_yaml
 from kd_core.errors import UserError
 from kd_core.files import (
     held_lock,
+    local_path,
     previous_of,
-    read_json,
+    read_object,
     remove_unfinished,
     replacing_folder,
     sha256_of,
@@ -79,7 +81,7 @@ class RunFolder:
         return self.path / "checkpoints" / kind
 
     def summary(self) -> dict[str, Any]:
-        return read_json(self.summary_file)
+        return read_object(self.summary_file)
 
     def lock(self, notify: Callable[[str], None] | None = None) -> SoftFileLease:
         """Make the folder this process's own.  If another one trains in it: UserError, or with `notify` it waits."""
@@ -160,11 +162,11 @@ def find_run(
     digest, found = config.digest(data_fingerprint), []
     for path in Path(config.output_dir).glob("*/summary.json"):
         try:
-            summary = read_json(path)
+            summary = read_object(path)
         except UserError as error:
             tqdm.write(f"skipped: {error}")
             continue
-        if not isinstance(summary, dict) or summary.get("config_digest") != digest:
+        if summary.get("config_digest") != digest:
             continue
         if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
             found.append((path.stat().st_mtime, path.parent))
@@ -173,7 +175,7 @@ def find_run(
 
 def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
     """The run folder named by --resume; UserError if it is none, or if its settings differ: each is listed."""
-    folder = RunFolder(Path(path))
+    folder = RunFolder(local_path(path, "--resume"))
     if not folder.summary_file.is_file():
         raise UserError(
             f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"
@@ -222,10 +224,12 @@ def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state:
         export(path / "student")
         torch.save(training, path / "training.pt")
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        write_json(
-            path / "state.json",
-            {**state, "checksums": {str(file.relative_to(path)): sha256_of(file) for file in files}},
-        )
+        checksums = {str(file.relative_to(path)): sha256_of(file) for file in files}
+        write_json(path / "state.json", {**state, "checksums": checksums | {"state.json": _checksum(state)}})
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
@@ -238,17 +242,20 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
     candidates = [path for path in (latest, previous_of(latest)) if path.is_dir()]
     for path in candidates:
         try:
-            state = read_json(path / "state.json")
+            state = read_object(path / "state.json")
+            stated = state.pop("checksums", None)
+            if not isinstance(stated, dict) or stated.pop("state.json", _checksum(state)) != _checksum(state):
+                raise UserError(f"{path / 'state.json'}: damaged (its checksum differs)")
             there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"state.json"}
-            if set(state["checksums"]) != there:  # nothing else is read, wherever it lies
+            if set(stated) != there:  # nothing else is read, wherever it lies
                 raise UserError(f"{path / 'state.json'}: damaged, names other files than there are")
-            for name, checksum in state["checksums"].items():
+            for name, checksum in stated.items():
                 if sha256_of(path / name) != checksum:
                     raise UserError(f"{path / name}: damaged (its checksum differs)")
             if unfolds(path / "training.pt"):
                 raise UserError(f"{path / 'training.pt'}: refused, it would unfold into more than its size")
             return path, torch.load(path / "training.pt", map_location="cpu", weights_only=True), state
-        except (UserError, OSError, KeyError) as error:
+        except (UserError, OSError) as error:
             notify(f"checkpoint skipped: {error}")
     if candidates:
         raise UserError(f"{folder.path}: no checkpoint can be read; start anew with --fresh")
@@ -284,5 +291,17 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All rows of a metrics.jsonl; UserError names the file and the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; put the file back, or start anew "
+                "with --fresh"
+            )
+        rows.append(row)
+    return rows

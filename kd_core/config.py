@@ -17,6 +17,7 @@ import json
 import os
 import re
 import types
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +28,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 import kd_methods
 from kd_core import artifacts
-from kd_core.errors import UserError
-from kd_core.files import sha256_of
+from kd_core.errors import UserError, first_line
+from kd_core.files import local_path, sha256_of
 from kd_core.privacy import redacted
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = "configs/quickstart.yaml"
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
 RECIPE_VERSION = 2
-MAX_YAML_BYTES = 1_000_000
+# What a settings file may be at most; PyYAML takes a second for this much.
+MAX_YAML_BYTES = 100_000
+MAX_NESTING = 32
+MAX_INTEGER = 2**63 - 1
+MAX_MISTAKES = 30  # shown at once
 
 
 # ---------------------------------------------------------------------------------------------- the sections
@@ -53,10 +58,14 @@ def _accepts(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else {origin} if isinstance(origin, type) else set()
 
 
+def _is_whole(value: float) -> bool:
+    return value.is_integer() and abs(value) < MAX_INTEGER
+
+
 class Section(BaseModel):
     """A strict section: unknown keys are errors; 3.0 becomes 3 and 12 becomes '12' where the field says so."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,15 +75,20 @@ class Section(BaseModel):
         converted = dict(values)
         for name, info in cls.model_fields.items():
             value, kinds = converted.get(name), _accepts(info.annotation)
-            if isinstance(value, float) and value.is_integer() and int in kinds and (float not in kinds or value > 1):
+            if isinstance(value, float) and _is_whole(value) and int in kinds and (float not in kinds or value > 1):
                 converted[name] = int(value)
             elif isinstance(value, (int, float)) and not isinstance(value, bool) and kinds <= {str, type(None)}:
                 converted[name] = str(value)
         return converted
 
 
-def _without_tilde(path: str | None) -> str | None:
-    return os.path.expanduser(path) if path else path
+def _file_name(value: str | None) -> str | None:
+    """The value with `~` expanded; ValueError if no file can have such a name."""
+    try:
+        local_path(value or "", "path")
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("path: ")) from None
+    return os.path.expanduser(value) if value else value
 
 
 class DataConfig(Section):
@@ -116,7 +130,7 @@ class DataConfig(Section):
         None, ge=1, le=256, description="threads that decode the images, once; null: all cores"
     )
 
-    _expand = field_validator("path")(_without_tilde)
+    _path_can_be = field_validator("path")(_file_name)
 
     @field_validator("val_size", "train_size")
     @classmethod
@@ -167,7 +181,7 @@ class TeacherConfig(Section):
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
-    _expand = field_validator("weights", "train", "logits")(_without_tilde)
+    _paths_can_be = field_validator("weights", "train", "logits")(_file_name)
 
     @model_validator(mode="after")
     def _has_an_origin(self) -> TeacherConfig:
@@ -273,7 +287,7 @@ class CacheConfig(Section):
     views: int = Field(8, ge=1, le=1000, description="views an image, for mode fixed")
     max_gb: float = Field(20.0, gt=0, description="gigabytes of teachers' logits on disk; the oldest-used go first")
 
-    _expand = field_validator("dir")(_without_tilde)
+    _path_can_be = field_validator("dir")(_file_name)
 
     @property
     def folder(self) -> Path:
@@ -312,7 +326,7 @@ class Config(Section):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     wandb: WandbConfig = Field(default_factory=WandbConfig)
 
-    _expand = field_validator("output_dir")(_without_tilde)
+    _path_can_be = field_validator("output_dir")(_file_name)
 
     @model_validator(mode="after")
     def _teachers_fit_the_method(self) -> Config:
@@ -405,20 +419,49 @@ def _content_of(source: str) -> str | None:
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars, no aliases (a small file could otherwise unfold into gigabytes), no repeats."""
+    """SafeLoader with YAML 1.2 scalars and plain values of bounded size.
+
+    No aliases (a small file could otherwise unfold into gigabytes), no tags, no repeated keys, no deep nesting, no
+    text or integer that JSON, a file's name or 64 bits cannot hold.
+    """
+
+    nesting = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        problem = None
+        if isinstance(event, yaml.events.AliasEvent):
+            problem = "aliases (*name) are not supported"
+        elif event.tag is not None:
+            problem = f"tags ({event.tag}) are not supported; text that looks like a number is put in quotes"
+        elif self.nesting >= MAX_NESTING:
+            problem = f"nested deeper than {MAX_NESTING} levels"
+        elif isinstance(event, yaml.events.ScalarEvent) and re.search("[\0\ud800-\udfff]", event.value):
+            problem = "characters that no text holds (NUL, or half of a surrogate pair)"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        self.nesting += 1
+        node = super().compose_node(parent, index)
+        self.nesting -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = self.DEFAULT_SCALAR_TAG  # keys are text, whatever they look like
+        values = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):
+            twice = next(key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
+        return values
+
+    def construct_integer(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        if len(text) > 30 or abs(int(text)) > MAX_INTEGER:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text[:30]}...: integers have at most 64 bits", node.start_mark
+            )
+        return int(text)
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {}
@@ -428,12 +471,12 @@ for _tag, _pattern, _first in (
     ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
     (
         "float",
-        r"^(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        r"^(?:[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
         "-+0123456789.",
     ),
 ):
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_integer)
 _Yaml12Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower())),
@@ -441,20 +484,22 @@ _Yaml12Loader.add_constructor(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> plain values; UserError names `where` and the line."""
+    """YAML text -> plain values, in bounded time and memory; UserError names `where` and the line."""
+    if len(text) > MAX_YAML_BYTES:
+        raise UserError(f"{where}: larger than {MAX_YAML_BYTES:,} bytes; settings are small")
     try:
         return yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # escapes beyond Unicode
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{where}:{line} not valid YAML: {problem or type(error).__name__}") from None
+        raise UserError(f"{where}:{line} not valid YAML: {problem or first_line(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping."""
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a small file")
+            raise UserError(f"{path}: larger than {MAX_YAML_BYTES:,} bytes; settings are small")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
@@ -468,7 +513,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def find_file(name: str, key: str) -> Path:
     """A file named in a configuration: relative to the working folder, else to the project."""
-    for path in (Path(name).expanduser(), PROJECT_ROOT / name):
+    for path in (local_path(name, key), PROJECT_ROOT / name):
         if path.is_file():
             return path
     raise UserError(f"{key}: no such file: {name}")
@@ -501,6 +546,8 @@ def parse_overrides(arguments: list[str]) -> Layer:
         if not equals:
             text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
         try:
+            if key.count(".") >= MAX_NESTING:
+                raise UserError(f"--{key[:80]}...: nested deeper than {MAX_NESTING} levels")
             _assign(values, key.split("."), parse_yaml(text, f"--{key}"))
         except UserError as error:
             problems.append(str(error))
@@ -603,8 +650,9 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     try:
         return Resolved(Config.model_validate(merged), notices)
     except ValidationError as error:
-        lines = [_explain(problem, origins) for problem in error.errors()]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+        lines = [_explain(problem, origins) for problem in error.errors()[:MAX_MISTAKES]]
+        more = [f"and {error.error_count() - MAX_MISTAKES} more"] if error.error_count() > MAX_MISTAKES else []
+        raise UserError("\n".join([*dict.fromkeys(lines), *more])) from None
 
 
 def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, Any], list[str]]:
@@ -633,12 +681,12 @@ USUAL_NAMES = {
 }
 
 
-def _nearest(word: str, known: Any) -> str:
-    names = [str(name) for name in known]
+def _nearest(given: Any, known: Any) -> str:
+    word, names = str(given), [str(name) for name in known]
     if USUAL_NAMES.get(word) in names:
         return f", did you mean {USUAL_NAMES[word]!r}?"
     close = [name for name in names if name.startswith(f"{word}_")] or difflib.get_close_matches(
-        str(word), names, n=1, cutoff=0.55
+        word, names, n=1, cutoff=0.55
     )
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ VERSION = 1  # of the decoder: another number decodes anew
 CHUNK = 256  # images held in memory at a time, besides the one that each thread decodes
 # Of Pillow's, those without an interpreter behind them (EPS starts Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+NPY_HEADER = 128  # bytes before the numbers in a .npy file of uint8 [N,S,S,3]
 MAX_PIXELS = 80_000_000  # a decompression bomb is smaller than this as a file and larger as an image
 
 LabelReader = Callable[[list[Any], list[str] | None], tuple[np.ndarray, list[str]]]
@@ -117,9 +119,10 @@ def _opened(path: Path, notify: Callable[[str], None]) -> Stored | None:
             if _sha256(content) != header[name]:
                 raise ValueError(f"{name} do not match their checksum")
             arrays[name] = np.load(io.BytesIO(content), allow_pickle=False)
-        images = np.load(path / "images.npy", mmap_mode="c", allow_pickle=False)
-        if images.dtype != np.uint8 or list(images.shape) != header["shape"]:
-            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 {header['shape']}")
+        shape, size = tuple(header["shape"]), (path / "images.npy").stat().st_size
+        if size != NPY_HEADER + math.prod(shape):
+            raise ValueError(f"images.npy has {size:,} bytes, not those of uint8 {list(shape)}")
+        images = np.memmap(path / "images.npy", np.uint8, mode="c", offset=NPY_HEADER, shape=shape).view(np.ndarray)
     except (OSError, ValueError, KeyError, TypeError) as error:
         notify(f"decoded images in {path} are damaged ({error}); decoding anew")
         return None

@@ -73,6 +73,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, not valid JSON") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; UserError names the file if it holds anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged, holds a {type(found).__name__}, not an object {{...}}")
+    return found
+
+
 @contextmanager
 def replacing_folder(path: Path, *, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block succeeds.
@@ -117,6 +125,17 @@ def remove_unfinished(path: Path) -> None:
     """Remove what a `replacing_folder` of `path` that was killed has left; nobody may be writing it."""
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def local_path(name: str, key: str) -> Path:
+    """`name` as a path, ~ expanded; UserError begins with `key` if no file can have such a name."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}: is {name[:60]!r}: there is no user {name.split('/')[0][1:60]!r}") from None
+    if "\0" in name or len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"{key}: is {name[:60]!r}...: no file has such a name; a part of one has at most 255 bytes")
+    return path
 
 
 def existing_part(path: Path) -> Path:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from kd_core.errors import UserError, first_line
-from kd_core.files import read_json
+from kd_core.files import read_object
 from kd_core.stratify import stratified
 
 if TYPE_CHECKING:
@@ -177,9 +177,9 @@ def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
     datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
     try:
         return datasets.load_dataset(builder, split="train", **options)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except Exception as error:  # damaged files and what they say of themselves make it fail in any of a dozen ways
         cause = error.__cause__ or error  # datasets wraps what went wrong
-        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause)}") from None
+        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause, 160)}") from None
     finally:
         datasets.enable_progress_bars()
 
@@ -187,8 +187,8 @@ def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
 def _disk(folder: Path, config: DataConfig) -> Source:
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     if (folder / "dataset_dict.json").is_file():
-        listed = read_json(folder / "dataset_dict.json")
-        if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
+        listed = read_object(folder / "dataset_dict.json")
+        if not isinstance(listed.get("splits"), list):
             raise UserError(f"data.path: {folder / 'dataset_dict.json'}: has no list 'splits'")
         folders = {_inside(str(name), folder): folder / str(name) for name in listed["splits"]}
     elif (folder / "state.json").is_file():
@@ -197,13 +197,12 @@ def _disk(folder: Path, config: DataConfig) -> Source:
         raise UserError(f"data.path: {folder}: was not written by save_to_disk (no dataset_dict.json, state.json)")
 
     def open_split(name: str) -> RawSplit:
-        state = read_json(folders[name] / "state.json")
-        for listed in state.get("_data_files") or [] if isinstance(state, dict) else []:
+        for listed in read_object(folders[name] / "state.json").get("_data_files") or []:
             _inside(str(listed["filename"]) if isinstance(listed, dict) else "", folders[name])
         try:
             dataset = datasets.load_from_disk(str(folders[name]))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error)}") from None
+        except Exception as error:  # as above
+            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error, 160)}") from None
         raw = _from_dataset(dataset, name, str(folder), config)
         raw.key = _digest(raw.key, _listing(sorted(folders[name].glob("*"))))
         return raw
@@ -236,6 +235,10 @@ def _check_parquet(file: Path) -> None:
 
 def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
     """folders: those in which the images may lie that the data set names by their paths."""
+    try:
+        dataset.data.validate(full=True)  # unchecked, Arrow reads wherever damaged offsets point, and dies there
+    except ValueError as error:
+        raise UserError(f"data.path: {where}: split {name!r} is damaged: {first_line(error, 160)}") from None
     caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     folders = [Path(folder).expanduser().absolute() for folder in (caches if config.source == "hub" else [where])]
     image_column = _image_column(dataset, where, config.image_column)
@@ -339,8 +342,13 @@ def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: s
 # -------------------------------------------------------------------------------- CIFAR's original files
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Reads arrays, lists, dicts, strings and numbers; any other name in the file is refused, never imported."""
+class _CifarUnpickler(pickle._Unpickler):
+    """Reads arrays, lists, dicts, strings and numbers; any other name in the file is refused, never imported.
+
+    In Python, since the one in C makes room for as many objects as a damaged file says; this one for what it holds.
+    """
+
+    dispatch = {code: read for code, read in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {

@@ -20,7 +20,7 @@ from kd_core import artifacts, models, student, weights
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json, sha256_of, write_json
+from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.logits_file import LogitsFile
 from kd_core.views import Views
 
@@ -100,6 +100,9 @@ def training_config(run: Config, index: int) -> Config:
     for section in values:
         if section not in allowed:
             raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
+    for section in ("data", "training"):
+        if not isinstance(values.get(section) or {}, dict):
+            raise UserError(f"{path}: {section}: is {values[section]!r}, but is a section: give keys below it")
     for key in values.get("data") or {}:
         if key in INHERITED_DATA:
             raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
@@ -238,7 +241,8 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     _check_classes(facts, data, f"{where} {folder}")
     teacher = _teacher(facts, digest, network, config, data, run)
     if (export / "metrics.json").is_file():
-        teacher.stated_accuracy = read_json(export / "metrics.json").get("val/accuracy")
+        stated = read_object(export / "metrics.json").get("val/accuracy")
+        teacher.stated_accuracy = stated if isinstance(stated, float) else None
     return teacher
 
 

@@ -88,6 +88,9 @@ TOP_KEYS = (
     "program", "command", "method", "metric", "parameters", "early_terminate", "run_cap", "name", "description",
     "project", "entity", "settings", "controller",
 )  # fmt: skip
+MAX_BYTES = 1_000_000  # of a sweep file
+MAX_VALUES = 100_000  # in it, once its aliases are written out, and of one parameter in a grid
+MAX_MISTAKES = 30  # shown at once
 _RANGE, _NORMAL, _BETA, _Q = ("min", "max"), {"mu": 0, "sigma": 1}, {"a": 1, "b": 1}, {"q": 1}
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # required keys, optional keys with defaults
     "constant": (("value",), {}),
@@ -130,6 +133,13 @@ class Parameter:
     @property
     def logarithmic(self) -> bool:
         return "log" in self.distribution
+
+    @property
+    def grid_steps(self) -> float:
+        """How many values of a range `grid` would list."""
+        spec = self.spec
+        counted = self.distribution in ("int_uniform", "q_uniform")
+        return (spec["max"] - spec["min"]) / spec.get("q", 1) if counted else 0
 
     def grid(self) -> list[Any] | None:
         """All values in W&B's order; None if they cannot be counted.  q_uniform leaves out `max`, as W&B does."""
@@ -222,7 +232,12 @@ class _Reader:
             self.problem(f"parameters.{name}", "is there twice, nested and with a dotted name")
         if method == "grid":
             for parameter in parameters:
-                if parameter.grid() is None:
+                if parameter.grid_steps > MAX_VALUES:
+                    self.problem(
+                        f"parameters.{parameter.name}",
+                        f"has about {parameter.grid_steps:g} values; a grid takes up to {MAX_VALUES:,} of each",
+                    )
+                elif parameter.grid() is None:
                     self.problem(
                         f"parameters.{parameter.name}",
                         f"is {parameter.distribution}, which a grid cannot take: list values, or use method random",
@@ -230,7 +245,8 @@ class _Reader:
         command = self.command(source)
         early = self.early_terminate(source.get("early_terminate"))
         if self.problems:
-            raise Mistake("\n".join(self.problems))
+            more = [f"and {len(self.problems) - MAX_MISTAKES} more"] if len(self.problems) > MAX_MISTAKES else []
+            raise Mistake("\n".join(self.problems[:MAX_MISTAKES] + more))
         content = {key: source.get(key) for key in ("program", "command", "method", "parameters")}
         return Sweep(
             path=self.path,
@@ -247,15 +263,18 @@ class _Reader:
 
     def load(self) -> dict[str, Any]:
         try:
-            if self.path.stat().st_size > 1_000_000:
-                raise Mistake(f"{self.path}: larger than 1 MB, so it is no sweep file")
+            if self.path.stat().st_size > MAX_BYTES:
+                raise Mistake(f"{self.path}: larger than {MAX_BYTES / 1e6:g} MB, so it is no sweep file")
             source = yaml.safe_load(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise Mistake(f"{self.path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        # The last two come of values that do not fit their tags.
+        except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
             raise Mistake(f"{self.path}: is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(source, dict):
             raise Mistake(f"{self.path}: holds no settings; a sweep file has program, method, metric and parameters")
+        if unfolded(source) > MAX_VALUES:
+            raise Mistake(f"{self.path}: unfolds to more than {MAX_VALUES:,} values: use fewer aliases (*name)")
         return source
 
     def parameters(self, source: Any, path: tuple[str, ...]) -> Iterator[Parameter]:
@@ -336,8 +355,8 @@ class _Reader:
         """Whether `value` is a number; if not, a problem is noted."""
         if isinstance(value, str) and text_number(value):
             self.problem(where, read_as_text(value))
-        elif not (is_int(value) or isinstance(value, float)) or not math.isfinite(value):
-            self.problem(where, f"is {value!r}, not a number")
+        elif not (is_int(value) or isinstance(value, float)) or not abs(value) < 1e300:
+            self.problem(where, f"is {value!r}, not a number below 1e300")
         elif whole and not is_int(value):
             self.problem(where, f"is {value!r}; int_uniform takes whole numbers")
         else:
@@ -406,6 +425,16 @@ class _Reader:
         if ("min_iter" in early) == ("max_iter" in early) or ("max_iter" in early) != ("s" in early):
             self.problem("early_terminate", "give either min_iter, or max_iter and s")
         return early
+
+
+def unfolded(source: Any) -> int:
+    """How many values there are with every alias written out; counting ends beyond MAX_VALUES."""
+    waiting, count = [source], 0
+    while waiting and count <= MAX_VALUES:
+        value = waiting.pop()
+        count += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    return count
 
 
 def is_int(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """Configuration: layers, YAML 1.2 scalars, W&B's spellings, and the text of every kind of mistake."""
 
+import time
+
 import pytest
 import yaml
 
@@ -120,6 +122,9 @@ def test_numbers_become_the_declared_type():
         ),
         ("--training.warmup_epochs=100", "warmup_epochs 100 must be smaller than max_epochs 100"),
         ("--kd=3", "kd: is 3"),
+        ("--training.schedule=[]", "training.schedule: is [], allowed: 'cosine', 'multistep' or 'constant'"),
+        ("--training.max_epochs=1e300", "training.max_epochs: is 1e+300: input should be a valid integer"),
+        ("--cache.max_gb=.inf", "cache.max_gb: is inf: input should be a finite number"),
         ("--training=fast", "training: is 'fast'"),
     ],
 )
@@ -137,6 +142,10 @@ def test_all_mistakes_come_at_once_with_their_files():
 
 def test_words_that_are_no_override():
     assert "'oops' is not understood" in mistakes_of_words("oops")
+
+
+def test_a_deep_key_is_a_mistake():
+    assert "nested deeper than 32 levels" in mistakes_of_words(f"--{'a.' * 50_000}b=1")
 
 
 def mistakes_of_words(*words: str) -> str:
@@ -186,7 +195,18 @@ def test_a_misspelt_hyperparameter_is_a_mistake_in_a_sweep_too():
         ("a: &x 1\nb: *x", "aliases"),
         ("a: 1\na: 2", "stands twice"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("[" * 5000, "not valid YAML"),
+        ("[" * 5000, "nested deeper than 32 levels"),
+        ("? " * 5000, "nested deeper than 32 levels"),
+        ("a: !!timestamp x", "tags (tag:yaml.org,2002:timestamp) are not supported"),
+        ("a: !!binary //8=", "tags (tag:yaml.org,2002:binary) are not supported"),
+        ("a: " + "9" * 99_000, "integers have at most 64 bits"),
+        (f"a: {2**63}", "integers have at most 64 bits"),
+        ("? [a]\n: 1", "unhashable"),
+        ('a: "\\0"', "characters that no text holds"),
+        ('a: "\\ud800"', "characters that no text holds"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML"),
+        ("%YAML " + "9" * 5000 + ".1\n---\na: 1", "not valid YAML"),
+        ("#" * 100_001, "larger than 100,000 bytes"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -195,6 +215,42 @@ def test_bad_files(tmp_path, text, message):
     with pytest.raises(UserError, match="x.yaml") as caught:
         read_yaml(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "1" * 90_000 + "x",  # a number until its last character
+        "".join(f"k{number}: 1\n" for number in range(9_000)),
+        "".join(f"- &a{number} x\n" for number in range(7_000)),
+        "a: " + "'" * 90_000,
+    ],
+)
+def test_the_largest_files_take_seconds(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(UserError) as caught:
+        resolve([Layer("x.yaml", read_yaml(tmp_path / "x.yaml"))])
+    assert time.process_time() - began < 10 and len(str(caught.value)) < 100_000
+
+
+def test_many_mistakes_are_counted():
+    lines = mistakes(*(f"--nonsense{number}=1" for number in range(100)))
+    assert len(lines) == 31 and lines[-1] == "and 70 more"
+
+
+def test_keys_are_text():
+    assert parse_yaml("1: {true: 2}", "here") == {"1": {"true": 2}}
+    config = resolve([parse_overrides([TEACHER, "--kd.type=average", "--teachers={0: {view: clean}}"])]).config
+    assert config.teachers[0].view == "clean"
+
+
+@pytest.mark.parametrize("key", ["output_dir", "data.path", "cache.dir"])
+@pytest.mark.parametrize("name", ["a" * 256, "x/" * 2500, "~no-such-user/x"])
+def test_names_that_no_file_can_have(key, name):
+    assert f"{key}: is '{name[:60]}'" in mistakes(f"--{key}={name}")[0]
+    with pytest.raises(UserError, match="--config: is"):
+        configuration.find_file(name, "--config")
 
 
 def test_a_missing_file_is_named():

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +298,20 @@ def test_save_to_disk(tmp_path: Path) -> None:
     found = both.test()
     assert found is not None and np.array_equal(found.images[4].numpy(), pixels(104)) and one.test() is None
     assert "not written by save_to_disk" in refuse(tmp_path, source="disk", path=str(tmp_path))
-    (tmp_path / "both/dataset_dict.json").write_text("[]")
-    assert "has no list 'splits'" in refuse(tmp_path, source="disk", path=str(tmp_path / "both"))
+    for text, problem in (("{}", "has no list 'splits'"), ("[]", "damaged, holds a list")):
+        (tmp_path / "both/dataset_dict.json").write_text(text)
+        assert problem in refuse(tmp_path, source="disk", path=str(tmp_path / "both"))
+
+
+def test_damaged_offsets_are_refused_before_arrow_follows_them(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(rows_of(20), features=features()).save_to_disk(tmp_path / "data")
+    sizes = [len(row["bytes"]) for row in rows_of(20)["image"]]
+    offsets = np.cumsum([0, *sizes]).astype(np.int32).tobytes()
+    file = next((tmp_path / "data").glob("*.arrow"))
+    content = file.read_bytes()
+    assert content.count(offsets[:40]) == 1
+    file.write_bytes(content.replace(offsets[:40], offsets[:36] + np.int32(2**30).tobytes()))
+    assert "split 'train' is damaged" in refuse(tmp_path, source="disk", path=str(tmp_path / "data"))
 
 
 def cifar_python(folder: Path, per_class: int = 2) -> Path:
@@ -359,6 +372,20 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     (folder / "train").write_bytes(hostile)
     message = refuse(tmp_path, source="cifar_python", path=str(folder))
     assert "mkdir" in message and str(folder / "train") in message and not target.exists()
+
+
+@pytest.mark.parametrize(
+    "code", [pickle.LONG_BINPUT + (2**26).to_bytes(4, "little"), pickle.BYTEARRAY8 + b"\0\0\0\0\1\0\0\0"]
+)
+def test_a_pickle_takes_no_more_memory_than_it_holds(code: bytes, tmp_path: Path) -> None:
+    folder = cifar_python(tmp_path / "cifar-100-python")
+    (folder / "train").write_bytes(pickle.PROTO + b"\2" + pickle.EMPTY_LIST + code + pickle.STOP)
+    tracemalloc.start()
+    try:
+        assert "is no CIFAR file" in refuse(tmp_path, source="cifar_python", path=str(folder))
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 def test_digits(tmp_path: Path) -> None:

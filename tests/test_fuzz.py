@@ -1,27 +1,45 @@
-"""Settings, command lines and files that are wrong at random: a value or one message, never anything else."""
+"""Settings, command lines and files that are wrong at random: a value or one message, never anything else.
+
+`KD_FUZZ=10 KD_FUZZ_SEED=3 pytest tests/test_fuzz.py` tries ten times as much, drawn anew.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import fuzz_files
-import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import evaluate_kd
 import train_kd
-from kd_core.config import Config
+from kd_core.config import Config, parse_yaml
 from kd_core.errors import UserError
+from kd_core.teachers import training_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
-QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+DEEPER = float(os.environ.get("KD_FUZZ", "1"))
+SEED = int(os.environ.get("KD_FUZZ_SEED", "0"))
+SECONDS = 10.0  # for one command line
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    """`count` of them, the same in every run, and more if asked."""
+    chosen = settings(
+        max_examples=round(count * DEEPER), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    return lambda test: seed(SEED)(chosen(test))
+
 
 wrong: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from([
@@ -56,43 +74,58 @@ def changed_settings(draw: st.DrawFn) -> Any:
             owner = owner[key]
         match draw(st.integers(0, 3)):
             case 0:
-                owner[last] = draw(wrong)
+                owner[last] = deepcopy(draw(wrong))
             case 1:
                 del owner[last]
             case 2 if isinstance(owner, dict):
                 owner[draw(st.text(max_size=12))] = owner.pop(last)
             case _ if isinstance(owner, dict):
-                owner[draw(st.sampled_from(["type", "kd", "teachers", "seed", "model", "x"]))] = draw(wrong)
+                owner[draw(st.sampled_from(["type", "kd", "teachers", "seed", "model", "x"]))] = deepcopy(draw(wrong))
     return values
 
 
 def parsed(words: list[str]) -> None:
     """Read settings as the script does; what is refused is refused in words, what is accepted can be written down."""
-    try:
-        config = train_kd.parse([*words])[1].config
-    except UserError as error:
-        assert str(error).strip()
+    config = accepted(lambda: train_kd.parse([*words])[1].config)
+    if config is None:
         return
+    written = config.to_yaml()
+    assert Config.model_validate(parse_yaml(written, "written down")).to_yaml() == written
+    accepted(lambda: config.digest(""))  # reads the teachers' files
+    for index, teacher in enumerate(config.teachers):
+        if teacher.train:
+            accepted(lambda index=index: training_config(config, index))
+
+
+def accepted(action: Callable[[], Any]) -> Any:
+    """What `action` gives; None where it refuses in words, quickly."""
+    began = time.monotonic()
+    try:
+        return action()
+    except UserError as error:
+        assert str(error).strip() and len(str(error)) < 100_000
     except SystemExit as done:  # --help
         assert done.code == 0
-        return
-    assert Config.model_validate(yaml.safe_load(config.to_yaml())) is not None
+    finally:
+        assert time.monotonic() - began < SECONDS
 
 
-@settings(max_examples=1000, **QUIET)
+@examples(1000)
 @given(values=changed_settings())
 def test_changed_files(values, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "changed.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     parsed(["--config", str(path)])
+    parsed([f"--teachers=[{{model: cifar_resnet8, train: {path}}}]", "--kd.type=average"])
 
 
-@settings(max_examples=500, **QUIET)
-@given(file=st.sampled_from(SHIPPED), seed=st.integers(0, 2**32))
-def test_damaged_files(file, seed, tmp_path_factory):
+@examples(500)
+@given(file=st.sampled_from(SHIPPED), number=st.integers(0, 2**32))
+def test_damaged_files(file, number, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
-    path.write_bytes(fuzz_files.damaged(file.read_bytes(), fuzz_files.random.Random(seed)))
+    path.write_bytes(fuzz_files.damaged(file.read_bytes(), random.Random(number)))
     parsed(["--config", str(path)])
+    parsed([f"--teachers=[{{model: cifar_resnet8, train: {path}}}]", "--kd.type=average"])
 
 
 KEYS = sorted(
@@ -106,37 +139,36 @@ word = st.one_of(
     st.builds("--{}={}".format, st.sampled_from(KEYS), wrong),
     st.builds("--{}={}".format, st.sampled_from(KEYS), st.text(max_size=15)),
     st.builds("{}={}".format, st.text(max_size=10), st.text(max_size=10)),
+    st.builds("--{}={}".format, st.sampled_from(KEYS), wrong.map(lambda value: yaml.safe_dump(value).strip())),
     st.sampled_from(["--", "-", "--resume", "--fresh", "--no-wandb", "--check", "--config", "=", "--=", "--a..b=1"]),
     st.text(max_size=20),
 )
 
 
-@settings(max_examples=1000, **QUIET)
+@examples(1000)
 @given(words=st.lists(word, min_size=1, max_size=4))
 def test_command_lines_of_training(words):
     parsed(words)
 
 
-@settings(max_examples=300, **QUIET)
+@examples(300)
 @given(words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--artifact", "val"])), max_size=4))
 def test_command_lines_of_evaluation(words):
-    try:
-        evaluate_kd.parse(words)
-    except UserError as error:
-        assert str(error).strip()
-    except SystemExit as done:
-        assert done.code == 0
+    accepted(lambda: evaluate_kd.parse(words))
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [("safetensors", 120), ("pt", 120), ("export", 120), ("checkpoint", 80), ("logits", 80), ("parquet", 60),
-     ("cifar_python", 80)],
-)  # fmt: skip
-def test_damaged_weights_and_data(kind, count, tmp_path):
+COUNTS = {
+    "safetensors": 120, "pt": 120, "export": 120, "checkpoint": 80, "run": 80, "logits": 60, "cached_logits": 40,
+    "sweep": 60, "parquet": 60, "cifar_python": 60, "imagefolder": 40, "disk": 60, "decoded": 60,
+}  # fmt: skip
+
+
+def test_damaged_files_of_all_kinds(tmp_path):
     """In a process of its own, which may neither die, nor hang, nor take gigabytes."""
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), kind, str(count), "0", str(tmp_path / "files")]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    wanted = [f"{kind}={round(count * DEEPER)}" for kind, count in COUNTS.items()]
+    assert COUNTS.keys() == fuzz_files.KINDS.keys() and sum(COUNTS.values()) >= 500
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), str(tmp_path / "files"), str(SEED), *wanted]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500 * DEEPER)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert f"{kind}: {count} damaged files" in done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "damaged files," in line] == list(COUNTS)

@@ -178,8 +178,18 @@ MISTAKES = {
     "macro in a word": ("command: ['x${args}']", "is expanded only as a word of its own"),
     "top key": ("paramaters: {}", "paramaters: unknown key, did you mean 'parameters'?"),
     "continuous grid": ("method: grid\nparameters: {a: {min: 0.0, max: 1.0}}", "a: is uniform, which a grid"),
+    "a grid of too many values": ("method: grid\nparameters: {a: {min: 0, max: 1000000000000}}", "a: has about 1e+12"),
+    "a number beyond floats": ("parameters: {a: {min: 0, max: 1" + "0" * 400 + "}}", "not a number below 1e300"),
+    "aliases without end": ("parameters: &p {a: {parameters: *p}}", "unfolds to more than 100,000 values"),
+    "aliases of aliases": (
+        "description:\n  - &a0 x\n" + "".join(f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 15)),
+        "unfolds to more than 100,000 values",
+    ),
     "hyperband": ("early_terminate: {type: hyperband}", "early_terminate: give either min_iter, or max_iter and s"),
     "no YAML": ("a: [", "is not valid YAML"),
+    "no YAML: a tag": ("parameters: {a: {value: !!bool x}}", "is not valid YAML"),
+    "no YAML: a date": ("parameters: {a: {value: !!timestamp x}}", "is not valid YAML"),
+    "no YAML: nesting": ("a: " + "[" * 5000, "is not valid YAML"),
 }  # fmt: skip
 
 
@@ -187,7 +197,7 @@ MISTAKES = {
 def test_mistakes_are_one_line_each(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, expected = MISTAKES[name]
     file = tmp_path / "s.yaml"
-    keys = {key for key in yaml.safe_load(text)} if name != "no YAML" else set()
+    keys = {key for key in yaml.safe_load(text)} if not name.startswith("no YAML") else set()
     rest = {key: value for key, value in {**GOOD, "parameters": {"z": {"value": 1}}}.items() if key not in keys}
     file.write_text(yaml.safe_dump(rest) + text + "\n")
     assert run_local.main([str(file), "--count", "1"]) == 2
