@@ -342,13 +342,8 @@ def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: s
 # -------------------------------------------------------------------------------- CIFAR's original files
 
 
-class _CifarUnpickler(pickle._Unpickler):
-    """Reads arrays, lists, dicts, strings and numbers; any other name in the file is refused, never imported.
-
-    In Python, since the one in C makes room for as many objects as a damaged file says; this one for what it holds.
-    """
-
-    dispatch = {code: read for code, read in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+class _CifarUnpickler(pickle.Unpickler):
+    """Reads arrays, lists, dicts, strings and numbers; any other name in the file is refused, never imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -372,7 +367,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 def _read_pickle(file: Path) -> dict[str, Any]:
     try:
         content = file.read_bytes()
-        for opcode, argument, _ in pickletools.genops(content):
+        for opcode, argument, _ in pickletools.genops(content):  # which fails where the content ends too early
             if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # it would make room for as many
                 raise pickle.UnpicklingError("asks for too much memory")
         found = _CifarUnpickler(io.BytesIO(content), encoding="latin1").load()
