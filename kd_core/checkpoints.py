@@ -253,7 +253,7 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
                 if sha256_of(path / name) != checksum:
                     raise UserError(f"{path / name}: damaged (its checksum differs)")
             if unfolds(path / "training.pt"):
-                raise UserError(f"{path / 'training.pt'}: refused, it would unfold into more than its size")
+                raise UserError(f"{path / 'training.pt'}: damaged, or it would unfold into more than its size")
             return path, torch.load(path / "training.pt", map_location="cpu", weights_only=True), state
         except (UserError, OSError) as error:
             notify(f"checkpoint skipped: {error}")

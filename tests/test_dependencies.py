@@ -83,7 +83,6 @@ ALLOWED = {
     ("kd_core/decoding.py", "numpy.load"): "allow_pickle=False",
     ("kd_core/sources.py", "pickle.Unpickler"): "its find_class knows five names and imports nothing",
     ("kd_core/sources.py", "pickle.UnpicklingError"): "an exception",
-    ("kd_core/weights.py", "zipfile.is_zipfile"): "reads the directory and unpacks nothing",
     ("kd_core/weights.py", "zipfile.ZipFile"): "reads the directory and unpacks nothing",
     ("kd_core/weights.py", "zipfile.BadZipFile"): "an exception",
     ("kd_methods/__init__.py", "importlib.import_module"): "names of files in kd_methods alone",

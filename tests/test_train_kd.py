@@ -328,7 +328,9 @@ def test_another_number_of_processes_is_refused(home):
     more = ("--no-wandb", "--training.seed=16")
     folder = train(home, *more, method=kd_methods.LABEL_ONLY)
     path = folder / "checkpoints" / "latest" / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 4}))
+    state = {**json.loads(path.read_text()), "processes": 4}
+    checksums = state.pop("checksums")
+    path.write_text(json.dumps({**state, "checksums": {**checksums, "state.json": checkpoints._checksum(state)}}))
     (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("finished", "failed"))
     with pytest.raises(UserError, match="was trained by 4 process.* this is 1"):
         train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))
