@@ -208,9 +208,9 @@ def _sha256(content: bytes) -> str:
 def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> int | None:
     """The side of all images, if they are squares of one size; found once, from the files' headers."""
     try:
-        side = json.loads(remembered.read_text(encoding="utf-8"))["common_side"]
-        if side is None or isinstance(side, int):
-            return side
+        found = json.loads(remembered.read_text(encoding="utf-8"))
+        if found["sha256"] == _sha256(json.dumps(found["common_side"]).encode()):
+            return found["common_side"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged: looked up again
     sizes: set[tuple[int, int]] = set()
@@ -220,7 +220,7 @@ def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> i
             break
     common = sizes.pop() if len(sizes) == 1 else (0, 1)
     side = common[0] if common[0] == common[1] else None
-    write_json(remembered, {"common_side": side})
+    write_json(remembered, {"common_side": side, "sha256": _sha256(json.dumps(side).encode())})
     return side
 
 

@@ -402,7 +402,7 @@ def test_digits(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- the cache on disk
 
 
-@pytest.mark.parametrize("damage", ["images", "labels", "sums", "header", "lost"])
+@pytest.mark.parametrize("damage", ["images", "labels", "sums", "header", "lost", "short"])
 def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = parquet(tmp_path / "data", train=12)
     first = load(tmp_path, source="parquet", path=str(folder), val_size=0)
@@ -413,8 +413,8 @@ def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pyte
     elif damage == "header":
         text = (cache / "header.json").read_text()
         (cache / "header.json").write_text(text.replace("class 1", "class 9"))
-    elif damage == "images":
-        os.truncate(cache / "images.npy", 20_000)
+    elif damage in ("images", "short"):
+        os.truncate(cache / "images.npy", 20_000 if damage == "images" else 0)
     else:
         content = bytearray((cache / f"{damage}.npy").read_bytes())
         content[-1] ^= 1
@@ -423,6 +423,14 @@ def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pyte
     assert "damaged" in capsys.readouterr().out
     assert second.train.images.equal(images) and second.train.labels.equal(labels)
     assert second.class_names == first.class_names and second.mean == first.mean
+
+
+def test_a_damaged_note_of_the_size_is_made_anew(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "data", train=12)
+    load(tmp_path, source="parquet", path=str(folder), val_size=0)
+    note = next((tmp_path / "cache/images").glob("*.json"))
+    note.write_text(note.read_text().replace("32", "12"))
+    assert load(tmp_path, source="parquet", path=str(folder), val_size=0).image_size == 32
 
 
 def test_changed_source_is_decoded_anew(tmp_path: Path) -> None:

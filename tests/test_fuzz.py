@@ -152,9 +152,12 @@ def test_command_lines_of_training(words):
 
 
 @examples(300)
-@given(words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--artifact", "val"])), max_size=4))
-def test_command_lines_of_evaluation(words):
-    accepted(lambda: evaluate_kd.parse(words))
+@given(
+    source=st.sampled_from([[], ["--checkpoint=x"], ["--artifact=a/b/c"], ["--wandb-run-id=x"]]),
+    words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--dump-views", "val"])), max_size=4),
+)
+def test_command_lines_of_evaluation(source, words):
+    accepted(lambda: evaluate_kd.parse([*source, *words]))
 
 
 COUNTS = {
