@@ -41,14 +41,20 @@ def whole(tmp_path_factory, teachers) -> tuple:
 def cut(tmp_path, teachers) -> Run:
     """A run that was killed after it had written a few checkpoints."""
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
-    process, limit = run.start(), time.monotonic() + 120
-    while not list(tmp_path.glob("runs/run-*/checkpoints/.latest.previous")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    process = begun(run, ".latest.previous")
     time.sleep(random.random() / 4)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     return run
+
+
+def begun(run: Run, sign: str = "latest") -> subprocess.Popen:
+    """The process of a run, once it has written a checkpoint."""
+    process, limit = run.start(), time.monotonic() + 120
+    while not list(run.home.glob(f"runs/run-*/checkpoints/{sign}")):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    return process
 
 
 def folder_of(run: Run) -> Path:
@@ -102,10 +108,7 @@ def test_what_a_killed_process_left_half_written_is_removed(cut, whole):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_within_an_epoch_loses_no_step(tmp_path, teachers, whole, number):
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
-    process, limit = run.start(), time.monotonic() + 120
-    while not list(tmp_path.glob("runs/run-*/checkpoints/latest")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    process = begun(run)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, text
@@ -138,10 +141,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path, cut, who
 
 def test_a_folder_that_vanishes_is_one_message(tmp_path, teachers):
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
-    process, limit = run.start(), time.monotonic() + 120
-    while not list(tmp_path.glob("runs/run-*/checkpoints/latest")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    process = begun(run)
     folder_of(run).rename(tmp_path / "elsewhere")
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 2, text
@@ -154,10 +154,7 @@ def test_a_folder_that_vanishes_is_one_message(tmp_path, teachers):
 
 def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, teachers):
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
-    first, limit = run.start(), time.monotonic() + 120
-    while not list(tmp_path.glob("runs/run-*/checkpoints/latest")):
-        assert first.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    first = begun(run)
     first.send_signal(signal.SIGSTOP)  # it is slow, not dead
     second = run.start()
     text, _ = second.communicate(timeout=120)
@@ -222,10 +219,7 @@ def test_who_was_thought_dead_writes_no_more(tmp_path, teachers, monkeypatch):
 
 def test_a_worker_that_dies_takes_the_run_down(tmp_path, teachers):
     run = Run(tmp_path, teachers, 2, STUDENTS[0])
-    process, limit = run.start(), time.monotonic() + 120
-    while not list(tmp_path.glob("runs/run-*/checkpoints/latest")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    process = begun(run)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     text, _ = process.communicate(timeout=120)
