@@ -39,12 +39,12 @@ Reader = Callable[[], object]
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
-    """The bytes with one to eight changes: bits, runs of bytes, large numbers, cuts, repeats."""
+    """The bytes with one to eight changes: bits, bytes, runs of them, large numbers, cuts, repeats."""
     found = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 3, 8))):
         at = draw.randrange(max(1, len(found)))
         at = draw.choice((at, at % 200, len(found) - 1 - at % 200 if len(found) > 200 else at))  # headers, footers
-        match draw.randrange(6):
+        match draw.randrange(7):
             case 0 if found:
                 found[at % len(found)] ^= 1 << draw.randrange(8)
             case 1:
@@ -55,6 +55,8 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
                 del found[at:]
             case 4:
                 del found[at : at + draw.randrange(1, 100)]
+            case 5 if found:  # by a likely one: a digit of JSON by a letter or by another digit
+                found[at % len(found)] = draw.choice(found)
             case _:
                 found[at:at] = found[at : at + draw.randrange(1, 300)]
     return bytes(found)

@@ -318,6 +318,17 @@ def test_damaged_and_half_filled_stores_are_mended_with_a_notice(home, online, w
     assert "computed again" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "shape", [3, {}, {"views": "2", "rows": 9, "classes": 3}, {"views": -2, "rows": -9, "classes": 3}]
+)
+def test_a_store_that_says_nonsense_of_itself_is_listed_as_empty(tmp_path, shape):
+    shapes = {"views": 2, "rows": 9, "classes": 3}
+    store = open_store(tmp_path, {}, **shapes, about={"teacher": "a"}, max_gb=1.0)
+    store.write(torch.arange(18), torch.ones(18, 3).half())
+    (store.folder / "about.json").write_text(json.dumps({"teacher": "a", "shape": shape}))
+    assert [found.filled for found in cache.listed(tmp_path)] == [0.0]
+
+
 def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch):
     CUT = 30
     original, batches = panel.Panel._compute, []

@@ -1,0 +1,74 @@
+"""What stands in a run folder is believed only if it is whole."""
+
+import json
+
+import pytest
+import torch
+
+from kd_core import checkpoints
+from kd_core.checkpoints import RunFolder
+from kd_core.config import Config
+from kd_core.errors import UserError
+
+STATE = {"epoch": 3, "best": {"epoch": 2, "value": 0.25}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for epoch in (2, 3):
+        checkpoints.save_latest(run, lambda path: path.mkdir(), {"a": torch.ones(3)}, {**STATE, "epoch": epoch})
+    return run
+
+
+def test_what_was_saved_is_loaded(run):
+    path, training, state = checkpoints.load_latest(run, pytest.fail)
+    assert path == run.checkpoint("latest") and state == STATE and training["a"].equal(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"value": 0.25', '"value": 0.75'),
+        lambda text: text.replace('"epoch": 3', '"epoch": 9'),
+        lambda text: text.replace('"checksums"', '"checksum"'),
+        lambda text: "[]",
+        lambda text: json.dumps({**json.loads(text), "checksums": []}),
+        lambda text: "[" * 100_000,
+        lambda text: "9" * 5000,
+    ],
+)
+def test_a_changed_state_gives_way_to_the_checkpoint_before(run, change):
+    file = run.checkpoint("latest") / "state.json"
+    file.write_text(change(file.read_text()))
+    notices = []
+    assert checkpoints.load_latest(run, notices.append)[2]["epoch"] == 2
+    assert len(notices) == 1 and f"checkpoint skipped: {file}: damaged" in notices[0]
+
+
+def test_checkpoints_without_a_checksum_of_the_state_go_on(run):
+    file = run.checkpoint("latest") / "state.json"
+    state = json.loads(file.read_text())
+    del state["checksums"]["state.json"]
+    file.write_text(json.dumps(state))
+    assert checkpoints.load_latest(run, pytest.fail)[2] == STATE
+
+
+@pytest.mark.parametrize("line", ["3", "[1]", "{", '{"a": 1', "9" * 5000, "\x00"])
+def test_damaged_rows_are_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(UserError, match="metrics.jsonl: line 2: damaged, not a JSON object"):
+        checkpoints.read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "\x00"])
+def test_a_damaged_summary_is_named_or_passed_over(tmp_path, text, capsys):
+    config = Config.model_validate({"output_dir": str(tmp_path)})
+    run = checkpoints.create_run(config, "abc", "ab12cd34")
+    run.summary_file.write_text(text)
+    assert (
+        checkpoints.find_run(config, "abc") is None
+        and f"skipped: {run.summary_file}: damaged" in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="summary.json: damaged"):
+        checkpoints.open_run(config, "abc", str(run.path))
