@@ -74,7 +74,7 @@ def output_of(run: Run) -> str:
 
 
 def test_killed_runs_go_on_bit_for_bit(tmp_path):
-    assert kill_campaign.campaign(tmp_path, kills=3, seed=1) == 3
+    assert kill_campaign.campaign(tmp_path, kills=2, seed=1) == 2
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(cut, whole):
@@ -105,7 +105,14 @@ def test_what_a_killed_process_left_half_written_is_removed(cut, whole):
     assert not kill_campaign.differences(whole, cut.result())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_within_an_epoch_loses_no_step(tmp_path, teachers, whole, number):
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
     process = begun(run)
