@@ -101,6 +101,7 @@ class Store:
     def write(self, slots: Tensor, logits: Tensor) -> None:
         """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU.  OSError on a full disk."""
         data, width = memoryview(logits.numpy().tobytes()), 2 * self.classes
+        # Runs of neighbours, on the host: only what has just been computed is written, once, after a forward pass.
         breaks = ((slots.diff() != 1).nonzero().flatten() + 1).tolist()
         starts = [0, *breaks, len(slots)] if len(slots) else []
         for (start, end), slot in zip(pairwise(starts), slots[starts[:-1]].tolist(), strict=True):

@@ -24,7 +24,7 @@ from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
 from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json, write_json, write_text
+from kd_core.files import read_json, read_object, write_json, write_text
 from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status, run_script
 from kd_core.report import HEADLINES
@@ -482,8 +482,8 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
         )
     if not about.is_file():
         raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
-    described = read_json(about)
-    if not isinstance(described, dict) or set(described) != ABOUT or not isinstance(described["config"], dict):
+    described = read_object(about)
+    if set(described) != ABOUT or not isinstance(described["config"], dict):
         raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
     config = resolve([read_layer(str(path / "config.yaml"))]).config
     file = MetricsFile(folder.metrics_file)
