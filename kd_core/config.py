@@ -273,6 +273,9 @@ class EvaluationConfig(Section):
     batch_size: int | None = Field(
         None, ge=1, description="images in one evaluation step; null: data.batch_size, on a GPU as many as fit"
     )
+    report: bool = Field(
+        True, description="after training measure what the student costs, look for mistakes, and write report/index.html"
+    )
 
 
 class CacheConfig(Section):

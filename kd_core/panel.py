@@ -109,14 +109,20 @@ class Panel:
             if bad[index]
         )
 
-    def logits(self, images: Images, verb: str) -> Tensor | None:
-        """Clean-view logits float32 [K,n,C] of a split, None without teachers.  UserError if they are not finite."""
+    def logits(self, images: Images, verb: str, *, keep: bool = True) -> Tensor | None:
+        """Clean-view logits float32 [K,n,C] of a split, None without teachers.  UserError if they are not finite.
+
+        Without `keep` no store is made for them, as for a few images that are looked at once; one that training has
+        opened is read.
+        """
         everything = []
         for index, teacher in enumerate(self.members):
             label = f"{verb} teacher {index} ({teacher.name})"
+            training = self._cached[index]
+            kept = keep or (training is not None and not training.per_view)
             if teacher.file:
                 own = teacher.file.clean(images.split)
-            elif self._predict.config.cache.mode == "off":
+            elif self._predict.config.cache.mode == "off" or not kept:
                 assert teacher.views is not None
                 own = self._predict(self._network(index), images, teacher.views, label).half()
             else:

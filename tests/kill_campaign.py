@@ -58,6 +58,7 @@ class Run:
             "--name=run", "--no-wandb", f"--model={self.student}", f"--teachers=[{team}]", "--kd.type=dynamic",
             "--data.train_size=320", "--data.batch_size=32", "--training.max_epochs=4", "--training.log_every=3",
             "--training.save_every_steps=4", "--training.deterministic=true", "--training.compare_with_baseline=false",
+            "--evaluation.report=false",
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen:
@@ -120,6 +121,7 @@ def trained_teachers(home: Path) -> list[Path]:
             f"--output_dir={home / 'teachers'}", f"--cache.dir={home / 'cache'}", f"--name={name}", "--no-wandb",
             f"--model={{name: {name}}}", "--teachers=[]", "--kd.type=baseline", "--training.max_epochs=3",
             "--training.compare_with_baseline=false",
+            "--evaluation.report=false",
         ]  # fmt: skip
         subprocess.run([sys.executable, "train_kd.py", *words], cwd=ROOT, check=True, capture_output=True)
     return sorted((home / "teachers").glob("*-????????"))

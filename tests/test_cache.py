@@ -200,6 +200,7 @@ def home(tmp_path_factory) -> Path:
             "--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}", f"--model={{name: {name}}}", f"--name={name}",
             f"--output_dir={home / 't'}", f"--cache.dir={home / 'data'}", "--data.train_size=600", "--no-wandb",
             "--training.max_epochs=3", "--training.compare_with_baseline=false",
+            "--evaluation.report=false",
         ])  # fmt: skip
     return home
 
@@ -211,7 +212,8 @@ def words(home: Path, name: str, *more: str, folder: str = "data") -> list[str]:
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / folder}", f"--name={name}",
         "--model={name: cifar_resnet8}",
         f"--teachers=[{{weights: {first}}}, {{weights: {second}, view: clean}}]", "--kd.type=dynamic", "--no-wandb",
-        "--data.train_size=600", "--training.max_epochs=3", "--training.compare_with_baseline=false", "--fresh",
+        "--data.train_size=600", "--training.max_epochs=3", "--training.compare_with_baseline=false",
+        "--evaluation.report=false", "--fresh",
         "--training.log_every=1", *more,
     ]  # fmt: skip
 

@@ -178,6 +178,7 @@ def test_the_mixed_folder_trains_with_clear_messages(mixed: Path, tmp_path: Path
         sys.executable, "train_kd.py", "--teachers=[]", "--kd.type=baseline", "--no-wandb", "--data.source=imagefolder",
         f"--data.path={mixed}", f"--output_dir={tmp_path / 'runs'}", f"--cache.dir={tmp_path / 'cache'}",
         "--data.batch_size=16", "--training.max_epochs=2", "--training.compare_with_baseline=false",
+        "--evaluation.report=false",
         "--data.val_size=0.2",
     ]  # fmt: skip
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

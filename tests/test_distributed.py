@@ -88,7 +88,7 @@ def home(tmp_path_factory) -> Path:
                 f"--kd.type={kd_methods.LABEL_ONLY}",
                 "--no-wandb",
                 "--training.max_epochs=2",
-                "--training.compare_with_baseline=false",
+                "--training.compare_with_baseline=false", "--evaluation.report=false",
                 f"--cache.dir={home / 'cache'}",
             ]
         )

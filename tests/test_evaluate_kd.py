@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     train_kd.main([
         f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}",
         "--name=run", "--model={name: test_resnet, img_size: 32}", "--training.max_epochs=3", "--no-wandb",
-        "--training.compare_with_baseline=false",
+        "--training.compare_with_baseline=false", "--evaluation.report=false",
     ])  # fmt: skip
     [folder] = home.glob("run-*")
     return folder

@@ -23,7 +23,8 @@ from kd_core.logits_file import LogitsFile
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = [
-    "--data.train_size=400", "--data.batch_size=40", "--no-wandb", "--training.compare_with_baseline=false", "--fresh",
+    "--data.train_size=400", "--data.batch_size=40", "--no-wandb", "--training.compare_with_baseline=false",
+    "--evaluation.report=false", "--fresh",
     "--model={name: cifar_resnet8}",
 ]  # fmt: skip
 

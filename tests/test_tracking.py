@@ -24,7 +24,7 @@ def settings(home: Path, *more: str) -> list[str]:
     return [
         f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}",
         "--name=tracked", "--data.train_size=300", "--training.max_epochs=2", "--training.log_every=4",
-        "--training.compare_with_baseline=false", *more,
+        "--training.compare_with_baseline=false", "--evaluation.report=false", *more,
     ]  # fmt: skip
 
 

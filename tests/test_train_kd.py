@@ -85,6 +85,7 @@ def arguments(home: Path, *more: str, method: str = "dynamic", output: str = "ru
         "kd": {"type": method},
         "training": {"max_epochs": 2, "learning_rate": 3e-3, "log_every": 5},
         "cache": {"dir": str(home / "cache")},
+        "evaluation": {"report": False},
     }
     if method != kd_methods.LABEL_ONLY:
         names = ("cifar_resnet14", "cifar_wrn_16_1")

@@ -57,7 +57,7 @@ def teachers(tmp_path_factory) -> list[str]:
         train_kd.main([
             f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--teachers=[]", f"--kd.type={LABEL_ONLY}",
             f"--model={{name: {name}}}", f"--name={name}", "--training.max_epochs=3", "--no-wandb",
-            "--training.compare_with_baseline=false",
+            "--training.compare_with_baseline=false", "--evaluation.report=false",
         ])  # fmt: skip
     return [str(path) for path in sorted(home.glob("cifar_*"))]
 
@@ -68,7 +68,8 @@ def settings(home: Path, *more: str, method: str = LABEL_ONLY, teachers: list[st
     return [
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--wandb.project=kd", "--name=small",
         "--model={name: cifar_resnet8}", f"--teachers=[{team}]", f"--kd.type={method}", "--data.train_size=300",
-        "--training.max_epochs=3", "--training.log_every=4", "--training.compare_with_baseline=false", *more,
+        "--training.max_epochs=3", "--training.log_every=4", "--training.compare_with_baseline=false",
+        "--evaluation.report=false", *more,
     ]  # fmt: skip
 
 
