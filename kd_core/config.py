@@ -180,8 +180,8 @@ class TeacherConfig(Section):
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
     normalization: TeacherNormalization = Field(
         "auto",
-        description="mean and deviation: as the weights say, the data set's, usual ones by name, none: pixels in [0,1], "
-        "bytes: in [0,255]",
+        description="mean and deviation: as the weights say, the data set's, usual ones by name; none: pixels in "
+        "[0,1], bytes: in [0,255]",
     )
     class_order: str | list[int] | None = Field(
         None,

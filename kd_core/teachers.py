@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_core import artifacts, models, student, weights
+from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
@@ -183,15 +184,6 @@ class Reordered(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images).index_select(1, self.order)
-
-
-def outputs_in_order(order: str | list[int], class_names: list[str]) -> list[int]:
-    """Which output of a network stands for each class, from a setting `class_order`: C numbers."""
-    if isinstance(order, list):
-        return order
-    numbers = range(len(class_names))
-    by_text = sorted(numbers, key=lambda c: class_names[c] if order == "alphabetical" else str(c))
-    return sorted(numbers, key=by_text.__getitem__)  # output j stands for class by_text[j]; this is its inverse
 
 
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
@@ -391,9 +383,7 @@ def _check_classes(facts: Facts, config: TeacherConfig, data: Data, where: str) 
     names = facts.class_names
     if not names or sorted(names) != sorted(data.class_names):
         return
-    outputs = names if config.class_order is None else [
-        names[number] for number in outputs_in_order(config.class_order, data.class_names)
-    ]  # fmt: skip
+    outputs = [names[number] for number in outputs_in_order(config.class_order, data.class_names)]
     if outputs != data.class_names:
         right = [names.index(name) for name in data.class_names]
         raise UserError(
