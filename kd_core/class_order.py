@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from kd_core import metrics
 from kd_core.config import ClassOrder
 
 USUAL = get_args(ClassOrder)  # by class name, as folders are listed; by number as text: 0, 1, 10, 11, ..., 2, 20, ...
@@ -30,7 +31,7 @@ def explaining(logits: Tensor, labels: Tensor) -> list[int]:
     is fitted to these images: how good it is must be measured on others.
     """
     classes = logits.shape[1]
-    counts = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
+    counts = metrics.confusion_matrix(metrics.predictions(logits), labels, classes).double()
     own = torch.eye(classes, dtype=torch.float64, device=counts.device) / (classes + 1)  # below one image altogether
     _, outputs = linear_sum_assignment((counts + own).cpu().numpy(), maximize=True)
     return [int(output) for output in outputs]
@@ -44,5 +45,5 @@ def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[t
     """
     orders: list[str | list[int] | None] = [None, *USUAL, explaining(logits[::2], labels[::2])]
     outputs = torch.tensor([outputs_in_order(order, class_names) for order in orders], device=labels.device)  # [O,C]
-    right = outputs[:, labels[1::2]] == logits[1::2].argmax(1)
+    right = outputs[:, labels[1::2]] == metrics.predictions(logits[1::2])
     return list(zip(orders, right.double().mean(1).tolist(), strict=True))
