@@ -148,6 +148,8 @@ class DataConfig(Section):
 
 Stem = Literal["default", "cifar"]
 Normalization = Literal["auto", "model", "data"]
+TeacherNormalization = Literal["auto", "data", "imagenet", "cifar", "inception", "none", "bytes"]
+ClassOrder = Literal["alphabetical", "numbers_as_text"]
 
 
 class ModelConfig(Section):
@@ -176,12 +178,31 @@ class TeacherConfig(Section):
     )
     img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
-    normalization: Literal["auto", "data"] = Field(
-        "auto", description="mean and deviation: as the weights say, or the data set's"
+    normalization: TeacherNormalization = Field(
+        "auto",
+        description="mean and deviation: as the weights say, the data set's, usual ones by name; none: pixels in "
+        "[0,1], bytes: in [0,255]",
+    )
+    class_order: str | list[int] | None = Field(
+        None,
+        description="which output stands for each class of the data, in their order; alphabetical: outputs are sorted "
+        "by class name, numbers_as_text: by class number as text (0, 1, 10, 11, ...); null: as in the data",
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
     _paths_can_be = field_validator("weights", "train", "logits")(_file_name)
+
+    @field_validator("class_order", mode="before")
+    @classmethod
+    def _is_an_order(cls, value: Any) -> Any:
+        permutation = isinstance(value, list) and all(type(number) is int for number in value) and len(value) > 0
+        if value in (None, *get_args(ClassOrder)) or (permutation and sorted(value) == list(range(len(value)))):
+            return value
+        shown = repr(value)
+        raise ValueError(
+            f"is {shown[:60]}{'...' * (len(shown) > 60)}, allowed: {', '.join(get_args(ClassOrder))}, or a list that "
+            "holds each number from 0 to the number of classes - 1 once"
+        )
 
     @model_validator(mode="after")
     def _has_an_origin(self) -> TeacherConfig:
@@ -194,6 +215,11 @@ class TeacherConfig(Section):
             raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(more)}")
         if self.model is None and (self.train is not None or self.weights == "pretrained"):
             raise ValueError("this teacher needs 'model', a timm name")
+        if self.train is not None and (self.normalization not in ("auto", "data") or self.class_order is not None):
+            raise ValueError(
+                "a teacher that is trained here learns the data's own classes with normalization auto or data; other "
+                "normalizations and class_order are for weights from elsewhere"
+            )
         return self
 
 
@@ -398,8 +424,9 @@ class Config(Section):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called
             if teacher["logits"] and (file := Path(teacher["logits"]).expanduser()).is_file():
                 teacher["logits"] = sha256_of(file)
-            if teacher["logits"] is None:
-                del teacher["logits"]  # runs of before there were such files go on
+            for key in ("logits", "class_order"):
+                if teacher[key] is None:
+                    del teacher[key]  # runs of before there were such settings go on
             if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
         return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}

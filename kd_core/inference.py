@@ -20,6 +20,7 @@ from kd_core.views import Views
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
+CHUNK = 1024  # images whose own metrics are computed together
 T = TypeVar("T")
 
 
@@ -132,3 +133,37 @@ def score(
         raise NonFinite(f"loss_total of the {len(labels)} images to judge by not finite")
     kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(figures["auroc_classes_left_out"])
     return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}
+
+
+@torch.no_grad()
+def per_image(method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """The method's metrics of each image, as if it was a batch of its own: {name: float32 [N]}.
+
+    logits [N,C], teachers' logits [K,N,C] (None for a method without teachers), labels int64 [N].  In evaluation mode
+    and at the end of training (progress 1).  Under scope "batch" training averages weights over a batch before it uses
+    them; these here are what went into that average.  One process's images alone: nothing is reduced over processes.
+    """
+
+    def one(own: Tensor, taught: Tensor | None, label: Tensor) -> dict[str, Tensor]:
+        teachers = TeacherOutputs(None if taught is None else taught[:, None])
+        return method(StudentOutput(own[None]), teachers, label[None])[1]
+
+    training, reduce_mean = method.training, method.reduce_mean
+    method.eval()
+    method.reduce_mean = lambda values: values
+    try:
+        taught = None if teacher_logits is None else 1
+        return torch.vmap(one, (0, taught, 0), chunk_size=CHUNK)(logits.float(), teacher_logits, labels)
+    finally:
+        method.reduce_mean = reduce_mean
+        method.train(training)
+
+
+def image_weights(
+    method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+) -> Tensor | None:
+    """The method's weight of each teacher for each image, float32 [K,N]; None for a method without teachers."""
+    if teacher_logits is None or not method.requires_teachers:
+        return None
+    measures = per_image(method, logits, teacher_logits, labels)
+    return torch.stack([measures[f"teacher/{index}/weight"] for index in range(len(teacher_logits))])

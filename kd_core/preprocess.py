@@ -5,7 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.data import resolve_model_data_config
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from torch import nn
+
+# Mean and deviation a channel, in [0,1], that public checkpoints were commonly trained with.
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "cifar": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100, as mdistiller and RepDistiller have it
+    "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),  # to [-1,1]
+    "none": ((0.0,) * 3, (1.0,) * 3),  # to [0,1]
+    "bytes": ((0.0,) * 3, (1 / 255,) * 3),  # to [0,255]
+}
 
 
 @dataclass(frozen=True)

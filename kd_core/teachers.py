@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_core import artifacts, models, student, weights
+from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.logits_file import LogitsFile
+from kd_core.preprocess import NORMALIZATIONS
 from kd_core.views import Views
 
 # What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
@@ -78,6 +80,7 @@ class Teacher:
     file: LogitsFile | None = None
     stated_accuracy: float | None = None  # what its file says about itself
     artifact: str | None = None
+    index: int = 0  # in the configuration's list
     judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
 
     @cached_property
@@ -165,7 +168,22 @@ def untrained(run: Config, index: int, data: Data) -> Teacher:
         view=config.view,
         views=_views(own.preprocess, config, data, run),
         build=lambda: own.model,
+        index=index,
     )
+
+
+class Reordered(nn.Module):
+    """A network whose outputs [B,C] are put into another order: class c is its output `order[c]`."""
+
+    order: Tensor
+
+    def __init__(self, network: nn.Module, order: list[int]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).index_select(1, self.order)
 
 
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
@@ -177,6 +195,16 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
     UserError if the weights are missing, damaged, for another architecture, class count or class order.
     """
     where = f"teachers[{index}]"
+    if isinstance(config.class_order, list) and len(config.class_order) != data.num_classes:
+        raise UserError(
+            f"{where}.class_order: has {len(config.class_order)} numbers, the data have {data.num_classes} classes"
+        )
+    teacher = _from_origin(config, where, data, run, trained)
+    teacher.index = index
+    return teacher
+
+
+def _from_origin(config: TeacherConfig, where: str, data: Data, run: Config, trained: Path | None) -> Teacher:
     source = config.weights
     if config.logits:
         return _from_logits(config.logits, where, data)
@@ -238,7 +266,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
-    _check_classes(facts, data, f"{where} {folder}")
+    _check_classes(facts, config, data, f"{where} {folder}")
     teacher = _teacher(facts, digest, network, config, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
@@ -331,25 +359,36 @@ def _teacher(
     facts: Facts, digest: str, build: Callable[[], nn.Module], config: TeacherConfig, data: Data, run: Config
 ) -> Teacher:
     views = _views(facts.preprocess, config, data, run)
+    if config.class_order is not None:
+        order, plain = outputs_in_order(config.class_order, data.class_names), build
+        digest = hashlib.sha256(json.dumps([digest, order]).encode()).hexdigest()
+
+        def build() -> nn.Module:
+            return Reordered(plain(), order)
+
     return Teacher(facts.architecture, data.num_classes, facts.parameters, digest, config.view, views, build)
 
 
 def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run: Config) -> Views:
-    if config.normalization == "data":
-        preprocess = models.Preprocess(
-            preprocess.size, preprocess.resize, preprocess.interpolation, data.mean, data.std
-        )
+    if config.normalization != "auto":
+        usual = NORMALIZATIONS | {"data": (data.mean, data.std)}
+        mean, std = usual[config.normalization]
+        preprocess = replace(preprocess, mean=mean, std=std)
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 
 
-def _check_classes(facts: Facts, data: Data, where: str) -> None:
+def _check_classes(facts: Facts, config: TeacherConfig, data: Data, where: str) -> None:
     if facts.num_classes != data.num_classes:
         raise UserError(f"{where}: has {facts.num_classes} classes, the data have {data.num_classes}")
     names = facts.class_names
-    if names and names != data.class_names and sorted(names) == sorted(data.class_names):
+    if not names or sorted(names) != sorted(data.class_names):
+        return
+    outputs = [names[number] for number in outputs_in_order(config.class_order, data.class_names)]
+    if outputs != data.class_names:
+        right = [names.index(name) for name in data.class_names]
         raise UserError(
-            f"{where}: knows the same classes in another order: {names[0]!r} comes first, "
-            f"in the data it is {data.class_names[0]!r}"
+            f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
+            f"in the data it is {data.class_names[0]!r}; right is class_order: {right}"
         )
 
 

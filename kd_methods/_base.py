@@ -39,6 +39,8 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    balance: ClassVar[tuple[str, ...]] = ()  # settings that shift weight between label and distillation term
+
     type: str
 
 

@@ -25,6 +25,8 @@ from kd_methods._base import (
 
 
 class Config(LogitConfig):
+    balance = ("soft_weight", "hard_weight")
+
     type: Literal["average"] = "average"
     hard_weight: float = Field(default=1.0, ge=0, description="weight of the label cross-entropy")
     soft_weight: float = Field(default=1.0, ge=0, description="weight of the distillation term")

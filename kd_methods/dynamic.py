@@ -29,6 +29,8 @@ from kd_methods._weights import label_confidence_weights, label_probability
 
 
 class Config(LogitConfig):
+    balance = ("alpha", "threshold")
+
     type: Literal["dynamic"] = "dynamic"
     scope: Scope = "batch"
     gamma: float = Field(default=10.0, ge=0, description="steepness of the gate")

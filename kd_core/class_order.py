@@ -1,0 +1,49 @@
+"""In which order a teacher's outputs stand for the classes: by name, or found from what it says about images."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from kd_core import metrics
+from kd_core.config import ClassOrder
+
+USUAL = get_args(ClassOrder)  # by class name, as folders are listed; by number as text: 0, 1, 10, 11, ..., 2, 20, ...
+
+
+def outputs_in_order(order: str | list[int] | None, class_names: list[str]) -> list[int]:
+    """Which output of a network stands for each class, from a setting `class_order`: C numbers."""
+    numbers = list(range(len(class_names)))
+    if order is None or isinstance(order, list):
+        return order or numbers
+    by_text = sorted(numbers, key=lambda c: class_names[c] if order == "alphabetical" else str(c))
+    return sorted(numbers, key=by_text.__getitem__)  # output j stands for class by_text[j]: this is its inverse
+
+
+def explaining(logits: Tensor, labels: Tensor) -> list[int]:
+    """The order of outputs that makes most of the predictions right: C numbers, output `order[c]` for class c.
+
+    logits [N,C], labels int64 [N].  The assignment of outputs to classes of the largest sum of counts, solved exactly
+    (Crouse, IEEE TAES 2016, in scipy).  A class whose images do not tell keeps its own number where that is free.  It
+    is fitted to these images: how good it is must be measured on others.
+    """
+    classes = logits.shape[1]
+    counts = metrics.confusion_matrix(metrics.predictions(logits), labels, classes).double()
+    own = torch.eye(classes, dtype=torch.float64, device=counts.device) / (classes + 1)  # below one image altogether
+    _, outputs = linear_sum_assignment((counts + own).cpu().numpy(), maximize=True)
+    return [int(output) for output in outputs]
+
+
+def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[tuple[str | list[int] | None, float]]:
+    """The accuracy of logits [N,C] for labels int64 [N] under each order: (a value for `class_order`, accuracy).
+
+    As it is, the usual ones, and the one that explains the images with even numbers; each is measured on the images
+    with odd ones.
+    """
+    orders: list[str | list[int] | None] = [None, *USUAL, explaining(logits[::2], labels[::2])]
+    outputs = torch.tensor([outputs_in_order(order, class_names) for order in orders], device=labels.device)  # [O,C]
+    right = outputs[:, labels[1::2]] == metrics.predictions(logits[1::2])
+    return list(zip(orders, right.double().mean(1).tolist(), strict=True))
