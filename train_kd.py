@@ -35,7 +35,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,32 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
 from kd_core import models, report, student, teachers
-from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
+from kd_core.checkpoints import (
+    RunFolder,
+    find_or_create,
+    find_run,
+    load_latest,
+    open_run,
+    read_metrics,
+    save_latest,
+)
 from kd_core.config import Config, Layer
+from kd_core.cost import measure as measure_cost
 from kd_core.data import Data, load_data
+from kd_core.diagnosis import diagnose
 from kd_core.errors import UserError, printable
+from kd_core.evaluation import Predictions, evaluate
 from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite, require_scale
+from kd_core.observation import SAMPLE, Observer, Pupil, load_pupil
 from kd_core.optim import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.panel import Panel, teacher_rows
 from kd_core.processes import (
@@ -76,7 +89,6 @@ from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
 STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
-JUDGED_IMAGES = 2000  # of the training split, to judge teachers by where there is no validation split
 
 
 @dataclass
@@ -117,11 +129,13 @@ def run(
     *,
     members: list[teachers.Teacher],
     resume: str = "auto",
+    alone: Path | None = None,
     check: bool = False,
 ) -> dict[str, Any]:
     """Train one student as `config` says, with teachers `members`, and return its summary.
 
-    With `check` only some steps are timed.  All processes call this together.
+    `alone` is the run folder of the same student without teachers, to compare with.  With `check` only some steps are
+    timed.  All processes call this together.
     """
     accelerator, data, say, training = job.accelerator, job.data, job.say, config.training
     device = accelerator.device
@@ -442,15 +456,43 @@ def run(
         # ------------------------------------------------------------------------------------------ the end
         accelerator.wait_for_everyone()
         best = folder.checkpoint("best") / "student"
+        pupil.model.load_state_dict(models.load_export(best).model.state_dict())
+        observe = Observer(predict, data, Pupil(pupil.model, pupil.views), panel, method)
+        if alone:
+            observe.alone = load_pupil(alone, config, data, predict, "the student alone")
+        seen = {"val": observe("val", data.val, taught=val_teachers)} if data.val else {}
         test: dict[str, float] = {}
-        if config.evaluation.test_at_end:
-            pupil.model.load_state_dict(models.load_export(best).model.state_dict())
-            test = open_test_split(config, job, pupil, panel, predict, method)
+        if config.evaluation.test_at_end and (opened := open_test_split(job, observe)):
+            seen["test"], test = opened
             tracker.log({"epoch": state["epoch"], **test})
-        summary = report.summarize(config, data, pupil, panel.members, measured, state, test)
+        evaluations = {name: evaluate(found, seen.get("val")) for name, found in seen.items()}
+        summary = report.summarize(config, data, pupil, panel.members, measured, state, test, evaluations)
+        summary["baseline_run"] = str(alone) if alone else None
+        inspected = job.is_student and config.evaluation.report
+        sample = observe.sample() if inspected else None
         if accelerator.is_main_process:
             with folder.writing():
                 copy_folder(best, folder.student)
+            if inspected:
+                findings = diagnose(
+                    config,
+                    rows=read_metrics(folder.metrics_file),
+                    train=sample,
+                    val=seen.get("val"),
+                    steps_per_epoch=steps_per_epoch,
+                    processes=accelerator.num_processes,
+                    batch_norm=any(isinstance(module, _BatchNorm) for module in pupil.model.modules()),
+                )
+                summary["findings"] = [asdict(finding) for finding in findings]
+                summary["cost"] = measure_cost(
+                    pupil.model,
+                    pupil.preprocess.size,
+                    device,
+                    checkpoint=folder.student,
+                    precision=training.mixed_precision,
+                    channels_last=training.channels_last,
+                )
+            with folder.writing():
                 folder.write_summary(**summary, status="finished", exit_status=0)
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
         tracker.store_final()
@@ -495,7 +537,7 @@ def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[d
         return None, []
     split, name = job.data.val, "validation images"
     if split is None:
-        some = epoch_order(0, 0, job.data.train.rows)[:JUDGED_IMAGES]
+        some = epoch_order(0, 0, job.data.train.rows)[:SAMPLE]
         split, name = replace(job.data.train, rows=some), f"{len(some)} training images"
     images = Images(split, job.accelerator.device, config.data.store)
     logits = panel.judge(images)
@@ -518,19 +560,22 @@ def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.
     return (time.perf_counter() - began) / CHECK_STEPS
 
 
-def open_test_split(
-    config: Config, job: Job, pupil: student.Student, panel: Panel, predict: Predictor, method: Any
-) -> dict[str, float]:
-    """test/* of the selected student.  The one place where training's code reads the test split, after selection."""
+def open_test_split(job: Job, observe: Observer) -> tuple[Predictions, dict[str, float]] | None:
+    """What the selected student and its teachers say about the test split, and test/*; None where there is none.
+
+    The one place where training's code reads the test split, after selection.
+    """
     split = job.data.test()
     if split is None:
         job.say("evaluation.test_at_end: the data have no test split, nothing was tested")
-        return {}
-    images = Images(split, job.accelerator.device, config.data.store)
-    logits, taught = predict(pupil.model, images, pupil.views), panel.logits(images, "testing")
-    row = score(method, logits, taught, images.labels, batch_size=config.data.batch_size, progress=1.0)
-    job.say(f"test accuracy {row['accuracy']:.2%} on {len(images)} images")
-    return {f"test/{name}": value for name, value in row.items()}
+        return None
+    found, device = observe("test", split), job.accelerator.device
+    taught = None if found.teachers is None else found.teachers.to(device)
+    batch_size = observe.predict.config.data.batch_size
+    logits, labels = found.student.to(device), found.labels.to(device)
+    row = score(observe.method, logits, taught, labels, batch_size=batch_size, progress=1.0)
+    job.say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")
+    return found, {f"test/{name}": value for name, value in row.items()}
 
 
 # ======================================================================================================== main
@@ -605,11 +650,12 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     baseline = None
     if training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
-        alone = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
-        baseline = run(alone, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
+        own = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
+        baseline = run(own, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
     if members:
         job.say(f"the student with {len(members)} teacher(s)")
-    summary = run(config, job, members=members, resume=resume)
+    alone = Path(baseline["run_folder"]) if baseline else None
+    summary = run(config, job, members=members, resume=resume, alone=alone)
 
     # ------------------------------------------------------------------------------------------------ results
     job.say(f"\n{report.results(summary, baseline)}\n")

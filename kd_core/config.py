@@ -300,7 +300,7 @@ class EvaluationConfig(Section):
         None, ge=1, description="images in one evaluation step; null: data.batch_size, on a GPU as many as fit"
     )
     report: bool = Field(
-        True, description="after training measure what the student costs, look for mistakes, and write report/index.html"
+        True, description="after training: measure what the student costs, look for mistakes, write report/index.html"
     )
 
 

@@ -14,6 +14,7 @@ from kd_core.student import Student
 from kd_core.teachers import Teacher
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 
+LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
 # of a run's summary: what W&B shows for the run
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
@@ -83,8 +84,13 @@ def summarize(
     measured: list[dict[str, float]],
     state: dict[str, Any],
     test: dict[str, float],
+    evaluations: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The content of summary.json.  `measured`: of the teachers and their ensemble; `state`: the checkpoint's."""
+    """The content of summary.json.
+
+    `measured`: of the teachers and their ensemble; `state`: the checkpoint's; `evaluations`: by split,
+    what `evaluate` gave.
+    """
     best, final = state["best"], state["metrics"]
     figures = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
     return {
@@ -105,6 +111,10 @@ def summarize(
             for i, teacher in enumerate(teachers)
         ],
         "ensemble": figures[-1] if figures else None,
+        "evaluation": {
+            split: {name: value for name, value in figures.items() if name not in LARGE}
+            for split, figures in evaluations.items()
+        },
     }
 
 
