@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Run:
             time.sleep(wait)
         alive = process.poll() is None
         if alive:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process.pid)
         process.communicate()
         return alive
 
@@ -103,6 +104,19 @@ class Run:
         weights = {name: load_file(folder / name / "model.safetensors") for name in exports}
         summary = json.loads((folder / "summary.json").read_text())
         return kept, weights, {name: value for name, value in summary.items() if name != "run_id"}
+
+
+def kill_all(process: int) -> None:
+    """SIGKILL to a process and all that it has started: launchers give each of theirs a session of its own."""
+    os.kill(process, signal.SIGSTOP)  # it starts no more of them
+    family = [process]
+    for member in family:  # which grows
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with suppress(FileNotFoundError):
+                family += map(int, children.read_text().split())
+    for member in family:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 def differences(first: tuple, second: tuple) -> list[str]:

@@ -43,7 +43,7 @@ def cut(tmp_path, teachers) -> Run:
     run = Run(tmp_path, teachers, 1, STUDENTS[0])
     process = begun(run, ".latest.previous")
     time.sleep(random.random() / 4)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_campaign.kill_all(process.pid)
     process.communicate()
     return run
 
