@@ -134,9 +134,7 @@ def run_folder_of(path: Path) -> Path | None:
     return next((p for p in (path, *path.resolve().parents[:3]) if (p / "summary.json").is_file()), None)
 
 
-def read_config(
-    folder: Path, artifact: str | None, export: models.LoadedModel, options: argparse.Namespace, overrides: Layer
-) -> Config:
+def read_config(folder: Path, artifact: str | None, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
     if options.config is None and own is None:
@@ -147,11 +145,16 @@ def read_config(
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
         entity, project, _ = artifact.split("/")
         layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-    config = configuration.resolve(layers).config
-    if export.image_size and config.data.store_size is None:
-        own_size = Layer("the student's config.json", {"data": {"store_size": export.image_size}})
-        config = configuration.resolve([*layers, own_size]).config
-    return config
+    return configuration.resolve(layers).config
+
+
+def read_data(config: Config, loaded: models.LoadedModel) -> Data:
+    """The data, their images stored at the size at which the student has seen them."""
+    own = config
+    if loaded.image_size and config.data.store_size is None:
+        size = Layer("the student's config.json", {"data": {"store_size": loaded.image_size}})
+        own = configuration.resolve([Layer("its run", config.model_dump(mode="json")), size]).config
+    return load_data(own.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
 
 
 def select_split(data: Data, name: str) -> Split:
@@ -221,12 +224,12 @@ def main(arguments: list[str]) -> None:
     folder, artifact = find_student(options, overrides)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
-    config = read_config(folder, artifact, loaded, options, overrides)
+    config = read_config(folder, artifact, options, overrides)
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = create_accelerator(config.training.mixed_precision)
     with accelerator.local_main_process_first():
-        data = load_data(config.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
+        data = read_data(config, loaded)
     teachers.check_classes(loaded, data, str(export))
 
     # ----------------------------------------------------------------------------------------------- predict

@@ -29,7 +29,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         )
         for row in [header, *rows]
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
