@@ -98,8 +98,11 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
         [name, cell(figures[key], form), format(scaled[key], form) if key in scaled else ""]
         for name, key, form in known
     ]
-    header = [title, "", f"at temperature {scaled['temperature']:.3f}" if scaled else ""]
-    blocks = [table(header, rows) if scaled else table(header[:2], [row[:2] for row in rows])]
+    if scaled:
+        at = f"at temperature {scaled['temperature']:.3f}, fitted on {scaled['fitted_on']}"
+        blocks = [table([title, "", at], rows)]
+    else:
+        blocks = [table([title, ""], [row[:2] for row in rows])]
     if "teachers" in figures:
         forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f", "agreement": ".2%", "kl": ".4f"}
         names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
@@ -107,7 +110,8 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
             [name, *(cell(row[key], form) for key, form in forms.items())]
             for name, row in zip([*names, "ensemble"], [*figures["teachers"], figures["ensemble"]], strict=True)
         ]
-        blocks.append(table(["", "accuracy", "nats", "ECE", "same class as student", "KL to student (nats)"], rows))
+        header = ["", "accuracy", "cross-entropy", "ECE", "same class as student", "KL to student (nats)"]
+        blocks.append(table(header, rows))
         beside = figures["against_teachers"]
         cases = (("all name one class", "all_agree"), ("differ", "disagree"), ("are all wrong", "all_wrong"))
         rows = [
