@@ -19,7 +19,7 @@ from kd_core.models import count_parameters
 from kd_core.timing import wait_for
 
 BATCHES = (1, 256)
-WARM_UP, FEWEST = 2, 3  # passes before the clock runs, and those measured at least
+FEWEST = 3  # passes of a batch size that are measured, however long they take
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -53,7 +53,7 @@ def measure(
     with in_evaluation_mode(model):
         multiply_adds = count_multiply_adds(model, images)
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            times = {count: _seconds_of(lambda batch: model(batch), batch_of, count, device, seconds) for count in BATCHES}
+            times = {count: _seconds_of(model, batch_of, count, device, seconds) for count in BATCHES}
     return {
         "parameters": count_parameters(model),
         "multiply_adds": multiply_adds,
@@ -94,18 +94,17 @@ def device_name(device: torch.device) -> str:
 
 
 def _seconds_of(
-    run: Callable[[Tensor], Any], batch_of: Callable[[int], Tensor], count: int, device: torch.device, seconds: float
+    model: nn.Module, batch_of: Callable[[int], Tensor], count: int, device: torch.device, seconds: float
 ) -> float | None:
     """The median time of a pass over `count` images; None if memory does not suffice."""
     try:
-        batch, times = batch_of(count), []
-        for _ in range(WARM_UP):
-            run(batch)
+        batch, times = batch_of(count), list[float]()
+        model(batch)  # to warm up: libraries choose their algorithms for a shape when they first see it
         wait_for(device)
         end = time.perf_counter() + seconds
         while len(times) < FEWEST or time.perf_counter() < end:
             began = time.perf_counter()
-            run(batch)
+            model(batch)
             wait_for(device)
             times.append(time.perf_counter() - began)
     except RuntimeError as error:
