@@ -121,7 +121,8 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
         )
     if panels := plots.method_panels(rows, teachers):
         ends = "; ".join(
-            f"{title}: " + ", ".join(f"{label} {page.shown(epochs[-1].get(name), 'figure')}" for name, label in own.items())
+            f"{title}: "
+            + ", ".join(f"{label} {page.shown(epochs[-1].get(name), 'figure')}" for name, label in own.items())
             for title, own in panels.items()
         )
         drawn["method"] = Plot(
@@ -143,7 +144,9 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None, images: 
         )
         if predictions:
             probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
-            scaled = {name: values.tolist() for name, values in metrics.reliability(probabilities, predictions.labels).items()}
+            scaled = {
+                name: values.tolist() for name, values in metrics.reliability(probabilities, predictions.labels).items()
+            }
             after = (scaling["temperature"], scaled, scaling["ece"])
     drawn = {
         "reliability": Plot(
