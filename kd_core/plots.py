@@ -149,8 +149,9 @@ WEIGHT, USAGE = "mean weight of each teacher", "share of images that follow it"
 SHARES, TERMS = "shares and probabilities", "loss terms (nats)"
 
 
-def _panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The method's own metrics by the panel that shows them: what it measures -> metric -> label."""
+def method_panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The method's own metrics by the panel that shows them: what it measures -> metric -> label; none, no panel."""
+    rows = _epochs(rows)
     panels: dict[str, dict[str, str]] = {SHARES: {}, TERMS: {}, WEIGHT: {}, USAGE: {}}
     seen: list[list[Any]] = []
     # Every method's name for a term comes before the one that the method itself has for it.
@@ -173,19 +174,13 @@ def _panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, di
     return {title: series for title, series in panels.items() if series}
 
 
-def has_method_metrics(rows: list[dict[str, Any]]) -> bool:
-    """Whether `method_metrics` has anything to draw."""
-    return bool(_epochs(rows)) and bool(_panels(_epochs(rows), []))
-
-
 @_styled
 def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figure:
     """What the method itself measured over epochs: loss terms, gates and shares, weights and usage of the teachers.
 
-    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have; `teachers` are names.
+    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have, at least one; `teachers` are names.
     """
-    rows = _epochs(rows)
-    panels = _panels(rows, teachers)
+    panels, rows = method_panels(rows, teachers), _epochs(rows)
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, grid = _figure(3.1 * lines, lines, columns)
