@@ -5,6 +5,8 @@
     python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --split test     the test split
     python evaluate_kd.py --artifact ENTITY/PROJECT/model-ab12cd34:best       a W&B model artifact, nothing else needed
     python evaluate_kd.py --wandb-run-id ENTITY/PROJECT/ab12cd34              that run's best model, else its latest
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --images cat.jpg         the classes of a picture
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --export onnx,program    the student for elsewhere
 
 switches:
     --checkpoint PATH      a run folder, or an exported student (config.json and model.safetensors)
@@ -20,6 +22,15 @@ switches:
     --dump-logits FILE     write its logits for all images of every split instead, as a file that can teach:
                            --teachers='[{logits: FILE}]'
     --dump-views N         with it: also those of the N fixed views of each training image, for --cache.mode=fixed
+    --images PATH          instead: the most probable classes of a picture, or of all pictures in a folder and below;
+                           status 0 if any could be read; no data set is loaded
+    --top N                with it: so many classes (default: 5)
+    --csv FILE             with it: write them as a table, too
+    --export KINDS         instead: export the student, checked for equal logits; KINDS is one or more of
+                           timm (stock timm loads it), onnx, program (torch alone runs it), hub (for --push)
+    --out FOLDER           with it: where to (default: RUN/export/KIND; of several kinds each gets a folder in it)
+    --repo ORG/NAME        with --export hub: the repository; without --push only what would be sent is listed
+    --push                 with --export hub: send it, to a private repository if there is none yet
     --no-wandb             no Weights & Biases run
     --help                 this text
 
@@ -38,6 +49,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +58,21 @@ from torch import Tensor, nn
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import artifacts, cost, models, report, teachers
+from kd_core import artifacts, card, cost, exports, models, pictures, report, teachers
 from kd_core import config as configuration
-from kd_core.checkpoints import RunFolder, new_run_id
+from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError, first_line, printable
-from kd_core.evaluation import Predictions, evaluate, logged
+from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
 from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
+from kd_core.observation import Observer, Pupil
 from kd_core.panel import Panel
 from kd_core.privacy import redacted
 from kd_core.processes import create_accelerator, run_script
+from kd_core.report_page import SPLITS, write_report
 from kd_core.tracking import start_tracking
 from kd_core.views import Views, fixed_view_ids
 
@@ -71,10 +85,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--config")
-    parser.add_argument("--dump-logits")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dump-logits")
+    instead.add_argument("--images")
+    instead.add_argument("--export")
     parser.add_argument("--dump-views", default="0")
     parser.add_argument("--baseline")
-    for switch in ("--no-teachers", "--cost", "--no-wandb", "--help", "-h"):
+    for switch in ("--top", "--csv", "--out", "--repo"):
+        parser.add_argument(switch)
+    for switch in ("--no-teachers", "--cost", "--push", "--no-wandb", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help or options.h:
@@ -90,7 +109,38 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         raise UserError(f"--dump-logits: {options.dump_logits}: the name of a .safetensors file is needed")
     if options.dump_logits:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
+    check_pictures(options)
+    check_export(options)
     return options, configuration.parse_overrides(rest)
+
+
+def check_pictures(options: argparse.Namespace) -> None:
+    """UserError for what --images, --top and --csv cannot mean."""
+    for switch in ("top", "csv"):
+        if getattr(options, switch) is not None and options.images is None:
+            raise UserError(f"--{switch}: belongs to --images FILE_OR_FOLDER")
+    if options.top is not None and not re.fullmatch(r"0*[1-9]\d{0,5}", options.top):
+        raise UserError(f"--top: {options.top}: a number of classes is needed, 1 or more")
+    if options.csv is not None:
+        path = local_path(options.csv, "--csv")
+        if path.is_dir():
+            raise UserError(f"--csv: {path} is a folder; the name of a file is needed")
+        check_writable(path.parent, "--csv")
+
+
+def check_export(options: argparse.Namespace) -> None:
+    """UserError for what --export, --out, --repo and --push cannot mean; `export` becomes a list of kinds."""
+    kinds = [] if options.export is None else list(dict.fromkeys(options.export.split(",")))
+    if unknown := [kind for kind in kinds if kind not in exports.FILES]:
+        raise UserError(f"--export: unknown kind {unknown[0]!r}, allowed: {', '.join(exports.FILES)}")
+    if options.out is not None and not kinds:
+        raise UserError("--out: belongs to --export KINDS")
+    if (options.repo is not None or options.push) and "hub" not in kinds:
+        raise UserError(f"{'--push' if options.push else '--repo'}: belongs to --export hub")
+    if "hub" in kinds:
+        exports.check_repo(options.repo, push=options.push)
+    exports.requirements_of(kinds)
+    options.export = kinds
 
 
 def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, str | None]:
@@ -224,6 +274,12 @@ def main(arguments: list[str]) -> None:
     folder, artifact = find_student(options, overrides)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
+    if options.images is not None:
+        tell_pictures(options, loaded)
+        return
+    if options.export:
+        write_exports(options, overrides, folder, artifact, export, loaded)
+        return
     config = read_config(folder, artifact, options, overrides)
 
     # -------------------------------------------------------------------------------------------------- data
@@ -248,22 +304,18 @@ def main(arguments: list[str]) -> None:
     split = select_split(data, options.split)
     baseline = find_baseline(options, config, folder, loaded, data)
     panel = Panel(find_teachers(options, config, folder, data, say), predict)
-
-    def look(name: str, images: Images) -> Predictions:
-        logits = predict(network, images, views, f"evaluating on {name}")
-        return Predictions(name, images.labels.cpu(), logits.cpu(), data.class_names)
-
-    images = Images(split, accelerator.device, config.data.store)
-    found = look(options.split, images)
-    fitted = found if options.split == "val" else None
-    if fitted is None and data.val:
-        fitted = look("val", Images(data.val, accelerator.device, config.data.store))
-    if baseline:
-        alone = predict.prepare(baseline.model)
-        found.alone = predict(alone, images, views_of(baseline, data, config), "evaluating the student alone").cpu()
-    add_teachers(found, panel, images, say)
+    taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
+    method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
+    student_alone = Observer(predict, data, Pupil(network, views), Panel([], predict), method)
+    observe = replace(
+        student_alone,
+        panel=panel if taught is not None else student_alone.panel,
+        alone=Pupil(predict.prepare(baseline.model), views_of(baseline, data, config)) if baseline else None,
+    )
+    found = observe(options.split, split, taught=taught)
+    fitted = found if options.split == "val" else student_alone("val", data.val) if data.val else None
     if accelerator.is_main_process:
-        figures: dict[str, Any] = evaluate(found, fitted)
+        figures = evaluate(found, fitted)
         if options.cost:
             figures["cost"] = cost.measure(
                 network,
@@ -273,7 +325,7 @@ def main(arguments: list[str]) -> None:
                 precision=config.training.mixed_precision,
                 channels_last=config.training.channels_last,
             )
-        tell(options, config, folder, artifact, export, loaded, figures)
+        tell(options, config, folder, artifact, export, loaded, figures, found, split)
     accelerator.end_training()
 
 
@@ -281,15 +333,90 @@ def views_of(loaded: models.LoadedModel, data: Data, config: Config) -> Views:
     return Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
 
 
-def add_teachers(found: Predictions, panel: Panel, images: Images, say: Callable[[str], None]) -> None:
-    """The teachers' logits for `images`, unless they cannot be had, as from a file that lacks the test split."""
+def ask_teachers(panel: Panel, images: Images, say: Callable[[str], None]) -> Tensor | None:
+    """The teachers' logits [K,n,C] for `images`; None if they cannot be had, as from a file without the test split."""
     try:
-        logits = panel.logits(images, "measuring")
+        return panel.logits(images, "measuring")
     except UserError as error:
         say(f"teachers are not measured: {first_line(error)}")
-        return
-    if logits is not None:
-        found.teachers, found.teacher_names = logits.cpu(), [teacher.name for teacher in panel.members]
+        return None
+
+
+def tell_pictures(options: argparse.Namespace, loaded: models.LoadedModel) -> None:
+    """Print the classes of a person's own pictures, and write them as CSV if asked to."""
+    files = pictures.files_in(local_path(options.images, "--images"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, unreadable = pictures.predict(loaded, files, top=int(options.top or 5), device=device)
+    left_out = "".join(f"\n  {file}: {reason}" for file, reason in unreadable.items())
+    if not found:
+        raise UserError(f"--images: none of {len(files)} file(s) can be read as a picture:{left_out}")
+    print(pictures.as_text(found))
+    if left_out:
+        print(printable(f"left out, since they cannot be read ({len(unreadable)}):{left_out}"), file=sys.stderr)
+    if options.csv is not None:
+        target = local_path(options.csv, "--csv")
+        pictures.write_csv(target, found)
+        print(f"{len(found)} pictures written to {target}")
+
+
+def write_exports(
+    options: argparse.Namespace,
+    overrides: Layer,
+    folder: Path,
+    artifact: str | None,
+    export: Path,
+    loaded: models.LoadedModel,
+) -> None:
+    """Write every kind of export that was asked for, and push what is for the Hub."""
+    run, kinds = run_folder_of(folder), options.export
+    name = artifact.rpartition("/")[2].partition(":")[0] if artifact else folder.resolve().name
+    home = local_path(options.out, "--out") if options.out else (run or Path("runs", name)) / "export"
+    targets = {kind: home if options.out and len(kinds) == 1 else home / kind for kind in kinds}
+    for kind, target in targets.items():
+        check_writable(target.parent, "--out")
+        exports.check_folder(target, kind)
+    pixels, images, config, data = images_to_check(options, overrides, folder, artifact, loaded)
+    checks = exports.prepare(loaded, pixels)
+    lineage = card.Lineage(export, run, config, data)
+    for kind, target in targets.items():
+        if kind in ("timm", "hub") and not exports.in_stock_timm(loaded.architecture):
+            print(
+                f"note: stock timm has no {loaded.architecture}, so this export needs the code of this project "
+                "(import kd_core.zoo); --export program runs without it"
+            )
+        repo = options.repo if kind == "hub" else None
+        describe = partial(card.render, kind, loaded, lineage, images=images, repo=repo)
+        difference = exports.write(kind, loaded, target, checks, describe)
+        print(f"{kind}: written to {target}; its logits differ by at most {difference:.1e} on {images}")
+        if kind == "hub" and options.push:
+            print(f"pushed to {exports.push(target, options.repo)}")
+        elif kind == "hub":
+            sizes = "\n".join(f"  {file.name}  {file.stat().st_size:,} bytes" for file in sorted(target.iterdir()))
+            print(f"a dry run: --push would send to the Hub's {options.repo}:\n{sizes}")
+
+
+def images_to_check(
+    options: argparse.Namespace, overrides: Layer, folder: Path, artifact: str | None, loaded: models.LoadedModel
+) -> tuple[Tensor, str, Config | None, dict[str, Any] | None]:
+    """Stored images uint8 [n,S,S,3] to check exports on, what they are, and settings and data as far as they are known.
+
+    They are validation images (without such, training images), or random ones where the data cannot be loaded.
+    """
+    count = exports.how_many(loaded.preprocess.size)
+    config: Config | None = None
+    try:
+        config = read_config(folder, artifact, options, overrides)
+        data = read_data(config, loaded)
+        if data.image_size != loaded.stored_side or data.num_classes != loaded.num_classes:
+            raise UserError("the data are not those that the student was trained on")
+    except UserError as error:
+        print(f"note: checked on random images, since the data cannot be used: {error}")
+        side, seeded = loaded.stored_side, torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, generator=seeded)
+        return pixels, f"{count:,} random images", config, None
+    split = data.val or data.train
+    pixels = split.images[split.rows[:count]]
+    return pixels, f"{len(pixels):,} images of the {split.name} split", config, data.describe()
 
 
 def dump(path: Path, count: int, data: Data, network: nn.Module, predict: Predictor, views: Views) -> None:
@@ -331,8 +458,10 @@ def tell(
     export: Path,
     loaded: models.LoadedModel,
     figures: dict[str, Any],
+    found: Predictions,
+    split: Split,
 ) -> None:
-    """Print, write and log the results: what `evaluate` gave."""
+    """Print, write and log the results: what `evaluate` gave for what was `found` on a split."""
     name, run = options.split, run_folder_of(folder)
     if run:
         run_id, home = read_object(run / "summary.json").get("run_id", run.name), run
@@ -352,6 +481,7 @@ def tell(
     }
     target = home / f"evaluation-{name}.json"
     write_json(target, redacted(result))
+    page = write_page(config, run, home, result, figures, found, split) if config.evaluation.report else None
 
     tracker = start_tracking(
         config,
@@ -379,12 +509,56 @@ def tell(
             f"{name}_accuracy_percent": 100 * figures["accuracy"],
         },
     )
+    if page:
+        tracker.record_report(page.parent)
     tracker.finish()
 
     print(printable(report.evaluation(f"{loaded.architecture}, {name} split", figures)))
     if "cost" in figures:
         print(f"\n{report.costs(figures['cost'])}")
     print(f"written to {target}" + (f"; W&B: {tracker.url}" if tracker.url else ""))
+    if page:
+        print(f"to look at: {page}")
+
+
+def write_page(
+    config: Config,
+    run: Path | None,
+    home: Path,
+    result: dict[str, Any],
+    figures: dict[str, Any],
+    found: Predictions,
+    split: Split,
+) -> Path | None:
+    """The report in folder `home`, with what was known of other splits; a finished run's summary learns the figures."""
+    name, rows = found.split, []
+    told = {"evaluation": {name: report.short(figures)}, **({"cost": figures["cost"]} if "cost" in figures else {})}
+    evaluations = {name: figures}
+    if run:
+        own = RunFolder(run)
+        if not own.finished:
+            return None
+        for other in set(SPLITS) - {name}:
+            kept = run / "report" / f"evaluation-{other}.json"
+            if kept.is_file() and (before := read_object(kept)).keys() >= figures.keys() - {"cost", *OPTIONAL}:
+                evaluations[other] = before
+        told["evaluation"] = {other: report.short(own_figures) for other, own_figures in evaluations.items()}
+        summary, rows = own.write_summary(**told), read_metrics(own.metrics_file)
+    else:
+        summary = {
+            "student_model": result["model_name"], "parameters": result["parameters"], "kd_type": result["kd_method"],
+            "seed": config.training.seed, **told,
+        }  # fmt: skip
+    return write_report(
+        home,
+        summary=summary,
+        settings=config.to_yaml(),
+        environment=summary.get("environment", {}),
+        rows=rows,
+        evaluations=evaluations,
+        predictions=found,
+        images=split.images[split.rows],
+    )
 
 
 if __name__ == "__main__":

@@ -482,6 +482,7 @@ def run(
                     processes=accelerator.num_processes,
                     batch_norm=any(isinstance(module, _BatchNorm) for module in pupil.model.modules()),
                 )
+                summary["environment"] = environment()
                 summary["findings"] = [asdict(finding) for finding in findings]
                 summary["cost"] = measure_cost(
                     pupil.model,
@@ -492,7 +493,20 @@ def run(
                     channels_last=training.channels_last,
                 )
             with folder.writing():
-                folder.write_summary(**summary, status="finished", exit_status=0)
+                summary = folder.write_summary(**summary, status="finished", exit_status=0)
+                if inspected:
+                    shown = seen.get("test", seen.get("val"))
+                    write_report(
+                        folder.path,
+                        summary=summary,
+                        settings=config.to_yaml(),
+                        environment=summary["environment"],
+                        rows=read_metrics(folder.metrics_file),
+                        evaluations=evaluations,
+                        predictions=shown,
+                        images=None if shown is None else images_of[shown.split],
+                    )
+        tracker.record_report(folder.path / "report")
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
         tracker.store_final()
         accelerator.wait_for_everyone()

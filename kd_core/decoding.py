@@ -235,11 +235,18 @@ def _size(item: Any) -> tuple[int, int] | None:
 
 
 def _try_decode(item: Any, side: int) -> tuple[np.ndarray, np.ndarray] | str:
-    """The image and its sums, or why there is none: a damaged file can raise anything in a decoder."""
+    """The image and its sums, or why there is none."""
+    image = try_decode(item, side)
+    if isinstance(image, str):
+        return image
+    values = image.reshape(-1, 3).astype(np.int64)
+    return image, np.stack([values.sum(0), (values**2).sum(0)])
+
+
+def try_decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray | str:
+    """`decode`, or why there is no image: a damaged file can raise anything in a decoder."""
     try:
-        image = decode(item, side)
-        values = image.reshape(-1, 3).astype(np.int64)
-        return image, np.stack([values.sum(0), (values**2).sum(0)])
+        return decode(item, side)
     except Exception as error:  # noqa: BLE001 - collected, and reported all at once
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 

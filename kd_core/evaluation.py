@@ -13,6 +13,8 @@ from torch import Tensor
 from kd_core import metrics
 from kd_core.superclasses import superclasses_of
 
+# Figures that an evaluation has only where there are such networks or classes.
+OPTIONAL = ("teachers", "ensemble", "against_teachers", "alone", "gain", "superclasses", "confusion")
 MATRIX_CLASSES = 1000  # more classes have no confusion matrix: a file of millions of zeros
 
 

@@ -36,6 +36,7 @@ __all__ = [
 
 timm.models.set_pretrained_check_hash(True)  # names of timm's files hold their digests
 HUB = "hf-hub:"
+MAX_SIDE = 2048  # pixels, of what an export says
 # Arguments of timm's factory that say where weights come from or make something else than a classifier.
 RESERVED = {
     "cache_dir", "checkpoint_path", "device", "dtype", "exportable", "feature_cfg", "feature_cls",
@@ -206,6 +207,19 @@ class LoadedModel:
         extra = self.config.get("extra")
         return extra if isinstance(extra, dict) else {}
 
+    @property
+    def stored_side(self) -> int:
+        """`image_size`, or the side to which the network's own preprocessing resizes; UserError for a wild one."""
+        side = self.preprocess.resize if self.image_size is None else self.image_size
+        if type(side) is not int or not 1 <= side <= MAX_SIDE:
+            raise UserError(f"config.json: extra.image_size: is {side!r:.60}, allowed: a whole number up to {MAX_SIDE}")
+        return side
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each class: its number where the export has none."""
+        return self.class_names or [str(number) for number in range(self.num_classes)]
+
 
 def export(
     model: nn.Module,
@@ -260,7 +274,7 @@ def export(
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-_Side = Annotated[int, Field(ge=1, le=2048)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Scalar = bool | Annotated[int, Field(ge=-8192, le=8192)] | _Finite | Annotated[str, Field(max_length=64)] | None
 _Names = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100_000)]

@@ -189,11 +189,13 @@ def summarize(
             for i, teacher in enumerate(teachers)
         ],
         "ensemble": figures[-1] if figures else None,
-        "evaluation": {
-            split: {name: value for name, value in figures.items() if name not in LARGE}
-            for split, figures in evaluations.items()
-        },
+        "evaluation": {split: short(figures) for split, figures in evaluations.items()},
     }
+
+
+def short(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json holds of an evaluation."""
+    return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
 
 
 def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
