@@ -325,7 +325,7 @@ def main(arguments: list[str]) -> None:
                 precision=config.training.mixed_precision,
                 channels_last=config.training.channels_last,
             )
-        tell(options, config, folder, artifact, export, loaded, figures, found, split)
+        tell(options, config, folder, artifact, export, loaded, figures, found)
     accelerator.end_training()
 
 
@@ -459,7 +459,6 @@ def tell(
     loaded: models.LoadedModel,
     figures: dict[str, Any],
     found: Predictions,
-    split: Split,
 ) -> None:
     """Print, write and log the results: what `evaluate` gave for what was `found` on a split."""
     name, run = options.split, run_folder_of(folder)
@@ -481,7 +480,7 @@ def tell(
     }
     target = home / f"evaluation-{name}.json"
     write_json(target, redacted(result))
-    page = write_page(config, run, home, result, figures, found, split) if config.evaluation.report else None
+    page = write_page(config, run, home, result, figures, found) if config.evaluation.report else None
 
     tracker = start_tracking(
         config,
@@ -528,7 +527,6 @@ def write_page(
     result: dict[str, Any],
     figures: dict[str, Any],
     found: Predictions,
-    split: Split,
 ) -> Path | None:
     """The report in folder `home`, with what was known of other splits; a finished run's summary learns the figures."""
     name, rows = found.split, []
@@ -557,7 +555,6 @@ def write_page(
         rows=rows,
         evaluations=evaluations,
         predictions=found,
-        images=split.images[split.rows],
     )
 
 

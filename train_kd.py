@@ -81,8 +81,9 @@ from kd_core.processes import (
     set_random_state,
     share_buffers,
 )
+from kd_core.report_page import write_report
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import prepare, send_rest, start_tracking, wandb_mode
+from kd_core.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
 from kd_core.views import EpochPlan, epoch_order, random_bits
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -495,7 +496,6 @@ def run(
             with folder.writing():
                 summary = folder.write_summary(**summary, status="finished", exit_status=0)
                 if inspected:
-                    shown = seen.get("test", seen.get("val"))
                     write_report(
                         folder.path,
                         summary=summary,
@@ -503,8 +503,7 @@ def run(
                         environment=summary["environment"],
                         rows=read_metrics(folder.metrics_file),
                         evaluations=evaluations,
-                        predictions=shown,
-                        images=None if shown is None else images_of[shown.split],
+                        predictions=seen.get("test", seen.get("val")),
                     )
         tracker.record_report(folder.path / "report")
         tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))

@@ -4,6 +4,7 @@ without them."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class Predictions:
     weights: Tensor | None = None
     superclasses: list[int] | None = None
     superclass_names: list[str] | None = None
+    pixels: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.superclasses is None and (known := superclasses_of(self.class_names)):

@@ -71,6 +71,7 @@ class Observer:
             weights=None if weights is None else weights.cpu(),
             superclasses=superclasses[0] if superclasses else None,
             superclass_names=superclasses[1] if superclasses else None,
+            pixels=lambda positions: split.images[split.rows[positions]],
         )
 
     def sample(self) -> Predictions:

@@ -41,7 +41,6 @@ def write_report(
     rows: list[dict[str, Any]],
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None = None,
-    images: Tensor | None = None,
 ) -> Path:
     """Write folder/report anew, all of it or nothing: plots, evaluation-SPLIT.json, and index.html, whose path returns.
 
@@ -53,13 +52,12 @@ def write_report(
         rows: of metrics.jsonl.
         evaluations: per split all that `evaluation.evaluate` returns.
         predictions: those of the split whose weights of teachers and mistakes are shown.
-        images: uint8 [N,H,W,3], in the order of `predictions.labels`; without them no mistakes are shown.
 
     A part whose values do not exist is left out.
     """
     summary, environment, evaluations = redacted(summary), redacted(environment), redacted(evaluations)
     splits = {split: title for split, title in SPLITS.items() if split in evaluations}
-    drawn = draw(summary, rows, {split: evaluations[split] for split in splits}, predictions, images)
+    drawn = draw(summary, rows, {split: evaluations[split] for split in splits}, predictions)
     with replacing_folder(folder / "report") as fresh:
         for name, plot in drawn.items():
             plots.save(plot.figure, fresh / f"{name}.png")
@@ -87,14 +85,13 @@ def draw(
     rows: list[dict[str, Any]],
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None,
-    images: Tensor | None,
 ) -> dict[str, Plot]:
     """All plots that the values allow, under the names of their files."""
     teachers = [teacher["name"] for teacher in summary.get("teachers") or []]
     drawn = _over_epochs(rows, teachers)
     for split, figures in evaluations.items():
         own = predictions if predictions and predictions.split == split else None
-        drawn |= {f"{name}-{split}": plot for name, plot in _of_split(figures, own, images).items()}
+        drawn |= {f"{name}-{split}": plot for name, plot in _of_split(figures, own).items()}
     return drawn
 
 
@@ -134,7 +131,7 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     return drawn
 
 
-def _of_split(figures: dict[str, Any], predictions: Predictions | None, images: Tensor | None) -> dict[str, Plot]:
+def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[str, Plot]:
     scaling = figures.get("temperature_scaling")
     after, effect = None, ""
     if scaling:
@@ -184,11 +181,11 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None, images: 
             "of images in the table of classes.",
         )
     if predictions is not None:
-        drawn |= _of_images(predictions, images)
+        drawn |= _of_images(predictions)
     return drawn
 
 
-def _of_images(predictions: Predictions, images: Tensor | None) -> dict[str, Plot]:
+def _of_images(predictions: Predictions) -> dict[str, Plot]:
     drawn, labels, teachers = {}, predictions.labels, predictions.teachers
     names = predictions.teacher_names
     if predictions.weights is not None and teachers is not None:
@@ -203,7 +200,7 @@ def _of_images(predictions: Predictions, images: Tensor | None) -> dict[str, Plo
             "A method that tells good advice from bad gives a teacher more weight where it is right. The dotted line "
             "is the weight that all teachers have if they are weighed alike.",
         )
-    if images is not None:
+    if predictions.pixels:
         probabilities = predictions.student.float().softmax(1)
         confidence, predicted = probabilities.max(1).values, metrics.predictions(predictions.student)
         wrong = (predicted != labels).nonzero().flatten()
@@ -213,7 +210,7 @@ def _of_images(predictions: Predictions, images: Tensor | None) -> dict[str, Plo
             of_teachers = [] if teachers is None else list(teachers[:, chosen].float().softmax(-1))
             drawn[MISTAKES] = Plot(
                 plots.mistakes(
-                    images[chosen],
+                    predictions.pixels(chosen),
                     labels[chosen],
                     [probabilities[chosen], *of_teachers],
                     ["student", *names],
