@@ -5,6 +5,7 @@ Whatever number the page tells is one of summary.json's, under the key that its 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,12 @@ def write_report(
             environment=dict(_flat(environment)),
             splits=splits,
             plots={
-                name: {"uri": page.data_uri(fresh / f"{name}.png"), "alt": plot.alt, "caption": plot.caption}
+                name: {
+                    "uri": page.data_uri(fresh / f"{name}.png"),
+                    "alt": plot.alt,
+                    "caption": plot.caption,
+                    "images": name.startswith(MISTAKES),
+                }
                 for name, plot in drawn.items()
             },
             steps=redacted(next_steps({**summary, "run_folder": str(folder)}, quickstart=False)),
@@ -96,35 +102,30 @@ def draw(
 
 
 def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, Plot]:
-    drawn = {}
     epochs = [row for row in rows if "train/loss_total" in row]
-    if epochs:
-        last = epochs[-1]
-        reached = ", ".join(
-            f"{words} {page.shown(last[name], kind)}"
-            for name, words, kind in (
-                ("train/loss_total", "training loss", "figure"),
-                ("train/accuracy", "training accuracy", "share"),
-                ("val/accuracy", "validation accuracy", "share"),
-            )
-            if name in last
-        )
-        drawn["training-curves"] = Plot(
+    if not epochs:
+        return {}
+    last = epochs[-1]
+    reached = [f"training loss {page.shown(last['train/loss_total'], 'figure')}"]
+    for name, words in (("train/accuracy", "training accuracy"), ("val/accuracy", "validation accuracy")):
+        reached += [f"{words} {page.shown(last[name], 'share')}"] * (name in last)
+    drawn = {
+        "training-curves": Plot(
             plots.training_curves(rows),
             f"Three line charts over {len(epochs)} epochs: loss, top-1 accuracy, learning rate. "
-            f"In the last epoch: {reached}.",
+            f"In the last epoch: {', '.join(reached)}.",
             "Training figures are means over augmented images in training mode, so they may lie below those of "
             "validation. The star is the epoch whose student is the result.",
         )
+    }
     if panels := plots.method_panels(rows, teachers):
-        ends = "; ".join(
-            f"{title}: "
-            + ", ".join(f"{label} {page.shown(epochs[-1].get(name), 'figure')}" for name, label in own.items())
+        ends = [
+            f"{title}: " + ", ".join(f"{label} {page.shown(last.get(name), 'figure')}" for name, label in own.items())
             for title, own in panels.items()
-        )
+        ]
         drawn["method"] = Plot(
             plots.method_metrics(rows, teachers),
-            f"Line charts over {len(epochs)} epochs of what the method measured. In the last epoch: {ends}.",
+            f"Line charts over {len(epochs)} epochs of what the method measured. In the last epoch: {'; '.join(ends)}.",
             "What the method itself measured, under the names of metrics.jsonl: what it minimises, how it mixes labels "
             "and teachers, and how it weighs each teacher.",
         )
@@ -217,11 +218,21 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                     predictions.class_names,
                 ),
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
-                f"network. The first one is a {predictions.class_names[int(labels[first])]}, taken for a "
+                f"network. The first is of class {predictions.class_names[int(labels[first])]}, taken for "
                 f"{predictions.class_names[int(predicted[first])]} with {page.shown(float(confidence[first]), 'share')}.",
                 "The mistakes that the student is surest of. Ticks and green bars mark the true class.",
             )
     return drawn
+
+
+def without_images(text: str) -> str:
+    """The page `text` without the plot of images of the data, for places where those must not go.
+
+    What the template writes into that figure is escaped, so its end is the first end of a figure.
+    """
+    return re.sub(
+        r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", text, flags=re.S
+    )
 
 
 def _mean(values: Tensor) -> str:
