@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from typing import Any
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 
 from kd_core.config import Config
 from kd_core.data import Data
+from kd_core.diagnosis import Finding
+from kd_core.errors import printable
 from kd_core.student import Student
 from kd_core.teachers import Teacher
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
@@ -106,6 +109,17 @@ def summarize(
         ],
         "ensemble": figures[-1] if figures else None,
     }
+
+
+def findings_lines(findings: list[Finding]) -> str:
+    """What each finding says, the setting to change and what to try; empty without findings."""
+    if not findings:
+        return ""
+    lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
+    for finding in findings:
+        now = "" if isinstance(finding.value, (dict, list)) else f" (now {json.dumps(finding.value)})"
+        lines += [f"  {finding.message}", f"    {finding.key}{now}: {finding.advice}"]
+    return printable("\n".join(lines))
 
 
 def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
