@@ -7,7 +7,6 @@ all, and a run of the shipped settings is meant to have no finding.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,9 +47,9 @@ CANNOT_FOLLOW, GOOD_ENSEMBLE = 0.5, 0.7
 # arXiv:2205.10287).  Shipped recipes lie within a factor of 8; beyond 10 a rate is more likely a slip than a choice.
 REFERENCE = {"sgd": (0.05, 64, 1.0), "adam": (1e-3, 128, 0.5), "adamw": (1e-3, 128, 0.5)}
 FAR = 10.0
-# In the last fifth of its epochs a run that is done gains less, an epoch, than half a point of training accuracy and 2%
+# In the last fifth of its epochs a run that is done gains less, an epoch, than one point of training accuracy or 2%
 # of its loss.
-STILL_RISES, STILL_FALLS = 0.005, 0.02
+STILL_RISES, STILL_FALLS = 0.01, 0.02
 # A run whose training accuracy gains less than a point over its second half, and stands below one half, is stuck; one
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
@@ -65,7 +64,7 @@ FEWEST_FOR_BATCH_NORM = 16
 BLIND = 0.025
 # How far below the student a teacher is that is worse beyond doubt: in points, and in standard errors of the
 # difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723).
-WORSE, BEYOND_DOUBT = 0.05, 3.0
+WORSE, BEYOND_DOUBT = 0.1, 3.0
 # How much another order of classes must add to a teacher's accuracy on images to which it was not fitted.
 CLEAR_GAIN = 0.05
 
@@ -236,7 +235,7 @@ def other_class_orders(evidence: Evidence) -> Iterator[Finding]:
                 f"{_named(val, index)} has an accuracy of {before:.2%} as its classes are ordered, and {after:.2%} in "
                 "another order",
                 f"teachers.{index}.class_order",
-                advice_for(teacher, index, {"class_order": on_top_of(teacher.class_order, order, val.class_names)}),
+                advice_for(teacher, {"class_order": on_top_of(teacher.class_order, order, val.class_names)}),
             )
 
 
@@ -246,11 +245,11 @@ def is_clear_gain(before: float, after: float, images: int) -> bool:
     return after - before >= max(CLEAR_GAIN, BEYOND_DOUBT * error)
 
 
-def advice_for(teacher: TeacherConfig, index: int, settings: dict[str, Any]) -> str:
-    """How to give teacher `index` other settings."""
+def advice_for(teacher: TeacherConfig, settings: dict[str, Any]) -> str:
+    """How to give a teacher other settings, as its entry in a file or on the command line holds them."""
     if teacher.logits:
         return f"write the columns of {teacher.logits} in the order {settings['class_order']}"
-    return " ".join(f"--teachers.{index}.{key}={json.dumps(value)}" for key, value in settings.items())
+    return "set " + ", ".join(f"{key}: {value}" for key, value in settings.items())
 
 
 def simplest_of_best(tried: list[tuple[T, float]], images: int) -> tuple[T, float]:

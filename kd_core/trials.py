@@ -85,5 +85,5 @@ def _try(
         f"{after:.2%} with {said}",
         f"teachers.{teacher.index}.{key}",
         getattr(own, key),
-        advice_for(own, teacher.index, settings),
+        advice_for(own, settings),
     )
