@@ -14,7 +14,8 @@ switches:
                           finished one prints its result
     --fresh               the same as --resume never
     --no-wandb            no Weights & Biases; metrics.jsonl in the run folder is written all the same
-    --check               build everything, measure the teachers, time 20 real steps, then exit
+    --check               build everything, measure the teachers, try other settings for weak ones, time 20 real
+                          steps, then exit
     --print-config        print the resolved settings as YAML, then exit
     --help                this text
 
@@ -50,7 +51,7 @@ from tqdm import tqdm
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers
+from kd_core import models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -62,7 +63,7 @@ from kd_core.checkpoints import (
 from kd_core.config import Config, Layer
 from kd_core.cost import measure as measure_cost
 from kd_core.data import Data, load_data
-from kd_core.diagnosis import diagnose
+from kd_core.diagnosis import Finding, diagnose
 from kd_core.errors import UserError, printable
 from kd_core.evaluation import Predictions, evaluate
 from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
@@ -539,11 +540,13 @@ def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> 
     return folder or RunFolder(Path(choice[0])), choice[1]
 
 
-def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[dict[str, float]]]:
+def judge(
+    panel: Panel, config: Config, job: Job, *, check: bool = False
+) -> tuple[Tensor | None, list[dict[str, float]]]:
     """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
 
-    Without a validation split they are judged on some training images, and nothing is returned.  UserError for a
-    teacher near chance or with logits that are not finite.
+    Without a validation split they are judged on some training images, and nothing is returned.  With `check` other
+    settings are tried for weak ones.  UserError for a teacher near chance or with logits that are not finite.
     """
     if not len(panel):
         return None, []
@@ -557,6 +560,13 @@ def judge(panel: Panel, config: Config, job: Job) -> tuple[Tensor | None, list[d
     measured = panel.measure(logits, images.labels)
     for remark in panel.remarks(measured, name):
         job.say(f"  {remark}")
+    better = None
+    if check:
+        predict = Predictor(job.accelerator, config)
+        better = trials.other_settings(panel.members, measured, logits, images, config, job.data, predict)
+    panel.require_able(measured, images.labels, better)
+    if better:
+        job.say(report.findings_lines(list(better.values())))
     return (logits, measured) if job.data.val is not None else (None, [])
 
 
@@ -642,14 +652,14 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     ready = Panel(
         [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
     )
-    judge(ready, config, job)
+    judge(ready, config, job, check=options.check)
 
     # -------------------------------------------------------------------------------------------------- check
     if options.check:
         found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, data))}
         for index, path in found.items():
             members[index] = teachers.load(config.teachers[index], index, data, config, path)
-        judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
+        judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job, check=True)
         cost = run(config, job, members=members, check=True)
         job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
         accelerator.end_training()
@@ -672,6 +682,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     # ------------------------------------------------------------------------------------------------ results
     job.say(f"\n{report.results(summary, baseline)}\n")
     job.say(report.next_steps(summary, quickstart=not options.config))
+    if found := [Finding(**finding) for finding in summary.get("findings") or []]:
+        job.say(f"\n{report.findings_lines(found)}")
     accelerator.end_training()
 
 

@@ -11,16 +11,25 @@ from torch import Tensor
 from kd_core import metrics
 from kd_core.config import ClassOrder
 
+Order = str | list[int] | None  # a value of the setting `class_order`
 USUAL = get_args(ClassOrder)  # by class name, as folders are listed; by number as text: 0, 1, 10, 11, ..., 2, 20, ...
 
 
-def outputs_in_order(order: str | list[int] | None, class_names: list[str]) -> list[int]:
+def outputs_in_order(order: Order, class_names: list[str]) -> list[int]:
     """Which output of a network stands for each class, from a setting `class_order`: C numbers."""
     numbers = list(range(len(class_names)))
     if order is None or isinstance(order, list):
         return order or numbers
     by_text = sorted(numbers, key=lambda c: class_names[c] if order == "alphabetical" else str(c))
     return sorted(numbers, key=by_text.__getitem__)  # output j stands for class by_text[j]: this is its inverse
+
+
+def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:
+    """The setting that replaces `setting`, under which logits were computed, if these are to be put into `order`."""
+    if setting is None or order is None:
+        return order if setting is None else setting
+    outputs = outputs_in_order(setting, names)
+    return [outputs[number] for number in outputs_in_order(order, names)]
 
 
 def explaining(logits: Tensor, labels: Tensor) -> list[int]:
@@ -37,13 +46,13 @@ def explaining(logits: Tensor, labels: Tensor) -> list[int]:
     return [int(output) for output in outputs]
 
 
-def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[tuple[str | list[int] | None, float]]:
+def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[tuple[Order, float]]:
     """The accuracy of logits [N,C] for labels int64 [N] under each order: (a value for `class_order`, accuracy).
 
     As it is, the usual ones, and the one that explains the images with even numbers; each is measured on the images
     with odd ones.
     """
-    orders: list[str | list[int] | None] = [None, *USUAL, explaining(logits[::2], labels[::2])]
+    orders: list[Order] = [None, *USUAL, explaining(logits[::2], labels[::2])]
     outputs = torch.tensor([outputs_in_order(order, class_names) for order in orders], device=labels.device)  # [O,C]
     right = outputs[:, labels[1::2]] == metrics.predictions(logits[1::2])
     return list(zip(orders, right.double().mean(1).tolist(), strict=True))

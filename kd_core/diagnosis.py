@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import kd_methods
 from kd_core import metrics
-from kd_core.class_order import accuracies
-from kd_core.config import Config
+from kd_core.class_order import accuracies, on_top_of
+from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation import Predictions
 from kd_core.inference import image_weights
 
@@ -47,9 +47,9 @@ CANNOT_FOLLOW, GOOD_ENSEMBLE = 0.5, 0.7
 # arXiv:2205.10287).  Shipped recipes lie within a factor of 8; beyond 10 a rate is more likely a slip than a choice.
 REFERENCE = {"sgd": (0.05, 64, 1.0), "adam": (1e-3, 128, 0.5), "adamw": (1e-3, 128, 0.5)}
 FAR = 10.0
-# In the last fifth of its epochs a run that is done gains less, an epoch, than half a point of training accuracy and 2%
+# In the last fifth of its epochs a run that is done gains less, an epoch, than one point of training accuracy or 2%
 # of its loss.
-STILL_RISES, STILL_FALLS = 0.005, 0.02
+STILL_RISES, STILL_FALLS = 0.01, 0.02
 # A run whose training accuracy gains less than a point over its second half, and stands below one half, is stuck; one
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
@@ -64,9 +64,12 @@ FEWEST_FOR_BATCH_NORM = 16
 BLIND = 0.025
 # How far below the student a teacher is that is worse beyond doubt: in points, and in standard errors of the
 # difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723).
-WORSE, BEYOND_DOUBT = 0.05, 3.0
+WORSE, BEYOND_DOUBT = 0.1, 3.0
 # How much another order of classes must add to a teacher's accuracy on images to which it was not fitted.
 CLEAR_GAIN = 0.05
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,16 @@ def diagnose(
 def saturated_teachers(evidence: Evidence) -> Iterator[Finding]:
     """Soft targets that say little more than the label, from teachers that know their training images by heart."""
     kd, train, val = evidence.config.kd, evidence.train, evidence.val
-    temperature = getattr(kd, "temperature", None)
-    if temperature is None or kd.standardize or train is None or val is None:  # standardised logits never saturate
-        return
+    if not isinstance(kd, kd_methods.LogitConfig) or kd.standardize or train is None or val is None:
+        return  # standardised logits never saturate
     for index, taught, judged in _each_teacher(train, val):
         seen, unseen = _label_probability(taught, train.labels), _label_probability(judged, val.labels)
-        soft = _label_probability(taught / temperature, train.labels)
+        soft = _label_probability(taught / kd.temperature, train.labels)
         if soft >= SATURATED and seen - unseen >= BY_HEART:
             yield evidence.finding(
                 "saturated teacher",
                 f"{_named(train, index)} gives training labels a probability of {seen:.3f} ({soft:.3f} at temperature "
-                f"{temperature:g}) and validation labels {unseen:.3f}: its soft targets say little more than the label",
+                f"{kd.temperature:g}) and validation labels {unseen:.3f}: its soft targets say little more than labels",
                 "kd.temperature",
                 f"a higher temperature, view: shared for this teacher (it is {evidence.config.teachers[index].view}), "
                 "or a teacher that was trained for fewer epochs or with more augmentation",
@@ -194,8 +196,8 @@ def idle_teachers(evidence: Evidence) -> Iterator[Finding]:
                 f"{_named(evidence.val, index)} had a weight of {mean:.3f} over the run, where an equal share is "
                 f"{1 / count:.3f}: it costs its time and teaches nothing",
                 f"teachers.{index}",
-                "leave it out, or look why it is so unsure of the labels: --check tries other normalizations and orders "
-                "of classes",
+                "leave it out, or look why it is so unsure of the labels: --check tries other normalizations and class "
+                "orders",
             )
 
 
@@ -214,8 +216,7 @@ def worse_teachers(evidence: Evidence) -> Iterator[Finding]:
                 f"{_named(val, index)} has an accuracy of {float(own.double().mean()) - lead:.2%} on validation "
                 f"images, {100 * lead:.1f} points less than its student",
                 f"teachers.{index}",
-                "a better teacher, or none; if it should be better, --check tries other normalizations and orders of "
-                "classes",
+                "a better teacher, or none; if it should be good, --check tries other normalizations and class orders",
             )
 
 
@@ -225,15 +226,16 @@ def other_class_orders(evidence: Evidence) -> Iterator[Finding]:
     if val is None or val.teachers is None:
         return
     for index, logits in enumerate(val.teachers):
-        as_is, *others = accuracies(logits, val.labels, val.class_names)
-        order, best = max(others, key=lambda other: other[1])
-        if is_clear_gain(as_is[1], best, len(val.labels) // 2):
+        tried = accuracies(logits, val.labels, val.class_names)
+        before, (order, after) = tried[0][1], simplest_of_best(tried, len(val.labels) // 2)
+        if is_clear_gain(before, after, len(val.labels) // 2):
+            teacher = evidence.config.teachers[index]
             yield evidence.finding(
                 "class order",
-                f"{_named(val, index)} has an accuracy of {as_is[1]:.2%} as its classes are ordered, and {best:.2%} "
-                "with another order",
+                f"{_named(val, index)} has an accuracy of {before:.2%} as its classes are ordered, and {after:.2%} in "
+                "another order",
                 f"teachers.{index}.class_order",
-                f"--teachers.{index}.class_order={order}",
+                advice_for(teacher, {"class_order": on_top_of(teacher.class_order, order, val.class_names)}),
             )
 
 
@@ -241,6 +243,20 @@ def is_clear_gain(before: float, after: float, images: int) -> bool:
     """Whether an accuracy on so many images is better beyond doubt, and by enough to matter."""
     error = math.sqrt((before * (1 - before) + after * (1 - after)) / images)
     return after - before >= max(CLEAR_GAIN, BEYOND_DOUBT * error)
+
+
+def advice_for(teacher: TeacherConfig, settings: dict[str, Any]) -> str:
+    """How to give a teacher other settings, as its entry in a file or on the command line holds them."""
+    if teacher.logits:
+        return f"write the columns of {teacher.logits} in the order {settings['class_order']}"
+    return "set " + ", ".join(f"{key}: {value}" for key, value in settings.items())
+
+
+def simplest_of_best(tried: list[tuple[T, float]], images: int) -> tuple[T, float]:
+    """Of (setting, accuracy on so many images), simplest first, the first within a standard error of the best."""
+    best = max(accuracy for _, accuracy in tried)
+    error = math.sqrt(best * (1 - best) / images)
+    return next((setting, accuracy) for setting, accuracy in tried if accuracy >= best - error)
 
 
 # ------------------------------------------------------------------------------------------------------- the loss
@@ -258,7 +274,7 @@ def share_of_distillation(evidence: Evidence) -> Iterator[Finding]:
     coefficient = sum(weight) / len(weight)
     if share < NO_DISTILLATION:
         said, term = f"{share:.2%} of the loss is the distillation term", "distillation"
-    elif 0 < 1 - share < NO_LABELS and min(weight) < 1:  # exactly none is a choice, and a sound one
+    elif 0 < 1 - share < NO_LABELS:  # exactly none is a choice, and a sound one
         said, term = f"{1 - share:.3%} of the loss is the label term", "label"
     else:
         return
@@ -291,7 +307,7 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         float(metrics.agreement(metrics.predictions(p.student), metrics.predictions(metrics.ensemble_logits(t))))
         for p, t in ((train, train.teachers), (val, val.teachers))
     )
-    said = f"the student agrees with the teachers' ensemble on {seen:.1%} of training and {unseen:.1%} of validation images"
+    said = f"student and ensemble of teachers agree on {seen:.1%} of training and {unseen:.1%} of validation images"
     if seen >= FOLLOWS and seen - unseen >= FORGETS:
         data = evidence.config.data
         plain = not data.crop_padding and not data.flip
@@ -299,8 +315,8 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
             "memorised",
             f"{said}: it has learnt the training images by heart",
             "data.crop_padding" if plain else "training.weight_decay",
-            "augmentation (data.crop_padding, data.flip) with view: shared for the teachers, more training.weight_decay, "
-            "or more training images",
+            "augmentation (data.crop_padding, data.flip) with view: shared for the teachers, more weight decay, or "
+            "more training images",
         )
     ensemble = metrics.predictions(metrics.ensemble_logits(train.teachers))
     right = float((ensemble == train.labels).double().mean())
@@ -367,8 +383,8 @@ def too_few_epochs(evidence: Evidence) -> Iterator[Finding]:
         epochs = len(evidence.epochs)
         yield evidence.finding(
             "too few epochs",
-            f"over the last {last} of {epochs} epochs ({epochs * evidence.steps_per_epoch:,} steps in all) an epoch still "
-            f"added {100 * rise:.1f} points of training accuracy and took {fall:.1%} off the loss",
+            f"over the last {last} of {epochs} epochs ({epochs * evidence.steps_per_epoch:,} steps in all) an epoch "
+            f"still added {100 * rise:.1f} points of training accuracy and took {fall:.1%} off the loss",
             "training.max_epochs",
             "more epochs; the schedule of the learning rate stretches with them",
         )
@@ -390,10 +406,10 @@ def validation_loss_rose(evidence: Evidence) -> Iterator[Finding]:
     if len(val) >= FEWEST_EPOCHS and val[-1] >= RISEN * min(val) and val[-1] >= OVER_TRAINING * train[-1] > 0:
         yield evidence.finding(
             "overfitting",
-            f"the validation cross-entropy rose from {min(val):.3f} in epoch {val.index(min(val)) + 1} to {val[-1]:.3f}, "
-            f"while that of training fell to {train[-1]:.3f}",
+            f"the validation cross-entropy rose from {min(val):.3f} in epoch {val.index(min(val)) + 1} to "
+            f"{val[-1]:.3f}, while that of training fell to {train[-1]:.3f}",
             "training.weight_decay",
-            "more of it, augmentation (data.crop_padding, data.flip), a weight of distillation that is larger, or fewer "
+            "more of it, augmentation (data.crop_padding, data.flip), more weight for the distillation term, or fewer "
             "epochs (training.patience)",
         )
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kd_core import metrics
 from kd_core.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
 from kd_core.data import Split
+from kd_core.diagnosis import Finding
 from kd_core.errors import UserError
 from kd_core.inference import Images, Predictor
 from kd_core.teachers import Teacher
@@ -131,7 +132,7 @@ class Panel:
                 own = clean.store.read(images.split.rows)
             everything.append(own.to(images.labels.device).float())
             if not bool(everything[-1].isfinite().all()):
-                raise _not_finite(index, teacher)
+                raise _not_finite(teacher)
         return torch.stack(everything) if everything else None
 
     # ------------------------------------------------------------------------------------------------- caching
@@ -247,7 +248,7 @@ class Panel:
                 )
                 logits = self._compute(index, pixels, ids.to(pixels.device), shared=cached.per_view).cpu()
                 if not bool(logits.isfinite().all()):
-                    raise _not_finite(index, self.members[index])
+                    raise _not_finite(self.members[index])
                 cached.keep(part, logits)
 
         def fill(lacking: Tensor) -> None:
@@ -277,20 +278,40 @@ class Panel:
         return torch.stack([t.judged for t in self.members if t.judged is not None]) if self.members else None
 
     def measure(self, logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
-        """Metrics of each teacher from logits [K,n,C], then those of their ensemble.
+        """Metrics of each teacher from logits [K,n,C], then those of their ensemble."""
+        return [metrics.classification(own, labels) for own in (*logits, metrics.ensemble_logits(logits))]
 
-        UserError if a teacher is near chance.
+    def require_able(
+        self, figures: list[dict[str, float]], labels: Tensor, remedies: dict[int, Finding] | None
+    ) -> None:
+        """UserError that names all teachers near chance, from what `measure` gave.
+
+        `remedies` says what was found to help, by a teacher's place here; None if nobody has looked.
         """
-        figures = [metrics.classification(own, labels) for own in logits]
-        for index, (teacher, row) in enumerate(zip(self.members, figures, strict=True)):
-            if near_chance(row["accuracy"], labels):
-                raise UserError(
-                    f"teachers[{index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images is "
-                    f"near chance. Usual causes: weights of another data set, classes in "
-                    "another order, another normalisation than in its training (teachers[].normalization), another "
-                    "input size (teachers[].img_size)"
+        looked = (
+            "--check tries the usual normalisations and class orders for teachers from elsewhere, and says which works"
+            if remedies is None
+            else "the usual normalisations and class orders were tried for teachers from elsewhere: none helps"
+        )
+        problems = []
+        for place, (teacher, row) in enumerate(zip(self.members, figures[:-1], strict=True)):
+            if not near_chance(row["accuracy"], labels):
+                continue
+            problem = (
+                f"teachers[{teacher.index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images "
+                "is near chance. "
+            )
+            if remedies and place in remedies:
+                problem += f"{remedies[place].message}: {remedies[place].advice}"
+            else:
+                problem += (
+                    "Usual causes: weights of another data set, classes in another order (teachers[].class_order), "
+                    "another normalisation than in its training (teachers[].normalization), another input size "
+                    f"(teachers[].img_size); {looked}"
                 )
-        return [*figures, metrics.classification(metrics.ensemble_logits(logits), labels)]
+            problems.append(problem)
+        if problems:
+            raise UserError("\n".join(problems))
 
     def remarks(self, figures: list[dict[str, float]], images: str) -> list[str]:
         """One line a teacher and one for the ensemble, and a warning where a figure is too good to be true.
@@ -298,7 +319,8 @@ class Panel:
         `images` says what they were measured on: validation or training images.
         """
         lines = []
-        for index, (teacher, row) in enumerate(zip(self.members, figures[:-1], strict=True)):
+        for teacher, row in zip(self.members, figures[:-1], strict=True):
+            index = teacher.index
             lines.append(
                 f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view"
             )
@@ -316,10 +338,10 @@ def teacher_rows(figures: list[dict[str, float]]) -> dict[str, float]:
     return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, figures, strict=True)}
 
 
-def _not_finite(index: int, teacher: Teacher) -> UserError:
+def _not_finite(teacher: Teacher) -> UserError:
     return UserError(
-        f"teachers[{index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its weights "
-        "may be damaged"
+        f"teachers[{teacher.index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its "
+        "weights may be damaged"
     )
 
 

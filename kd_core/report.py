@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from typing import Any
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 
 from kd_core.config import Config
 from kd_core.data import Data
+from kd_core.diagnosis import Finding
+from kd_core.errors import printable
 from kd_core.student import Student
 from kd_core.teachers import Teacher
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
@@ -198,11 +201,24 @@ def short(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
 
 
+def findings_lines(findings: list[Finding]) -> str:
+    """What each finding says, the setting to change and what to try; empty without findings."""
+    if not findings:
+        return ""
+    lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
+    for finding in findings:
+        now = "" if isinstance(finding.value, (dict, list)) else f" (now {json.dumps(finding.value)})"
+        lines += [f"  {finding.message}", f"    {finding.key}{now}: {finding.advice}"]
+    return printable("\n".join(lines))
+
+
 def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
     """Where the results are and what to do next."""
     folder = shlex.quote(summary["run_folder"])
+    page = Path(summary["run_folder"]) / "report" / "index.html"
     lines = [
         f"run folder:  {folder}",
+        *([f"look at it:  {shlex.quote(str(page))} in a browser"] if page.is_file() else []),
         f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
     ]
     if quickstart:

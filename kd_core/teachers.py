@@ -82,6 +82,7 @@ class Teacher:
     stated_accuracy: float | None = None  # what its file says about itself
     artifact: str | None = None
     index: int = 0  # in the configuration's list
+    preprocess: models.Preprocess | None = None  # as its weights say, whatever `normalization` makes of it
     judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
 
     @cached_property
@@ -173,7 +174,7 @@ def untrained(run: Config, index: int, data: Data) -> Teacher:
         parameters=own.parameters,
         digest="",
         view=config.view,
-        views=_views(own.preprocess, config, data, run),
+        views=views_of(own.preprocess, config.normalization, data, run),
         build=lambda: own.model,
         index=index,
     )
@@ -365,7 +366,7 @@ def _facts_of(
 def _teacher(
     facts: Facts, digest: str, build: Callable[[], nn.Module], config: TeacherConfig, data: Data, run: Config
 ) -> Teacher:
-    views = _views(facts.preprocess, config, data, run)
+    views = views_of(facts.preprocess, config.normalization, data, run)
     if config.class_order is not None:
         order, plain = outputs_in_order(config.class_order, data.class_names), build
         digest = hashlib.sha256(json.dumps([digest, order]).encode()).hexdigest()
@@ -373,13 +374,15 @@ def _teacher(
         def build() -> nn.Module:
             return Reordered(plain(), order)
 
-    return Teacher(facts.architecture, data.num_classes, facts.parameters, digest, config.view, views, build)
+    teacher = Teacher(facts.architecture, data.num_classes, facts.parameters, digest, config.view, views, build)
+    teacher.preprocess = facts.preprocess
+    return teacher
 
 
-def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run: Config) -> Views:
-    if config.normalization != "auto":
-        usual = NORMALIZATIONS | {"data": (data.mean, data.std)}
-        mean, std = usual[config.normalization]
+def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run: Config) -> Views:
+    """What a network with this preprocessing sees under a setting `normalization`."""
+    if normalization != "auto":
+        mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
         preprocess = replace(preprocess, mean=mean, std=std)
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 

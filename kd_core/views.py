@@ -197,7 +197,6 @@ class Views:
             raise UserError(
                 f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
             )
-        self.preprocess = preprocess
         self.size, self.resize = preprocess.size, preprocess.resize
         # all that a clean view depends on, besides the image
         self.recipe = {**asdict(preprocess), "image_size": image_size}
