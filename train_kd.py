@@ -681,9 +681,10 @@ def train(arguments: list[str], signals: StopSignals) -> None:
 
     # ------------------------------------------------------------------------------------------------ results
     job.say(f"\n{report.results(summary, baseline)}\n")
-    job.say(report.next_steps(summary, quickstart=not options.config))
-    if found := [Finding(**finding) for finding in summary.get("findings") or []]:
-        job.say(f"\n{report.findings_lines(found)}")
+    page = Path(summary["run_folder"]) / "report" / "index.html"
+    job.say(report.next_steps(summary, quickstart=not options.config, page=page if page.is_file() else None))
+    if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
+        job.say(f"\n{report.findings_lines(findings)}")
     accelerator.end_training()
 
 

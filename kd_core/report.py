@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -212,13 +213,12 @@ def findings_lines(findings: list[Finding]) -> str:
     return printable("\n".join(lines))
 
 
-def next_steps(summary: dict[str, Any], *, quickstart: bool) -> str:
-    """Where the results are and what to do next."""
+def next_steps(summary: dict[str, Any], *, quickstart: bool, page: Path | None = None) -> str:
+    """Where the results are, `page` among them, and what to do next."""
     folder = shlex.quote(summary["run_folder"])
-    page = Path(summary["run_folder"]) / "report" / "index.html"
     lines = [
         f"run folder:  {folder}",
-        *([f"look at it:  {shlex.quote(str(page))} in a browser"] if page.is_file() else []),
+        *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
         f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
     ]
     if quickstart:
