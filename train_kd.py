@@ -14,6 +14,8 @@ switches:
                           finished one prints its result
     --fresh               the same as --resume never
     --no-wandb            no Weights & Biases; metrics.jsonl in the run folder is written all the same
+    --seeds 0,1,2         train the student (and the comparison) with each of these seeds, one after another, and print
+                          mean and deviation; training.seed is left out
     --check               build everything, measure the teachers, time 20 real steps, then exit
     --print-config        print the resolved settings as YAML, then exit
     --help                this text
@@ -31,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 import argparse
 import gc
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +52,7 @@ from tqdm import tqdm
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers
+from kd_core import comparison_tables, models, report, student, teachers
 from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
@@ -595,6 +598,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
         cost = run(config, job, members=members, check=True)
         job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
+        if len(options.seeds) > 1:
+            job.say(f"  seeds     {len(options.seeds)} such runs, one after another")
         accelerator.end_training()
         return
 
@@ -602,18 +607,25 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     for index in on_demand:
         path = ensure_teacher(config, index, job)
         members[index] = teachers.load(config.teachers[index], index, data, config, path)
-    baseline = None
-    if training.compare_with_baseline and members:
-        job.say("the same student without teachers, for comparison")
-        alone = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
-        baseline = run(alone, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
-    if members:
-        job.say(f"the student with {len(members)} teacher(s)")
-    summary = run(config, job, members=members, resume=resume)
+    folders: list[str] = []
+    for number, seed in enumerate(options.seeds, 1):
+        own, baseline = configuration.with_seed(config, seed), None
+        if len(options.seeds) > 1:
+            job.say(f"seed {seed}, {number} of {len(options.seeds)}")
+        if training.compare_with_baseline and members:
+            job.say("the same student without teachers, for comparison")
+            alone = without_teachers(own).model_copy(update={"name": f"{config.experiment}-alone"})
+            baseline = run(alone, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
+        if members:
+            job.say(f"the student with {len(members)} teacher(s)")
+        summary = run(own, job, members=members, resume=resume)
+        folders += [one["run_folder"] for one in (baseline, summary) if one is not None]
 
-    # ------------------------------------------------------------------------------------------------ results
-    job.say(f"\n{report.results(summary, baseline)}\n")
+        # -------------------------------------------------------------------------------------------- results
+        job.say(f"\n{report.results(summary, baseline)}\n")
     job.say(report.next_steps(summary, quickstart=not options.config))
+    if len(options.seeds) > 1 and accelerator.is_main_process:
+        job.say(f"\n{comparison_tables.of_folders(folders)}")
     accelerator.end_training()
 
 
@@ -622,6 +634,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     parser = configuration.CommandLine("train_kd.py")
     parser.add_argument("--config")
     parser.add_argument("--resume", default="auto")
+    parser.add_argument("--seeds")
     for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
         parser.add_argument(switch, action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
@@ -645,7 +658,26 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
         count = len(resolved.config.teachers)
         resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
         resolved.config = without_teachers(resolved.config)
+    options.seeds = read_seeds(options, overrides) or [resolved.config.training.seed]
+    resolved.config = configuration.with_seed(resolved.config, options.seeds[0])
     return options, resolved
+
+
+def read_seeds(options: argparse.Namespace, overrides: Layer) -> list[int]:
+    """The seeds that --seeds asks for, none without it."""
+    if options.seeds is None:
+        return []
+    words = options.seeds.split(",")
+    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
+    if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: is {options.seeds!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
+    if configuration.in_trial():
+        raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
+    if "seed" in (overrides.values.get("training") or {}):
+        raise UserError("--seeds: stands for training.seed; give one of them")
+    if options.resume not in ("auto", "never"):
+        raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {options.resume!r}")
+    return seeds
 
 
 def without_teachers(config: Config) -> Config:

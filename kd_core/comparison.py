@@ -17,7 +17,8 @@ from scipy import stats
 
 import kd_methods
 from kd_core.errors import UserError
-from kd_core.runs import Found, Run, look_up, number
+from kd_core.page import lookup
+from kd_core.runs import Found, Run, number
 
 ALONE = "alone"  # the group without teachers
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
@@ -386,7 +387,7 @@ def _cost(one: Group) -> dict[str, float | None]:
     return {
         "training_seconds": mean(run.training_seconds for run in runs),
         "parameters": mean(number(run.summary.get("parameters")) for run in runs),
-        "multiply_adds": mean(number(look_up(run.summary, ["cost", "multiply_adds"])) for run in runs),
+        "multiply_adds": mean(number(lookup(run.summary, "cost.multiply_adds")) for run in runs),
     }
 
 
@@ -429,13 +430,14 @@ def _keys(text: str, runs: list[Run], option: str) -> list[str]:
 
 
 def _has(run: Run, key: str) -> bool:
-    *section, last = key.split(".")
-    found = look_up(run.config.model_dump(mode="json"), section)
+    section, _, last = key.rpartition(".")
+    values = run.config.model_dump(mode="json")
+    found = lookup(values, section) if section else values
     return isinstance(found, dict) and last in found
 
 
 def _value(run: Run, key: str) -> str:
-    return run.pair if key == PAIR else short(look_up(run.config.model_dump(mode="json"), key.split(".")))
+    return run.pair if key == PAIR else short(lookup(run.config.model_dump(mode="json"), key))
 
 
 def pivot(
@@ -546,8 +548,8 @@ def _teachers(
     told = [
         {
             "name": name,
-            "value": number(look_up(one.first.summary, ["evaluation", split, "teachers", str(index), rest]))
-            or number(look_up(one.first.summary, ["teachers", str(index), f"{split}_{rest}"])),
+            "value": number(lookup(one.first.summary, f"evaluation.{split}.teachers.{index}.{rest}"))
+            or number(lookup(one.first.summary, f"teachers.{index}.{split}_{rest}")),
         }
         for index, name in enumerate(one.first.teachers)
     ]
@@ -606,5 +608,5 @@ def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
     }
     for key in row_keys:
         if not key.startswith("kd.") and key != PAIR and _value(base, key) != _value(like, key):
-            changed[key] = look_up(like.config.model_dump(mode="json"), key.split("."))
+            changed[key] = lookup(like.config.model_dump(mode="json"), key)
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]

@@ -405,6 +405,11 @@ class Config(Section):
         return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
 
 
+def with_seed(config: Config, seed: int) -> Config:
+    """The same settings with another `training.seed`."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+
+
 def _hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -15,6 +15,7 @@ from kd_core.checkpoints import RunFolder, read_metrics
 from kd_core.config import MAX_NESTING, Config, Layer, read_layer, resolve, without_echoes
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
+from kd_core.page import lookup
 from kd_core.teachers import ON_DEMAND, export_in
 
 # figures that a run's summary has under other names
@@ -68,10 +69,10 @@ class Run:
         """
         split, _, rest = name.partition("/")
         candidates = [
-            look_up(self.summary, ["evaluation", split, *rest.split(".")]) if rest else None,
+            lookup(self.summary, f"evaluation.{split}.{rest}") if rest else None,
             self.summary.get(STATED.get(name, "")),
             *(row[name] for row in reversed(self.rows) if name in row and self._is_of_result(row)),
-            look_up(self.summary, name.split(".")),
+            lookup(self.summary, name),
         ]
         return next((value for value in map(number, candidates) if value is not None), None)
 
@@ -97,18 +98,6 @@ def number(value: Any) -> float | None:
     """`value` if it is a finite number, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < 1e300 and math.isfinite(value) else None
-
-
-def look_up(values: Any, path: list[str]) -> Any:
-    """What nested `values` hold at `path`, None if nothing."""
-    for part in path:
-        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
-            values = values[int(part)]
-        elif isinstance(values, dict):
-            values = values.get(part)
-        else:
-            return None
-    return values
 
 
 # ---------------------------------------------------------------------------------------------------- finding them
@@ -192,7 +181,7 @@ def read_folder(path: Path) -> Run:
     config = resolve([read_layer(str((path / "config.yaml").absolute()))], in_sweep=False).config
     identity = summary.get("identity")
     if identity is None:  # of before it was recorded
-        extra = look_up(read_object(export_in(path) / "config.json"), ["extra", "data_fingerprint"])
+        extra = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
         identity = config.identity(str(extra))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
     run_id = summary.get("run_id")
