@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor
 
 from kd_core.errors import UserError
 from kd_core.meter import NonFinite
+
+BINS = 15  # of calibration errors and reliability diagrams
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures that `fit_temperature` gives at most
+
+
+def require_sound(logits: Tensor, labels: Tensor) -> Tensor:
+    """`logits` [N,C] in float32.  UserError without an image, NonFinite if any is not finite."""
+    if not len(labels):
+        raise UserError("no images to measure a network on")
+    logits = logits.float()
+    bad = logits.isfinite().all(1).logical_not()
+    if bad.any():
+        first = int(bad.int().argmax())
+        raise NonFinite(f"logits of {int(bad.sum())} of {len(bad)} images not finite, number {first} the first")
+    return logits
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The most probable classes of logits [...,C]: int64 [...]; of equal logits the class of the lowest number."""
+    return logits.max(-1).indices  # which PyTorch documents to be the first of equal ones
+
+
+# -------------------------------------------------------------------------------------------- how often it is right
 
 
 def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -40,51 +65,198 @@ def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
 def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Metrics of logits [N,C] for labels int64 [N].
 
-    `correct` and `total` are counts; `accuracy` and `top5` fractions; `loss_ce` and `nll` the mean cross-entropy in
-    nats; `brier` the mean squared distance of probabilities to the one-hot label (0 to 2); `ece` the expected
-    calibration error; `auroc` one-vs-rest, macro average; `auroc_classes_left_out` the number of classes without
-    positives or negatives.  Of equal logits the class of the lowest number counts as the most probable.  UserError
-    without a sample, NonFinite if logits are not finite.
+    `correct` and `total` are counts; `accuracy` and `top5` fractions; `macro_accuracy` the mean over classes of each
+    class's own; `loss_ce` and `nll` the mean cross-entropy in nats; `brier`, `ece` and `ece_adaptive` as in
+    `calibration`; `auroc` one-vs-rest, macro average; `auroc_classes_left_out` the number of classes without positives
+    or negatives.  Of equal logits the class of the lowest number counts as the most probable.  UserError without a
+    sample, NonFinite if logits are not finite.
     """
-    if not len(labels):
-        raise UserError("no images to measure a network on")
-    logits = logits.float()
-    bad = logits.isfinite().all(1).logical_not()
-    if bad.any():
-        first = int(bad.int().argmax())
-        raise NonFinite(f"logits of {int(bad.sum())} of {len(bad)} images not finite, number {first} the first")
-    probabilities = logits.softmax(1)
-    loss = float(F.cross_entropy(logits, labels))
+    logits = require_sound(logits, labels)
     classes, own = torch.arange(logits.shape[1], device=logits.device), logits.gather(1, labels[:, None])
     # Not topk, which leaves open the order of equal logits.
     rank = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(1)
     correct, top5 = int((rank == 0).sum()), int((rank < 5).sum())
-    area, left_out = auroc(probabilities, labels)
+    calibrated = calibration(logits, labels)
+    area, left_out = auroc(logits.softmax(1), labels)
     return {
         "correct": correct,
         "total": len(labels),
         "accuracy": correct / len(labels),
         "top5": top5 / len(labels),
-        "loss_ce": loss,
-        "nll": loss,
-        "brier": float((probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean()),
-        "ece": calibration_error(probabilities, labels),
+        "macro_accuracy": float(accuracy_by(rank == 0, labels, logits.shape[1])[1].nanmean()),
+        "loss_ce": calibrated["nll"],
+        **calibrated,
         "auroc": area,
         "auroc_classes_left_out": left_out,
     }
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+def accuracy_by(right: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Per group the number of images, int64 [G], and the share of them that are right, float64 [G], NaN of none.
+
+    right bool [N], groups int64 [N] in [0, count): labels for the accuracy per class, the labels' superclasses for
+    that per superclass.
+    """
+    images = torch.bincount(groups, minlength=count)
+    return images, torch.bincount(groups[right], minlength=count).double() / images
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How many images of each class (row) are taken for each class (column): int64 [C,C], of int64 [N] both."""
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def most_confused(predicted: Tensor, labels: Tensor, classes: int, at_most: int = 10) -> list[tuple[int, int, int]]:
+    """(label, predicted class, number of images) of the most frequent mistakes; of equal ones the lowest label first.
+
+    predicted, labels int64 [N].
+    """
+    wrong = predicted != labels
+    pairs, counts = torch.unique(labels[wrong] * classes + predicted[wrong], return_counts=True)  # sorted
+    order = counts.argsort(descending=True, stable=True)[:at_most]
+    return [
+        (pair // classes, pair % classes, count)
+        for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------- how far its probabilities are right
+
+
+def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """What the probabilities of finite logits [N,C] are worth, for labels int64 [N].
+
+    `nll` is the mean cross-entropy in nats; `brier` the mean squared distance of probabilities to the one-hot label, 0
+    to 2 (Brier, Monthly Weather Review 1950); `ece` and `ece_adaptive` the errors of `calibration_error` and
+    `adaptive_calibration_error`.
+    """
+    probabilities = logits.softmax(1)
+    return {
+        "nll": float(F.cross_entropy(logits, labels)),
+        "brier": float((probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean()),
+        "ece": calibration_error(probabilities, labels),
+        "ece_adaptive": adaptive_calibration_error(probabilities, labels),
+    }
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error over equal-width bins (l, r] of the top probability (Guo et al., arXiv:1706.04599).
 
     probabilities [N,C], labels int64 [N].  Sum over bins of the bin's share of samples times |accuracy - confidence|.
     """
+    confidence, right = _top(probabilities, labels)
+    return _gap(_sums(confidence, right, _equal_width(confidence, bins), bins))
+
+
+def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """The same over bins of equal numbers of samples, by rank of the top probability (Nguyen and O'Connor, EMNLP 2015,
+    arXiv:1508.05154).
+
+    Equal probabilities share the bin of the first of them, so that the order of the samples does not matter.
+    """
+    confidence, right = _top(probabilities, labels)
+    rank = torch.searchsorted(confidence.sort().values, confidence)
+    return _gap(_sums(confidence, right, rank * bins // len(confidence), bins))
+
+
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Tensor]:
+    """What `calibration_error` sums up, per bin: float64 [bins] each, but for `count`, which is int64.
+
+    `lower` and `upper` are the bin's limits, `count` its number of samples, `confidence` and `accuracy` the means of
+    the top probability and of being right, NaN where there is no sample.
+    """
+    confidence, right = _top(probabilities, labels)
+    count, summed, correct = _sums(confidence, right, _equal_width(confidence, bins), bins)
+    edges = torch.arange(bins + 1, dtype=torch.float64, device=count.device) / bins
+    return {
+        "lower": edges[:-1],
+        "upper": edges[1:],
+        "count": count.long(),
+        "confidence": summed / count,
+        "accuracy": correct / count,
+    }
+
+
+def _top(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The top probability float64 [N], and whether its class is the label: float64 [N]."""
     confidence, predicted = probabilities.double().max(1)
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = (predicted == labels).double() - confidence
-    return float(
-        torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap).abs().sum() / len(gap)
-    )
+    return confidence, (predicted == labels).double()
+
+
+def _equal_width(confidence: Tensor, bins: int) -> Tensor:
+    return (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+
+
+def _sums(confidence: Tensor, right: Tensor, index: Tensor, bins: int) -> Tensor:
+    """Per bin the number of samples and the sums of confidence and of being right: float64 [3,bins]."""
+    values = torch.stack([torch.ones_like(confidence), confidence, right])
+    return values.new_zeros(3, bins).index_add(1, index, values)
+
+
+def _gap(sums: Tensor) -> float:
+    return float((sums[2] - sums[1]).abs().sum() / sums[0].sum())
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T in [COLDEST, HOTTEST] with which softmax(logits / T) has the least cross-entropy (Guo et al.,
+    arXiv:1706.04599).
+
+    logits [N,C], labels int64 [N].  The cross-entropy is convex in 1/T, so the one zero of its slope is the minimum; T
+    is 1 where that cannot get better, and a limit of the range where the minimum lies beyond it, as for predictions
+    that are all right.  UserError without a sample, NonFinite if logits are not finite.
+    """
+    logits = require_sound(logits, labels).double()
+    margins = logits - logits.gather(1, labels[:, None])
+
+    def slope(temperature: float) -> float:
+        """Of the cross-entropy by 1/T."""
+        return float(((margins / temperature).softmax(1) * margins).sum(1).mean())
+
+    if slope(1.0) == 0:
+        return 1.0
+    if slope(COLDEST) <= 0:
+        return COLDEST
+    if slope(HOTTEST) >= 0:
+        return HOTTEST
+    return math.exp(brentq(lambda log: slope(math.exp(log)), math.log(COLDEST), math.log(HOTTEST), xtol=1e-7))
+
+
+# -------------------------------------------------------------------------------------------- beside its teachers
+
+
+def agreement(predicted: Tensor, others: Tensor) -> Tensor:
+    """The share of images for which predicted classes int64 [N] are those of others int64 [...,N]: float64 [...]."""
+    return (others == predicted).double().mean(-1)
+
+
+def divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(teacher || student) in nats, averaged over images: float32 [...], of logits [...,N,C] and [N,C].
+
+    At temperature 1; how far a student is from what it was taught (Stanton et al., arXiv:2106.05945).
+    """
+    taught, learnt = teacher_logits.float().log_softmax(-1), student_logits.float().log_softmax(-1)
+    return (taught.exp() * (taught - learnt)).sum(-1).mean(-1)
+
+
+def against_teachers(predicted: Tensor, teachers: Tensor, labels: Tensor) -> dict[str, Any]:
+    """How often a student is right where its teachers name one class, several, or the label never.
+
+    Classes predicted by the student int64 [N] and by the teachers int64 [K,N], labels int64 [N].  `all_agree`,
+    `disagree` (the rest) and `all_wrong` have the `share` of such images and the student's `accuracy` on them, NaN if
+    there are none; `oracle` is the share of images that at least one teacher has right.
+    """
+    right, all_agree = predicted == labels, (teachers == teachers[0]).all(0)
+    all_wrong = (teachers != labels).all(0)
+
+    def of(where: Tensor) -> dict[str, float]:
+        return {"share": float(where.double().mean()), "accuracy": float(right[where].double().mean())}
+
+    return {
+        "all_agree": of(all_agree),
+        "disagree": of(~all_agree),
+        "all_wrong": of(all_wrong),
+        "oracle": 1 - float(all_wrong.double().mean()),
+    }
 
 
 def ensemble_logits(teacher_logits: Tensor) -> Tensor:
