@@ -14,8 +14,9 @@ switches:
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
                          "alone" (default: the student without teachers, else the first group)
     --confidence LEVEL   of intervals and verdicts (default: 0.95)
-    --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by commas;
-    --cols KEYS          "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that trains it
+    --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by
+    --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
+                         trains it
     --force              compare also what differs in more than the method, with a warning
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text

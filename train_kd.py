@@ -51,8 +51,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import config as configuration
 from kd_core import comparison_tables, models, report, student, teachers
+from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,7 +281,8 @@ def compare(
     if not 0 < confidence < 1:
         raise UserError(f"--confidence: is {confidence:g}, must lie between 0 and 1, such as 0.95")
     if not found.runs:
-        raise UserError("\n".join(["no finished run to compare", *(f"  {name}: {why}" for name, why in found.left_out)]))
+        reasons = [f"  {name}: {why}" for name, why in found.left_out]
+        raise UserError("\n".join(["no finished run to compare", *reasons]))
     groups, notes = group(found.runs)
     chosen = choose_metric(groups, metric)
     for name in also:
@@ -460,9 +461,8 @@ def pivot(
     groups = [one for one in group(found.runs)[0] if one.values(chosen)]
     label(groups)
     taught = [one for one in groups if not one.is_alone]
-    row_keys, col_keys = (
-        _keys(text, [one.first for one in taught or groups], option) for text, option in ((rows, "--rows"), (cols, "--cols"))
-    )
+    examples = [one.first for one in taught or groups]
+    row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
 
     def name(one: Group, keys: list[str]) -> str:
         return ", ".join(_value(one.first, key) for key in keys)
@@ -484,15 +484,12 @@ def pivot(
     for column in columns:
         members = [one for place, one in cells.items() if place[1] == column]
         apart = differing([{**one.surroundings, **one.panel} for one in members])
-        allowed = {*row_keys} if force else set()
-        if apart and not force:
-            raise UserError(
-                f"--cols: in column {column!r} more differs than the method: "
-                f"{'; '.join(f'{key}: {_numbers(map(short, values))}' for key, values in apart.items())}. Add such a key "
-                "to --cols, leave runs out, or give --force"
-            )
-        if apart.keys() - allowed:
-            warnings.append(f"column {column!r}: more differs than the method: {', '.join(apart)}")
+        if apart:
+            told = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, values)))}" for key, values in apart.items())
+            warning = f"in column {column!r} more differs than the method: {told}"
+            if not force:
+                raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
+            warnings.append(warning)
         kinds = {_key(one.surroundings) for one in members}
         fitting = [one for one in groups if one.is_alone and _key(one.surroundings) in kinds]
         if len(fitting) == 1:
@@ -508,11 +505,7 @@ def pivot(
             alone[column] = one
     table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
     for index in range(len(columns)):
-        means = sorted({row[index]["mean"] for row in table if row[index]}, reverse=bool(higher))
-        for row in table:
-            if row[index]:
-                place = means.index(row[index]["mean"])
-                row[index]["mark"] = {0: "best", 1: "second"}.get(place) if len(means) > 1 else None
+        _mark([cell for row in table if (cell := row[index])], bool(higher))
     return {
         "metric": chosen,
         "higher_is_better": higher,
@@ -521,13 +514,22 @@ def pivot(
         "col_keys": col_keys,
         "rows": names,
         "cols": columns,
-        "teachers": [_teachers(columns, cells, column, chosen) for column in columns],
+        "teachers": [_teachers(cells, column, chosen) for column in columns],
         "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
         "missing": _missing(names, columns, cells, alone, row_keys),
         "warnings": warnings,
         "left_out": compared["left_out"],
     }
+
+
+def _mark(cells: list[dict[str, Any]], higher: bool) -> None:
+    """Mark the best and the second mean of a column that has several; equal means share a mark."""
+    means = sorted({cell["mean"] for cell in cells}, reverse=higher)
+    for mark, mean in zip(("best", "second"), means if len(means) > 1 else (), strict=False):
+        for cell in cells:
+            if cell["mean"] == mean:
+                cell["mark"] = mark
 
 
 def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] | None:
@@ -537,22 +539,17 @@ def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] |
     return {**spread(list(values.values()), confidence), "seeds": list(values), "mark": None}
 
 
-def _teachers(
-    columns: list[str], cells: dict[tuple[str, str], Group], column: str, metric: str
-) -> list[dict[str, Any]]:
+def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> list[dict[str, Any]]:
     """Name and figure of each teacher of a column; the figure is None where runs do not tell it."""
     one = next((found for place, found in cells.items() if place[1] == column), None)
     if one is None:
         return []
     split, _, rest = metric.partition("/")
-    told = [
-        {
-            "name": name,
-            "value": number(lookup(one.first.summary, f"evaluation.{split}.teachers.{index}.{rest}"))
-            or number(lookup(one.first.summary, f"teachers.{index}.{split}_{rest}")),
-        }
-        for index, name in enumerate(one.first.teachers)
-    ]
+    told = []
+    for index, name in enumerate(one.first.teachers):
+        keys = (f"evaluation.{split}.teachers.{index}.{rest}", f"teachers.{index}.{split}_{rest}")
+        values = [value for key in keys if (value := number(lookup(one.first.summary, key))) is not None]
+        told.append({"name": name, "value": values[0] if values else None})
     return told
 
 

@@ -184,9 +184,9 @@ def markdown(table: Table) -> str:
     }
     rows = [line([wrap[cell.mark](escape(cell.text)) for cell in row]) for row in table.rows]
     rule = line(["---", *["---:"] * (len(table.header) - 1)])
-    notes = [f"- {escape(note)}" for note in table.notes]
-    title = f"**{escape(table.title)}**"
-    return "\n".join([title, "", line([escape(cell) for cell in table.header]), rule, *rows, *([""] + notes if notes else [])])
+    notes = ["", *(f"- {escape(note)}" for note in table.notes)] if table.notes else []
+    header = line([escape(cell) for cell in table.header])
+    return "\n".join([f"**{escape(table.title)}**", "", header, rule, *rows, *notes])
 
 
 TEX = {
@@ -245,9 +245,9 @@ def _csv(header: list[str], rows: list[list[Any]]) -> str:
 
 def csv_of(compared: dict[str, Any]) -> str:
     """One line for each group of each set, numbers as they are."""
-    header = ["set", "title", "method", "experiment", "label", "metric", "n", "seeds", "mean", "deviation", "low", "high"]
-    header += ["baseline", "test", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict"]
-    header += ["training_seconds", "parameters", "multiply_adds"]
+    header = ["set", "title", "method", "experiment", "label", "metric", "n", "seeds", "mean", "deviation"]
+    header += ["low", "high", "baseline", "test", "difference", "difference_low", "difference_high"]
+    header += ["p", "p_holm", "verdict", "training_seconds", "parameters", "multiply_adds"]
     header += [f"{name}{part}" for name in compared["also"] for part in ("", " deviation")]
     rows = []
     for number, one in enumerate(compared["sets"], 1):
@@ -268,9 +268,10 @@ def csv_of(compared: dict[str, Any]) -> str:
 
 def csv_of_pivot(pivoted: dict[str, Any]) -> str:
     """One line for each cell of the paper's table, numbers as they are."""
-    rows = []
+    rows: list[list[Any]] = []
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
-        rows += [[f"teacher {one['name']}", column, pivoted["metric"], None, None, one["value"], None] for one in teachers]
+        for one in teachers:
+            rows.append([f"teacher {one['name']}", column, pivoted["metric"], None, None, one["value"], None])
     filled = [(f"student {ALONE}", pivoted["alone"]), *zip(pivoted["rows"], pivoted["cells"], strict=True)]
     for name, cells in filled:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
@@ -289,7 +290,8 @@ def text(result: dict[str, Any], tables: list[Table]) -> str:
     below = [printable(line) for line in remarks(result)]
     if result.get("missing"):
         below += ["missing, and what would train it:"]
-        below += [f"  {one_line(one['row'])}, {one_line(one['column'])}:  {one['command']}" for one in result["missing"]]
+        for one in result["missing"]:
+            below += [f"  {one_line(one['row'])}, {one_line(one['column'])}:", f"    {one_line(one['command'])}"]
     return "\n\n".join([*parts, *(["\n".join(below)] if below else [])])
 
 
