@@ -236,7 +236,7 @@ def _csv(header: list[str], rows: list[list[Any]]) -> str:
         if not isinstance(value, str):
             return value
         value = printable(value)
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t")) else value
 
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator="\n").writerows([[safe(value) for value in row] for row in [header, *rows]])
