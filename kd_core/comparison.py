@@ -116,10 +116,10 @@ def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {'section.key': value}; what is empty counts as a value."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    if not items:
+    """Nested settings as {'section.key': value}; an empty list or section is the same as none."""
+    if not isinstance(values, (dict, list)):
         return {prefix[:-1]: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
     return {key: leaf for name, value in items for key, leaf in flat(value, f"{prefix}{name}.").items()}
 
 
@@ -188,13 +188,11 @@ def _key(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def comparable_sets(groups: list[Group], force: bool) -> list[list[Group]]:
-    """Groups that differ in their methods alone, together; a group without teachers joins every set of its kind.
+def comparable_sets(groups: list[Group]) -> list[list[Group]]:
+    """Groups that differ in their methods alone, together, the largest sets first.
 
-    With `force` all together.
+    A group without teachers joins every set of its kind.
     """
-    if force:
-        return [groups]
     sets: dict[tuple[str, str], list[Group]] = {}
     for one in groups:
         if not one.is_alone:
@@ -207,7 +205,7 @@ def comparable_sets(groups: list[Group], force: bool) -> list[list[Group]]:
                 members.insert(0, one)
             if not joined:
                 sets[kind, ""] = [one]
-    return list(sets.values())
+    return sorted(sets.values(), key=len, reverse=True)
 
 
 def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -217,20 +215,36 @@ def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: values for key, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
 
 
-def _differences_of(sets: list[list[Group]]) -> dict[str, list[Any]]:
-    """In what sets differ.  Of a set's teachers those count that it has: a student alone has none to differ in."""
-    with_teachers = [next((one for one in members if not one.is_alone), members[0]) for members in sets]
-    return differing([{**one.surroundings, **one.panel} for one in with_teachers])
+def _shared(members: list[Group]) -> dict[str, Any]:
+    """What the groups of a set have in common: the teachers are those of the groups that have any."""
+    one = next((one for one in members if not one.is_alone), members[0])
+    return {**one.surroundings, **one.panel}
+
+
+def _titles(sets: list[list[Group]]) -> list[str]:
+    """A name for each set: its networks, and what else tells it from those with the same."""
+    pairs = [
+        "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
+        for members in sets
+    ]
+    return _told_apart(pairs, [_shared(members) for members in sets])
 
 
 def label(groups: list[Group]) -> None:
     """Name the groups of one set by their methods, and by what else tells those of one method apart."""
-    for method in dict.fromkeys(one.method for one in groups):
-        same = [one for one in groups if one.method == method]
-        apart = differing([one.settings for one in same])
-        for index, one in enumerate(same):
-            details = [f"{key.removeprefix('kd.')}={short(values[index])}" for key, values in apart.items()]
-            one.label = f"{method} ({', '.join(details)})" if details else method
+    names = _told_apart([one.method for one in groups], [one.settings for one in groups])
+    for one, name in zip(groups, names, strict=True):
+        one.label = name
+
+
+def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """The names, equal ones followed by the settings in which they differ."""
+    told = []
+    for name, own in zip(names, settings, strict=True):
+        apart = differing([other for its, other in zip(names, settings, strict=True) if its == name])
+        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in apart)
+        told.append(f"{name} ({details})" if details else name)
+    return told
 
 
 def short(value: Any) -> str:
@@ -292,12 +306,13 @@ def compare(
         without = [run for run in one.runs.values() if run.figure(chosen) is None]
         left_out += [{"run": run.name, "reason": f"has no finite {chosen}"} for run in without]
     groups = [one for one in groups if one.values(chosen)]
-    apart = comparable_sets(groups, force=False)
-    sets = comparable_sets(groups, force)
+    apart = comparable_sets(groups)
+    sets = [groups] if force else apart
     against = [_find_baseline(members, baseline) for members in sets]
     if baseline is not None and not any(against):
         known = sorted({name for one in groups for name in (one.label, one.method, one.first.config.experiment)})
         raise UserError(f"--baseline: no group is called {baseline!r}; there are {', '.join(known)}")
+    differences = differing([_shared(members) for members in apart])
     return {
         "metric": chosen,
         "higher_is_better": higher_is_better(chosen),
@@ -306,17 +321,13 @@ def compare(
         "forced": force and len(apart) > 1,
         "left_out": left_out,
         "notes": notes,
-        "differences": [{"key": key, "values": values} for key, values in _differences_of(apart).items()],
-        "apart": [_title(members) for members in apart],
+        "differences": [{"key": key, "values": values} for key, values in differences.items()],
+        "apart": _titles(apart),
         "sets": [
-            _compare_set(members, base, chosen, also, confidence) for members, base in zip(sets, against, strict=True)
+            {"title": title, **_compare_set(members, base, chosen, also, confidence)}
+            for title, members, base in zip(_titles(sets), sets, against, strict=True)
         ],
     }
-
-
-def _title(members: list[Group]) -> str:
-    pairs = dict.fromkeys(one.first.pair for one in members if not one.is_alone)
-    return "; ".join(pairs or [members[0].first.pair])
 
 
 def _find_baseline(members: list[Group], name: str | None) -> Group | None:
@@ -368,9 +379,7 @@ def _compare_set(
     for test in tested:
         test["p_holm"] = None if test["p"] is None else next(corrected)
         test["verdict"] = verdict(test, higher, confidence)
-    title = _title(members)
     return {
-        "title": title,
         "baseline": baseline.label if baseline else None,
         "warnings": _warnings(rows, baseline.label if baseline else None),
         "groups": rows,
@@ -437,8 +446,10 @@ def _has(run: Run, key: str) -> bool:
     return isinstance(found, dict) and last in found
 
 
-def _value(run: Run, key: str) -> str:
-    return run.pair if key == PAIR else short(lookup(run.config.model_dump(mode="json"), key))
+def _value(run: Run, key: str) -> str | None:
+    """What a run has at a key of rows or columns, None if its method has no such setting."""
+    value = run.pair if key == PAIR else lookup(run.config.model_dump(mode="json"), key)
+    return None if value is None else short(value)
 
 
 def pivot(
@@ -465,7 +476,10 @@ def pivot(
     row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
 
     def name(one: Group, keys: list[str]) -> str:
-        return ", ".join(_value(one.first, key) for key in keys)
+        values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
+        plain = (PAIR, "kd.type", "model.name")
+        parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
+        return ", ".join(parts) or "none"
 
     cells: dict[tuple[str, str], Group] = {}
     for one in taught:
@@ -561,11 +575,11 @@ def _missing(
     row_keys: list[str],
 ) -> list[dict[str, Any]]:
     """What the table lacks, cells or seeds, each with the command that trains it."""
-    everything = [*cells.values(), *alone.values()]
-    wanted = sorted({seed for one in everything for seed in one.runs})
     missing = []
     for column in columns:
         models = [one for place, one in cells.items() if place[1] == column]
+        there = [*models, *([alone[column]] if column in alone else [])]
+        wanted = sorted({seed for one in there for seed in one.runs})
         for row in [None, *names]:
             own = alone.get(column) if row is None else cells.get((row, column))
             if row is not None and not models:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,10 +45,13 @@ class Table:
 # ------------------------------------------------------------------------------------------------- what is shown
 
 
-def figure(value: float, metric: str, *, signed: bool = False) -> str:
-    """A figure of a metric: shares in percent, anything else with four digits."""
+def figure(value: float, metric: str, *, beside: float | None = None, signed: bool = False) -> str:
+    """A figure of a metric: shares in percent, anything else with as many places as the number `beside` it needs."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f}" if is_percent(metric) else f"{value:{sign}.4g}"
+    if is_percent(metric):
+        return f"{100 * value:{sign}.2f}"
+    scale = abs(value if beside is None else beside)
+    return f"{value:{sign},.{4 if scale < 10 else 2 if scale < 1000 else 0}f}"
 
 
 def mean_and_deviation(found: dict[str, Any] | None, metric: str, *, count: bool = False) -> Cell:
@@ -57,7 +60,7 @@ def mean_and_deviation(found: dict[str, Any] | None, metric: str, *, count: bool
         return Cell(NOTHING)
     text = figure(found["mean"], metric)
     if found["deviation"] is not None:
-        text += f" ± {figure(found['deviation'], metric)}"
+        text += f" ± {figure(found['deviation'], metric, beside=found['mean'])}"
     return Cell(text + (f" ({found['n']})" if count else ""), found["mean"], found.get("mark"))
 
 
@@ -102,7 +105,8 @@ def _test(test: dict[str, Any] | None, metric: str) -> list[Cell]:
         return [Cell(NOTHING)] * 3
     text = figure(test["mean"], metric, signed=True)
     if test["interval"]:
-        text += f" [{', '.join(figure(edge, metric, signed=True) for edge in test['interval'])}]"
+        edges = (figure(edge, metric, beside=test["mean"], signed=True) for edge in test["interval"])
+        text += f" [{', '.join(edges)}]"
     p = test["p_holm"]
     shown = NOTHING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
     return [Cell(text, test["mean"]), Cell(shown, p), Cell(test["verdict"])]
@@ -132,20 +136,27 @@ def remarks(compared: dict[str, Any]) -> list[str]:
     """What is to be said of a whole comparison: why sets are apart, and which runs are not in it."""
     lines = list(compared.get("notes", []))
     if compared.get("differences"):
-        names = "; ".join(f"{number}: {title}" for number, title in enumerate(compared["apart"], 1))
-        lines.append(
-            "compared all the same (--force), though not comparable: these differ in more than the method"
-            if compared["forced"]
-            else "not comparable, so apart (--force puts all into one table): these differ in more than the method"
-        )
-        lines[-1] += f" ({names})"
+        if compared["forced"]:
+            names = "; ".join(f"{number}: {title}" for number, title in enumerate(compared["apart"], 1))
+            lines.append(f"compared all the same (--force), though these differ in more than the method: {names}")
+        else:
+            lines.append("the sets differ in more than the method, so they are not compared (--force does it):")
         for difference in compared["differences"]:
-            values = ", ".join(f"{short(value)} in {number}" for number, value in enumerate(difference["values"], 1))
+            places = _by_value((short(value), str(number)) for number, value in enumerate(difference["values"], 1))
+            values = "; ".join(f"{value} in {', '.join(numbers)}" for value, numbers in places.items())
             lines.append(f"  {difference['key']}: {values}")
     if compared["left_out"]:
         lines.append("left out:")
-        lines += [f"  {one['run']}: {one['reason']}" for one in compared["left_out"]]
+        reasons = _by_value((one["reason"], one["run"]) for one in compared["left_out"])
+        lines += [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return lines
+
+
+def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for value, name in pairs:
+        found.setdefault(value, []).append(name)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- the formats
