@@ -14,6 +14,8 @@ switches:
                           finished one prints its result
     --fresh               the same as --resume never
     --no-wandb            no Weights & Biases; metrics.jsonl in the run folder is written all the same
+    --seeds 0,1,2         train the student (and the comparison) with each of these seeds, one after another, and print
+                          mean and deviation; training.seed is left out
     --check               build everything, measure the teachers, try other settings for weak ones, time 20 real
                           steps, then exit
     --print-config        print the resolved settings as YAML, then exit
@@ -32,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 import argparse
 import gc
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -50,8 +53,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
+from kd_core import comparison_tables, models, report, student, teachers, trials
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -662,6 +665,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job, check=True)
         cost = run(config, job, members=members, check=True)
         job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
+        if len(options.seeds) > 1:
+            job.say(f"  seeds     {len(options.seeds)} such runs, one after another")
         accelerator.end_training()
         return
 
@@ -669,8 +674,22 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     for index in on_demand:
         path = ensure_teacher(config, index, job)
         members[index] = teachers.load(config.teachers[index], index, data, config, path)
+    folders: list[str] = []
+    for number, seed in enumerate(options.seeds, 1):
+        if len(options.seeds) > 1:
+            job.say(f"seed {seed}, {number} of {len(options.seeds)}")
+        folders += train_student(configuration.with_seed(config, seed), job, members, resume, bool(options.config))
+    if len(options.seeds) > 1 and accelerator.is_main_process:
+        job.say(f"\n{comparison_tables.of_folders(folders)}")
+    accelerator.end_training()
+
+
+def train_student(
+    config: Config, job: Job, members: list[teachers.Teacher], resume: str, has_config: bool
+) -> list[str]:
+    """Train the student, and before it the comparison without teachers if asked for; their run folders."""
     baseline = None
-    if training.compare_with_baseline and members:
+    if config.training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
         own = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
         baseline = run(own, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
@@ -679,13 +698,12 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     alone = Path(baseline["run_folder"]) if baseline else None
     summary = run(config, job, members=members, resume=resume, alone=alone)
 
-    # ------------------------------------------------------------------------------------------------ results
     job.say(f"\n{report.results(summary, baseline)}\n")
     page = Path(summary["run_folder"]) / "report" / "index.html"
-    job.say(report.next_steps(summary, quickstart=not options.config, page=page if page.is_file() else None))
+    job.say(report.next_steps(summary, quickstart=not has_config, page=page if page.is_file() else None))
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
-    accelerator.end_training()
+    return [one["run_folder"] for one in (baseline, summary) if one is not None]
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resolved]:
@@ -693,6 +711,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     parser = configuration.CommandLine("train_kd.py")
     parser.add_argument("--config")
     parser.add_argument("--resume", default="auto")
+    parser.add_argument("--seeds")
     for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
         parser.add_argument(switch, action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
@@ -716,7 +735,26 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
         count = len(resolved.config.teachers)
         resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
         resolved.config = without_teachers(resolved.config)
+    options.seeds = read_seeds(options, overrides) or [resolved.config.training.seed]
+    resolved.config = configuration.with_seed(resolved.config, options.seeds[0])
     return options, resolved
+
+
+def read_seeds(options: argparse.Namespace, overrides: Layer) -> list[int]:
+    """The seeds that --seeds asks for, none without it."""
+    if options.seeds is None:
+        return []
+    words = options.seeds.split(",")
+    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
+    if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: is {options.seeds!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
+    if configuration.in_trial():
+        raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
+    if "seed" in (overrides.values.get("training") or {}):
+        raise UserError("--seeds: stands for training.seed; give one of them")
+    if options.resume not in ("auto", "never"):
+        raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {options.resume!r}")
+    return seeds
 
 
 def without_teachers(config: Config) -> Config:

@@ -147,7 +147,11 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
     folder.write_summary(
-        run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
+        run_id=run_id,
+        config_digest=config.digest(data_fingerprint),
+        identity=config.identity(data_fingerprint),  # files that the settings name may change later
+        status="running",
+        exit_status=None,
     )
     return folder
 

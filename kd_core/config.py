@@ -399,16 +399,19 @@ class Config(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Hash of everything that shapes the result; two runs with equal digests are the same run."""
-        return _hash(self._identity(data_fingerprint))
+        return _hash(self.identity(data_fingerprint))
 
     def group(self, data_fingerprint: str) -> str:
         """The name that runs share which differ in nothing but `training.seed`."""
-        identity = self._identity(data_fingerprint)
+        identity = self.identity(data_fingerprint)
         del identity["training"]["seed"]
         return f"{self.experiment}-{_hash(identity)[:6]}"
 
-    def _identity(self, data_fingerprint: str) -> dict[str, Any]:
-        """The settings that shape the result, with the content of the files that they name."""
+    def identity(self, data_fingerprint: str) -> dict[str, Any]:
+        """The settings that shape the result, with the content of the files that they name.
+
+        UserError if a teacher's recipe cannot be read.
+        """
         values = self.model_dump(mode="json")
         for section in ("output_dir", "wandb", "cache", "name", "evaluation"):
             del values[section]
@@ -431,6 +434,11 @@ class Config(Section):
             if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
         return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """The same settings with another `training.seed`."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
 
 
 def _hash(identity: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Plots of a run: plain values in, a matplotlib Figure out; `save` writes it.
+"""Plots of a run, and of runs side by side: plain values in, a matplotlib Figure out; `save` writes it.
 
 They are drawn for a white ground and 800 pixels in width.  Colours are Okabe and Ito's (jfly.uni-koeln.de/color), and
 viridis, which differ for colour-blind readers and in print; whatever a colour says, a position, a hatch or a word
@@ -193,6 +193,54 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
         _legend(axes, columns=1 if max(map(len, series.values())) > 18 else min(2, len(series)))
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+@_styled
+def seeds(
+    points: dict[str, list[float]],
+    means: Sequence[tuple[float, Sequence[float] | None]],
+    metric: str,
+    *,
+    percent: bool,
+) -> Figure:
+    """Each seed's figure, by group, and beneath it the group's mean and the interval (low, high) of it, if any."""
+    figure, [axes] = _figure(1.3 + 0.45 * len(points))
+    for row, ((_, values), (mean, interval)) in enumerate(zip(points.items(), means, strict=True)):
+        color = CYCLE[row % len(CYCLE)]
+        axes.plot(values, [row + 0.15] * len(values), "o", color=color, markersize=4.5, alpha=0.55)
+        if interval:
+            axes.plot(interval, [row - 0.12] * 2, "-", color=color, linewidth=2)
+        axes.plot([mean], [row - 0.12], MARKERS[row % len(MARKERS)], color=color, markersize=8)
+    axes.set_yticks(range(len(points)), [short(name, 40) for name in points])
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_xlabel(metric)
+    if percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(True, axis="x")
+    return figure
+
+
+@_styled
+def against_cost(costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool) -> Figure:
+    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation)."""
+    figure, [axes] = _figure(3.6)
+    for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
+        axes.errorbar(seconds, mean, yerr=deviation, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
+                      markersize=8, capsize=4, linestyle="none", label=short(name, 40))  # fmt: skip
+    longest = max(seconds for seconds, _, _ in costs.values())
+    scale, unit = (3600, "hours") if longest >= 7200 else (60, "minutes") if longest >= 120 else (1, "seconds")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    axes.set_xlabel(f"training time ({unit})")
+    axes.set_xlim(left=0)
+    axes.set_ylabel(metric)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(True)
+    _legend(axes)
     return figure
 
 

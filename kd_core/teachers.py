@@ -27,6 +27,7 @@ from kd_core.logits_file import LogitsFile
 from kd_core.preprocess import NORMALIZATIONS
 from kd_core.views import Views
 
+ON_DEMAND = "teachers"  # W&B group of those that are trained on demand
 # What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
 # of the data and of the split, so that a teacher never sees the student's validation images.
 INHERITED_DATA = (
@@ -130,7 +131,7 @@ def training_config(run: Config, index: int) -> Config:
             "kd": {"type": kd_methods.LABEL_ONLY},
             "training": {"mixed_precision": run.training.mixed_precision},
             "cache": run.cache.model_dump(),
-            "wandb": {**run.wandb.model_dump(), "name": None, "group": "teachers", "notes": None},
+            "wandb": {**run.wandb.model_dump(), "name": None, "group": ON_DEMAND, "notes": None},
         },
     )
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Compare finished runs: seeds of one experiment together, methods side by side, and how sure a difference is.
+
+    python compare_kd.py runs                                     all runs in a folder
+    python compare_kd.py runs/average-* runs/dynamic-* --baseline average --also val/ece,val/auroc
+    python compare_kd.py ENTITY/PROJECT --metric test/accuracy    the runs of a W&B project
+    python compare_kd.py runs --rows kd.type --cols pair          a paper's table: methods by pairs of networks
+
+switches:
+    RUN ...              run folders, folders that hold run folders, ENTITY/PROJECT/ID or ENTITY/PROJECT of W&B
+    --metric NAME        what to compare by (default: test/accuracy if all runs have it, else val/accuracy), such as
+                         val/ece, or with dots a key of summary.json: cost.latency_ms.1
+    --also NAMES         further figures to show, separated by commas
+    --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
+                         "alone" (default: the student without teachers, else the first group)
+    --confidence LEVEL   of intervals and verdicts (default: 0.95)
+    --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by
+    --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
+                         trains it
+    --force              compare also what differs in more than the method, with a warning
+    --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
+    --help               this text
+
+Runs that differ in data, teachers, epochs or other settings than the method's are not compared with each other: what
+differs is listed, and each set has its own table.  How it is computed: docs/comparing.md.
+
+exit status: 0 done, 2 a mistake in the arguments or files (one clear message), 1 a failure of this program
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
+
+import argparse
+import sys
+
+from kd_core import comparison, comparison_tables, runs
+from kd_core.config import CommandLine
+from kd_core.errors import UserError
+from kd_core.files import check_writable, local_path
+from kd_core.processes import run_script
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = CommandLine("compare_kd.py")
+    parser.add_argument("runs", nargs="*")
+    for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
+        parser.add_argument(option)
+    parser.add_argument("--also", default="")
+    parser.add_argument("--confidence", default="0.95")
+    for switch in ("--force", "--help", "-h"):
+        parser.add_argument(switch, action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    if options.help or options.h:
+        print(__doc__)
+        sys.exit(0)
+    if not options.runs:
+        raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
+    if bool(options.rows) != bool(options.cols):
+        raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
+    if options.rows and (options.also or options.baseline):
+        raise UserError("--also, --baseline: have no place in the table of --rows and --cols, which shows one figure")
+    try:
+        options.confidence = float(options.confidence)
+    except ValueError:
+        raise UserError(f"--confidence: is {options.confidence!r}, a number such as 0.95 is needed") from None
+    options.also = [name.strip() for name in options.also.split(",") if name.strip()]
+    if options.out:
+        options.out = local_path(options.out, "--out")
+        check_writable(options.out, "--out")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    found = runs.find(options.runs)
+    settings = {"metric": options.metric, "confidence": options.confidence, "force": options.force}
+    if options.rows:
+        result = comparison.pivot(found, options.rows, options.cols, **settings)
+        tables = [comparison_tables.table_of(result)]
+    else:
+        result = comparison.compare(found, also=options.also, baseline=options.baseline, **settings)
+        tables = comparison_tables.tables_of(result)
+    print(comparison_tables.text(result, tables))
+    if options.out:
+        written = comparison_tables.write(options.out, result, tables)
+        print(f"written to {options.out}: {', '.join(path.name for path in written)}")
+
+
+if __name__ == "__main__":
+    run_script(main, "compare_kd.py")
