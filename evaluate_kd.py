@@ -407,7 +407,7 @@ def images_to_check(
     try:
         config = read_config(folder, artifact, options, overrides)
         data = read_data(config, loaded)
-        if data.image_size != loaded.stored_side or data.num_classes != loaded.num_classes:
+        if loaded.image_size not in (None, data.image_size) or data.num_classes != loaded.num_classes:
             raise UserError("the data are not those that the student was trained on")
     except UserError as error:
         print(f"note: checked on random images, since the data cannot be used: {error}")

@@ -276,7 +276,7 @@ def _origin(kind: str, loaded: LoadedModel, lineage: Lineage) -> str:
     }
     version = code_version()
     commit = version.get("git_commit", "unknown") + ", with changes" * bool(version.get("git_modified"))
-    libraries = [*LIBRARIES, *(["onnx", "onnxscript", "onnxruntime"] if kind == "onnx" else [])]
+    libraries = [*LIBRARIES, *(["onnx", "onnxscript"] if kind == "onnx" else [])]
     rows = {
         "data": (config.data.name if config.data.source == "hub" else config.data.source) if config else None,
         "fingerprint of the data": data.get("fingerprint"),

@@ -6,7 +6,6 @@ program hold the normalisation too: images float32 [N,3,size,size] in [0,1], RGB
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -49,7 +48,7 @@ import sys
 sys.modules |= dict.fromkeys(["kd_core", "kd_methods", "timm", "torchvision"])
 import torch
 images = torch.load("images.pt", weights_only=True)
-network = torch.export.load("model.pt2").module()
+network = torch.export.load(sys.argv[1]).module()
 with torch.inference_mode():
     logits = [network(batch) for batch in images.split(torch.load("sizes.pt", weights_only=True))]
 torch.save(torch.cat(logits), "logits.pt")
@@ -118,12 +117,16 @@ def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
 
 def requirements_of(kinds: Sequence[str]) -> None:
     """UserError if a package that an export of `kinds` needs is not installed."""
-    if "onnx" in kinds:
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"--export onnx: {', '.join(missing)} not installed; run: pip install -r requirements-export.txt"
-            )
+    if "onnx" not in kinds:
+        return
+    try:
+        import onnx  # noqa: F401 - here and in _onnx, not above: heavy, and only this format needs them
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401 - torch.onnx uses it
+    except ImportError as error:
+        raise UserError(
+            f"--export onnx: {first_line(error, 200)}; run: pip install -r requirements-export.txt"
+        ) from None
 
 
 def check_folder(folder: Path, kind: str) -> None:
@@ -197,7 +200,7 @@ def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
 
 
 def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
-    import onnx  # here, not above: heavy, and only this format needs them
+    import onnx
     import onnxruntime
 
     file, described = folder / "model.onnx", about(loaded)
@@ -235,10 +238,10 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
     _write_about(folder, described)
     with TemporaryDirectory() as scratch:
         elsewhere = Path(scratch)
-        (elsewhere / file.name).symlink_to(file.absolute())
         torch.save(checks.images.clone(), elsewhere / "images.pt")
         torch.save(checks.sizes, elsewhere / "sizes.pt")
-        done = subprocess.run([sys.executable, "-c", FRESH], cwd=elsewhere, capture_output=True, text=True)
+        command = [sys.executable, "-c", FRESH, str(file.absolute())]
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["killed"]
             raise UserError(f"--export program: {loaded.architecture}: cannot be loaded with torch alone: {last[0]}")
@@ -268,12 +271,12 @@ def _tracing(kind: str, loaded: LoadedModel) -> Iterator[None]:
 
 def check_repo(name: str | None, *, push: bool) -> str:
     """`name` as a name of a repository, ORG/NAME; UserError if it is none, or to `push` without credentials."""
-    try:
-        huggingface_hub.utils.validate_repo_id(name or "")
-    except HFValidationError as error:
-        raise UserError(f"--repo: is {name!r}: {first_line(error, 200)}") from None
     if not name or not re.fullmatch(r"[^/]+/[^/]+", name):
         raise UserError(f"--repo: is {name!r}: ORG/NAME is needed, as in --repo my-name/my-student")
+    try:
+        huggingface_hub.utils.validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--repo: is {name!r}: {first_line(error, 200)}") from None
     if push and huggingface_hub.get_token() is None:
         raise UserError("--push: no credentials for the Hub; run 'hf auth login' or set HF_TOKEN, then try again")
     return name

@@ -28,11 +28,12 @@ def sources(*parts: str) -> Iterator[Path]:
         yield from [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
-def imported(*parts: str) -> set[str]:
-    """Names of the distributions of others that are imported."""
+def imported(*parts: str, functions: bool = True) -> set[str]:
+    """Names of the distributions of others that are imported; without `functions` only what importing a file needs."""
     modules = set()
     for path in sources(*parts):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if functions else tree.body:
             if isinstance(node, ast.Import):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -48,19 +49,31 @@ def normal(name: str) -> str:
 def listed(name: str) -> set[str]:
     """The distributions that a requirements file names itself; all must be pinned."""
     lines = (ROOT / name).read_text().splitlines()
-    pins = [line for line in lines if line != "-r requirements.txt"]
+    pins = [line for line in lines if line not in ("-r requirements.txt", "-r requirements-export.txt")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", pin) for pin in pins), pins
     return {normal(pin.partition("==")[0]) for pin in pins}
 
 
 def test_what_runs_needs_what_requirements_txt_lists_and_nothing_else():
-    assert imported(*RUNTIME) | UNIMPORTED == listed("requirements.txt")
+    optional = listed("requirements-export.txt")
+    assert imported(*RUNTIME) - optional | UNIMPORTED == listed("requirements.txt")
+    assert not optional & listed("requirements.txt")
+
+
+def test_what_one_format_of_exports_needs_is_imported_when_it_is_written_and_nowhere_else():
+    optional = listed("requirements-export.txt")
+    assert optional <= imported(*RUNTIME)
+    assert not optional & imported(*RUNTIME, functions=False)
+    others = [str(path.relative_to(ROOT)) for path in sources(*RUNTIME) if path.name != "exports.py"]
+    assert not optional & imported(*others)
 
 
 def test_what_tests_need_besides_is_what_requirements_dev_txt_lists():
     makefile = (ROOT / "Makefile").read_text()
     assert all(words in makefile for words in COMMANDS.values())
-    assert imported(*DEVELOPMENT) - listed("requirements.txt") | set(COMMANDS) == listed("requirements-dev.txt")
+    known = listed("requirements.txt") | listed("requirements-export.txt")
+    assert imported(*DEVELOPMENT) - known | set(COMMANDS) == listed("requirements-dev.txt")
+    assert "-r requirements-export.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
 # ------------------------------------------------------------------------------------------- no code by its name
@@ -79,6 +92,7 @@ FORBIDDEN = re.compile(
 ALLOWED = {
     ("kd_core/config.py", "yaml.load"): "with a loader that is a SafeLoader, as tested below",
     ("kd_core/checkpoints.py", "torch.load"): "weights_only=True",
+    ("kd_core/exports.py", "torch.load"): "weights_only=True",
     ("kd_core/weights.py", "torch.load"): "weights_only=True",
     ("kd_core/decoding.py", "numpy.load"): "allow_pickle=False",
     ("kd_core/sources.py", "pickle.Unpickler"): "its find_class knows five names and imports nothing",
