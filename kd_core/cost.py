@@ -19,7 +19,8 @@ from kd_core.models import count_parameters
 from kd_core.timing import wait_for
 
 BATCHES = (1, 256)
-FEWEST = 3  # passes of a batch size that are measured, however long they take
+SECONDS = 2.0  # of passes that are measured at each batch size,
+FEWEST = 3  # and so many at least, however long they take
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -32,12 +33,11 @@ def measure(
     checkpoint: Path,
     precision: str = "no",
     channels_last: bool = False,
-    seconds: float = 2.0,
 ) -> dict[str, Any]:
     """The cost of `model`, which lies on `device`, for images of `size` pixels a side, ready for JSON.
 
     `parameters`; `multiply_adds` for one image, in convolutions and matrix products; `checkpoint_bytes` of the weights
-    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over `seconds` of passes a batch size, and
+    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over SECONDS of passes a batch size, and
     `images_per_second`, under "1" and "256" images: None where memory does not suffice.  Images lie on the device
     already.  `device` and `precision` ("no", "fp16" or "bf16", the autocast type) say what the times hold for.
 
@@ -53,7 +53,7 @@ def measure(
     with in_evaluation_mode(model):
         multiply_adds = count_multiply_adds(model, images)
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            times = {count: _seconds_of(model, batch_of, count, device, seconds) for count in BATCHES}
+            times = {count: _seconds_of(model, batch_of, count, device) for count in BATCHES}
     return {
         "parameters": count_parameters(model),
         "multiply_adds": multiply_adds,
@@ -93,15 +93,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} thread(s)"
 
 
-def _seconds_of(
-    model: nn.Module, batch_of: Callable[[int], Tensor], count: int, device: torch.device, seconds: float
-) -> float | None:
+def _seconds_of(model: nn.Module, batch_of: Callable[[int], Tensor], count: int, device: torch.device) -> float | None:
     """The median time of a pass over `count` images; None if memory does not suffice."""
     try:
         batch, times = batch_of(count), list[float]()
         model(batch)  # to warm up: libraries choose their algorithms for a shape when they first see it
         wait_for(device)
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + SECONDS
         while len(times) < FEWEST or time.perf_counter() < end:
             began = time.perf_counter()
             model(batch)

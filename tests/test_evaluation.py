@@ -174,7 +174,9 @@ def test_accuracy_per_superclass_equals_a_loop():
     given = Predictions("val", labels, logits, names)
     found = evaluate(given)["superclasses"]
     parent_of = {name: parent for parent, members in CIFAR100.items() for name in members}
-    named = [(names[label], names[guess]) for label, guess in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True)]
+    named = [
+        (names[label], names[guess]) for label, guess in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True)
+    ]
     assert [row["name"] for row in found] == list(CIFAR100)
     for row in found:
         mine = [(label, guess) for label, guess in named if parent_of[label] == row["name"]]
