@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import datasets
 import pytest
@@ -133,6 +135,15 @@ def test_logged_names_and_values():
     names |= {f"teacher/{index}/{name}" for index in (0, 1) for name in ("accuracy", "agreement", "kl")}
     assert {f"test/{name}" for name in names} <= set(row) and "test/gain" not in row
     assert math.isnan(row["test/auroc"])  # of one image
+
+
+def test_logged_names_are_documented():
+    row = logged(evaluate(predictions(count=1, alone=True), predictions(split="val")))
+    names = {
+        re.sub("^test/(teacher/0/)?", lambda found: "{split}/" + "teacher/{i}/" * bool(found[1]), name) for name in row
+    }
+    text = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
+    assert len(names) == len(row) > 20 and names <= set(re.findall("`([^`]+)`", text))
 
 
 @pytest.mark.parametrize("who", ["student", "teachers", "alone"])
