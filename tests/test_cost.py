@@ -44,6 +44,11 @@ def test_multiply_adds_by_hand():
 
 
 @pytest.fixture
+def briefly(monkeypatch):
+    monkeypatch.setattr(cost, "SECONDS", 0.0)
+
+
+@pytest.fixture
 def network(tmp_path) -> nn.Module:
     """A network with a layer in another mode, BatchNorm and dropout; its export lies in `tmp_path`."""
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -53,14 +58,13 @@ def network(tmp_path) -> nn.Module:
     return model
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_measuring(network, tmp_path, precision):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
-    found = cost.measure(
-        network, 16, torch.device("cpu"), checkpoint=tmp_path, precision=precision, channels_last=True, seconds=0.01
-    )
+    found = cost.measure(network, 16, torch.device("cpu"), checkpoint=tmp_path, precision=precision, channels_last=True)
     assert torch.equal(torch.get_rng_state(), random) and [m.training for m in network.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert found["parameters"] == (3 * 9 + 1) * 4 + 8 + 5 * 7
@@ -88,16 +92,17 @@ class Limited(nn.Module):
         return images.mean((1, 2, 3))
 
 
+@pytest.mark.usefixtures("briefly")
 def test_a_batch_that_does_not_fit_has_no_times(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     network = Limited("CUDA out of memory. Tried to allocate")
-    found = cost.measure(network, 8, torch.device("cpu"), checkpoint=tmp_path, seconds=0.0)
+    found = cost.measure(network, 8, torch.device("cpu"), checkpoint=tmp_path)
     assert found["latency_ms"]["256"] is None and found["images_per_second"]["256"] is None
     assert found["latency_ms"]["1"] > 0 and found["checkpoint_bytes"] == 5
     assert network.passes == [1, 1, *[1] * cost.FEWEST, 256]  # counted, warmed up, measured; no second try
     assert "too large" in report.costs(found)
     with pytest.raises(RuntimeError, match="something else"):
-        cost.measure(Limited("something else"), 8, torch.device("cpu"), checkpoint=tmp_path, seconds=0.0)
+        cost.measure(Limited("something else"), 8, torch.device("cpu"), checkpoint=tmp_path)
 
 
 def test_modes_are_restored_after_a_failure(network):

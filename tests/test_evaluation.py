@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import datasets
 import pytest
@@ -135,6 +137,15 @@ def test_logged_names_and_values():
     assert math.isnan(row["test/auroc"])  # of one image
 
 
+def test_logged_names_are_documented():
+    row = logged(evaluate(predictions(count=1, alone=True), predictions(split="val")))
+    names = {
+        re.sub("^test/(teacher/0/)?", lambda found: "{split}/" + "teacher/{i}/" * bool(found[1]), name) for name in row
+    }
+    text = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
+    assert len(names) == len(row) > 20 and names <= set(re.findall("`([^`]+)`", text))
+
+
 @pytest.mark.parametrize("who", ["student", "teachers", "alone"])
 def test_logits_that_are_not_finite_are_an_error(who):
     given = predictions(count=2, alone=True)
@@ -174,7 +185,9 @@ def test_accuracy_per_superclass_equals_a_loop():
     given = Predictions("val", labels, logits, names)
     found = evaluate(given)["superclasses"]
     parent_of = {name: parent for parent, members in CIFAR100.items() for name in members}
-    named = [(names[label], names[guess]) for label, guess in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True)]
+    named = [
+        (names[label], names[guess]) for label, guess in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True)
+    ]
     assert [row["name"] for row in found] == list(CIFAR100)
     for row in found:
         mine = [(label, guess) for label, guess in named if parent_of[label] == row["name"]]
