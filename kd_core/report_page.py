@@ -142,10 +142,11 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         )
         if predictions:
             probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
-            scaled = {
-                name: values.tolist() for name, values in metrics.reliability(probabilities, predictions.labels).items()
-            }
-            after = (scaling["temperature"], scaled, scaling["ece"])
+            after = (
+                scaling["temperature"],
+                metrics.reliability(probabilities, predictions.labels),
+                scaling["ece"],
+            )
     drawn = {
         "reliability": Plot(
             plots.reliability(figures["reliability"], figures["ece"], after),
@@ -208,19 +209,21 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
         chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
         if len(chosen):
             first = int(chosen[0])
-            of_teachers = [] if teachers is None else list(teachers[:, chosen].float().softmax(-1))
+            true, taken = (predictions.class_names[int(classes[first])] for classes in (labels, predicted))
+            first_teachers = [] if teachers is None else list(teachers[: plots.MANY, chosen].float().softmax(-1))
             drawn[MISTAKES] = Plot(
                 plots.mistakes(
                     predictions.pixels(chosen),
                     labels[chosen],
-                    [probabilities[chosen], *of_teachers],
-                    ["student", *names],
+                    [probabilities[chosen], *first_teachers],
+                    ["student", *names[: plots.MANY]],
                     predictions.class_names,
                 ),
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
-                f"network. The first is of class {predictions.class_names[int(labels[first])]}, taken for "
-                f"{predictions.class_names[int(predicted[first])]} with {page.shown(float(confidence[first]), 'share')}.",
-                "The mistakes that the student is surest of. Ticks and green bars mark the true class.",
+                f"network. The first is of class {true}, taken for {taken} with "
+                f"{page.shown(float(confidence[first]), 'share')}.",
+                "The mistakes that the student is surest of, beside what its (first) teachers say. Ticks and green "
+                "bars mark the true class.",
             )
     return drawn
 
