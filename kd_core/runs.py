@@ -17,6 +17,7 @@ from kd_core.config import MAX_NESTING, Config, Layer, read_layer, resolve, with
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.page import lookup
+from kd_core.privacy import redacted
 from kd_core.teachers import ON_DEMAND, export_in
 
 # figures that a run's summary has under other names
@@ -182,8 +183,8 @@ def read_folder(path: Path) -> Run:
     config = resolve([read_layer(str((path / "config.yaml").absolute()))], in_sweep=False).config
     identity = summary.get("identity")
     if identity is None:  # of before it was recorded
-        extra = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
-        identity = config.identity(str(extra))
+        fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
+        identity = redacted(config.identity(str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
     run_id = summary.get("run_id")
     return Run(
@@ -242,7 +243,7 @@ def _read_wandb(run: Any) -> Run:
         name="/".join(run.path),
         run_id=run.id,
         config=config,
-        identity=_checked(config.identity(fingerprint)),
+        identity=_checked(redacted(config.identity(fingerprint))),
         summary={"parameters": values.get("parameters"), **summary},
         rows=rows,
         modified=created,
