@@ -238,13 +238,22 @@ def label(groups: list[Group]) -> None:
 
 
 def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """The names, equal ones followed by the settings in which they differ."""
+    """The names, equal ones followed by settings in which they differ: all of the method, others while they help."""
     told = []
     for name, own in zip(names, settings, strict=True):
-        apart = differing([other for its, other in zip(names, settings, strict=True) if its == name])
-        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in apart)
+        same = [other for its, other in zip(names, settings, strict=True) if its == name]
+        apart = differing(same)
+        keys = [key for key in apart if key.startswith("kd.")]
+        for key in apart:
+            if key not in keys and _distinct(same, [*keys, key]) > _distinct(same, keys):
+                keys.append(key)
+        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in keys)
         told.append(f"{name} ({details})" if details else name)
     return told
+
+
+def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
+    return len({json.dumps([own.get(key) for key in keys]) for own in settings})
 
 
 def short(value: Any) -> str:

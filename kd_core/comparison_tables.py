@@ -344,9 +344,11 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
 
 
 def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
-    """(file, what it shows, how to read it) of the plots of each set."""
+    """(file, what it shows, how to read it) of the plots of each set; of several those in which groups are compared."""
     found = []
     for number, one in enumerate(result.get("sets", []), 1):
+        if len(one["groups"]) == 1 < len(result["sets"]):
+            continue
         groups, metric = one["groups"], result["metric"]
         suffix = f"-{number}" if len(result["sets"]) > 1 else ""
         percent, level = is_percent(metric), f"{100 * result['confidence']:g}%"

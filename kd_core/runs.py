@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kd_core.config import MAX_NESTING, Config, Layer, read_layer, resolve, with
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.page import lookup
+from kd_core.privacy import redacted
 from kd_core.teachers import ON_DEMAND, export_in
 
 # figures that a run's summary has under other names
@@ -117,41 +119,41 @@ def find(names: Iterable[str]) -> Found:
     What is unfinished or damaged is left out, with the reason; so are teachers that other runs have trained on demand,
     unless they are named themselves.  UserError if a name stands for nothing, or if W&B cannot be asked.
     """
+    readers: dict[str, Callable[[], Run]] = {}
+    named = set()
+    for name in names:
+        for place, read in _places(name):
+            readers[place] = read
+            if Path(place) == local_path(name, "RUN"):
+                named.add(place)
     found = Found([], [])
-
-    def attempt(name: str, read: Any) -> None:
+    for place, read in readers.items():
         try:
             run = read()
         except UserError as error:
-            found.left_out.append((name, str(error)))
-            return
-        if run.name not in named and run.config.wandb.group == ON_DEMAND:
-            found.left_out.append((name, "a teacher that was trained on demand; name it itself to compare it"))
-        elif same := next((other for other in found.runs if other.run_id == run.run_id), None):
-            if same.name != run.name:
-                found.left_out.append((name, f"the same run as {same.name}"))
+            found.left_out.append((place, str(error)))
+            continue
+        same = next((other for other in found.runs if other.run_id == run.run_id), None)
+        if run.config.wandb.group == ON_DEMAND and place not in named:
+            found.left_out.append((place, "a teacher that was trained on demand; name it itself to compare it"))
+        elif same:
+            found.left_out.append((place, f"the same run as {same.name}"))
         else:
             found.runs.append(run)
-
-    named = set()
-    for name in names:
-        path = local_path(name, "RUN")
-        if path.is_dir():
-            folders = [path] if _is_run(path) else _runs_in(path, levels=2)
-            if not folders:
-                raise UserError(f"{name}: holds no run folder (one with config.yaml and summary.json)")
-            named |= {str(path)} if _is_run(path) else set()
-            for folder in folders:
-                attempt(str(folder), lambda folder=folder: read_folder(folder))
-            continue
-        if path.exists() or not WANDB_NAME.fullmatch(name) or Path(name).parts[0] in ("..", ".", "~"):
-            raise UserError(f"{name}: no such folder; wanted are run folders, folders of them, or ENTITY/PROJECT[/ID]")
-        if Path(name.split("/")[0]).is_dir():
-            raise UserError(f"{name}: no such folder")
-        for label, read in _at_wandb(name):
-            named |= {label} if label == name else set()
-            attempt(label, read)
     return found
+
+
+def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
+    """(folder or ENTITY/PROJECT/ID, what reads it) of the runs that `name` stands for."""
+    path = local_path(name, "RUN")
+    if path.is_dir():
+        folders = [path] if _is_run(path) else _runs_in(path, levels=2)
+        if not folders:
+            raise UserError(f"{name}: holds no run folder (one with config.yaml and summary.json)")
+        return [(str(folder), partial(read_folder, folder)) for folder in folders]
+    if path.exists() or not WANDB_NAME.fullmatch(name) or Path(name.split("/")[0]).is_dir():
+        raise UserError(f"{name}: no such folder; wanted are run folders, folders of them, or ENTITY/PROJECT[/ID]")
+    return _at_wandb(name)
 
 
 def _is_run(path: Path) -> bool:
@@ -181,8 +183,8 @@ def read_folder(path: Path) -> Run:
     config = resolve([read_layer(str((path / "config.yaml").absolute()))], in_sweep=False).config
     identity = summary.get("identity")
     if identity is None:  # of before it was recorded
-        extra = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
-        identity = config.identity(str(extra))
+        fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
+        identity = redacted(config.identity(str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
     run_id = summary.get("run_id")
     return Run(
@@ -211,7 +213,7 @@ def _checked(identity: Any) -> dict[str, Any]:
     return dict(identity)
 
 
-def _at_wandb(name: str) -> Iterable[tuple[str, Any]]:
+def _at_wandb(name: str) -> list[tuple[str, Callable[[], Run]]]:
     """(ENTITY/PROJECT/ID, what reads it) of the runs of W&B that `name` stands for."""
     import wandb
 
@@ -221,7 +223,7 @@ def _at_wandb(name: str) -> Iterable[tuple[str, Any]]:
     except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
         raise UserError(f"{name}: no such folder, and as a name at W&B: {artifacts.explain(error)}") from None
     found = [run for run in found if getattr(run, "job_type", None) != "evaluation"]
-    return [("/".join(run.path), lambda run=run: _read_wandb(run)) for run in found]
+    return [("/".join(run.path), partial(_read_wandb, run)) for run in found]
 
 
 def _read_wandb(run: Any) -> Run:
@@ -241,7 +243,7 @@ def _read_wandb(run: Any) -> Run:
         name="/".join(run.path),
         run_id=run.id,
         config=config,
-        identity=_checked(config.identity(fingerprint)),
+        identity=_checked(redacted(config.identity(fingerprint))),
         summary={"parameters": values.get("parameters"), **summary},
         rows=rows,
         modified=created,

@@ -430,7 +430,8 @@ def test_rows_and_columns_by_any_setting():
     with pytest.raises(UserError, match=f"the cell of '{A}' and .* would hold .* differ in kd.temperature; add"):
         pivot(Found(runs, []), "kd.type", "pair")
     found = pivot(Found(runs, []), "kd.type,kd.temperature", "model.name")
-    assert found["rows"] == [f"{A}, temperature=4.0", f"{A}, temperature=8.0", f"{B}, temperature=4.0"] and found["cols"] == ["cifar_resnet20"]
+    assert found["rows"] == [f"{A}, temperature=4.0", f"{A}, temperature=8.0", f"{B}, temperature=4.0"]
+    assert found["cols"] == ["cifar_resnet20"]
     with pytest.raises(UserError, match="--rows: kd.typo: no run has such a setting"):
         pivot(Found(runs, []), "kd.typo", "pair")
 

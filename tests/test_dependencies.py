@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = {path.stem for folder in (ROOT, ROOT / "tests") for path in folder.glob("*.py")} | {
     path.name for path in ROOT.iterdir() if path.is_dir()
 }
-RUNTIME = ("train_kd.py", "evaluate_kd.py", "kd_core", "kd_methods", "sweeps")
+RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "sweeps")
 DEVELOPMENT = ("tests", "benchmarks")
 UNIMPORTED = {"torchvision"}  # timm imports it; pinned to match torch
 COMMANDS = {"pytest-xdist": " -n auto ", "ruff": "/ruff check", "mypy": "/mypy"}  # used by the Makefile, not imported

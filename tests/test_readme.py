@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import compare_kd
 import evaluate_kd
 import train_kd
 from kd_core.config import Layer, find_file, parse_yaml, resolve
@@ -22,8 +23,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
+COMPARING_PAGE = (ROOT / "docs" / "comparing.md").read_text()
 WANDB_PAGE = (ROOT / "docs" / "wandb.md").read_text()
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+COMPARISONS = [line for line in [*COMMANDS, *COMPARING_PAGE.splitlines()] if line.startswith("python")]
 
 
 SWEEPS = [
@@ -61,6 +64,16 @@ def test_evaluation_command_parses(command: str) -> None:
         find_file(options.config, "--config")
 
 
+@pytest.mark.parametrize("command", [c for c in COMPARISONS if "compare_kd.py" in words(c)])
+def test_comparison_command_parses(command: str) -> None:
+    assert compare_kd.parse(arguments(command, "compare_kd.py")).runs
+
+
+@pytest.mark.parametrize("command", [c for c in COMPARISONS if "train_kd.py" in words(c)])
+def test_command_of_several_seeds_parses(command: str) -> None:
+    assert train_kd.parse(arguments(command, "train_kd.py"))[0].seeds
+
+
 @pytest.mark.parametrize("command", [c for c in SWEEPS if "run_local.py" in c or c.startswith("wandb sweep")])
 def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = words(command)
@@ -78,12 +91,14 @@ def test_every_script_and_switch_is_shown() -> None:
     assert {
         "train_kd.py",
         "evaluate_kd.py",
+        "compare_kd.py",
         "--check",
         "--fresh",
         "--resume",
         "--print-config",
         "--help",
     } <= shown
+    assert {"--seeds", "--metric", "--also", "--baseline", "--rows", "--cols", "--out"} <= shown
     assert {"--checkpoint", "--artifact", "--wandb-run-id", "--split"} <= shown
 
 
@@ -123,9 +138,9 @@ def test_named_files_exist() -> None:
         r"\b(?:benchmarks|configs|docs|kd_core|kd_methods|sweeps|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
     )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
-    others = ("architecture", "logits", "performance", "scaling", "wandb")  # methods.md shows how to make new files
+    others = ("architecture", "comparing", "logits", "performance", "scaling", "wandb")  # methods.md shows how to make new files
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others)]
-    codes = [ROOT / "train_kd.py", ROOT / "evaluate_kd.py", *(ROOT / "kd_core").glob("*.py")]
+    codes = [*ROOT.glob("*_kd.py"), *(ROOT / "kd_core").glob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
     missing = [
         f"{path.name}: {name}"

@@ -262,6 +262,36 @@ def test_best_and_latest_are_right_and_nothing_superseded_is_left(stub, everythi
     assert stored["best"]["id"] in stub.run(path_of(folder))["logged"]
 
 
+COMPARE = """
+import sys, compare_kd
+project, out, *names = sys.argv[1:]
+folders, ids = names[: len(names) // 2], names[len(names) // 2 :]
+for given, where in ((folders, "folders"), (ids, "ids"), ([project], "project"), (names, "both")):
+    compare_kd.main([*given, "--also=val/loss_ce", f"--out={out}/{where}"])
+"""
+
+
+def test_runs_are_compared_as_their_folders_are(stub, everything, tmp_path):
+    """Figures, groups and times as the server has them, of a project and of single runs."""
+    folders, ids = [str(path) for path in everything.values()], [path_of(path) for path in everything.values()]
+    words = [sys.executable, "-c", COMPARE, PROJECT, str(tmp_path), *folders, *ids]
+    done(start(words, surroundings(tmp_path, stub)))
+
+    def groups(where: str) -> dict[str, dict]:
+        """By the run, since its name is all that may differ."""
+        found = json.loads((tmp_path / where / "comparison.json").read_text())
+        rows = [row for one in found["sets"] for row in one["groups"]]
+        names = {row["seeds"][0].pop("run").rpartition("/")[2].rpartition("-")[2]: row for row in rows}
+        return {name: {**row, "against_baseline": None, "label": ""} for name, row in names.items()}
+
+    here = groups("folders")
+    assert len(here) == len(METHODS) and groups("ids") == groups("both") == here
+    there = groups("project")
+    assert {name: there[name] for name in here} == here
+    left_out = json.loads((tmp_path / "both" / "comparison.json").read_text())["left_out"]
+    assert [one["reason"] for one in left_out] == [f"the same run as {name}" for name in folders]
+
+
 @pytest.fixture(scope="module")
 def model(stub, everything) -> str:
     return f"{PROJECT}/model-{path_of(everything['dynamic']).rpartition('/')[2]}"
