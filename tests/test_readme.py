@@ -57,7 +57,11 @@ def test_training_command_parses(command: str, capsys: pytest.CaptureFixture[str
             find_file(teacher.train, "teachers[].train")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "evaluate_kd.py" in words(c)])
+EXPORT_PAGE = (ROOT / "docs" / "export.md").read_text().splitlines()
+EVALUATIONS = [line for line in [*COMMANDS, *EXPORT_PAGE] if line.startswith("python evaluate_kd.py")]
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluation_command_parses(command: str) -> None:
     options, _ = evaluate_kd.parse(arguments(command, "evaluate_kd.py"))
     if options.config:
@@ -99,7 +103,7 @@ def test_every_script_and_switch_is_shown() -> None:
         "--help",
     } <= shown
     assert {"--seeds", "--metric", "--also", "--baseline", "--rows", "--cols", "--out"} <= shown
-    assert {"--checkpoint", "--artifact", "--wandb-run-id", "--split"} <= shown
+    assert {"--checkpoint", "--artifact", "--wandb-run-id", "--split", "--export", "--images"} <= shown
 
 
 def test_make_targets_exist() -> None:
@@ -138,7 +142,8 @@ def test_named_files_exist() -> None:
         r"\b(?:benchmarks|configs|docs|kd_core|kd_methods|sweeps|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
     )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
-    others = ("architecture", "comparing", "logits", "performance", "scaling", "wandb")  # methods.md shows how to make new files
+    # methods.md shows how to make new files
+    others = ("architecture", "comparing", "export", "logits", "performance", "scaling", "wandb")
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others)]
     codes = [*ROOT.glob("*_kd.py"), *(ROOT / "kd_core").glob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
