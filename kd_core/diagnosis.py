@@ -273,14 +273,14 @@ def share_of_distillation(evidence: Evidence) -> Iterator[Finding]:
     share = soft / (soft + hard) if soft + hard > 0 else 0.0
     coefficient = sum(weight) / len(weight)
     if share < NO_DISTILLATION:
-        said, term = f"{share:.2%} of the loss is the distillation term", "distillation"
+        name, said, term = "no distillation term", f"{share:.2%} of the loss is the distillation term", "distillation"
     elif 0 < 1 - share < NO_LABELS:  # exactly none is a choice, and a sound one
-        said, term = f"{1 - share:.3%} of the loss is the label term", "label"
+        name, said, term = "no label term", f"{1 - share:.3%} of the loss is the label term", "label"
     else:
         return
     keys = balancing(kd)
     yield evidence.finding(
-        f"no {term} term",
+        name,
         f"{said} (the coefficient of distillation is {coefficient:.3g} of both): it hardly counts",
         f"kd.{keys[0]}",
         f"more weight for the {term} term by {' or '.join(f'kd.{key}' for key in keys)}",
