@@ -32,6 +32,11 @@ def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:
     return [outputs[number] for number in outputs_in_order(order, names)]
 
 
+def effort(order: Order) -> int:
+    """How much there is to set: nothing (0), a word (1) or a list (2)."""
+    return 0 if order is None else 1 if isinstance(order, str) else 2
+
+
 def explaining(logits: Tensor, labels: Tensor) -> list[int]:
     """The order of outputs that makes most of the predictions right: C numbers, output `order[c]` for class c.
 

@@ -20,7 +20,7 @@ import train_kd
 from kd_core import class_order, config, models
 from kd_core.config import DataConfig, TeacherConfig, TeacherNormalization
 from kd_core.data import load_data
-from kd_core.diagnosis import CHECKS, Finding, diagnose
+from kd_core.diagnosis import CHECKS, Finding, diagnose, simplest_of_best
 from kd_core.errors import UserError
 from kd_core.evaluation import Predictions
 from kd_core.inference import CHUNK, image_weights, per_image
@@ -377,6 +377,16 @@ def test_an_order_on_top_of_another():
     assert torch.equal(logits[:, first][:, second], logits[:, both])
     assert class_order.on_top_of(None, "alphabetical", list("abcdef")) == "alphabetical"
     assert class_order.on_top_of(first.tolist(), None, list("abcdef")) == first.tolist()
+
+
+def test_of_settings_that_work_alike_the_simplest_is_advised_and_of_these_the_best():
+    def best(*accuracies: float) -> Any:
+        orders = [None, "alphabetical", "numbers_as_text", [1, 0]]
+        return simplest_of_best(list(zip(orders, accuracies, strict=True)), 1000, class_order.effort)[0]
+
+    assert best(0.71, 0.2, 0.2, 0.72) is None
+    assert best(0.1, 0.70, 0.71, 0.72) == "numbers_as_text"
+    assert best(0.1, 0.2, 0.2, 0.72) == [1, 0]
 
 
 @pytest.mark.parametrize("wrong", [[0, 0, 1], [1, 2, 3], [], "sorted", 3, [0.0, 1.0], [True, 0], {"a": 1}])
