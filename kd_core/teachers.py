@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_core import artifacts, models, student, weights
+from kd_core.checkpoints import find_run
 from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
@@ -133,6 +134,12 @@ def training_config(run: Config, index: int) -> Config:
         },
     )
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config
+
+
+def find_teacher(run: Config, index: int, data: Data) -> Path | None:
+    """The finished run folder of on-demand teacher `index`, if there is one."""
+    found = find_run(training_config(run, index), data.fingerprint, finished=True)
+    return found.path if found else None
 
 
 def input_sizes(run: Config) -> list[int]:
@@ -267,7 +274,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
-    _check_classes(facts, config, data, f"{where} {folder}")
+    check_classes(facts, data, f"{where} {folder}", config)
     teacher = _teacher(facts, digest, network, config, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
@@ -380,18 +387,24 @@ def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run:
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 
 
-def _check_classes(facts: Facts, config: TeacherConfig, data: Data, where: str) -> None:
-    if facts.num_classes != data.num_classes:
-        raise UserError(f"{where}: has {facts.num_classes} classes, the data have {data.num_classes}")
-    names = facts.class_names
+def check_classes(
+    known: Facts | models.LoadedModel, data: Data, where: str, teacher: TeacherConfig | None = None
+) -> None:
+    """UserError if a network has another number of classes than the data, or has them in another order.
+
+    A teacher's outputs are first put into its `class_order`.
+    """
+    if known.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
+    names = known.class_names
     if not names or sorted(names) != sorted(data.class_names):
         return
-    outputs = [names[number] for number in outputs_in_order(config.class_order, data.class_names)]
+    outputs = [names[number] for number in outputs_in_order(teacher.class_order if teacher else None, data.class_names)]
     if outputs != data.class_names:
-        right = [names.index(name) for name in data.class_names]
+        right = f"; set class_order: {[names.index(name) for name in data.class_names]}" if teacher else ""
         raise UserError(
             f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
-            f"in the data it is {data.class_names[0]!r}; right is class_order: {right}"
+            f"in the data it is {data.class_names[0]!r}{right}"
         )
 
 
