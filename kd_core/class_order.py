@@ -32,6 +32,11 @@ def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:
     return [outputs[number] for number in outputs_in_order(order, names)]
 
 
+def effort(order: Order) -> int:
+    """How much there is to set: nothing (0), a word (1) or a list (2)."""
+    return 0 if order is None else 1 if isinstance(order, str) else 2
+
+
 def explaining(logits: Tensor, labels: Tensor) -> list[int]:
     """The order of outputs that makes most of the predictions right: C numbers, output `order[c]` for class c.
 
@@ -49,10 +54,12 @@ def explaining(logits: Tensor, labels: Tensor) -> list[int]:
 def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[tuple[Order, float]]:
     """The accuracy of logits [N,C] for labels int64 [N] under each order: (a value for `class_order`, accuracy).
 
-    As it is, the usual ones, and the one that explains the images with even numbers; each is measured on the images
-    with odd ones.
+    As it is, the usual ones, and, if they are two a class at least, the one that explains the images with even numbers;
+    each is measured on the images with odd ones.
     """
-    orders: list[Order] = [None, *USUAL, explaining(logits[::2], labels[::2])]
+    orders: list[Order] = [None, *USUAL]
+    if len(labels) // 2 >= 2 * logits.shape[1]:
+        orders.append(explaining(logits[::2], labels[::2]))
     outputs = torch.tensor([outputs_in_order(order, class_names) for order in orders], device=labels.device)  # [O,C]
     right = outputs[:, labels[1::2]] == metrics.predictions(logits[1::2])
     return list(zip(orders, right.double().mean(1).tolist(), strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import kd_methods
 from kd_core import metrics
-from kd_core.class_order import accuracies, on_top_of
+from kd_core.class_order import accuracies, effort, on_top_of
 from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation import Predictions
 from kd_core.inference import image_weights
@@ -227,7 +227,7 @@ def other_class_orders(evidence: Evidence) -> Iterator[Finding]:
         return
     for index, logits in enumerate(val.teachers):
         tried = accuracies(logits, val.labels, val.class_names)
-        before, (order, after) = tried[0][1], simplest_of_best(tried, len(val.labels) // 2)
+        before, (order, after) = tried[0][1], simplest_of_best(tried, len(val.labels) // 2, effort)
         if is_clear_gain(before, after, len(val.labels) // 2):
             teacher = evidence.config.teachers[index]
             yield evidence.finding(
@@ -252,11 +252,14 @@ def advice_for(teacher: TeacherConfig, settings: dict[str, Any]) -> str:
     return "set " + ", ".join(f"{key}: {value}" for key, value in settings.items())
 
 
-def simplest_of_best(tried: list[tuple[T, float]], images: int) -> tuple[T, float]:
-    """Of (setting, accuracy on so many images), simplest first, the first within a standard error of the best."""
+def simplest_of_best(tried: list[tuple[T, float]], images: int, effort: Callable[[T], int]) -> tuple[T, float]:
+    """Of (setting, accuracy on so many images) within a standard error of the best the one of least effort.
+
+    Of equal effort the most accurate.
+    """
     best = max(accuracy for _, accuracy in tried)
-    error = math.sqrt(best * (1 - best) / images)
-    return next((setting, accuracy) for setting, accuracy in tried if accuracy >= best - error)
+    enough = best - math.sqrt(best * (1 - best) / images)
+    return min((trial for trial in tried if trial[1] >= enough), key=lambda trial: (effort(trial[0]), -trial[1]))
 
 
 # ------------------------------------------------------------------------------------------------------- the loss
@@ -273,14 +276,14 @@ def share_of_distillation(evidence: Evidence) -> Iterator[Finding]:
     share = soft / (soft + hard) if soft + hard > 0 else 0.0
     coefficient = sum(weight) / len(weight)
     if share < NO_DISTILLATION:
-        said, term = f"{share:.2%} of the loss is the distillation term", "distillation"
+        name, said, term = "no distillation term", f"{share:.2%} of the loss is the distillation term", "distillation"
     elif 0 < 1 - share < NO_LABELS:  # exactly none is a choice, and a sound one
-        said, term = f"{1 - share:.3%} of the loss is the label term", "label"
+        name, said, term = "no label term", f"{1 - share:.3%} of the loss is the label term", "label"
     else:
         return
     keys = balancing(kd)
     yield evidence.finding(
-        f"no {term} term",
+        name,
         f"{said} (the coefficient of distillation is {coefficient:.3g} of both): it hardly counts",
         f"kd.{keys[0]}",
         f"more weight for the {term} term by {' or '.join(f'kd.{key}' for key in keys)}",

@@ -341,7 +341,7 @@ def teacher_rows(figures: list[dict[str, float]]) -> dict[str, float]:
 def _not_finite(teacher: Teacher) -> UserError:
     return UserError(
         f"teachers[{teacher.index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its "
-        "weights may be damaged"
+        "weights may be damaged, or it was trained with another normalization"
     )
 
 

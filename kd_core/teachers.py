@@ -275,7 +275,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
-    check_classes(facts, data, f"{where} {folder}", config.class_order)
+    check_classes(facts, data, f"{where} {folder}", config)
     teacher = _teacher(facts, digest, network, config, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
@@ -389,20 +389,23 @@ def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run:
 
 
 def check_classes(
-    known: Facts | models.LoadedModel, data: Data, where: str, class_order: str | list[int] | None = None
+    known: Facts | models.LoadedModel, data: Data, where: str, teacher: TeacherConfig | None = None
 ) -> None:
-    """UserError if a network has another number of classes than the data, or has them in another order."""
+    """UserError if a network has another number of classes than the data, or has them in another order.
+
+    A teacher's outputs are first put into its `class_order`.
+    """
     if known.num_classes != data.num_classes:
         raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
     names = known.class_names
     if not names or sorted(names) != sorted(data.class_names):
         return
-    outputs = [names[number] for number in outputs_in_order(class_order, data.class_names)]
+    outputs = [names[number] for number in outputs_in_order(teacher.class_order if teacher else None, data.class_names)]
     if outputs != data.class_names:
-        right = [names.index(name) for name in data.class_names]
+        right = f"; set class_order: {[names.index(name) for name in data.class_names]}" if teacher else ""
         raise UserError(
             f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
-            f"in the data it is {data.class_names[0]!r}; right is class_order: {right}"
+            f"in the data it is {data.class_names[0]!r}{right}"
         )
 
 

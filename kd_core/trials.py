@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from kd_core.class_order import accuracies, on_top_of
+from kd_core.class_order import Order, accuracies, effort, on_top_of
 from kd_core.config import Config, TeacherConfig, TeacherNormalization
 from kd_core.data import Data
 from kd_core.diagnosis import Finding, advice_for, is_clear_gain, simplest_of_best
@@ -64,15 +64,16 @@ def _try(
             if name not in everything:
                 views = views_of(teacher.preprocess, name, data, config)
                 everything[name] = predict(network, images, views, f"teacher {teacher.index} with normalization {name}")
-    tried: list[tuple[tuple[str, Any], float]] = [
+    tried: list[tuple[tuple[str, Order], float]] = [  # as it is, then all others
         ((name, order), accuracy)
         for name, logits in everything.items()
         if bool(logits.isfinite().all())
         for order, accuracy in accuracies(logits, images.labels, data.class_names)
     ]
-    tried.sort(key=lambda trial: (trial[0][0] != own.normalization) + (trial[0][1] is not None))  # simplest first
     before, count = tried[0][1], len(images) // 2
-    (name, order), after = simplest_of_best(tried, count)
+    (name, order), after = simplest_of_best(
+        tried, count, lambda setting: (setting[0] != own.normalization) + effort(setting[1])
+    )
     if not is_clear_gain(before, after, count) or near_chance(after, images.labels):
         return None
     new = {"normalization": name, "class_order": on_top_of(own.class_order, order, data.class_names)}

@@ -100,6 +100,15 @@ def test_order_and_repetition_of_samples_do_not_matter(config: dict[str, Any]) -
     torch.testing.assert_close(twice, (loss, gradient.repeat(2, 1) / 2), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", kd_methods.names())
+def test_settings_that_balance_the_terms_do(name: str) -> None:
+    student, teachers, labels = inputs()
+    _, usual = call(kd_methods.build({"type": name}), student, teachers, labels)
+    for key in kd_methods.config_class(name).balance:
+        _, changed = call(kd_methods.build({"type": name, key: 0.1}), student, teachers, labels)
+        assert abs(changed["kd_weight"] - usual["kd_weight"]) > 0.05, key
+
+
 @every_teacher_variant
 def test_order_of_teachers_does_not_matter(config: dict[str, Any]) -> None:
     student, teachers, labels = inputs()

@@ -29,8 +29,8 @@ def run(tmp_path_factory) -> Path:
     team = ", ".join(f"{{model: {name}, train: {home / 'teacher.yaml'}}}" for name in ("cifar_resnet8", "test_resnet"))
     train_kd.main([
         f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--name=run", f"--model={VIT}",
-        f"--teachers=[{team}]", "--kd.type=confidence", "--data.train_size=600", "--training.max_epochs=3", "--training.learning_rate=0.1",
-        "--training.compare_with_baseline=true", "--evaluation.test_at_end=true", "--no-wandb",
+        f"--teachers=[{team}]", "--kd.type=confidence", "--data.train_size=600", "--training.max_epochs=3",
+        "--training.learning_rate=0.1", "--training.compare_with_baseline=true", "--evaluation.test_at_end=true", "--no-wandb",
     ])  # fmt: skip
     [folder] = home.glob("run-????????")
     return folder
