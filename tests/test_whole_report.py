@@ -30,7 +30,8 @@ def run(tmp_path_factory) -> Path:
     train_kd.main([
         f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--name=run", f"--model={VIT}",
         f"--teachers=[{team}]", "--kd.type=confidence", "--data.train_size=600", "--training.max_epochs=3",
-        "--training.learning_rate=0.1", "--training.compare_with_baseline=true", "--evaluation.test_at_end=true", "--no-wandb",
+        "--training.learning_rate=0.1", "--training.compare_with_baseline=true", "--evaluation.test_at_end=true",
+        "--no-wandb",
     ])  # fmt: skip
     [folder] = home.glob("run-????????")
     return folder
@@ -99,7 +100,8 @@ def test_the_summary_says_what_was_measured(run, summary):
     trained = [name for name in weights if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert summary["cost"]["parameters"] == sum(weights[name].numel() for name in trained)
     assert summary["environment"]["packages"]["torch"] and "command" in summary["environment"]
-    assert [finding["key"] for finding in summary["findings"]] == ["training.learning_rate"]  # 100 times the reference
+    findings = {finding["key"]: finding["value"] for finding in summary["findings"]}
+    assert findings["training.learning_rate"] == 0.1  # a hundred times the reference
 
 
 def test_the_plots_of_a_run(run):
