@@ -53,9 +53,7 @@ def measure(
     with in_evaluation_mode(model):
         multiply_adds = count_multiply_adds(model, images)
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            times = {
-                count: _seconds_of(lambda batch: model(batch), batch_of, count, device, seconds) for count in BATCHES
-            }
+            times = {count: _seconds_of(lambda batch: model(batch), batch_of, count, device, seconds) for count in BATCHES}
     return {
         "parameters": count_parameters(model),
         "multiply_adds": multiply_adds,
