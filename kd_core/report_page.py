@@ -153,8 +153,8 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
             f"histogram of the confidence. Calibration error {page.shown(figures['ece'], 'share')}.{effect}",
             "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
-            "a bar is overconfidence, one within it underconfidence. The line, if there is one, is what temperature "
-            "scaling makes of it.",
+            "a bar is overconfidence, one within it underconfidence."
+            + " The line is what temperature scaling makes of it." * bool(after),
         )
     }
     classes = [row["name"] for row in figures["per_class"]]

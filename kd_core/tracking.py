@@ -463,10 +463,10 @@ def _report(folder: Path, with_images: bool) -> dict[str, Any]:
     # Unless told not to, the client adds a style sheet of its own server.
     shown["report/page"] = wandb.Html(page if with_images else report_page.without_images(page), inject=False)
     for path in own("evaluation-*.json"):
-        figures = read_object(path)
-        columns: list[Any] = list(figures["per_class"][0])
-        classes = [[row[name] for name in columns] for row in figures["per_class"]]
-        shown[f"report/classes-{figures['split']}"] = wandb.Table(columns=columns, data=classes)
+        classes = read_object(path)["per_class"]
+        columns: list[Any] = list(classes[0])
+        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in classes])
+        shown[f"report/classes-{path.stem.removeprefix('evaluation-')}"] = table
     return shown
 
 
