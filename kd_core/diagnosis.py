@@ -39,8 +39,8 @@ IDLE = 0.1
 # gate.
 NO_DISTILLATION, NO_LABELS = 0.01, 0.0002
 # Agreement with the teachers' ensemble on training images above which a student follows them there, and by how much
-# less it may follow them on validation images: 30 points is a judgement, above what teachers themselves lose in accuracy
-# from training to validation images of CIFAR-100 (some 25).
+# less it may follow them on validation images: 30 points is a judgement, above what teachers themselves lose in
+# accuracy from training to validation images of CIFAR-100 (some 25).
 FOLLOWS, FORGETS = 0.9, 0.3
 # The student cannot follow if it agrees on so few training images with an ensemble that is right on so many.
 CANNOT_FOLLOW, GOOD_ENSEMBLE = 0.5, 0.7
