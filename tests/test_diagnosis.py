@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -24,9 +25,11 @@ from kd_core.diagnosis import CHECKS, Finding, diagnose, simplest_of_best
 from kd_core.errors import UserError
 from kd_core.evaluation import Predictions
 from kd_core.inference import CHUNK, image_weights, per_image
+from kd_core.logits_file import write_logits
 from kd_core.models import Preprocess
 from kd_core.preprocess import NORMALIZATIONS
 from kd_core.report import findings_lines
+from kd_core.teachers import Facts, check_classes
 from kd_core.views import Views, epoch_order
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -398,6 +401,17 @@ def test_what_is_no_order_of_classes_is_refused_once(wrong):
     assert "x.yaml: teachers[0].class_order: is " in str(refused.value) and "numbers_as_text" in str(refused.value)
 
 
+def test_an_export_with_its_classes_in_another_order_says_how_to_set_it():
+    data: Any = SimpleNamespace(num_classes=3, class_names=["ant", "bee", "cat"])
+    known = Facts("x", 3, ["cat", "ant", "bee"], Preprocess(8, 8, "bilinear", (0.5,), (0.5,)), 1)
+    teacher = TeacherConfig.model_validate({"weights": "x"})
+    with pytest.raises(UserError, match=r"another order: 'cat' comes first, .* 'ant'; set class_order: \[1, 2, 0\]"):
+        check_classes(known, data, "teachers[0]", teacher)
+    check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [1, 2, 0]}))
+    with pytest.raises(UserError, match="another order: 'bee' comes first"):
+        check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [2, 1, 0]}))
+
+
 def test_normalizations_have_their_values():
     assert {"auto", "data", *NORMALIZATIONS} == set(get_args(TeacherNormalization))
     assert all(len(mean) == len(std) == 3 for mean, std in NORMALIZATIONS.values())
@@ -429,7 +443,7 @@ ORDER = [3, 7, 0, 9, 1, 8, 2, 6, 5, 4]  # class c is the permuted network's outp
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A folder with two checkpoints of one network: `bytes.pt` wants pixels in [0,255], and `permuted.pt` also has its
-    outputs in another order."""
+    outputs in another order, as have the right answers in `permuted.safetensors`."""
     home = tmp_path_factory.mktemp("home")
     data = load_data(
         DataConfig.model_validate({"source": "digits"}), model_sizes=[16], cache_dir=home / "cache", show_progress=False
@@ -449,13 +463,18 @@ def home(tmp_path_factory) -> Path:
     torch.save(weights, home / "bytes.pt")
     head = [name for name, value in weights.items() if value.ndim and value.shape[0] == 10]
     assert sorted(name.rpartition(".")[2] for name in head) == ["bias", "weight"]
-    torch.save(weights | {name: weights[name][torch.tensor(ORDER).argsort()] for name in head}, home / "permuted.pt")
+    stands_for = torch.tensor(ORDER).argsort()  # the class of each output
+    torch.save(weights | {name: weights[name][stands_for] for name in head}, home / "permuted.pt")
+    answers = 5 * F.one_hot(data.train.labels, CLASSES)[:, stands_for].float()
+    write_logits(home / "permuted.safetensors", {"train": answers}, {"train": data.train.fingerprint})
     return home
 
 
 def check(home: Path, *teachers: str, switch: str = "--check") -> None:
     """Run the script on teachers, each said as `file, more settings`."""
-    entries = ", ".join(f"{{model: cifar_resnet8, img_size: 16, weights: {home}/{teacher}}}" for teacher in teachers)
+    network = "model: cifar_resnet8, img_size: 16, weights: "
+    kinds = ["logits: " if teacher.endswith(".safetensors") else network for teacher in teachers]
+    entries = ", ".join(f"{{{kind}{home}/{teacher}}}" for kind, teacher in zip(kinds, teachers, strict=True))
     train_kd.main([
         "--no-wandb", f"--teachers=[{entries}]", f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}",
         "--model.name=cifar_resnet8", "--model.img_size=16", "--kd.type=average", switch,
@@ -486,6 +505,12 @@ def test_check_finds_both_at_once_and_beside_a_good_teacher(home):
         check(home, "bytes.pt, normalization: bytes", "permuted.pt")
     assert str(refused.value).startswith("teachers[1] 'cifar_resnet8': accuracy")
     assert str(refused.value).endswith(f"set normalization: bytes, class_order: {ORDER}")
+
+
+def test_check_finds_the_order_of_a_file_of_logits(home):
+    with pytest.raises(UserError) as refused:
+        check(home, "permuted.safetensors")
+    assert str(refused.value).endswith(f"write the columns of {home}/permuted.safetensors in the order {ORDER}")
 
 
 def test_check_says_when_nothing_helps(home):
