@@ -71,7 +71,7 @@ from kd_core.logits_file import write_logits
 from kd_core.observation import Observer, Pupil
 from kd_core.panel import Panel
 from kd_core.privacy import redacted
-from kd_core.processes import create_accelerator, run_script
+from kd_core.processes import create_accelerator, is_first_process, run_script
 from kd_core.report_page import SPLITS, write_report
 from kd_core.tracking import start_tracking
 from kd_core.views import Views, fixed_view_ids
@@ -274,11 +274,12 @@ def main(arguments: list[str]) -> None:
     folder, artifact = find_student(options, overrides)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
-    if options.images is not None:
-        tell_pictures(options, loaded)
-        return
-    if options.export:
-        write_exports(options, overrides, folder, artifact, export, loaded)
+    if options.images is not None or options.export:
+        if is_first_process():  # the others have nothing to add
+            if options.export:
+                write_exports(options, overrides, folder, artifact, export, loaded)
+            else:
+                tell_pictures(options, loaded)
         return
     config = read_config(folder, artifact, options, overrides)
 

@@ -105,13 +105,14 @@ def how_many(size: int) -> int:
 
 @torch.inference_mode()
 def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
-    """What the student says about stored images uint8 [n,S,S,3], n at least 9, in evaluation's view of them."""
+    """What the student says about stored images uint8 [n,S,S,3] in evaluation's view of them."""
     network = loaded.model.eval()
     side = pixels.shape[1]
     clean = Views(loaded.preprocess, side, crop_padding=0, flip=False).clean(pixels)
     plain = replace(loaded.preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = Views(plain, side, crop_padding=0, flip=False).clean(pixels)
-    sizes = [1, 7, *(len(part) for part in pixels[8:].split(256))]
+    parts = [pixels[:1], pixels[1:8], *pixels[8:].split(256)]
+    sizes = [len(part) for part in parts if len(part)]
     return Checks(images, clean, torch.cat([network(part) for part in clean.split(sizes)]), sizes)
 
 
@@ -207,7 +208,7 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
     with _tracing("onnx", loaded):
         program = torch.onnx.export(
             Deployed(loaded.model, loaded.preprocess).eval(),
-            (checks.images[:2],),
+            (_example(checks),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
@@ -231,7 +232,7 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
     with _tracing("program", loaded):
         program = torch.export.export(
             Deployed(loaded.model, loaded.preprocess).eval(),
-            (checks.images[:2].clone(),),
+            (_example(checks),),
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         )
         torch.export.save(program, file, extra_files={ABOUT: json.dumps(described)})
@@ -246,6 +247,11 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
             last = done.stderr.strip().splitlines()[-1:] or ["killed"]
             raise UserError(f"--export program: {loaded.architecture}: cannot be loaded with torch alone: {last[0]}")
         return checks.difference(torch.load(elsewhere / "logits.pt", weights_only=True), "the exported program")
+
+
+def _example(checks: Checks) -> Tensor:
+    """Two images to trace with: of one image the tracer would believe that it is always one."""
+    return torch.zeros(2, *checks.images.shape[1:])
 
 
 def _write_about(folder: Path, described: dict[str, Any]) -> None:

@@ -96,14 +96,18 @@ def predict(
 
 
 def as_text(predictions: Sequence[Prediction]) -> str:
-    """A paragraph a picture, for a terminal."""
+    """A paragraph a picture, for a terminal: no name can look like more than one line."""
     return "\n".join(
-        "\n".join([printable(str(one.file)), *map(_line, one.probabilities, one.classes)]) for one in predictions
+        "\n".join([_shown(str(one.file)), *map(_line, one.probabilities, one.classes)]) for one in predictions
     )
 
 
 def _line(probability: float, name: str) -> str:
-    return f"  {probability:7.2%}  {printable(name)}"
+    return f"  {probability:7.2%}  {_shown(name)}"
+
+
+def _shown(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -122,6 +126,7 @@ def write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
         pairs = zip(one.classes, one.probabilities, strict=True)
         table.writerow([_cell(str(one.file)), *(x for name, p in pairs for x in (_cell(name), f"{p:.6f}"))])
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text.getvalue())
 
 

@@ -159,6 +159,14 @@ def test_what_counts_as_equal():
             difference(scale, error)
 
 
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 40])
+def test_few_images_are_enough(written, pixels, count):
+    loaded = models.load_export(written["test_vit"] / "student")
+    checks = exports.prepare(loaded, pixels[:count])
+    assert sum(checks.sizes) == len(checks.logits) == count and checks.sizes[0] == 1
+    assert checks.difference(student_logits(written["test_vit"], pixels[:count]), "it") < 1e-6
+
+
 @pytest.mark.parametrize(("size", "count"), [(32, 1000), (64, 976), (224, 79), (1024, 16)])
 def test_large_networks_are_checked_on_fewer_images(size, count):
     assert exports.how_many(size) == count
