@@ -138,7 +138,8 @@ def test_named_files_exist() -> None:
         r"\b(?:benchmarks|configs|docs|kd_core|kd_methods|sweeps|tests)/[\w./-]*[\w/]|\b[a-z_-]+\.(?:py|yaml|txt|md)\b"
     )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
-    others = ("architecture", "comparing", "logits", "performance", "scaling", "wandb")  # methods.md shows how to make new files
+    # methods.md shows how to make new files
+    others = ("architecture", "comparing", "logits", "performance", "scaling", "wandb")
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others)]
     codes = [*ROOT.glob("*_kd.py"), *(ROOT / "kd_core").glob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
