@@ -1,7 +1,7 @@
 """The run folder: configuration, metrics, checkpoints and the exported student, all written atomically.
 
 runs/<name>-<run_id>/
-    config.yaml  metrics.jsonl  summary.json
+    config.yaml  identity.json  metrics.jsonl  summary.json
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
     checkpoints/latest/    the same for the last epoch or step saved, plus training.pt: all that resuming needs
     checkpoints/.latest.previous/    the one before, in case that is damaged
@@ -62,6 +62,11 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def identity_file(self) -> Path:
+        """All settings that shape the result, with the content of the files that they name."""
+        return self.path / "identity.json"
 
     @property
     def metrics_file(self) -> Path:
@@ -146,12 +151,9 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     folder = RunFolder(output / f"{config.experiment}-{run_id}")
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
+    write_json(folder.identity_file, redacted(config.identity(data_fingerprint)))  # files it names may change later
     folder.write_summary(
-        run_id=run_id,
-        config_digest=config.digest(data_fingerprint),
-        identity=config.identity(data_fingerprint),  # files that the settings name may change later
-        status="running",
-        exit_status=None,
+        run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
     )
     return folder
 

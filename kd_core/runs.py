@@ -181,8 +181,9 @@ def read_folder(path: Path) -> Run:
     if summary.get("status") != "finished":
         raise UserError(f"has not finished (status {str(summary.get('status'))[:40]!r})")
     config = resolve([read_layer(str((path / "config.yaml").absolute()))], in_sweep=False).config
-    identity = summary.get("identity")
-    if identity is None:  # of before it was recorded
+    if folder.identity_file.is_file():
+        identity = read_object(folder.identity_file)
+    else:  # of before it was recorded
         fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
         identity = redacted(config.identity(str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
@@ -209,7 +210,7 @@ def _checked(identity: Any) -> dict[str, Any]:
     kinds = {"data": dict, "model": dict, "training": dict, "kd": dict, "teachers": list}
     whole = isinstance(identity, dict) and all(isinstance(identity.get(key), kind) for key, kind in kinds.items())
     if not whole or depth(identity) > MAX_NESTING:
-        raise UserError("summary.json: identity: damaged, not the settings of a run")
+        raise UserError("identity.json: damaged, not the settings of a run")
     return dict(identity)
 
 

@@ -20,6 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+import compare_kd
 import evaluate_kd
 import train_kd
 from kd_core.config import Config, parse_yaml
@@ -158,6 +159,12 @@ def test_command_lines_of_training(words):
 )
 def test_command_lines_of_evaluation(source, words):
     accepted(lambda: evaluate_kd.parse([*source, *words]))
+
+
+@examples(300)
+@given(words=st.lists(st.one_of(word, st.sampled_from(["--rows=a", "--cols=b", "--out", "--also=,"])), max_size=4))
+def test_command_lines_of_comparison(words):
+    accepted(lambda: compare_kd.parse(["runs", *words]))
 
 
 COUNTS = {

@@ -143,7 +143,7 @@ def test_named_files_exist() -> None:
     )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
     # methods.md shows how to make new files
-    others = ("architecture", "comparing", "export", "logits", "performance", "scaling", "wandb")
+    others = ("architecture", "comparing", "diagnosis", "export", "logits", "performance", "report", "scaling", "wandb")
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others)]
     codes = [*ROOT.glob("*_kd.py"), *(ROOT / "kd_core").glob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
