@@ -13,6 +13,10 @@ switches:
     --split val|test       which images (default: val)
     --config FILE          settings, where the student carries none (an export without its run folder)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
+    --baseline RUN_FOLDER  the same student trained without teachers, to compare with (default: the one that its run has
+                           trained for comparison)
+    --no-teachers          do not measure its teachers, whose logits are read from the cache or computed
+    --cost                 also parameters, multiply-adds, size, latency and images per second
     --dump-logits FILE     write its logits for all images of every split instead, as a file that can teach:
                            --teachers='[{logits: FILE}]'
     --dump-views N         with it: also those of the N fixed views of each training image, for --cache.mode=fixed
@@ -32,6 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +45,18 @@ import torch
 from torch import Tensor, nn
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
-from kd_core import artifacts, metrics, models, report, teachers
+import kd_methods
+from kd_core import artifacts, cost, models, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line, printable
+from kd_core.evaluation import Predictions, evaluate, logged
 from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
+from kd_core.panel import Panel
 from kd_core.privacy import redacted
 from kd_core.processes import create_accelerator, run_script
 from kd_core.tracking import start_tracking
@@ -65,7 +73,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     parser.add_argument("--config")
     parser.add_argument("--dump-logits")
     parser.add_argument("--dump-views", default="0")
-    for switch in ("--no-wandb", "--help", "-h"):
+    parser.add_argument("--baseline")
+    for switch in ("--no-teachers", "--cost", "--no-wandb", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help or options.h:
@@ -125,9 +134,7 @@ def run_folder_of(path: Path) -> Path | None:
     return next((p for p in (path, *path.resolve().parents[:3]) if (p / "summary.json").is_file()), None)
 
 
-def read_config(
-    folder: Path, artifact: str | None, export: models.LoadedModel, options: argparse.Namespace, overrides: Layer
-) -> Config:
+def read_config(folder: Path, artifact: str | None, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
     if options.config is None and own is None:
@@ -138,11 +145,16 @@ def read_config(
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
         entity, project, _ = artifact.split("/")
         layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-    config = configuration.resolve(layers).config
-    if export.image_size and config.data.store_size is None:
-        own_size = Layer("the student's config.json", {"data": {"store_size": export.image_size}})
-        config = configuration.resolve([*layers, own_size]).config
-    return config
+    return configuration.resolve(layers).config
+
+
+def read_data(config: Config, loaded: models.LoadedModel) -> Data:
+    """The data, their images stored at the size at which the student has seen them."""
+    own = config
+    if loaded.image_size and config.data.store_size is None:
+        size = Layer("the student's config.json", {"data": {"store_size": loaded.image_size}})
+        own = configuration.resolve([Layer("its run", config.model_dump(mode="json")), size]).config
+    return load_data(own.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
 
 
 def select_split(data: Data, name: str) -> Split:
@@ -154,34 +166,130 @@ def select_split(data: Data, name: str) -> Split:
     return split
 
 
+def find_teachers(
+    options: argparse.Namespace, config: Config, folder: Path, data: Data, say: Callable[[str], None]
+) -> list[teachers.Teacher]:
+    """The run's teachers; none, with a line that says why, where one of them cannot be found."""
+    if options.no_teachers or not config.teachers:
+        return []
+    members = []
+    try:
+        if not (options.config or run_folder_of(folder)):  # a file from elsewhere does not decide what is fetched here
+            raise UserError("the student has come without its run folder; --config names its teachers")
+        for index, teacher in enumerate(config.teachers):
+            trained = teachers.find_teacher(config, index, data) if teacher.train else None
+            if teacher.train and not trained:
+                raise UserError(f"teachers[{index}]: no run in {config.output_dir} has trained it on these data")
+            members.append(teachers.load(teacher, index, data, config, trained))
+    except UserError as error:
+        say(f"teachers are not measured: {first_line(error)}")
+        return []
+    return members
+
+
+def find_baseline(
+    options: argparse.Namespace, config: Config, folder: Path, loaded: models.LoadedModel, data: Data
+) -> models.LoadedModel | None:
+    """The same student trained without teachers: --baseline, or the one that the run has trained for comparison.
+
+    UserError if it is another network, or has been trained with teachers, or on other data or images of them.
+    """
+    path, run = None, run_folder_of(folder)
+    if options.baseline:
+        path = local_path(options.baseline, "--baseline")
+        if not path.is_dir():
+            raise UserError(f"--baseline: no such folder: {path}; a run folder is needed")
+    elif run and isinstance(stated := read_object(run / "summary.json").get("baseline_run"), str):
+        path = local_path(stated, f"{run / 'summary.json'}: baseline_run")
+    if path is None or not path.is_dir():
+        return None
+    alone = models.load_export(teachers.export_in(path))
+    teachers.check_classes(alone, data, f"--baseline: {path}")
+    if alone.architecture != loaded.architecture:
+        raise UserError(f"--baseline: {path}: holds a {alone.architecture!r}, the student is a {loaded.architecture!r}")
+    if (there := alone.data_fingerprint) != (here := loaded.data_fingerprint):
+        raise UserError(f"--baseline: {path}: was trained on data with fingerprint {there}, the student on {here}")
+    own = configuration.resolve([configuration.read_layer(str(teachers.export_in(path) / "config.yaml"))]).config
+    if own.kd.type != kd_methods.LABEL_ONLY:
+        raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
+    for key in ("train_size", "val_size", "val_split", "split_seed"):
+        there, here = getattr(own.data, key), getattr(config.data, key)
+        if there != here:
+            raise UserError(f"--baseline: {path}: was trained with data.{key}={there}, the student with {here}")
+    return alone
+
+
 def main(arguments: list[str]) -> None:
     options, overrides = parse(arguments)
     folder, artifact = find_student(options, overrides)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
-    config = read_config(folder, artifact, loaded, options, overrides)
+    config = read_config(folder, artifact, options, overrides)
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = create_accelerator(config.training.mixed_precision)
     with accelerator.local_main_process_first():
-        data = load_data(config.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
-    if loaded.num_classes != data.num_classes:
-        raise UserError(f"{export}: has {loaded.num_classes} classes, the data have {data.num_classes}")
+        data = read_data(config, loaded)
+    teachers.check_classes(loaded, data, str(export))
 
     # ----------------------------------------------------------------------------------------------- predict
     predict = Predictor(accelerator, config)
-    views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
+    views = views_of(loaded, data, config)
     network = predict.prepare(loaded.model)
     if options.dump_logits:
         dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, network, predict, views)
         accelerator.end_training()
         return
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            print(printable(text))
+
     split = select_split(data, options.split)
+    baseline = find_baseline(options, config, folder, loaded, data)
+    panel = Panel(find_teachers(options, config, folder, data, say), predict)
+
+    def look(name: str, images: Images) -> Predictions:
+        logits = predict(network, images, views, f"evaluating on {name}")
+        return Predictions(name, images.labels.cpu(), logits.cpu(), data.class_names)
+
     images = Images(split, accelerator.device, config.data.store)
-    logits = predict(network, images, views, f"evaluating on {options.split}")
+    found = look(options.split, images)
+    fitted = found if options.split == "val" else None
+    if fitted is None and data.val:
+        fitted = look("val", Images(data.val, accelerator.device, config.data.store))
+    if baseline:
+        alone = predict.prepare(baseline.model)
+        found.alone = predict(alone, images, views_of(baseline, data, config), "evaluating the student alone").cpu()
+    add_teachers(found, panel, images, say)
     if accelerator.is_main_process:
-        tell(options, config, folder, artifact, export, loaded, logits.cpu(), images.labels.cpu())
+        figures: dict[str, Any] = evaluate(found, fitted)
+        if options.cost:
+            figures["cost"] = cost.measure(
+                network,
+                loaded.preprocess.size,
+                accelerator.device,
+                checkpoint=export,
+                precision=config.training.mixed_precision,
+                channels_last=config.training.channels_last,
+            )
+        tell(options, config, folder, artifact, export, loaded, figures)
     accelerator.end_training()
+
+
+def views_of(loaded: models.LoadedModel, data: Data, config: Config) -> Views:
+    return Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
+
+
+def add_teachers(found: Predictions, panel: Panel, images: Images, say: Callable[[str], None]) -> None:
+    """The teachers' logits for `images`, unless they cannot be had, as from a file that lacks the test split."""
+    try:
+        logits = panel.logits(images, "measuring")
+    except UserError as error:
+        say(f"teachers are not measured: {first_line(error)}")
+        return
+    if logits is not None:
+        found.teachers, found.teacher_names = logits.cpu(), [teacher.name for teacher in panel.members]
 
 
 def dump(path: Path, count: int, data: Data, network: nn.Module, predict: Predictor, views: Views) -> None:
@@ -222,11 +330,9 @@ def tell(
     artifact: str | None,
     export: Path,
     loaded: models.LoadedModel,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    figures: dict[str, Any],
 ) -> None:
-    """Compute, print, write and log the results."""
-    figures: dict[str, Any] = metrics.evaluate_module().compute(predictions=logits.numpy(), references=labels.numpy())
+    """Print, write and log the results: what `evaluate` gave."""
     name, run = options.split, run_folder_of(folder)
     if run:
         run_id, home = read_object(run / "summary.json").get("run_id", run.name), run
@@ -234,8 +340,8 @@ def tell(
         run_id = artifact.rpartition("/")[2].partition(":")[0].removeprefix("model-") if artifact else folder.name
         home = writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
     result = {
-        "split": name,
         **figures,
+        **({"measured_teachers": figures["teachers"]} if "teachers" in figures else {}),  # `teachers`: as configured
         "model_name": loaded.architecture,
         "parameters": models.count_parameters(loaded.model),
         "kd_method": config.kd.type,
@@ -261,8 +367,9 @@ def tell(
     )
     if artifact:
         tracker.use_artifact(artifacts.version_of(artifact))
-    logged = {f"{name}/{key}": figures[key] for key in ("accuracy", "auroc", "top5", "nll", "brier", "ece")}
-    tracker.log({**logged, f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]})
+    tracker.log(
+        {**logged(figures), f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]}
+    )
     kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")
     tracker.summarize(
         {key: result[key] for key in kept}
@@ -274,20 +381,9 @@ def tell(
     )
     tracker.finish()
 
-    print(
-        report.table(
-            [f"{loaded.architecture}, {name} split", ""],
-            [
-                ["correct / total", f"{figures['correct']} / {figures['total']}"],
-                ["accuracy", f"{figures['accuracy']:.2%}"],
-                ["top-5 accuracy", f"{figures['top5']:.2%}"],
-                ["AUROC, one-vs-rest, macro", f"{figures['auroc']:.4f}"],
-                ["cross-entropy (nats)", f"{figures['loss_ce']:.4f}"],
-                ["Brier score", f"{figures['brier']:.4f}"],
-                ["calibration error (ECE, 15 bins)", f"{figures['ece']:.4f}"],
-            ],
-        )
-    )
+    print(printable(report.evaluation(f"{loaded.architecture}, {name} split", figures)))
+    if "cost" in figures:
+        print(f"\n{report.costs(figures['cost'])}")
     print(f"written to {target}" + (f"; W&B: {tracker.url}" if tracker.url else ""))
 
 

@@ -53,7 +53,7 @@ import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import comparison_tables, models, report, student, teachers
 from kd_core import config as configuration
-from kd_core.checkpoints import RunFolder, find_or_create, find_run, load_latest, open_run, save_latest
+from kd_core.checkpoints import RunFolder, find_or_create, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError, printable
@@ -592,7 +592,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
 
     # -------------------------------------------------------------------------------------------------- check
     if options.check:
-        found = {index: path for index in on_demand if (path := find_teacher(config, index, data))}
+        found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, data))}
         for index, path in found.items():
             members[index] = teachers.load(config.teachers[index], index, data, config, path)
         judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job)
@@ -731,12 +731,6 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     return members
 
 
-def find_teacher(config: Config, index: int, data: Data) -> Path | None:
-    """The finished run folder of on-demand teacher `index`, if there is one."""
-    found = find_run(teachers.training_config(config, index), data.fingerprint, finished=True)
-    return found.path if found else None
-
-
 def ensure_teacher(config: Config, index: int, job: Job) -> Path:
     """The run folder of on-demand teacher `index`, which is trained first if need be."""
     own = teachers.training_config(config, index)
@@ -750,7 +744,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
             )
             cleanup.callback(lock.release)
         job.accelerator.wait_for_everyone()
-        found = find_teacher(config, index, job.data)
+        found = teachers.find_teacher(config, index, job.data)
         job.say(f"{label}: found in {found}" if found else f"{label}: to be trained first")
         path = found or Path(run(own, job.side_job(), members=[])["run_folder"])
         job.accelerator.wait_for_everyone()

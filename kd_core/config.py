@@ -306,6 +306,7 @@ class WandbConfig(Section):
     )
     log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
     log_data: bool = Field(False, description="record the data set by its digest, as an artifact; never the images")
+    log_images: bool = Field(False, description="send the misclassified images of the run's report, too")
     upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
     resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
 

@@ -19,7 +19,8 @@ from kd_core.models import count_parameters
 from kd_core.timing import wait_for
 
 BATCHES = (1, 256)
-WARM_UP, FEWEST = 2, 3  # passes before the clock runs, and those measured at least
+SECONDS = 2.0  # of passes that are measured at each batch size,
+FEWEST = 3  # and so many at least, however long they take
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -32,12 +33,11 @@ def measure(
     checkpoint: Path,
     precision: str = "no",
     channels_last: bool = False,
-    seconds: float = 2.0,
 ) -> dict[str, Any]:
     """The cost of `model`, which lies on `device`, for images of `size` pixels a side, ready for JSON.
 
     `parameters`; `multiply_adds` for one image, in convolutions and matrix products; `checkpoint_bytes` of the weights
-    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over `seconds` of passes a batch size, and
+    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over SECONDS of passes a batch size, and
     `images_per_second`, under "1" and "256" images: None where memory does not suffice.  Images lie on the device
     already.  `device` and `precision` ("no", "fp16" or "bf16", the autocast type) say what the times hold for.
 
@@ -50,10 +50,13 @@ def measure(
         batch = images.repeat(count, 1, 1, 1)
         return batch.to(memory_format=torch.channels_last) if channels_last else batch
 
+    def run(batch: Tensor) -> None:
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            model(batch)
+
     with in_evaluation_mode(model):
         multiply_adds = count_multiply_adds(model, images)
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            times = {count: _seconds_of(lambda batch: model(batch), batch_of, count, device, seconds) for count in BATCHES}
+        times = {count: _seconds_of(run, batch_of, count, device) for count in BATCHES}
     return {
         "parameters": count_parameters(model),
         "multiply_adds": multiply_adds,
@@ -68,7 +71,7 @@ def measure(
 @torch.no_grad()
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
     """Multiply-adds of one pass over images [B,3,h,w]: convolutions and matrix products, attention's included."""
-    # Fused attention is no matrix product to PyTorch's counter, on some devices; it counts two operations each.
+    # On some devices PyTorch's counter knows no fused attention; and it counts a multiply-add as two.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images)
     return int(counter.get_total_flops()) // 2
@@ -94,15 +97,14 @@ def device_name(device: torch.device) -> str:
 
 
 def _seconds_of(
-    run: Callable[[Tensor], Any], batch_of: Callable[[int], Tensor], count: int, device: torch.device, seconds: float
+    run: Callable[[Tensor], None], batch_of: Callable[[int], Tensor], count: int, device: torch.device
 ) -> float | None:
     """The median time of a pass over `count` images; None if memory does not suffice."""
     try:
-        batch, times = batch_of(count), []
-        for _ in range(WARM_UP):
-            run(batch)
+        batch, times = batch_of(count), list[float]()
+        run(batch)  # to warm up: libraries choose their algorithms for a shape when they first see it
         wait_for(device)
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + SECONDS
         while len(times) < FEWEST or time.perf_counter() < end:
             began = time.perf_counter()
             run(batch)

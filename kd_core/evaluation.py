@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_core import metrics
+from kd_core.superclasses import superclasses_of
 
 MATRIX_CLASSES = 1000  # more classes have no confusion matrix: a file of millions of zeros
 
@@ -27,7 +28,7 @@ class Predictions:
         teachers: logits float32 [K,N,C], of clean views.
         alone: logits float32 [N,C] of the same student, trained without teachers.
         weights: float [K,N], the method's weight of each teacher for each image; they sum to 1 over K.
-        superclasses: the superclass number of each class; names are `superclass_names`.
+        superclasses: the superclass number of each class; names are `superclass_names`.  CIFAR-100's are known.
     """
 
     split: str
@@ -40,6 +41,10 @@ class Predictions:
     weights: Tensor | None = None
     superclasses: list[int] | None = None
     superclass_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.superclasses is None and (known := superclasses_of(self.class_names)):
+            self.superclasses, self.superclass_names = known
 
 
 def evaluate(predictions: Predictions, fitted: Predictions | None = None) -> dict[str, Any]:

@@ -194,8 +194,17 @@ class LoadedModel:
     @property
     def image_size(self) -> int | None:
         """The side at which the images of its training were stored, if the export says so."""
+        return self._extra.get("image_size")
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the data that it was trained on, if the export says so."""
+        return self._extra.get("data_fingerprint")
+
+    @property
+    def _extra(self) -> dict[str, Any]:
         extra = self.config.get("extra")
-        return extra.get("image_size") if isinstance(extra, dict) else None
+        return extra if isinstance(extra, dict) else {}
 
 
 def export(

@@ -54,9 +54,9 @@ def shown(value: Any, kind: Kind) -> str:
     if kind == "share":
         return f"{100 * value:.2f}%"
     if kind == "points":
-        return f"{100 * value:+.2f} points".replace("-", "−")
+        return f"{100 * value:{'+' if value else ''}.2f} points".replace("-", "−")
     if kind == "figure":
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
     if kind == "count":
         return f"{value:,}"
     if kind == "bytes":

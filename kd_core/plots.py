@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -17,7 +17,6 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -34,6 +33,7 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX"
 WIDTH = 8.0  # inches; at 800 pixels a point is 1.4 of them
 FEW = 20  # classes up to which each is named and written into its cell
+MANY = 6  # teachers up to which each is named
 STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -66,7 +66,7 @@ def save(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A script that the font lacks reads as boxes; the page and summary.json spell the names out.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def short(name: str, limit: int = 18) -> str:
@@ -149,8 +149,9 @@ WEIGHT, USAGE = "mean weight of each teacher", "share of images that follow it"
 SHARES, TERMS = "shares and probabilities", "loss terms (nats)"
 
 
-def _panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The method's own metrics by the panel that shows them: what it measures -> metric -> label."""
+def method_panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The method's own metrics by the panel that shows them: what it measures -> metric -> label; none, no panel."""
+    rows = _epochs(rows)
     panels: dict[str, dict[str, str]] = {SHARES: {}, TERMS: {}, WEIGHT: {}, USAGE: {}}
     seen: list[list[Any]] = []
     # Every method's name for a term comes before the one that the method itself has for it.
@@ -163,29 +164,23 @@ def _panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, di
         weight = re.fullmatch(r"teacher/(\d+)/weight|teacher_(\d+)_usage_fraction", own)
         if weight:
             number = int(weight[1] or weight[2])
-            label = short(teachers[number], 24) if number < len(teachers) else "teacher"
-            panels[WEIGHT if weight[1] else USAGE][name] = f"{number}: {label}"
+            label = f": {short(teachers[number], 24)}" if number < len(teachers) <= MANY else ""
+            panels[WEIGHT if weight[1] else USAGE][name] = f"{number}{label}"
         elif values not in seen:
             seen.append(values)
-            bounded = all(value is None or 0 <= value <= 1 for value in values)
+            bounded = "norm" not in own and all(value is None or 0 <= value <= 1 for value in values)
             title = TERMS if own.startswith("loss_") else SHARES if bounded else own.replace("_", " ")
             panels.setdefault(title, {})[name] = own
     return {title: series for title, series in panels.items() if series}
-
-
-def has_method_metrics(rows: list[dict[str, Any]]) -> bool:
-    """Whether `method_metrics` has anything to draw."""
-    return bool(_epochs(rows)) and bool(_panels(_epochs(rows), []))
 
 
 @_styled
 def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figure:
     """What the method itself measured over epochs: loss terms, gates and shares, weights and usage of the teachers.
 
-    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have; `teachers` are names.
+    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have, at least one; `teachers` are names.
     """
-    rows = _epochs(rows)
-    panels = _panels(rows, teachers)
+    panels, rows = method_panels(rows, teachers), _epochs(rows)
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, grid = _figure(3.1 * lines, lines, columns)
@@ -195,7 +190,8 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
             axes.set_ylim(-0.02, 1.02)
         if title == WEIGHT and len(series) > 1:
             axes.axhline(1 / len(series), color=GREY, linewidth=1.2, linestyle=":", label="all alike")
-        _legend(axes, columns=1 if max(map(len, series.values())) > 18 else min(2, len(series)))
+        widest = max(map(len, series.values()))
+        _legend(axes, columns=1 if widest > 18 else MANY if widest < 4 else 2)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     return figure
@@ -253,29 +249,27 @@ def against_cost(costs: dict[str, tuple[float, float, float | None]], metric: st
 
 
 @_styled
-def reliability(bins: dict[str, Any], ece: float, after: tuple[float, dict[str, Any], float] | None = None) -> Figure:
+def reliability(
+    bins: Mapping[str, Any], ece: float, after: tuple[float, Mapping[str, Any], float] | None = None
+) -> Figure:
     """Accuracy against confidence, and how many images have which confidence (Guo et al., arXiv:1706.04599).
 
-    `bins`: lists lower, upper, count, confidence and accuracy, None for empty bins; `ece`: a fraction.  `after`: a
-    temperature, and the bins and the calibration error after the logits were divided by it.
+    `bins`: lower, upper, count, confidence and accuracy of each bin, None or NaN for empty ones; `ece`: a fraction.
+    `after`: a temperature, and the bins and the calibration error after the logits were divided by it.
     """
     figure, (axes, histogram) = _figure(5.6, 2, 1, sharex=True, height_ratios=(3, 1))
-    lower, upper, count = (np.array(bins[name], dtype=float) for name in ("lower", "upper", "count"))
-    filled = count > 0
-    confidence, accuracy = (
-        np.array([value for value in bins[name] if value is not None], dtype=float)
-        for name in ("confidence", "accuracy")
+    lower, upper, count, confidence, accuracy = (
+        np.array(bins[name], dtype=float) for name in ("lower", "upper", "count", "confidence", "accuracy")
     )
-    left, width = lower[filled], (upper - lower)[filled]
-    axes.bar(left, accuracy, width, align="edge", color=SKY, edgecolor=BLUE, linewidth=0.8, label="accuracy")
-    axes.bar(left, confidence - accuracy, width, accuracy, align="edge", facecolor="none", edgecolor=VERMILLION,
-             hatch="////", linewidth=0.8, label="gap to the confidence")  # fmt: skip
+    axes.bar(lower, accuracy, upper - lower, align="edge", color=SKY, edgecolor=BLUE, linewidth=0.8, label="accuracy")
+    axes.bar(lower, confidence - accuracy, upper - lower, accuracy, align="edge", facecolor="none",
+             edgecolor=VERMILLION, hatch="////", linewidth=0.8, label="gap to the confidence")  # fmt: skip
     axes.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1.2, label="perfectly calibrated")
     title = f"calibration error (ECE) {ece:.1%}"
     if after:
         temperature, scaled, scaled_ece = after
-        points = [point for point in zip(scaled["confidence"], scaled["accuracy"], strict=True) if None not in point]
-        axes.plot(*zip(*points, strict=True), color=PURPLE, marker="o", markersize=4, linewidth=1.6,
+        points = np.array([scaled["confidence"], scaled["accuracy"]], dtype=float)
+        axes.plot(*points[:, np.isfinite(points).all(0)], color=PURPLE, marker="o", markersize=4, linewidth=1.6,
                   label=f"accuracy at temperature {temperature:.2f}")  # fmt: skip
         title += f", {scaled_ece:.1%} at temperature {temperature:.2f}"
     axes.set_title(title)

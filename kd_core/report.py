@@ -14,6 +14,7 @@ from kd_core.student import Student
 from kd_core.teachers import Teacher
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 
+MISTAKES = 5  # pairs of classes that an evaluation prints
 # of a run's summary: what W&B shows for the run
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
@@ -28,7 +29,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         )
         for row in [header, *rows]
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
@@ -73,6 +74,83 @@ def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str
         "-" if area is None else f"{area:.4f}",
         "-" if parameters is None else f"{parameters:,}",
     ]
+
+
+def evaluation(title: str, figures: dict[str, Any]) -> str:
+    """Tables of what `kd_core.evaluation.evaluate` found; `title` names the student and the images."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    scaled = figures["temperature_scaling"] or {}
+    known = (
+        ("accuracy", "accuracy", ".2%"),
+        ("macro accuracy", "macro_accuracy", ".2%"),
+        ("top-5 accuracy", "top5", ".2%"),
+        ("AUROC, one-vs-rest, macro", "auroc", ".4f"),
+        ("cross-entropy (nats)", "nll", ".4f"),
+        ("Brier score", "brier", ".4f"),
+        ("calibration error (ECE, 15 bins)", "ece", ".4f"),
+        ("adaptive calibration error", "ece_adaptive", ".4f"),
+    )
+    rows = [["correct / total", f"{figures['correct']} / {figures['total']}", ""]]
+    rows += [
+        [name, cell(figures[key], form), format(scaled[key], form) if key in scaled else ""]
+        for name, key, form in known
+    ]
+    if scaled:
+        at = f"at temperature {scaled['temperature']:.3f}, fitted on {scaled['fitted_on']}"
+        blocks = [table([title, "", at], rows)]
+    else:
+        blocks = [table([title, ""], [row[:2] for row in rows])]
+    if "teachers" in figures:
+        forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f", "agreement": ".2%", "kl": ".4f"}
+        names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
+        rows = [
+            [name, *(cell(row[key], form) for key, form in forms.items())]
+            for name, row in zip([*names, "ensemble"], [*figures["teachers"], figures["ensemble"]], strict=True)
+        ]
+        header = ["", "accuracy", "cross-entropy", "ECE", "same class as student", "KL to student (nats)"]
+        blocks.append(table(header, rows))
+        beside = figures["against_teachers"]
+        cases = (("all name one class", "all_agree"), ("differ", "disagree"), ("are all wrong", "all_wrong"))
+        rows = [
+            [f"teachers {text}", cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
+            for text, key in cases
+        ]
+        rows.append(["at least one is right", cell(beside["oracle"], ".2%"), ""])
+        blocks.append(table(["", "images", "student's accuracy"], rows))
+    if "alone" in figures:
+        alone = figures["alone"]
+        blocks.append(
+            f"student alone: accuracy {alone['accuracy']:.2%}, cross-entropy {alone['nll']:.4f}, ECE {alone['ece']:.4f}"
+            f"; with its teachers {100 * figures['gain']:+.2f} points"
+        )
+    if figures["most_confused"]:
+        pairs = figures["most_confused"][:MISTAKES]
+        rows = [
+            [f"{row['label']} taken for {row['predicted']}", str(row["count"]), f"{row['share']:.1%}"] for row in pairs
+        ]
+        blocks.append(table(["most frequent mistakes", "images", "of the class"], rows))
+    return "\n\n".join(blocks)
+
+
+def costs(figures: dict[str, Any]) -> str:
+    """A table of what `kd_core.cost.measure` found."""
+    rows = [
+        ["parameters", f"{figures['parameters']:,}"],
+        ["multiply-adds an image", f"{figures['multiply_adds']:,}"],
+        ["model.safetensors (bytes)", f"{figures['checkpoint_bytes']:,}"],
+    ]
+    for count, latency in figures["latency_ms"].items():
+        speed = figures["images_per_second"][count]
+        rows.append(
+            [
+                f"batch of {count}",
+                "too large" if latency is None else f"{latency:.3g} ms, {speed:,.0f} images per second",
+            ]
+        )
+    return table([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
 
 
 def summarize(

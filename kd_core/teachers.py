@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_core import artifacts, models, student, weights
+from kd_core.checkpoints import find_run
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
@@ -132,6 +133,12 @@ def training_config(run: Config, index: int) -> Config:
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config
 
 
+def find_teacher(run: Config, index: int, data: Data) -> Path | None:
+    """The finished run folder of on-demand teacher `index`, if there is one."""
+    found = find_run(training_config(run, index), data.fingerprint, finished=True)
+    return found.path if found else None
+
+
 def input_sizes(run: Config) -> list[int]:
     """The side of each teacher's input in pixels; artifacts are downloaded to know it."""
     return [_input_size(teacher, f"teachers[{index}]", run) for index, teacher in enumerate(run.teachers)]
@@ -239,7 +246,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
-    _check_classes(facts, data, f"{where} {folder}")
+    check_classes(facts, data, f"{where} {folder}")
     teacher = _teacher(facts, digest, network, config, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
@@ -343,10 +350,11 @@ def _views(preprocess: models.Preprocess, config: TeacherConfig, data: Data, run
     return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
 
 
-def _check_classes(facts: Facts, data: Data, where: str) -> None:
-    if facts.num_classes != data.num_classes:
-        raise UserError(f"{where}: has {facts.num_classes} classes, the data have {data.num_classes}")
-    names = facts.class_names
+def check_classes(known: Facts | models.LoadedModel, data: Data, where: str) -> None:
+    """UserError if a network has another number of classes than the data, or has them in another order."""
+    if known.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
+    names = known.class_names
     if names and names != data.class_names and sorted(names) == sorted(data.class_names):
         raise UserError(
             f"{where}: knows the same classes in another order: {names[0]!r} comes first, "

@@ -339,6 +339,16 @@ class Tracker:
         """What `_rows_known` reads; training does not wait for the disk, and a note that is lost is done without."""
         write_text(self._known_file, str(rows), durable=False)
 
+    def record_report(self, folder: Path) -> None:
+        """Show the report that `write_report` left in `folder`, if any, under report/*; after all rows were logged.
+
+        It is the row after the last one of metrics.jsonl, which W&B gets once however often a run is resumed or sent.
+        """
+        if self._run is not None and self._row >= self._known and (folder / "index.html").is_file():
+            shown = self._guard("take the report", lambda: _report(folder, self._settings.log_images))
+            if shown:
+                self._send(shown)
+
     def summarize(self, values: dict[str, Any]) -> None:
         """Final values of the run; what is None was not measured."""
         known = {name: redacted(value) for name, value in values.items() if value is not None}
@@ -435,6 +445,31 @@ class Tracker:
             self._notify("W&B lacks some of this run; the same command sends it")
 
 
+def _report(folder: Path, with_images: bool) -> dict[str, Any]:
+    """The files of a report as W&B shows them: plots, the page, each split's classes as a table."""
+    import wandb
+
+    from kd_core import report_page  # imports matplotlib
+
+    def own(pattern: str) -> list[Path]:  # links could lead anywhere
+        return [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.is_symlink()]
+
+    page = "".join(path.read_text(encoding="utf-8") for path in own("index.html"))
+    shown: dict[str, Any] = {
+        f"report/{path.stem}": wandb.Image(str(path))
+        for path in own("*.png")
+        if with_images or not path.stem.startswith(report_page.MISTAKES)
+    }
+    # Unless told not to, the client adds a style sheet of its own server.
+    shown["report/page"] = wandb.Html(page if with_images else report_page.without_images(page), inject=False)
+    for path in own("evaluation-*.json"):
+        classes = read_object(path)["per_class"]
+        columns: list[Any] = list(classes[0])
+        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in classes])
+        shown[f"report/classes-{path.stem.removeprefix('evaluation-')}"] = table
+    return shown
+
+
 def _to_end(run: Any) -> bool:
     """Whether the server wants this trial to end for good: its sweep ended it early, or somebody pressed a button.
 
@@ -489,6 +524,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     file = MetricsFile(folder.metrics_file)
     tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
     tracker.summarize({name: summary[name] for name in HEADLINES})
+    tracker.record_report(path / "report")
     tracker.store_final()
     if not tracker.finish():
         raise UserError(f"{path}: W&B still lacks some of it")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ import pytest
 import timm
 import torch
 import wandb_offline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import evaluate_kd
 import kd_methods
 import train_kd
-from kd_core.checkpoints import read_metrics
+from kd_core import cost
+from kd_core.checkpoints import RunFolder, read_metrics
 from kd_core.errors import UserError
+from kd_core.files import read_object, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,6 +119,10 @@ def test_the_evaluation_run_is_logged(folder, monkeypatch):
         "val/nll",
         "val/brier",
         "val/ece",
+        "val/macro_accuracy",
+        "val/ece_adaptive",
+        "val/temperature",
+        "val/ece_scaled",
     }
     assert names <= set(run["history"][0])
     keys = {"val_loss", "val_accuracy", "val_accuracy_percent", "checkpoint_path", "model_name", "teachers"}
@@ -147,3 +156,154 @@ def test_a_damaged_export_is_one_message(folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("evaluate_kd.py: ") and "model.safetensors" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------- beside its teachers, and without them
+
+
+@pytest.fixture(scope="module")
+def taught(folder) -> Path:
+    """A student of the same network with two teachers: one trained on demand, and the run in `folder`."""
+    recipe = folder.parent / "recipe.yaml"
+    recipe.write_text(
+        "data: {batch_size: 32, crop_padding: 2, flip: false}\ntraining: {max_epochs: 3, learning_rate: 4e-3}"
+    )
+    train_kd.main([
+        f"--output_dir={folder.parent}", f"--cache.dir={folder.parent / 'cache'}", "--name=taught", "--kd.type=average",
+        f"--teachers=[{{model: test_resnet, img_size: 32, train: {recipe}}}, {{weights: {folder}}}]",
+        "--model={name: test_resnet, img_size: 32}", "--training.max_epochs=2", "--no-wandb",
+        "--training.compare_with_baseline=false",
+    ])  # fmt: skip
+    [path] = folder.parent.glob("taught-*")
+    return path
+
+
+def test_its_teachers_are_measured_as_in_training(taught, capsys):
+    evaluate_kd.main(["--checkpoint", str(taught), "--no-wandb"])
+    found, summary = results(taught), read_object(taught / "summary.json")
+    assert found["accuracy"] == summary["best_val_accuracy"]
+    measured = [row["accuracy"] for row in found["measured_teachers"]]
+    assert measured == [teacher["val_accuracy"] for teacher in summary["teachers"]]
+    assert found["ensemble"]["accuracy"] == summary["ensemble"]["val_accuracy"]
+    assert [row["name"] for row in found["measured_teachers"]] == ["test_resnet", "test_resnet"]
+    assert len(found["teachers"]) == found["num_teachers"] == 2  # as configured, under the name they always had
+    assert isinstance(found["teachers"][0], str)
+    shares = found["against_teachers"]
+    assert shares["all_agree"]["share"] + shares["disagree"]["share"] == pytest.approx(1)
+    text = capsys.readouterr().out
+    assert "teacher 1 (test_resnet)" in text and "at least one is right" in text
+
+
+def test_teachers_may_be_left_out(taught, capsys):
+    evaluate_kd.main(["--checkpoint", str(taught), "--no-teachers", "--no-wandb"])
+    assert "measured_teachers" not in results(taught) and "teachers are not" not in capsys.readouterr().out
+
+
+def test_teachers_that_cannot_be_found_are_told_in_one_line(taught, tmp_path, capsys):
+    elsewhere = f"--output_dir={tmp_path}"
+    evaluate_kd.main(["--checkpoint", str(taught), "--no-wandb", elsewhere])
+    assert "measured_teachers" not in results(taught)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "not measured" in line]
+    assert line == f"teachers are not measured: teachers[0]: no run in {tmp_path} has trained it on these data"
+
+    shutil.copytree(taught / "student", tmp_path / "export")
+    evaluate_kd.main(["--checkpoint", str(tmp_path / "export"), "--no-wandb", elsewhere])
+    assert "not measured: the student has come without its run folder" in capsys.readouterr().out
+
+
+def test_a_teacher_that_knows_no_test_images(folder, tmp_path, capsys):
+    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    evaluate_kd.main(["--checkpoint", str(folder), "--dump-logits", str(whole)])
+    with safe_open(whole, framework="pt") as file:
+        about = file.metadata()
+    save_file({"train": load_file(whole)["train"]}, part, metadata=about)
+    for path, known in ((whole, True), (part, False)):
+        capsys.readouterr()
+        evaluate_kd.main(
+            ["--checkpoint", str(folder), "--split", "test", "--no-wandb", f"--teachers=[{{logits: {path}}}]"]
+        )
+        assert ("measured_teachers" in results(folder, "test")) == known
+        assert ("has no logits of split 'test'" in capsys.readouterr().out) != known
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb", f"--teachers=[{{logits: {whole}}}]"])
+    [row] = results(folder)["measured_teachers"]  # itself, up to what fp16 rounds
+    assert row["agreement"] == 1 and row["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_temperature_is_fitted_on_validation(taught):
+    evaluate_kd.main(["--checkpoint", str(taught), "--no-teachers", "--no-wandb"])
+    evaluate_kd.main(["--checkpoint", str(taught), "--split", "test", "--no-teachers", "--no-wandb"])
+    val, test = (results(taught, split)["temperature_scaling"] for split in ("val", "test"))
+    assert val["fitted_on"] == test["fitted_on"] == "val" and val["temperature"] == test["temperature"]
+    assert val["nll"] <= results(taught)["nll"] and val["nll"] != test["nll"]
+
+
+def test_the_student_alone(taught, folder, capsys):
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
+    alone = results(folder)
+    evaluate_kd.main(["--checkpoint", str(taught), "--baseline", str(folder), "--no-teachers", "--no-wandb"])
+    found = results(taught)
+    assert found["alone"] == {key: alone[key] for key in ("accuracy", "nll", "ece", "auroc")}
+    assert found["gain"] == found["accuracy"] - alone["accuracy"]
+    assert [row["alone"] for row in found["per_class"]] == [row["accuracy"] for row in alone["per_class"]]
+    assert f"student alone: accuracy {alone['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_the_comparison_that_a_run_has_made_is_found(taught, folder, tmp_path):
+    words = ["--checkpoint", str(taught), "--no-teachers", "--no-wandb"]
+    for path, known in ((folder, True), (tmp_path / "gone", False)):
+        RunFolder(taught).write_summary(baseline_run=str(path))
+        evaluate_kd.main(words)
+        assert ("alone" in results(taught)) == known
+
+
+def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tuple[str, str] | None = None) -> Path:
+    """A copy of a run whose student states something else."""
+    shutil.copytree(folder / "student", home / "student")
+    config = read_object(home / "student" / "config.json")
+    write_json(home / "student" / "config.json", {**config, "extra": {**config["extra"], **(extra or {})}})
+    if settings:
+        text = (home / "student" / "config.yaml").read_text()
+        assert settings[0] in text
+        (home / "student" / "config.yaml").write_text(text.replace(*settings))
+    return home
+
+
+def test_baselines_that_are_none(taught, folder, tmp_path):
+    names = [*read_object(folder / "student" / "config.json")["pretrained_cfg"]["label_names"]]
+    cases: list[tuple[Path, str]] = [
+        (tmp_path / "nowhere", "no such folder: .*nowhere; a run folder is needed"),
+        (tmp_path, "holds no exported student"),
+        (taught, "was trained with kd.type=average, not "),
+    ]
+    other = altered(folder, tmp_path / "data", extra={"data_fingerprint": "another"})
+    cases.append((other, "was trained on data with fingerprint another, the student on [0-9a-f]"))
+    other = altered(folder, tmp_path / "split", settings=("split_seed: 0", "split_seed: 7"))
+    cases.append((other, "was trained with data.split_seed=7, the student with 0"))
+    other = altered(folder, tmp_path / "order")
+    config = read_object(other / "student" / "config.json")
+    config["pretrained_cfg"]["label_names"] = names[::-1]
+    write_json(other / "student" / "config.json", config)
+    cases.append((other, "knows the same classes in another order"))
+    for path, text in cases:
+        with pytest.raises(UserError, match=f"(?s){text}") as caught:
+            evaluate_kd.main(["--checkpoint", str(taught), "--baseline", str(path), "--no-wandb"])
+        assert str(path) in str(caught.value)
+
+
+def test_a_baseline_of_another_network(folder, taught, tmp_path):
+    model = timm.create_model("test_vit", num_classes=10)
+    other = altered(folder, tmp_path / "network")
+    config = read_object(other / "student" / "config.json")
+    write_json(other / "student" / "config.json", {**config, "architecture": "test_vit", "model_args": {}})
+    save_file(model.state_dict(), other / "student" / "model.safetensors")
+    with pytest.raises(UserError, match="holds a 'test_vit', the student is a 'test_resnet'"):
+        evaluate_kd.main(["--checkpoint", str(taught), "--baseline", str(other), "--no-wandb"])
+
+
+def test_what_it_costs(folder, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    evaluate_kd.main(["--checkpoint", str(folder), "--cost", "--no-wandb"])
+    found = results(folder)["cost"]
+    assert found["parameters"] == read_object(folder / "summary.json")["parameters"]
+    assert found["checkpoint_bytes"] == (folder / "student" / "model.safetensors").stat().st_size
+    assert f"{found['multiply_adds']:,}" in capsys.readouterr().out

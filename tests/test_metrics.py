@@ -4,11 +4,25 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, top_k_accuracy_score
+import torchmetrics.functional.classification as torchmetrics
+from scipy.optimize import minimize_scalar
+from scipy.stats import entropy
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+from torchmetrics.functional import kl_divergence
 
 import kd_methods
 from kd_core import metrics
@@ -173,3 +187,266 @@ def test_the_evaluate_module_gives_the_same_numbers():
     assert module.compute(predictions=logits.numpy(), references=labels.numpy()) == metrics.classification(
         logits, labels
     )
+
+
+# ------------------------------------------------------------------------ everything, on random and degenerate inputs
+
+
+def turned(labels, classes):
+    """Classes that are all wrong."""
+    return (labels + 1) % classes
+
+
+def case(name):
+    """(logits [N,C], labels [N]) of that name."""
+    logits, labels = sample(510)
+    if name == "random":
+        return logits, labels
+    if name == "ties":
+        return sample(510, decimals=0)
+    if name == "constant":
+        return torch.full_like(logits, 3.0), labels
+    if name == "perfect":
+        return 20.0 * torch.nn.functional.one_hot(labels, 10), labels
+    if name == "all wrong":
+        return 20.0 * torch.nn.functional.one_hot(turned(labels, 10), 10), labels
+    if name == "one image":
+        return logits[:1], labels[:1]
+    if name == "one class":
+        return logits, torch.full_like(labels, 4)
+    if name == "a class is missing":
+        return logits, torch.where(labels == 9, 4, labels)
+    if name == "two classes":
+        return sample(510, 2)
+    if name == "a thousand classes":
+        return sample(300, 1000)
+    assert name == "huge"
+    return 1e4 * logits.sign(), labels
+
+
+CASES = [
+    "random", "ties", "constant", "perfect", "all wrong", "one image", "one class", "a class is missing",
+    "two classes", "a thousand classes", "huge",
+]  # fmt: skip
+
+
+@pytest.fixture(params=CASES)
+def inputs(request):
+    return case(request.param)
+
+
+def first_of_the_largest(logits):
+    """Without torch or NumPy deciding about ties."""
+    return torch.tensor([row.index(max(row)) for row in logits.tolist()])
+
+
+def test_predictions_are_the_first_of_the_largest(inputs):
+    logits, _ = inputs
+    assert torch.equal(metrics.predictions(logits), first_of_the_largest(logits))
+    assert torch.equal(metrics.predictions(logits.expand(3, -1, -1))[2], first_of_the_largest(logits))
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+def test_accuracy_per_class_and_macro(inputs):
+    logits, labels = inputs
+    predicted, classes = first_of_the_largest(logits), logits.shape[1]
+    counts, accuracy = metrics.accuracy_by(predicted == labels, labels, classes)
+    expected = recall_score(labels, predicted, labels=np.arange(classes), average=None, zero_division=np.nan)
+    np.testing.assert_allclose(accuracy.numpy(), expected, atol=1e-12)
+    assert counts.tolist() == [int((labels == number).sum()) for number in range(classes)]
+    macro = metrics.classification(logits, labels)["macro_accuracy"]
+    assert macro == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    if (counts > 0).all():
+        own = torchmetrics.multiclass_accuracy(predicted, labels, classes, average="macro")
+        assert macro == pytest.approx(float(own), abs=1e-6)
+
+
+def test_accuracy_by_group_equals_a_loop():
+    logits, labels = sample(200, 12)
+    predicted, parents = logits.argmax(1), torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3])
+    counts, accuracy = metrics.accuracy_by(predicted == labels, parents[labels], 5)
+    for number in range(4):
+        rows = [i for i in range(200) if parents[labels[i]] == number]
+        assert counts[number] == len(rows)
+        assert accuracy[number] == pytest.approx(sum(bool(predicted[i] == labels[i]) for i in rows) / len(rows))
+    assert counts[4] == 0 and math.isnan(accuracy[4])
+
+
+def test_confusion(inputs):
+    logits, labels = inputs
+    predicted, classes = first_of_the_largest(logits), logits.shape[1]
+    found = metrics.confusion_matrix(predicted, labels, classes)
+    assert np.array_equal(found, confusion_matrix(labels, predicted, labels=np.arange(classes)))
+    pairs = Counter((a, b) for a, b in zip(labels.tolist(), predicted.tolist(), strict=True) if a != b)
+    expected = sorted(((a, b, n) for (a, b), n in pairs.items()), key=lambda row: (-row[2], row[0], row[1]))
+    assert metrics.most_confused(predicted, labels, classes) == expected[:10]
+    assert metrics.most_confused(predicted, labels, classes, at_most=10**6) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The y_prob values do not sum to one", "ignore:The y_pred values do not sum to one")
+def test_calibration_equals_references(inputs):
+    logits, labels = inputs
+    found, classes = metrics.calibration(logits.float(), labels), logits.shape[1]
+    exact, known = logits.double().softmax(1), np.arange(classes)
+    assert found["nll"] == pytest.approx(cross_entropy(logits, labels, 1.0), rel=1e-5, abs=1e-6)
+    if found["nll"] < 20:  # scikit-learn cuts probabilities off at 1e-16
+        assert found["nll"] == pytest.approx(log_loss(labels, exact.numpy(), labels=known), rel=1e-5, abs=1e-6)
+    expected = brier_score_loss(labels, exact.numpy(), labels=known, scale_by_half=False)
+    assert found["brier"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    probabilities = logits.float().softmax(1)
+    assert found["ece_adaptive"] == pytest.approx(slow_adaptive(probabilities, labels), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["random", "one image", "one class", "two classes", "a thousand classes"])
+def test_calibration_error_equals_torchmetrics(name):  # whose bins are closed on the other side: not with ties
+    logits, labels = case(name)
+    probabilities = logits.softmax(1)
+    expected = torchmetrics.multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=15, norm="l1")
+    assert metrics.calibration_error(probabilities, labels) == pytest.approx(float(expected), abs=1e-6)
+
+
+def slow_adaptive(probabilities, labels, bins=15):
+    """Image by image: sorted, cut into bins by rank, equal probabilities in the bin of the first."""
+    rows = [(max(row), row.index(max(row)) == label) for row, label in zip(
+        probabilities.double().tolist(), labels.tolist(), strict=True)]  # fmt: skip
+    rows.sort(key=lambda row: row[0])
+    content = [[] for _ in range(bins)]
+    for position, (confidence, right) in enumerate(rows):
+        if position and confidence == rows[position - 1][0]:
+            content[index].append((confidence, right))  # noqa: F821 - of the one before
+            continue
+        index = position * bins // len(rows)
+        content[index].append((confidence, right))
+    return sum(abs(sum(right - confidence for confidence, right in part)) for part in content) / len(rows)
+
+
+def test_adaptive_bins_hold_equal_numbers():
+    logits, labels = sample(600)
+    confidence, predicted = logits.softmax(1).double().max(1)
+    order = confidence.argsort().numpy()
+    parts = np.array_split(order, 15)
+    assert {len(part) for part in parts} == {40} and len(confidence.unique()) == 600
+    right = (predicted == labels).double().numpy()
+    expected = np.mean([abs(right[part].mean() - confidence.numpy()[part].mean()) for part in parts])
+    found = metrics.adaptive_calibration_error(logits.softmax(1), labels)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["random", "ties", "constant", "huge"])
+def test_calibration_does_not_depend_on_the_order_of_images(name):
+    logits, labels = case(name)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    one, two = metrics.classification(logits, labels), metrics.classification(logits[order], labels[order])
+    assert two == pytest.approx(one, rel=1e-5, abs=1e-9)
+
+
+def test_reliability_equals_a_loop_over_bins(inputs):
+    logits, labels = inputs
+    probabilities = logits.float().softmax(1)
+    found = metrics.reliability(probabilities, labels)
+    confidence, predicted = probabilities.double().max(1)
+    gaps = 0.0
+    for number in range(15):
+        lower, upper = number / 15, (number + 1) / 15
+        inside = (confidence > lower) & (confidence <= upper)
+        assert (found["lower"][number], found["upper"][number]) == (lower, upper)
+        assert found["count"][number] == inside.sum()
+        for name, values in (("confidence", confidence), ("accuracy", (predicted == labels).double())):
+            expected = float(values[inside].mean()) if inside.any() else math.nan
+            assert float(found[name][number]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        if inside.any():
+            gaps += float(inside.sum() * (found["accuracy"][number] - found["confidence"][number]).abs())
+    assert found["count"].sum() == len(labels)
+    assert metrics.calibration_error(probabilities, labels) == pytest.approx(gaps / len(labels), abs=1e-12)
+
+
+def cross_entropy(logits, labels, temperature):
+    rows = (logits.double() / temperature).log_softmax(1)
+    return -float(rows[torch.arange(len(labels)), labels].mean())
+
+
+@pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
+def test_temperature_of_logits_that_were_heated(true):
+    """Labels drawn from softmax(logits): of logits times T the best temperature is about T."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    assert metrics.fit_temperature(true * logits, labels) == pytest.approx(true, rel=0.03)
+
+
+def test_temperature_is_the_minimum(inputs):
+    logits, labels = inputs
+    found = metrics.fit_temperature(logits, labels)
+    assert metrics.COLDEST <= found <= metrics.HOTTEST
+    reference = minimize_scalar(
+        lambda log: cross_entropy(logits, labels, math.exp(log)),
+        bounds=(math.log(metrics.COLDEST), math.log(metrics.HOTTEST)), method="bounded", options={"xatol": 1e-9},
+    )  # fmt: skip
+    best = cross_entropy(logits, labels, found)
+    assert best <= reference.fun + 1e-9 and best <= cross_entropy(logits, labels, 1.0) + 1e-12
+    if metrics.COLDEST < found < metrics.HOTTEST and found != 1:
+        assert found == pytest.approx(math.exp(reference.x), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [("constant", 1.0), ("perfect", metrics.COLDEST), ("all wrong", metrics.HOTTEST), ("huge", metrics.HOTTEST)],
+)
+def test_temperature_at_the_ends(name, temperature):
+    assert metrics.fit_temperature(*case(name)) == temperature
+
+
+def test_temperature_refuses_what_classification_refuses():
+    logits, labels = sample(5)
+    with pytest.raises(UserError, match="no images"):
+        metrics.fit_temperature(logits[:0], labels[:0])
+    with pytest.raises(NonFinite, match="logits of 1 of 5 images not finite, number 3"):
+        metrics.fit_temperature(logits.index_fill(0, torch.tensor([3]), math.inf), labels)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_figures_against_teachers_equal_loops(inputs, count):
+    logits, labels = inputs
+    noise = torch.randn(count, *logits.shape, generator=torch.Generator().manual_seed(2))
+    for teachers in (logits + 2 * noise, logits.expand(count, -1, -1), noise.round()):
+        student, taught = first_of_the_largest(logits), torch.stack([first_of_the_largest(own) for own in teachers])
+        agreed = [accuracy_score(own, student) for own in taught]
+        assert metrics.agreement(student, taught).tolist() == pytest.approx(agreed, abs=1e-12)
+
+        images = {name: [] for name in ("all_agree", "disagree", "all_wrong")}
+        some_right = 0
+        for image, label in enumerate(labels.tolist()):
+            named = {int(own[image]) for own in taught}
+            right = bool(student[image] == label)
+            images["all_agree" if len(named) == 1 else "disagree"].append(right)
+            some_right += label in named
+            if label not in named:
+                images["all_wrong"].append(right)
+        found = metrics.against_teachers(student, taught, labels)
+        for name, values in images.items():
+            assert found[name]["share"] == pytest.approx(len(values) / len(labels), abs=1e-12)
+            expected = sum(values) / len(values) if values else math.nan
+            assert found[name]["accuracy"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        assert found["oracle"] == pytest.approx(some_right / len(labels), abs=1e-12)
+        if count == 1:
+            assert found["all_agree"]["share"] == 1 and math.isnan(found["disagree"]["accuracy"])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "huge"])
+def test_divergence_equals_scipy_and_torchmetrics(name, count):
+    logits, _ = case(name)
+    teachers = logits + torch.randn(count, *logits.shape, generator=torch.Generator().manual_seed(3))
+    found = metrics.divergence(teachers, logits)
+    assert found.shape == (count,) and (found >= 0).all()
+    q = logits.double().softmax(1)
+    for own, value in zip(teachers, found.tolist(), strict=True):
+        p = own.double().softmax(1)
+        assert value == pytest.approx(float(np.mean(entropy(p.numpy(), q.numpy(), axis=1))), rel=1e-4, abs=1e-6)
+        assert value == pytest.approx(float(kl_divergence(p, q)), rel=1e-4, abs=1e-6)
+    assert float(metrics.divergence(logits, logits)) == 0
+
+
+def test_divergence_of_huge_logits_is_finite():
+    logits, _ = case("huge")
+    assert metrics.divergence(logits.roll(1, dims=1), logits).isfinite()

@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sample_run
 import wandb_offline
 
 import kd_methods
 import train_kd
 from kd_core import tracking
-from kd_core.checkpoints import read_metrics
+from kd_core.checkpoints import RunFolder, read_metrics
 from kd_core.config import Layer, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +50,7 @@ def offline(tmp_path_factory) -> Path:
 def test_the_history_is_what_metrics_jsonl_holds(offline):
     run = wandb_offline.read_run(offline / "wandb")
     own = [{name: value for name, value in row.items() if not name.startswith("_")} for row in run["history"]]
+    own = [row for row in own if not any(name.startswith("report/") for name in row)]  # which is no row of the file
     assert own == read_metrics(offline / "metrics.jsonl")
 
 
@@ -81,10 +84,61 @@ def test_the_artifact_holds_the_student_and_its_bytes_lie_in_the_run_folder(offl
     run = wandb_offline.read_run(offline / "wandb")
     assert {alias for artifact in run["artifacts"] for alias in artifact["aliases"]} == {"best", "latest"}
     for artifact in run["artifacts"]:
+        if artifact["type"] == "run_table":  # W&B's own, of each table of the report
+            continue
         assert (artifact["name"], artifact["type"]) == (f"model-{run['id']}", "model")
         assert artifact["files"] == ["config.json", "config.yaml", "metrics.json", "model.safetensors"]
         for path in artifact["paths"]:
             assert Path(path).is_file() and Path(path).is_relative_to(offline)
+
+
+def test_a_report_is_one_more_row_whatever_else_happens(tmp_path, monkeypatch):
+    """Offline: recorded once, also if the run is continued; without images of the data, and without links' targets."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, told = RunFolder(tmp_path / "run"), []
+    report = sample_run.report(folder.path, rows=[])[0].parent
+    (report / "elsewhere.png").symlink_to(report / "mistakes-val.png")
+    folder.write_summary(status="running")
+
+    def track(offset: int | None) -> tracking.Tracker:
+        who = {"run_id": "ab12cd34", "group": "g", "notify": told.append}
+        return tracking.start_tracking(config(), folder, enabled=True, use_wandb=True, offset=offset, **who)
+
+    tracker = track(None)
+    for epoch in (1, 2):
+        tracker.log({"epoch": epoch, "val/accuracy": epoch / 3})
+    offset = tracker.offset
+    tracker.record_report(report)
+    tracker.finish()
+    run = wandb_offline.read_run(folder.path / "wandb")
+    assert [row["_step"] for row in run["history"]] == [0, 1, 2]
+    keys = {name.split("/")[1] for name in run["history"][2] if name.startswith("report/")}
+    assert keys == {"page", "classes-val", "reliability-val", "confusion-val", "gains-val", "teacher-weights-val"}
+    [first] = (folder.path / "wandb").glob("offline-run-*")
+    [page] = first.glob("files/media/html/report/*.html")
+    assert "Images of the data are not shown here" in page.read_text()
+    shutil.rmtree(first)
+
+    again = track(offset)  # killed before it could say that it had finished
+    again.record_report(report)
+    again.finish()
+    assert wandb_offline.read_run(folder.path / "wandb")["history"] == []
+    assert not [word for word in told if "could not" in word]
+
+
+def test_a_damaged_report_is_told_and_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, told = RunFolder(tmp_path / "run"), []
+    (folder.path / "report").mkdir(parents=True)
+    (folder.path / "report" / "index.html").write_text("<p>")
+    (folder.path / "report" / "evaluation-val.json").write_text("{")
+    folder.write_summary(status="running")
+    tracker = tracking.start_tracking(
+        config(), folder, run_id="ab12cd34", enabled=True, use_wandb=True, notify=told.append, group="g"
+    )
+    tracker.record_report(folder.path / "report")
+    tracker.finish()
+    assert "evaluation-val.json: damaged, not valid JSON" in told[0] and "the work goes on" in told[0]
 
 
 @pytest.mark.parametrize("call", ["init", "log", "log_artifact", "finish"])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sample_run
 import yaml
 from test_train_kd import EVERY_RUN, OWN, times_apart
 from wandb_stub import StubServer
@@ -20,8 +22,12 @@ from wandb_stub import StubServer
 import kd_methods
 import train_kd
 from kd_core import artifacts
-from kd_core.checkpoints import read_metrics
+from kd_core.checkpoints import RunFolder, read_metrics
+from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
+from kd_core.page import data_uri
+from kd_core.report import HEADLINES
+from kd_core.tracking import send, start_tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "stub/kd"
@@ -115,8 +121,9 @@ def path_of(folder: Path) -> str:
 
 
 def rows_of(server: StubServer, path: str) -> list[dict]:
-    """The history that the server holds, in the names of this project."""
-    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in server.history(path)]
+    """The history that the server holds, in the names of this project, but the report, which is no row of the file."""
+    rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in server.history(path)]
+    return [row for row in rows if not any(name.startswith("report/") for name in row)]
 
 
 def wait_until(condition, what: str, seconds: float = 120) -> None:
@@ -156,7 +163,7 @@ def assert_complete(server: StubServer, folder: Path, *, resumed: bool = False) 
     there, here = rows_of(server, path), read_metrics(folder / "metrics.jsonl")
     assert times_apart(there) == times_apart(here)
     assert resumed or there == here
-    assert [row["_step"] for row in server.history(path)] == list(range(len(here)))
+    assert [row["_step"] for row in server.history(path)][: len(here)] == list(range(len(here)))
     stored = versions(server, f"model-{path.rpartition('/')[2]}")
     assert set(stored) == {"best", "latest"}
     assert blob(server, stored["best"], "model.safetensors") == (folder / "student" / "model.safetensors").read_bytes()
@@ -240,6 +247,57 @@ def test_the_data_set_is_recorded_by_its_digest(stub, everything):
     assert (
         name == f"data-{facts['fingerprint'][:12]}" and facts["train_images"] == 300 and len(used[name]["files"]) == 1
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The folder of a report."""
+    return sample_run.report(tmp_path_factory.mktemp("report") / "run", settings="a: 1")[0].parent
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_a_report_is_sent_once_whenever_it_is_there(stub, client, report, tmp_path, with_images):
+    """By a finished run that was sent before it had one, and by nobody again."""
+    name = f"report{with_images}"
+    folder, words = RunFolder(tmp_path / name), []
+    for export in (folder.student, folder.checkpoint("latest") / "student"):
+        export.mkdir(parents=True)
+        (export / "metrics.json").write_text('{"epoch": 1}')
+    settings = {"wandb": {"project": "kd", "log_model": False, "log_images": with_images}}
+    config = resolve([Layer("test", settings)]).config
+    (folder.path / "config.yaml").write_text(config.to_yaml())
+    tracker = start_tracking(
+        config, folder, run_id=name, enabled=True, use_wandb=True, notify=words.append, group="reports"
+    )
+    for epoch in (1, 2):
+        tracker.log({"epoch": epoch, "val/accuracy": epoch / 3})
+    tracker.record_report(folder.path / "report")  # there is none: nothing happens
+    folder.write_summary(status="finished", run_id=name, **dict.fromkeys(HEADLINES, 0.5))
+    assert tracker.finish() and words == []
+    path = f"{PROJECT}/{name}"
+    assert [row["_step"] for row in stub.history(path)] == [0, 1]
+
+    shutil.copytree(report, folder.path / "report")
+    for _ in range(2):
+        send(folder.path, words.append)
+        history = stub.history(path)
+        assert [row["_step"] for row in history] == [0, 1, 2]
+        assert rows_of(stub, path) == read_metrics(folder.metrics_file)
+    assert words == []
+    shown = {key.removeprefix("report/"): value for key, value in history[2].items() if key.startswith("report/")}
+    pictures = {file.stem for file in report.glob("*.png")}
+    assert set(shown) == pictures - (set() if with_images else {"mistakes-val"}) | {"page", "classes-val"}
+    files = stub.backend.run_dir(stub.run(path)) / "files"
+    for stem in set(shown) & pictures:
+        assert (files / shown[stem]["path"]).read_bytes() == (report / f"{stem}.png").read_bytes()
+    page = (files / shown["page"]["path"]).read_text()
+    assert (data_uri(report / "mistakes-val.png") in page) == with_images
+    assert "http" not in re.sub("http-equiv|https?://www.w3.org", "", re.sub("base64,[^\"]*", "", page))
+    table = json.loads((files / shown["classes-val"]["path"]).read_text())
+    assert table["columns"] == ["name", "count", "accuracy", "alone", "gain"] and len(table["data"]) == 10
 
 
 # --------------------------------------------------------------------------------------------------------- artifacts
