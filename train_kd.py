@@ -51,8 +51,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import comparison_tables, models, report, student, teachers
 from kd_core import config as configuration
+from kd_core import models, report, student, teachers
 from kd_core.checkpoints import RunFolder, find_or_create, load_latest, open_run, save_latest
 from kd_core.config import Config, Layer
 from kd_core.data import Data, load_data
@@ -625,6 +625,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         job.say(f"\n{report.results(summary, baseline)}\n")
     job.say(report.next_steps(summary, quickstart=not options.config))
     if len(options.seeds) > 1 and accelerator.is_main_process:
+        from kd_core import comparison_tables  # plots and statistics take a second, which other runs need not wait
+
         job.say(f"\n{comparison_tables.of_folders(folders)}")
     accelerator.end_training()
 
