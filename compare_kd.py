@@ -81,10 +81,11 @@ def main(arguments: list[str]) -> None:
     else:
         result = comparison.compare(found, also=options.also, baseline=options.baseline, **settings)
         tables = comparison_tables.tables_of(result)
-    print(comparison_tables.text(result, tables))
+    shown = comparison_tables.text(result, tables)
     if options.out:
         written = comparison_tables.write(options.out, result, tables)
-        print(f"written to {options.out}: {', '.join(path.name for path in written)}")
+        shown += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
+    print(shown)
 
 
 if __name__ == "__main__":

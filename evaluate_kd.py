@@ -72,7 +72,6 @@ from kd_core.observation import Observer, Pupil
 from kd_core.panel import Panel
 from kd_core.privacy import redacted
 from kd_core.processes import create_accelerator, is_first_process, run_script
-from kd_core.report_page import SPLITS, write_report
 from kd_core.tracking import start_tracking
 from kd_core.views import Views, fixed_view_ids
 
@@ -530,6 +529,8 @@ def write_page(
     found: Predictions,
 ) -> Path | None:
     """The report in folder `home`, with what was known of other splits; a finished run's summary learns the figures."""
+    from kd_core.report_page import SPLITS, write_report  # and with it matplotlib, which takes a second
+
     name, rows = found.split, []
     told = {"evaluation": {name: report.short(figures)}, **({"cost": figures["cost"]} if "cost" in figures else {})}
     evaluations = {name: figures}

@@ -53,8 +53,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import comparison_tables, models, report, student, teachers, trials
 from kd_core import config as configuration
+from kd_core import models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -85,7 +85,6 @@ from kd_core.processes import (
     set_random_state,
     share_buffers,
 )
-from kd_core.report_page import write_report
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
 from kd_core.views import EpochPlan, epoch_order, random_bits
@@ -478,6 +477,9 @@ def run(
             with folder.writing():
                 copy_folder(best, folder.student)
             if inspected:
+                # It draws with matplotlib, whose import takes long where nothing is drawn.
+                from kd_core.report_page import write_report
+
                 findings = diagnose(
                     config,
                     rows=read_metrics(folder.metrics_file),
@@ -680,6 +682,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
             job.say(f"seed {seed}, {number} of {len(options.seeds)}")
         folders += train_student(configuration.with_seed(config, seed), job, members, resume, bool(options.config))
     if len(options.seeds) > 1 and accelerator.is_main_process:
+        from kd_core import comparison_tables  # plots and statistics take a second, which other runs need not wait
+
         job.say(f"\n{comparison_tables.of_folders(folders)}")
     accelerator.end_training()
 

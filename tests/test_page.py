@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import sample_run
+import test_comparison
 from browser import Browser
 
-from kd_core import page, report_page
+from kd_core import comparison_tables, page, report_page
 from kd_core.evaluation import evaluate
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -316,6 +317,20 @@ def test_text_stands_out_in_light_and_dark(browser, report, scheme):
     assert worst >= 4.5, where  # WCAG 2.2, level AA
     assert (ground < 0.05) == (scheme == "dark")
     assert browser.run("getComputedStyle(document.querySelector('.plot')).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_a_comparison_fits_the_screen_and_stands_out(browser, tmp_path, width):
+    found = test_comparison.evil()
+    comparison_tables.write(tmp_path, found, comparison_tables.tables_of(found))
+    browser.open(tmp_path / "comparison.html", width, prefers_color_scheme="dark" if width == 375 else "light")
+    assert browser.run("document.documentElement.scrollWidth") <= width == browser.run("innerWidth")
+    assert browser.problems == [] and browser.run("document.title") == "Comparison: val/accuracy"
+    worst, where, _ = browser.run(CONTRAST)
+    assert worst >= 4.5, where
+    browser.run("document.querySelectorAll('.sortable button')[2].click()")
+    values = [float(text.split()[0]) for text in column(browser, 2)]
+    assert values == sorted(values) and len(values) == 3
 
 
 def column(browser: Browser, number: int) -> list[str]:
