@@ -84,6 +84,7 @@ def test_an_export_without_its_run_needs_a_config(folder, tmp_path):
         evaluate_kd.main(["--checkpoint", str(export), "--no-wandb"])
     output = f"--output_dir={tmp_path / 'out'}"
     evaluate_kd.main(["--checkpoint", str(export), "--config", str(folder / "config.yaml"), output, "--no-wandb"])
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     [result] = (tmp_path / "out").glob("*/evaluation-val.json")
     assert json.loads(result.read_text())["correct"] == results(folder)["correct"]
 

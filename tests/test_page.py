@@ -198,7 +198,7 @@ def headings(path: Path) -> list[str]:
 
 
 def test_a_student_without_teachers(tmp_path):
-    path, _ = sample_run.report(tmp_path / "run", sample_run.predictions(teachers=0), rows=[], images=None)
+    path, _ = sample_run.report(tmp_path / "run", sample_run.predictions(teachers=0, pixels=None), rows=[])
     text = path.read_text(encoding="utf-8")
     assert "no teachers" in text and "Student and teachers" not in headings(path)
     assert not list(path.parent.glob("teacher-weights*")) + list(path.parent.glob("gains*"))
@@ -207,7 +207,7 @@ def test_a_student_without_teachers(tmp_path):
 
 
 SUMMARY = {"student_model": "vit", "kd_type": "x", "epochs": 0, "best_epoch": None, "seed": 0, "teachers": []}
-NOTHING = {"summary": SUMMARY, "rows": [], "evaluations": {}, "predictions": None, "images": None}
+NOTHING = {"summary": SUMMARY, "rows": [], "evaluations": {}, "predictions": None}
 
 
 def test_a_run_without_evaluation_cost_or_findings(tmp_path):
@@ -219,11 +219,11 @@ def test_a_run_without_evaluation_cost_or_findings(tmp_path):
 
 
 def test_both_splits_and_no_scaling(tmp_path):
-    made = sample_run.predictions()
+    made = sample_run.predictions(pixels=None)
     evaluations = {"val": evaluate(made), "test": {**evaluate(made), "split": "test"}}
     del evaluations["test"]["confusion"]  # as with very many classes
     summary = sample_run.summary(made, evaluations)
-    path, _ = sample_run.report(tmp_path / "run", made, evaluations=evaluations, summary=summary, images=None, rows=[])
+    path, _ = sample_run.report(tmp_path / "run", made, evaluations=evaluations, summary=summary, rows=[])
     text = path.read_text(encoding="utf-8")
     assert [name for name in headings(path) if "split" in name] == ["Test split", "Validation split"] * 2
     assert not re.search("at temperature|temperature scaling", text)

@@ -19,9 +19,8 @@ ALL = {"training-curves", "method", "reliability", "confusion", "gains", "teache
 def drawn(made: Predictions) -> dict[str, Figure]:
     """All plots of a run, by name."""
     evaluations = {"val": evaluate(made, made)}
-    images = torch.arange(len(made.labels) * 192).reshape(-1, 8, 8, 3).to(torch.uint8)
     rows, summary = sample_run.rows(), sample_run.summary(made, evaluations)
-    found = report_page.draw(summary, rows, evaluations, made, images)
+    found = report_page.draw(summary, rows, evaluations, made)
     return {name.removesuffix("-val"): plot.figure for name, plot in found.items()}
 
 
