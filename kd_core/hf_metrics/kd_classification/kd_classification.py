@@ -6,7 +6,7 @@ import torch
 
 from kd_core import metrics
 
-_DESCRIPTION = "Accuracy, top-5, cross-entropy, one-vs-rest macro AUROC and counts, from logits."
+_DESCRIPTION = "Accuracy (top-1, top-5, macro), cross-entropy, Brier score, calibration errors and AUROC, from logits."
 
 
 class KDClassification(evaluate.Metric):
