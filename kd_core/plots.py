@@ -70,9 +70,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def short(name: str, limit: int = 18) -> str:
-    """`name` on one line of at most `limit` characters."""
-    name = printable(" ".join(name.split()))
-    return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
+    """`name` on one line of at most `limit` characters; its end is kept, where names often differ."""
+    name, tail = printable(" ".join(name.split())), limit // 3
+    return name if len(name) <= limit else f"{name[: limit - 1 - tail]}…{name[-tail:]}"
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -171,7 +171,12 @@ def method_panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[s
             bounded = "norm" not in own and all(value is None or 0 <= value <= 1 for value in values)
             title = TERMS if own.startswith("loss_") else SHARES if bounded else own.replace("_", " ")
             panels.setdefault(title, {})[name] = own
-    return {title: series for title, series in panels.items() if series}
+    return {title: dict(sorted(series.items(), key=_in_order)) for title, series in panels.items() if series}
+
+
+def _in_order(item: tuple[str, str]) -> list[tuple[int, str]]:
+    """Numbers within names by their size: teacher 2 before teacher 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0])]
 
 
 @_styled
@@ -470,9 +475,11 @@ def mistakes(
     axes.set_axis_off()
     start = side + 0.25
     wide = (WIDTH - start) / columns
-    letters = max(7, int((wide - 0.55) / 0.08))  # that fit beside the percentage
+    letters = max(6, int((wide - 0.55) / 0.08))  # that fit beside the percentage
     for column, network in enumerate(networks):
-        axes.text(start + column * wide, 0.22, short(network, letters + 6), fontsize=9, weight="bold", va="center")
+        axes.text(
+            start + column * wide, 0.22, short(network, int(wide / 0.095)), fontsize=9, weight="bold", va="center"
+        )
     axes.text(0.1, 0.22, "image", fontsize=9, weight="bold", va="center")
     tops = [each.topk(min(3, each.shape[1]), dim=1) for each in probabilities]
     pixels = images.numpy()
@@ -491,7 +498,7 @@ def mistakes(
                 middle, hit = y + 0.06 + (place + 1) * step, guess == label
                 axes.barh(middle, (wide - 0.12) * value, step * 0.86, left=x, color=GREEN if hit else "#D9D9D9",
                           alpha=0.55 if hit else 1.0)  # fmt: skip
-                axes.text(x + 0.04, middle, short(class_names[guess], letters) + (" ✓" if hit else ""), fontsize=8,
+                axes.text(x + 0.04, middle, short(class_names[guess], letters - 3 * hit) + " ✓" * hit, fontsize=8,
                           va="center", weight="bold" if hit else "normal")  # fmt: skip
                 axes.text(x + wide - 0.14, middle, f"{value:.0%}", fontsize=8, va="center", ha="right")
     # imshow sets limits of its own

@@ -21,7 +21,7 @@ from kd_core.report import next_steps
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
 MISTAKES = "mistakes"  # the plot that shows images of the data
-SHOWN = 16  # of them
+SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside the student's
 
 
 @dataclass
@@ -156,8 +156,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None, images: 
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
             f"histogram of the confidence. Calibration error {page.shown(figures['ece'], 'share')}.{effect}",
             "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
-            "a bar is overconfidence, one within it underconfidence."
-            + " The line is what temperature scaling makes of it." * bool(after),
+            "a bar is overconfidence, one within it underconfidence.",
         )
     }
     classes = [row["name"] for row in figures["per_class"]]
@@ -193,7 +192,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None, images: 
 def _of_images(predictions: Predictions, images: Tensor | None) -> dict[str, Plot]:
     drawn, labels, teachers = {}, predictions.labels, predictions.teachers
     names = predictions.teacher_names
-    if predictions.weights is not None and teachers is not None:
+    if predictions.weights is not None and teachers is not None and len(teachers) > 1:
         weights, right = predictions.weights.float(), metrics.predictions(teachers) == labels
         means = "; ".join(
             f"{name} {_mean(weights[i][right[i]])} where right, {_mean(weights[i][~right[i]])} where wrong"
@@ -213,13 +212,13 @@ def _of_images(predictions: Predictions, images: Tensor | None) -> dict[str, Plo
         if len(chosen):
             first = int(chosen[0])
             true, taken = (predictions.class_names[int(classes[first])] for classes in (labels, predicted))
-            first_teachers = [] if teachers is None else list(teachers[: plots.MANY, chosen].float().softmax(-1))
+            first_teachers = [] if teachers is None else list(teachers[:BESIDE, chosen].float().softmax(-1))
             drawn[MISTAKES] = Plot(
                 plots.mistakes(
                     images[chosen],
                     labels[chosen],
                     [probabilities[chosen], *first_teachers],
-                    ["student", *names[: plots.MANY]],
+                    ["student", *names[:BESIDE]],
                     predictions.class_names,
                 ),
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -64,6 +65,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._in], [], [], 120)[0], "chromium does not answer"
             part = os.read(self._in, 2**20)
             assert part, "chromium has ended"
             self._rest += part

@@ -360,6 +360,13 @@ def test_reliability_equals_a_loop_over_bins(inputs):
     assert metrics.calibration_error(probabilities, labels) == pytest.approx(gaps / len(labels), abs=1e-12)
 
 
+def test_a_limit_belongs_to_the_bin_below():
+    probabilities = torch.tensor([[0.6, 0.4], [0.2, 0.8]], dtype=torch.float64)  # 9/15 and 12/15
+    found = metrics.reliability(probabilities, torch.tensor([0, 0]))
+    assert [number for number, count in enumerate(found["count"].tolist()) if count] == [8, 11]
+    assert found["upper"][8] == 0.6 and found["upper"][11] == 0.8
+
+
 def cross_entropy(logits, labels, temperature):
     rows = (logits.double() / temperature).log_softmax(1)
     return -float(rows[torch.arange(len(labels)), labels].mean())
