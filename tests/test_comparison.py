@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -21,6 +22,7 @@ from kd_core import comparison, comparison_tables
 from kd_core.comparison import compare, difference, holm, pivot, spread, verdict
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
+from kd_core.evaluation import Predictions, evaluate
 from kd_core.runs import Found, Run
 
 LABEL_ONLY = kd_methods.LABEL_ONLY
@@ -402,6 +404,24 @@ def test_a_papers_table(tmp_path):
     assert r"kd.type & cifar\_resnet56 $\rightarrow$ cifar\_resnet20 & cifar\_vgg13 $\rightarrow$ cifar\_vgg8 \\" in tex
     assert tex.count(r"\midrule") == 2 and r"\toprule" in tex and r"\bottomrule" in tex
     assert "**85.00 ± 7.07 (2)**" in comparison_tables.markdown(table)
+
+
+def test_figures_of_a_real_evaluation():
+    """Its names are the contract: of the student, after scaling, and of each teacher."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (200,), generator=generator)
+    logits = torch.randn(3, 200, 4, generator=generator) + 2 * torch.eye(4)[labels]
+    names = [str(number) for number in range(4)]
+    seen = Predictions("val", labels, logits[0], names, teachers=logits[1:], teacher_names=["a", "b"])
+    figures = evaluate(seen, fitted=seen)
+    two = [TEACHER, {**TEACHER, "weights": "b.pth"}]
+    runs = [make(A, seed, teachers=two, summary={"evaluation": {"val": figures}}) for seed in (0, 1)]
+    for name in ("val/ece", "val/nll", "val/top5", "val/macro_accuracy"):
+        assert runs[0].figure(name) == figures[name.removeprefix("val/")]
+    assert runs[0].figure("val/temperature_scaling.ece") == figures["temperature_scaling"]["ece"]
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="val/ece")
+    assert [one["value"] for one in found["teachers"][0]] == [one["ece"] for one in figures["teachers"]]
+    assert found["higher_is_better"] is False
 
 
 def test_commands_train_exactly_what_is_missing(tmp_path):
