@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     found = runs.find(options.runs)
-    settings = {"metric": options.metric, "confidence": options.confidence, "force": options.force}
+    settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
     if options.rows:
         result = comparison.pivot(found, options.rows, options.cols, **settings)
         tables = [comparison_tables.table_of(result)]

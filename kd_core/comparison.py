@@ -326,7 +326,7 @@ def compare(
         "metric": chosen,
         "higher_is_better": higher_is_better(chosen),
         "also": list(also),
-        "confidence": confidence,
+        "confidence_level": confidence,
         "forced": force and len(apart) > 1,
         "left_out": left_out,
         "notes": notes,
@@ -389,7 +389,7 @@ def _compare_set(
         test["p_holm"] = None if test["p"] is None else next(corrected)
         test["verdict"] = verdict(test, higher, confidence)
     return {
-        "baseline": baseline.label if baseline else None,
+        "baseline_label": baseline.label if baseline else None,
         "warnings": _warnings(rows, baseline.label if baseline else None),
         "groups": rows,
     }
@@ -437,6 +437,8 @@ def _numbers(values: Iterable[Any]) -> str:
 
 def _keys(text: str, runs: list[Run], option: str) -> list[str]:
     keys = [key.strip() for key in text.split(",") if key.strip()]
+    if "training.seed" in keys:
+        raise UserError(f"{option}: training.seed: over the seeds cells are averaged; take another key")
     for key in keys:
         if key != PAIR and not any(_has(run, key) for run in runs):
             raise UserError(
@@ -532,7 +534,7 @@ def pivot(
     return {
         "metric": chosen,
         "higher_is_better": higher,
-        "confidence": confidence,
+        "confidence_level": confidence,
         "row_keys": row_keys,
         "col_keys": col_keys,
         "rows": names,
@@ -540,7 +542,7 @@ def pivot(
         "teachers": [_teachers(cells, column, chosen) for column in columns],
         "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
-        "missing": _missing(names, columns, cells, alone, row_keys),
+        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
         "warnings": warnings,
         "left_out": compared["left_out"],
     }
@@ -582,6 +584,7 @@ def _missing(
     cells: dict[tuple[str, str], Group],
     alone: dict[str, Group],
     row_keys: list[str],
+    metric: str,
 ) -> list[dict[str, Any]]:
     """What the table lacks, cells or seeds, each with the command that trains it."""
     missing = []
@@ -599,7 +602,8 @@ def _missing(
             like = own or next((one for place, one in cells.items() if place[0] == row), None)
             base = own or models[0]
             words = _overrides(base.first, None if row is None else like.first if like else None, row_keys)
-            command = ["python", "train_kd.py", "--config", _config_of(base), *words, _seeds(seeds)]
+            tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
+            command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
             missing.append(
                 {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
             )

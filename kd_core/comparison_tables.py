@@ -75,13 +75,13 @@ def _count(value: float | None) -> Cell:
 def tables_of(compared: dict[str, Any]) -> list[Table]:
     """A table for each set of what `comparison.compare` gives."""
     metric, also = compared["metric"], compared["also"]
-    level = f"{100 * compared['confidence']:g}%"
+    level = f"{100 * compared['confidence_level']:g}%"
     tables = []
     for number, one in enumerate(compared["sets"], 1):
         known = {key for row in one["groups"] for key, value in row["cost"].items() if value is not None}
         tested = any(row["against_baseline"] for row in one["groups"])
         header = ["method", "seeds", _heading(metric)]
-        header += [f"against {one['baseline']} [{level}]", "p (Holm)", "verdict"] if tested else []
+        header += [f"against {one['baseline_label']} [{level}]", "p (Holm)", "verdict"] if tested else []
         header += [_heading(name) for name in also]
         costs = {"training_seconds": "training", "parameters": "parameters", "multiply_adds": "multiply-adds"}
         header += [title for key, title in costs.items() if key in known]
@@ -257,7 +257,7 @@ def _csv(header: list[str], rows: list[list[Any]]) -> str:
 def csv_of(compared: dict[str, Any]) -> str:
     """One line for each group of each set, numbers as they are."""
     header = ["set", "title", "method", "experiment", "label", "metric", "n", "seeds", "mean", "deviation"]
-    header += ["low", "high", "baseline", "test", "difference", "difference_low", "difference_high"]
+    header += ["low", "high", "baseline_label", "test", "difference", "difference_low", "difference_high"]
     header += ["p", "p_holm", "verdict", "training_seconds", "parameters", "multiply_adds"]
     header += [f"{name}{part}" for name in compared["also"] for part in ("", " deviation")]
     rows = []
@@ -267,7 +267,7 @@ def csv_of(compared: dict[str, Any]) -> str:
             seeds = " ".join(str(seed["seed"]) for seed in row["seeds"])
             cells = [number, one["title"], row["method"], row["experiment"], row["label"], compared["metric"], row["n"]]
             cells += [seeds, row["mean"], row["deviation"], *(row["interval"] or (None, None))]
-            cells += [one["baseline"] if test else None, test.get("kind"), test.get("mean")]
+            cells += [one["baseline_label"] if test else None, test.get("kind"), test.get("mean")]
             cells += [*(test.get("interval") or (None, None)), test.get("p"), test.get("p_holm"), test.get("verdict")]
             cells += [row["cost"][key] for key in ("training_seconds", "parameters", "multiply_adds")]
             for name in compared["also"]:
@@ -351,7 +351,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str
             continue
         groups, metric = one["groups"], result["metric"]
         suffix = f"-{number}" if len(result["sets"]) > 1 else ""
-        percent, level = is_percent(metric), f"{100 * result['confidence']:g}%"
+        percent, level = is_percent(metric), f"{100 * result['confidence_level']:g}%"
         points = {row["label"]: [seed["value"] for seed in row["seeds"]] for row in groups}
         path = folder / f"seeds{suffix}.png"
         plots.save(

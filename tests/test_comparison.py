@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -21,6 +22,7 @@ from kd_core import comparison, comparison_tables
 from kd_core.comparison import compare, difference, holm, pivot, spread, verdict
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
+from kd_core.evaluation import Predictions, evaluate
 from kd_core.runs import Found, Run
 
 LABEL_ONLY = kd_methods.LABEL_ONLY
@@ -249,7 +251,7 @@ def test_a_student_alone_is_compared_with_every_set_of_its_kind():
     runs += several(B, training={"max_epochs": 7})
     found = compare(Found(runs, []))
     assert [[row["label"] for row in one["groups"]] for one in found["sets"]] == [["alone", A], ["alone", A], [B]]
-    assert [one["baseline"] for one in found["sets"]] == ["alone", "alone", B]
+    assert [one["baseline_label"] for one in found["sets"]] == ["alone", "alone", B]
     assert not any("teachers" in one["key"] for one in compare(Found(runs[:10], []))["differences"])
 
 
@@ -268,15 +270,16 @@ def test_the_baseline_is_chosen_by_method_name_or_label(name):
     if "(" in name:
         runs += several(A)
     [one] = compare(Found(runs, []), baseline=name)["sets"]
-    assert one["baseline"].startswith(A) and one["groups"][0]["label"] == one["baseline"]
+    assert one["baseline_label"].startswith(A) and one["groups"][0]["label"] == one["baseline_label"]
     assert one["groups"][0]["against_baseline"] is None and one["groups"][1]["against_baseline"]
 
 
 def test_the_baseline_is_the_student_alone_else_the_first():
-    assert compare(Found(several(A) + several(LABEL_ONLY), []))["sets"][0]["baseline"] == "alone"
-    assert compare(Found(several(B) + several(A), []))["sets"][0]["baseline"] == B
+    assert compare(Found(several(A) + several(LABEL_ONLY), []))["sets"][0]["baseline_label"] == "alone"
+    assert compare(Found(several(B) + several(A), []))["sets"][0]["baseline_label"] == B
     for name in ("alone", LABEL_ONLY):
-        assert compare(Found(several(A) + several(LABEL_ONLY), []), baseline=name)["sets"][0]["baseline"] == "alone"
+        [one] = compare(Found(several(A) + several(LABEL_ONLY), []), baseline=name)["sets"]
+        assert one["baseline_label"] == "alone"
 
 
 def test_a_baseline_that_is_none_or_several():
@@ -403,6 +406,24 @@ def test_a_papers_table(tmp_path):
     assert "**85.00 ± 7.07 (2)**" in comparison_tables.markdown(table)
 
 
+def test_figures_of_a_real_evaluation():
+    """Its names are the contract: of the student, after scaling, and of each teacher."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (200,), generator=generator)
+    logits = torch.randn(3, 200, 4, generator=generator) + 2 * torch.eye(4)[labels]
+    names = [str(number) for number in range(4)]
+    seen = Predictions("val", labels, logits[0], names, teachers=logits[1:], teacher_names=["a", "b"])
+    figures = evaluate(seen, fitted=seen)
+    two = [TEACHER, {**TEACHER, "weights": "b.pth"}]
+    runs = [make(A, seed, teachers=two, summary={"evaluation": {"val": figures}}) for seed in (0, 1)]
+    for name in ("val/ece", "val/nll", "val/top5", "val/macro_accuracy"):
+        assert runs[0].figure(name) == figures[name.removeprefix("val/")]
+    assert runs[0].figure("val/temperature_scaling.ece") == figures["temperature_scaling"]["ece"]
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="val/ece")
+    assert [one["value"] for one in found["teachers"][0]] == [one["ece"] for one in figures["teachers"]]
+    assert found["higher_is_better"] is False
+
+
 def test_commands_train_exactly_what_is_missing(tmp_path):
     """The settings that a listed command resolves to are those of the cell, but for the seed."""
     runs = paper(tmp_path)
@@ -425,6 +446,13 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
         assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
 
 
+def test_what_was_never_tested_is_to_be_tested():
+    tested = {"summary": {"final_test_accuracy": 0.4}}
+    runs = several(A, **tested) + several(B, VALUES[:4], **tested)
+    [one] = pivot(Found(runs, []), "kd.type", "pair")["missing"][1:]
+    assert one["seeds"] == [4] and one["command"].endswith(" --evaluation.test_at_end=true --training.seed=4")
+
+
 def test_rows_and_columns_by_any_setting():
     runs = several(A) + several(A, OTHERS, kd={"temperature": 8.0}) + several(B, OTHERS)
     with pytest.raises(UserError, match=f"the cell of '{A}' and .* would hold .* differ in kd.temperature; add"):
@@ -432,8 +460,9 @@ def test_rows_and_columns_by_any_setting():
     found = pivot(Found(runs, []), "kd.type,kd.temperature", "model.name")
     assert found["rows"] == [f"{A}, temperature=4.0", f"{A}, temperature=8.0", f"{B}, temperature=4.0"]
     assert found["cols"] == ["cifar_resnet20"]
-    with pytest.raises(UserError, match="--rows: kd.typo: no run has such a setting"):
-        pivot(Found(runs, []), "kd.typo", "pair")
+    for key, text in (("kd.typo", "no run has such a setting"), ("training.seed", "over the seeds")):
+        with pytest.raises(UserError, match=f"--rows: {key}: {text}"):
+            pivot(Found(runs, []), key, "pair")
 
 
 def test_columns_hold_what_may_be_compared():
