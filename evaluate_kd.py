@@ -480,7 +480,9 @@ def tell(
     }
     target = home / f"evaluation-{name}.json"
     write_json(target, redacted(result))
-    page = write_page(config, run, home, result, figures, found) if config.evaluation.report else None
+    page = None
+    if config.evaluation.report and (run is None or is_result(export, run)):
+        page = write_page(config, run, home, result, figures, found)
 
     tracker = start_tracking(
         config,
@@ -520,6 +522,11 @@ def tell(
         print(f"to look at: {page}")
 
 
+def is_result(export: Path, run: Path) -> bool:
+    """Whether an export is what a finished run has selected, and not one of its checkpoints."""
+    return RunFolder(run).finished and export.resolve() == RunFolder(run).student.resolve()
+
+
 def write_page(
     config: Config,
     run: Path | None,
@@ -527,27 +534,27 @@ def write_page(
     result: dict[str, Any],
     figures: dict[str, Any],
     found: Predictions,
-) -> Path | None:
-    """The report in folder `home`, with what was known of other splits; a finished run's summary learns the figures."""
+) -> Path:
+    """The report in folder `home`; a run's report and summary keep what they knew and these figures do not tell."""
     from kd_core.report_page import SPLITS, write_report  # and with it matplotlib, which takes a second
 
-    name, rows = found.split, []
-    told = {"evaluation": {name: report.short(figures)}, **({"cost": figures["cost"]} if "cost" in figures else {})}
-    evaluations = {name: figures}
+    evaluations, rows = {found.split: figures}, []
+    told = {"cost": figures["cost"]} if "cost" in figures else {}
     if run:
         own = RunFolder(run)
-        if not own.finished:
-            return None
-        for other in set(SPLITS) - {name}:
-            kept = run / "report" / f"evaluation-{other}.json"
-            if kept.is_file() and (before := read_object(kept)).keys() >= figures.keys() - {"cost", *OPTIONAL}:
-                evaluations[other] = before
-        told["evaluation"] = {other: report.short(own_figures) for other, own_figures in evaluations.items()}
+        for split in SPLITS:
+            file = run / "report" / f"evaluation-{split}.json"
+            before = read_object(file) if file.is_file() else {}
+            if before.keys() >= figures.keys() - {"cost", *OPTIONAL}:
+                evaluations[split] = {**before, **evaluations.get(split, {})}
+        known = own.summary().get("evaluation")
+        told["evaluation"] = known if isinstance(known, dict) else {}
+        told["evaluation"] |= {split: report.short(each) for split, each in evaluations.items()}
         summary, rows = own.write_summary(**told), read_metrics(own.metrics_file)
     else:
         summary = {
             "student_model": result["model_name"], "parameters": result["parameters"], "kd_type": result["kd_method"],
-            "seed": config.training.seed, **told,
+            "seed": config.training.seed, "evaluation": {found.split: report.short(figures)}, **told,
         }  # fmt: skip
     return write_report(
         home,

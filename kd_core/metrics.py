@@ -172,7 +172,7 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict
         "lower": edges[:-1],
         "upper": edges[1:],
         "count": count.long(),
-        "confidence": summed / count,
+        "mean_confidence": summed / count,
         "accuracy": correct / count,
     }
 

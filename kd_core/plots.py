@@ -264,7 +264,7 @@ def reliability(
     """
     figure, (axes, histogram) = _figure(5.6, 2, 1, sharex=True, height_ratios=(3, 1))
     lower, upper, count, confidence, accuracy = (
-        np.array(bins[name], dtype=float) for name in ("lower", "upper", "count", "confidence", "accuracy")
+        np.array(bins[name], dtype=float) for name in ("lower", "upper", "count", "mean_confidence", "accuracy")
     )
     axes.bar(lower, accuracy, upper - lower, align="edge", color=SKY, edgecolor=BLUE, linewidth=0.8, label="accuracy")
     axes.bar(lower, confidence - accuracy, upper - lower, accuracy, align="edge", facecolor="none",
@@ -273,7 +273,7 @@ def reliability(
     title = f"calibration error (ECE) {ece:.1%}"
     if after:
         temperature, scaled, scaled_ece = after
-        points = np.array([scaled["confidence"], scaled["accuracy"]], dtype=float)
+        points = np.array([scaled["mean_confidence"], scaled["accuracy"]], dtype=float)
         axes.plot(*points[:, np.isfinite(points).all(0)], color=PURPLE, marker="o", markersize=4, linewidth=1.6,
                   label=f"accuracy at temperature {temperature:.2f}")  # fmt: skip
         title += f", {scaled_ece:.1%} at temperature {temperature:.2f}"

@@ -47,7 +47,7 @@ def test_its_shape(name, count):
     classes = len(given.class_names)
     assert len(found["per_class"]) == len(found["confusion"]) == classes
     assert {key: len(values) for key, values in found["reliability"].items()} == dict.fromkeys(
-        ("lower", "upper", "count", "confidence", "accuracy"), 15
+        ("lower", "upper", "count", "mean_confidence", "accuracy"), 15
     )
     assert sum(map(sum, found["confusion"])) == sum(row["count"] for row in found["per_class"]) == found["total"]
     assert sum(found["confusion"][c][c] for c in range(classes)) == found["correct"]

@@ -351,11 +351,11 @@ def test_reliability_equals_a_loop_over_bins(inputs):
         inside = (confidence > lower) & (confidence <= upper)
         assert (found["lower"][number], found["upper"][number]) == (lower, upper)
         assert found["count"][number] == inside.sum()
-        for name, values in (("confidence", confidence), ("accuracy", (predicted == labels).double())):
+        for name, values in (("mean_confidence", confidence), ("accuracy", (predicted == labels).double())):
             expected = float(values[inside].mean()) if inside.any() else math.nan
             assert float(found[name][number]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
         if inside.any():
-            gaps += float(inside.sum() * (found["accuracy"][number] - found["confidence"][number]).abs())
+            gaps += float(inside.sum() * (found["accuracy"][number] - found["mean_confidence"][number]).abs())
     assert found["count"].sum() == len(labels)
     assert metrics.calibration_error(probabilities, labels) == pytest.approx(gaps / len(labels), abs=1e-12)
 

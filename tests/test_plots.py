@@ -130,8 +130,9 @@ def test_every_metric_of_a_method_has_its_panel():
 
 
 def test_reliability_is_the_bins():
-    bins = {"lower": [0, 0.5], "upper": [0.5, 1], "count": [0, 4], "confidence": [None, 0.9], "accuracy": [None, 0.75]}
-    scaled = {**bins, "confidence": [float("nan"), 0.7], "accuracy": [float("nan"), 0.8]}
+    bins = {"lower": [0, 0.5], "upper": [0.5, 1], "count": [0, 4]}
+    bins |= {"mean_confidence": [None, 0.9], "accuracy": [None, 0.75]}
+    scaled = {**bins, "mean_confidence": [float("nan"), 0.7], "accuracy": [float("nan"), 0.8]}
     axes, histogram = plots.reliability(bins, 0.15, (1.5, scaled, 0.1)).axes
     assert axes.get_title(loc="left") == "calibration error (ECE) 15.0%, 10.0% at temperature 1.50"
     accuracy, gap = (container.patches for container in axes.containers)

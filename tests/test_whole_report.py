@@ -112,10 +112,17 @@ def test_the_plots_of_a_run(run):
     assert sum(map(sum, confusion)) == 270
 
 
-def test_an_evaluation_finds_the_same_again_and_keeps_the_rest(run, summary, capsys):
-    evaluate_kd.main(["--checkpoint", str(run), "--split", "test", "--no-wandb"])
+@pytest.mark.parametrize("more", [(), ("--no-teachers",)])
+def test_an_evaluation_finds_the_same_again_and_keeps_the_rest(run, summary, more, capsys):
+    evaluate_kd.main(["--checkpoint", str(run), "--split", "test", "--no-wandb", *more])
     assert f"to look at: {run / 'report' / 'index.html'}" in capsys.readouterr().out
     after = json.loads((run / "summary.json").read_text())
     assert after == summary
     told = [key for key, _ in page_of(run).found]
     assert "evaluation.val.accuracy" in told and "findings.0.message" in told
+
+
+def test_other_checkpoints_leave_the_result_alone(run, summary, capsys):
+    evaluate_kd.main(["--checkpoint", str(run / "checkpoints" / "latest"), "--no-wandb", "--no-teachers"])
+    assert "to look at" not in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text()) == summary
