@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
@@ -68,12 +68,12 @@ from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
 from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
-from kd_core.observation import Observer, Pupil
+from kd_core.observation import Observer, Pupil, pupil_of
 from kd_core.panel import Panel
 from kd_core.privacy import redacted
 from kd_core.processes import create_accelerator, is_first_process, run_script
 from kd_core.tracking import start_tracking
-from kd_core.views import Views, fixed_view_ids
+from kd_core.views import fixed_view_ids
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -290,10 +290,9 @@ def main(arguments: list[str]) -> None:
 
     # ----------------------------------------------------------------------------------------------- predict
     predict = Predictor(accelerator, config)
-    views = views_of(loaded, data, config)
-    network = predict.prepare(loaded.model)
+    pupil = pupil_of(loaded, config, data, predict)
     if options.dump_logits:
-        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, network, predict, views)
+        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, pupil, predict)
         accelerator.end_training()
         return
 
@@ -306,11 +305,11 @@ def main(arguments: list[str]) -> None:
     panel = Panel(find_teachers(options, config, folder, data, say), predict)
     taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
-    student_alone = Observer(predict, data, Pupil(network, views), Panel([], predict), method)
+    student_alone = Observer(predict, data, pupil, Panel([], predict), method)
     observe = replace(
         student_alone,
         panel=panel if taught is not None else student_alone.panel,
-        alone=Pupil(predict.prepare(baseline.model), views_of(baseline, data, config)) if baseline else None,
+        alone=pupil_of(baseline, config, data, predict) if baseline else None,
     )
     found = observe(options.split, split, taught=taught)
     fitted = found if options.split == "val" else student_alone("val", data.val) if data.val else None
@@ -318,7 +317,7 @@ def main(arguments: list[str]) -> None:
         figures = evaluate(found, fitted)
         if options.cost:
             figures["cost"] = cost.measure(
-                network,
+                pupil.model,
                 loaded.preprocess.size,
                 accelerator.device,
                 checkpoint=export,
@@ -327,10 +326,6 @@ def main(arguments: list[str]) -> None:
             )
         tell(options, config, folder, artifact, export, loaded, figures, found)
     accelerator.end_training()
-
-
-def views_of(loaded: models.LoadedModel, data: Data, config: Config) -> Views:
-    return Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
 
 
 def ask_teachers(panel: Panel, images: Images, say: Callable[[str], None]) -> Tensor | None:
@@ -419,9 +414,9 @@ def images_to_check(
     return pixels, f"{len(pixels):,} images of the {split.name} split", config, data.describe()
 
 
-def dump(path: Path, count: int, data: Data, network: nn.Module, predict: Predictor, views: Views) -> None:
+def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -> None:
     """Write the network's logits for all rows of the source's splits, and for `count` fixed views of training."""
-    config, accelerator = predict.config, predict.accelerator
+    config, accelerator, network, views = predict.config, predict.accelerator, pupil.model, pupil.views
     augmentation: dict[str, Any] = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
     tensors: dict[str, Tensor] = {}
     about = {key: str(value).lower() for key, value in augmentation.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -14,7 +12,7 @@ from typing import Any, Literal
 from kd_core import comparison, plots, report, runs
 from kd_core.comparison import ALONE, is_percent, short
 from kd_core.errors import UserError, printable
-from kd_core.files import writable_folder, write_json, write_text, writing
+from kd_core.files import csv_text, writable_folder, write_json, write_text, writing
 from kd_core.page import data_uri, render
 from kd_core.timing import clock
 
@@ -240,20 +238,6 @@ def latex(table: Table) -> str:
     )
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    """CSV of plain values; text that a spreadsheet would take for a formula is quoted by an apostrophe."""
-
-    def safe(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        value = printable(value)
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t")) else value
-
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([[safe(value) for value in row] for row in [header, *rows]])
-    return file.getvalue()
-
-
 def csv_of(compared: dict[str, Any]) -> str:
     """One line for each group of each set, numbers as they are."""
     header = ["set", "title", "method", "experiment", "label", "metric", "n", "seeds", "mean", "deviation"]
@@ -274,7 +258,7 @@ def csv_of(compared: dict[str, Any]) -> str:
                 other = row["also"][name] or {}
                 cells += [other.get("mean"), other.get("deviation")]
             rows.append(cells)
-    return _csv(header, rows)
+    return csv_text([header, *rows])
 
 
 def csv_of_pivot(pivoted: dict[str, Any]) -> str:
@@ -289,7 +273,7 @@ def csv_of_pivot(pivoted: dict[str, Any]) -> str:
             if cell:
                 seeds = " ".join(map(str, cell["seeds"]))
                 rows.append([name, column, pivoted["metric"], cell["n"], seeds, cell["mean"], cell["deviation"]])
-    return _csv(["row", "column", "metric", "n", "seeds", "mean", "deviation"], rows)
+    return csv_text([["row", "column", "metric", "n", "seeds", "mean", "deviation"], *rows])
 
 
 # ------------------------------------------------------------------------------------------------------- all of it

@@ -86,5 +86,10 @@ def load_pupil(folder: Path, config: Config, data: Data, predict: Predictor, whe
     loaded = models.load_export(export)
     if loaded.num_classes != data.num_classes:
         raise UserError(f"{where}: {export} has {loaded.num_classes} classes, the data have {data.num_classes}")
+    return pupil_of(loaded, config, data, predict)
+
+
+def pupil_of(loaded: models.LoadedModel, config: Config, data: Data, predict: Predictor) -> Pupil:
+    """A network that was read from an export, ready to be shown the data's images."""
     views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
     return Pupil(predict.prepare(loaded.model), views)

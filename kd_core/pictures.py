@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +15,12 @@ from tqdm import tqdm
 
 from kd_core.decoding import try_decode
 from kd_core.errors import UserError, printable
-from kd_core.files import write_text, writing
+from kd_core.files import csv_text, write_text, writing
 from kd_core.models import LoadedModel
 from kd_core.views import Views
 
 BATCH = 256  # pictures, while they are small:
 BATCH_PIXELS = 2**24
-FORMULA = tuple("=+-@\t\r")  # what makes a spreadsheet take a cell for a formula
 
 
 @dataclass(frozen=True)
@@ -118,17 +115,12 @@ def write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     ranks = range(1, len(predictions[0].classes) + 1)
-    table.writerow(["file", *(f"{kind}_{rank}" for rank in ranks for kind in ("class", "probability"))])
+    header = ["file", *(f"{kind}_{rank}" for rank in ranks for kind in ("class", "probability"))]
+    rows = [header]
     for one in predictions:
         pairs = zip(one.classes, one.probabilities, strict=True)
-        table.writerow([_cell(str(one.file)), *(x for name, p in pairs for x in (_cell(name), f"{p:.6f}"))])
+        rows.append([str(one.file), *(cell for name, p in pairs for cell in (name, f"{p:.6f}"))])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text.getvalue())
-
-
-def _cell(text: str) -> str:
-    return printable(f"'{text}" if text.startswith(FORMULA) else text)
+        write_text(path, csv_text(rows))

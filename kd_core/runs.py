@@ -86,7 +86,8 @@ class Run:
         names = {name for row in self.rows for name in row if "/" in name and self.figure(name) is not None}
         evaluation = self.summary.get("evaluation")
         for split, values in evaluation.items() if isinstance(evaluation, dict) else ():
-            names |= {f"{split}/{name}" for name, value in values.items() if number(value) is not None}
+            if isinstance(values, dict):
+                names |= {f"{split}/{name}" for name, value in values.items() if number(value) is not None}
         return sorted(names | {name for name in STATED if self.figure(name) is not None})
 
     @property
