@@ -475,8 +475,8 @@ def tell(
     }
     target = home / f"evaluation-{name}.json"
     write_json(target, redacted(result))
-    page = None
-    if config.evaluation.report and (run is None or is_result(export, run)):
+    page, own = None, RunFolder(home)
+    if config.evaluation.report and (run is None or (own.finished and own.has_selected(export))):
         page = write_page(config, run, home, result, figures, found)
 
     tracker = start_tracking(
@@ -515,11 +515,6 @@ def tell(
     print(f"written to {target}" + (f"; W&B: {tracker.url}" if tracker.url else ""))
     if page:
         print(f"to look at: {page}")
-
-
-def is_result(export: Path, run: Path) -> bool:
-    """Whether an export is what a finished run has selected, and not one of its checkpoints."""
-    return RunFolder(run).finished and export.resolve() == RunFolder(run).student.resolve()
 
 
 def write_page(

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from kd_core.checkpoints import RunFolder
 from kd_core.config import Config
 from kd_core.errors import printable
 from kd_core.exports import ABOUT, OPSET, in_stock_timm
@@ -196,7 +197,7 @@ def _front_matter(kind: str, name: str, lineage: Lineage, figures: dict[str, dic
 
 def _summary(lineage: Lineage) -> dict[str, Any]:
     """summary.json of the run, if the export is the student that it speaks of."""
-    if lineage.run is None or lineage.export.resolve() != (lineage.run / "student").resolve():
+    if lineage.run is None or not RunFolder(lineage.run).has_selected(lineage.export):
         return {}
     return read_object(lineage.run / "summary.json")
 

@@ -77,6 +77,10 @@ class RunFolder:
         """The selected student, once the run has finished."""
         return self.path / "student"
 
+    def has_selected(self, export: Path) -> bool:
+        """Whether an exported student in folder `export` is the one that the run has selected, not a checkpoint's."""
+        return export.resolve() == self.student.resolve()
+
     @property
     def finished(self) -> bool:
         return bool(self.summary().get("status") == "finished")
