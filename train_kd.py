@@ -472,7 +472,7 @@ def run(
         summary = report.summarize(config, data, pupil, panel.members, measured, state, test, evaluations)
         summary["baseline_run"] = str(alone) if alone else None
         inspected = job.is_student and config.evaluation.report
-        sample = observe.sample() if inspected else None
+        sample = look_at_training_images(observe, job) if inspected else None
         if accelerator.is_main_process:
             with folder.writing():
                 copy_folder(best, folder.student)
@@ -585,6 +585,15 @@ def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.
         step(position % steps_per_epoch)
     wait_for(device)
     return (time.perf_counter() - began) / CHECK_STEPS
+
+
+def look_at_training_images(observe: Observer, job: Job) -> Predictions | None:
+    """What the networks say about some of them; None, and a line that says why, if a teacher is gone by now."""
+    try:
+        return observe.sample()
+    except UserError as error:  # a finished run is not lost for what only its report would tell
+        job.say(f"teachers are not looked at on training images: {error}")
+        return None
 
 
 def open_test_split(job: Job, observe: Observer) -> tuple[Predictions, dict[str, float]] | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import sample_run
+import wandb
 import yaml
 from test_train_kd import EVERY_RUN, OWN, times_apart
 from wandb_stub import StubServer
@@ -402,7 +403,7 @@ def test_a_stored_student_can_teach(stub, model, tmp_path):
 
 
 @pytest.fixture
-def client(stub, tmp_path, monkeypatch) -> Path:
+def client(stub, tmp_path, monkeypatch) -> Iterator[Path]:
     """The W&B client of this process, pointed at the server; returns an empty folder for downloads."""
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
@@ -410,7 +411,9 @@ def client(stub, tmp_path, monkeypatch) -> Path:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(artifacts, "_fetched", {})
     monkeypatch.setattr(artifacts, "API_TIMEOUT", 3)
-    return tmp_path / "downloads"
+    wandb.teardown()  # it keeps the settings of its first start in a process, whatever the environment says later
+    yield tmp_path / "downloads"
+    wandb.teardown()
 
 
 @pytest.mark.parametrize(
