@@ -23,6 +23,7 @@ from kd_core.comparison import compare, difference, holm, pivot, spread, verdict
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import Predictions, evaluate
+from kd_core.files import csv_text
 from kd_core.runs import Found, Run
 
 LABEL_ONLY = kd_methods.LABEL_ONLY
@@ -534,7 +535,7 @@ def test_the_files(tmp_path):
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
 def test_no_cell_of_text_is_a_formula(start):
-    text = comparison_tables._csv(["name", "value"], [[f"{start}1", -1.5]])
+    text = csv_text([["name", "value"], [f"{start}1", -1.5]])
     [[name, value]] = list(csv.reader(io.StringIO(text)))[1:]
     assert name[0] == "'" and float(value) == -1.5
 

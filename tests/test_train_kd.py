@@ -272,7 +272,10 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+# SIGTERM is among the faults of test_faults.py, too
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1, signal.SIGINT]
+)
 def test_a_signal_ends_the_step_and_the_same_command_goes_on(home, number):
     words = arguments(
         home, "--no-wandb", "--training.max_epochs=25", "--training.seed=17", method=kd_methods.LABEL_ONLY
