@@ -480,9 +480,10 @@ def run(
                 # It draws with matplotlib, whose import takes long where nothing is drawn.
                 from kd_core.report_page import write_report
 
+                rows = read_metrics(folder.metrics_file)
                 findings = diagnose(
                     config,
-                    rows=read_metrics(folder.metrics_file),
+                    rows=rows,
                     train=sample,
                     val=seen.get("val"),
                     steps_per_epoch=steps_per_epoch,
@@ -507,7 +508,7 @@ def run(
                         summary=summary,
                         settings=config.to_yaml(),
                         environment=summary["environment"],
-                        rows=read_metrics(folder.metrics_file),
+                        rows=rows,
                         evaluations=evaluations,
                         predictions=seen.get("test", seen.get("val")),
                     )

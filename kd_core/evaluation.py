@@ -32,6 +32,7 @@ class Predictions:
         alone: logits float32 [N,C] of the same student, trained without teachers.
         weights: float [K,N], the method's weight of each teacher for each image; they sum to 1 over K.
         superclasses: the superclass number of each class; names are `superclass_names`.  CIFAR-100's are known.
+        pixels: gives the images uint8 [n,H,W,3] at positions int64 [n], to look at some of them.
     """
 
     split: str

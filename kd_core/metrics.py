@@ -162,8 +162,8 @@ def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Tensor]:
     """What `calibration_error` sums up, per bin: float64 [bins] each, but for `count`, which is int64.
 
-    `lower` and `upper` are the bin's limits, `count` its number of samples, `confidence` and `accuracy` the means of
-    the top probability and of being right, NaN where there is no sample.
+    `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` and `accuracy` the
+    means of the top probability and of being right, NaN where there is no sample.
     """
     confidence, right = _top(probabilities, labels)
     count, summed, correct = _sums(confidence, right, _equal_width(confidence, bins), bins)

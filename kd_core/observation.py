@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from kd_core import models
 from kd_core.config import Config
 from kd_core.data import Data, Split
-from kd_core.errors import UserError
 from kd_core.evaluation import Predictions
 from kd_core.inference import Images, Predictor, image_weights
 from kd_core.panel import Panel
-from kd_core.superclasses import superclasses_of
-from kd_core.teachers import export_in
+from kd_core.teachers import check_classes, export_in
 from kd_core.views import Views, epoch_order
 from kd_methods import KDMethod
 
@@ -59,7 +57,6 @@ class Observer:
             taught = self.panel.logits(images, f"on {name}:", keep=keep)
         alone = ask(self.alone, "student alone").cpu() if self.alone else None
         weights = image_weights(self.method, logits, taught, labels)
-        superclasses = superclasses_of(self.data.class_names)
         return Predictions(
             split=name,
             labels=labels.cpu(),
@@ -69,8 +66,6 @@ class Observer:
             teacher_names=[teacher.name for teacher in self.panel.members],
             alone=alone,
             weights=None if weights is None else weights.cpu(),
-            superclasses=superclasses[0] if superclasses else None,
-            superclass_names=superclasses[1] if superclasses else None,
             pixels=lambda positions: split.images[split.rows[positions]],
         )
 
@@ -84,8 +79,7 @@ def load_pupil(folder: Path, config: Config, data: Data, predict: Predictor, whe
     """The exported student in `folder`; UserError, which begins with `where`, if it does not fit the data."""
     export = export_in(folder)
     loaded = models.load_export(export)
-    if loaded.num_classes != data.num_classes:
-        raise UserError(f"{where}: {export} has {loaded.num_classes} classes, the data have {data.num_classes}")
+    check_classes(loaded, data, f"{where}: {export}")
     return pupil_of(loaded, config, data, predict)
 
 
