@@ -99,6 +99,11 @@ class DataConfig(Section):
     subset: str | None = Field(None, description="configuration of the Hub data set, where it has several")
     revision: str | None = Field(None, description="revision of the Hub data set")
     path: str | None = Field(None, description="local folder, for every source but hub and digits")
+    folders: Literal["classes", "splits"] | None = Field(
+        None,
+        description="what the folders in data.path are, for imagefolder: classes, whatever they are called, or splits, "
+        "with all that lies deeper than a class belonging to it; null: told by their names",
+    )
     image_column: str | None = Field(None, description="column with the images; null: found by its type")
     label_column: str | None = Field(None, description="column with the labels; null: fine_label, label, ...")
     train_split: str | None = Field(None, description="name of the training split; null: guessed and printed")
@@ -423,6 +428,8 @@ class Config(Section):
         if not self.training.skip_nonfinite:
             del values["training"]["skip_nonfinite"]  # runs of before there was this choice go on
         del values["data"]["num_workers"], values["data"]["store"]
+        if self.data.folders is None:
+            del values["data"]["folders"]
         for teacher in values["teachers"]:
             if teacher["weights"] and (content := _content_of(teacher["weights"])):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called

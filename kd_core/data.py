@@ -18,6 +18,7 @@ from kd_core import decoding
 from kd_core.decoding import Stored
 from kd_core.errors import UserError
 from kd_core.files import writable_folder
+from kd_core.layout import roles_in, split_for
 from kd_core.sources import MAX_CLASSES, RawSplit, Source, open_source
 from kd_core.stratify import stratified
 
@@ -104,7 +105,7 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     source = open_source(config)
     train_name, val_name, test_name = _split_names(source, config)
     largest = config.store_size or round(max(model_sizes) * 8 / 7)
-    notes: list[str] = []
+    notes = [*source.notes]
 
     def open_split(name: str, classes: list[str] | None, side: int | None) -> tuple[RawSplit, Stored]:
         raw = source.open(name)
@@ -191,15 +192,22 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
 
 def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, str | None]:
     """Which of the source's splits are for training, validation and test."""
-    train = source.find("train", config.train_split)
-    if train is None and len(source.split_names) == 1:
+    named = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+
+    def find(role: str) -> str | None:
+        """The split of a role; one that the settings give to another role is not guessed."""
+        taken = {name for other, name in named.items() if other != role and named[role] is None}
+        return split_for(role, [name for name in source.split_names if name not in taken], named[role], source.where)
+
+    train = find("train")
+    if train is None and len(source.split_names) == 1 and not roles_in(source.split_names[0]):
         train = source.split_names[0]
     if train is None:
         raise UserError(f"data.train_split: cannot be guessed; {source.where} has: {', '.join(source.split_names)}")
     # A val_size asks for none, or for images cut from training, unless a split is named as well.
     cut = config.val_split is None and config.val_size is not None
-    val = None if cut else source.find("val", config.val_split)
-    test = source.find("test", config.test_split)
+    val = None if cut else find("val")
+    test = find("test")
     for role, name, others in (("val", val, (train, test)), ("test", test, (train,))):
         if name is not None and name in others:
             raise UserError(f"data.{role}_split: {name!r} has another role already; name another split")

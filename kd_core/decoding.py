@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from kd_core.errors import UserError
 from kd_core.files import replacing_folder, reserve, write_json, writing
-from kd_core.sources import RawSplit
+
+if TYPE_CHECKING:
+    from kd_core.sources import RawSplit
 
 VERSION = 1  # of the decoder: another number decodes anew
 CHUNK = 256  # images held in memory at a time, besides the one that each thread decodes
@@ -215,7 +217,7 @@ def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> i
         pass  # not there yet, or damaged: looked up again
     sizes: set[tuple[int, int]] = set()
     for _, items in _chunks(raw, len(raw.labels()[0])):
-        sizes.update(size for size in pool.map(_size, items) if size is not None)  # decoding reports the others
+        sizes.update(size for size in pool.map(size_of, items) if size is not None)  # decoding reports the others
         if len(sizes) > 1:
             break
     common = sizes.pop() if len(sizes) == 1 else (0, 1)
@@ -224,7 +226,8 @@ def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> i
     return side
 
 
-def _size(item: Any) -> tuple[int, int] | None:
+def size_of(item: Any) -> tuple[int, int] | None:
+    """Width and height of an image (bytes, a path, an array), from its header alone; None if it is none."""
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[0]
     try:

@@ -10,32 +10,32 @@ import os
 import pickle
 import pickletools
 import re
+import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import huggingface_hub.constants
 import numpy as np
+import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet
 import torch.nn.functional as F
 from torch import from_numpy
 
+from kd_core import decoding, layout
 from kd_core.errors import UserError, first_line
 from kd_core.files import read_object
+from kd_core.layout import IMAGE, METADATA
 from kd_core.stratify import stratified
 
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 MAX_CLASSES = 100_000
 MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
@@ -54,6 +54,7 @@ class RawSplit:
     labels: reads one label a row (class numbers or names) and, where the source has them, the class names.
     images: reads the images of rows start to stop: encoded bytes, paths, or decoded uint8 arrays [H,W,3].
     notes: what was guessed, one line each.
+    columns: those of images and labels, where the source is a table.
     """
 
     name: str
@@ -61,26 +62,17 @@ class RawSplit:
     labels: Callable[[], tuple[list[Any], list[str] | None]]
     images: Callable[[int, int], list[Any]]
     notes: list[str]
+    columns: tuple[str, ...] = ()
 
 
 @dataclass
 class Source:
-    """where: how messages name it."""
+    """where: how messages name it.  notes: what was guessed or left out, one line each."""
 
     where: str
     split_names: list[str]
     open: Callable[[str], RawSplit]
-
-    def find(self, role: str, named: str | None) -> str | None:
-        """The name of the split that plays `role` ("train", "val" or "test"); UserError if `named` is none."""
-        if named is not None:
-            if named not in self.split_names:
-                raise UserError(
-                    f"data.{role}_split: {self.where} has no split {named!r}; it has: " + ", ".join(self.split_names)
-                )
-            return named
-        by_word = {name.lower(): name for name in self.split_names}
-        return next((by_word[word] for word in SPLIT_WORDS[role] if word in by_word), None)
+    notes: list[str] = field(default_factory=list)
 
 
 def open_source(config: DataConfig) -> Source:
@@ -134,43 +126,265 @@ def _hub(config: DataConfig) -> Source:
 
 def _parquet(folder: Path, config: DataConfig) -> Source:
     """Files named by split (train-00000-of-00003.parquet), or in folders named by split; else all is training."""
-    splits: dict[str, list[Path]] = {}
-    named = [config.train_split, config.val_split, config.test_split]
-    known = {*(word for words in SPLIT_WORDS.values() for word in words), *filter(None, named)}
-    for file in sorted(folder.rglob("*.parquet")):
-        parents = [parent.name for parent in file.relative_to(folder).parents if parent.name]
-        candidates = [file.stem, re.split(r"[-_.]", file.stem)[0], *parents]
-        splits.setdefault(next((word for word in candidates if word in known), "other"), []).append(file)
-    if not splits:
-        raise UserError(f"data.path: {folder}: holds no .parquet file (data.source=parquet)")
-    if set(splits) == {"other"}:
-        splits = {"train": splits["other"]}
+    listing = _walk(folder)
+    found = layout.tables(listing.kinds, named=_named(config), where=str(folder))
 
     def open_split(name: str) -> RawSplit:
-        for file in splits[name]:
+        files = [folder / file for file in found.splits[name][None]]
+        for file in files:
             _check_parquet(file)
-        dataset = _load(folder, "parquet", data_files=[glob.escape(str(file)) for file in splits[name]])
-        return _from_dataset(dataset, name, str(folder), config)
+        # The digest keeps what datasets has stored of files that were replaced since from being taken for these.
+        state = _digest(_listing(files))
+        parts, groups = [], _alike(files)
+        for group in groups:
+            names = [glob.escape(str(file)) for file in group]
+            dataset = _load(folder, "parquet", name=f"files-{_digest(state, names)[:16]}", data_files=names)
+            parts.append(_from_dataset(dataset, name, str(folder), config))
+        raw = parts[0] if len(parts) == 1 else _joined(parts, groups)
+        raw.key = _digest(raw.key, state)
+        return raw
 
-    return Source(str(folder), list(splits), open_split)
+    return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
+
+
+def _alike(files: list[Path]) -> list[list[Path]]:
+    """Neighbors with the same columns and class names: datasets takes the first file's for all that it is given."""
+
+    def columns(file: Path) -> str:
+        try:
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError):
+            return ""  # damaged: opening it says so
+        return repr(sorted(features.items(), key=lambda item: item[0]))
+
+    return [list(group) for _, group in groupby(files, key=columns)]
+
+
+def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
+    """The rows of all parts, one after another, their labels translated by the class names of each."""
+    files = [group[0].name for group in groups]
+    if len({part.columns for part in parts}) > 1:
+        told = "; ".join(f"{file}: {', '.join(part.columns)}" for file, part in zip(files, parts, strict=True))
+        raise UserError(f"data.image_column, data.label_column: the files of one split have other columns: {told}")
+
+    @cache
+    def read() -> list[tuple[list[Any], list[str] | None]]:
+        return [part.labels() for part in parts]
+
+    def labels() -> tuple[list[Any], list[str] | None]:
+        kinds = {file: _kind_of_labels(*each) for file, each in zip(files, read(), strict=True)}
+        if len({kind for kind in kinds.values() if kind != "names"}) > 1 or set(kinds.values()) == {"names", "numbers"}:
+            told = ", ".join(f"{file} has {kind}" for file, kind in kinds.items())
+            raise UserError(f"data.label_column: the files of one split have labels of other kinds: {told}")
+        if "names" not in kinds.values():
+            return [value for values, _ in read() for value in values], None
+        known = list(dict.fromkeys(name for _, names in read() for name in names or []))
+        number = {name: index for index, name in enumerate(known)}
+        everything: list[Any] = []
+        for file, (values, names) in zip(files, read(), strict=True):
+            for value in values:
+                name = names[value] if names is not None and value is not None and 0 <= value < len(names) else value
+                if isinstance(name, str) and name not in number:
+                    raise UserError(f"data.label_column: {file}: class {name!r} does not occur in the other files")
+                everything.append(number.get(name, value) if isinstance(name, str) else value)
+        return everything, known
+
+    def images(start: int, stop: int) -> list[Any]:
+        found, offset = [], 0
+        for part, (values, _) in zip(parts, read(), strict=True):
+            first, last = max(start - offset, 0), min(stop - offset, len(values))
+            found += part.images(first, last) if first < last else []
+            offset += len(values)
+        return found
+
+    note = f"{parts[0].name}: class names differ between its files, and are translated by name"
+    key = _digest([part.key for part in parts])
+    return RawSplit(parts[0].name, key, labels, images, [*parts[0].notes, note], parts[0].columns)
+
+
+def _kind_of_labels(values: list[Any], names: list[str] | None) -> str:
+    if names is not None:
+        return "names"
+    return "text" if any(isinstance(value, str) for value in values) else "numbers"
 
 
 def _imagefolder(folder: Path, config: DataConfig) -> Source:
-    """Folders named by class, within folders named by split if there are such.
-
-    A class may be called "train" (CIFAR-100 has one): a split's folder is one that holds folders.
-    """
-    words = {*(word for words in SPLIT_WORDS.values() for word in words), *filter(None, [config.train_split])}
-    children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
-    by_split = any(child.name in words and any(g.is_dir() for g in child.iterdir()) for child in children)
-    splits = {child.name: child for child in children} if by_split else {"train": folder}
+    """Folders named by class, within folders named by split if there are such; or a table of labels beside images."""
+    listing = _walk(folder)
+    tables = {name for name, kind in listing.kinds.items() if kind == METADATA}
+    column = config.label_column
+    columns = {table: _read_table(folder / table).column_names for table in sorted(tables)} if column else {}
+    by_table = any(column in names for names in columns.values())
+    if column not in (None, "label") and not by_table:
+        known = "; ".join(f"{table}: {', '.join(names)}" for table, names in columns.items())
+        raise UserError(
+            f"data.label_column: {folder} has no column {column!r} ({known or 'and no metadata.csv'}); leave it out "
+            "where the folders are the classes"
+        )
+    if config.image_column not in (None, "image", "file_name"):
+        raise UserError(f"data.image_column: is {config.image_column!r}, but images are files here; leave it out")
+    found = layout.image_folders(
+        listing.kinds,
+        listing.empty,
+        named=_named(config),
+        folders=config.folders,
+        by_table=by_table,
+        where=str(folder),
+    )
+    _require_distinct(found, listing)
 
     def open_split(name: str) -> RawSplit:
-        files = glob.escape(str(splits[name])) + "/**"
-        dataset = _load(folder, "imagefolder", data_files=files, drop_labels=False)
-        return _from_dataset(dataset, name, str(folder), config)
+        classes = found.splits[name]
+        files = [file for own in classes.values() for file in own]
 
-    return Source(str(folder), list(splits), open_split)
+        def labels() -> tuple[list[Any], list[str] | None]:
+            if None in classes:
+                return _labels_of(files, folder, tables, column), None
+            names = [str(one) for one in classes]
+            return [number for number, own in enumerate(classes.values()) for _ in own], names
+
+        used = sorted({table for file in files if (table := layout.table_of(file, tables)) and None in classes})
+        return RawSplit(
+            name=name,
+            key=_digest([(file, *listing.facts[file]) for file in [*files, *used]], list(classes), column),
+            labels=labels,
+            images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
+            notes=[f"{name}: labels are in {', '.join(used)}"] if used else _about_classes(name, list(classes)),
+        )
+
+    return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
+
+
+def _named(config: DataConfig) -> dict[str, str | None]:
+    return {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+
+
+@dataclass
+class _Listing:
+    """All files below a folder, by their paths within it: what each is, its size and times, and what tells it apart."""
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    identities: dict[str, tuple[int, int]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+
+def _walk(folder: Path) -> _Listing:
+    """What lies in `folder`, links followed."""
+    listing = _Listing()
+
+    def look(inside: str, around: tuple[tuple[int, int], ...]) -> None:
+        try:
+            entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"data.path: {folder / inside}: cannot be read: {error.strerror}") from None
+        if inside and not entries:
+            listing.empty.append(inside)
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            try:
+                about = entry.stat()
+            except OSError:
+                listing.kinds[name] = "that links to nothing" if entry.is_symlink() else "that cannot be read"
+                continue
+            identity = (about.st_dev, about.st_ino)
+            if stat.S_ISDIR(about.st_mode) and identity in around:
+                listing.kinds[name] = "that links to a folder around it"
+            elif stat.S_ISDIR(about.st_mode):
+                look(name, (*around, identity))
+            elif not stat.S_ISREG(about.st_mode):
+                listing.kinds[name] = "that is no regular file"
+            else:
+                listing.kinds[name] = layout.kind_of(name) or _kind_by_content(folder / name)
+                listing.facts[name] = (about.st_size, about.st_mtime_ns)
+                listing.identities[name] = identity
+
+    about = folder.stat()
+    look("", ((about.st_dev, about.st_ino),))
+    return listing
+
+
+def _kind_by_content(file: Path) -> str:
+    """What a file is whose name does not tell."""
+    if decoding.size_of(str(file)) is not None:
+        return IMAGE
+    return file.suffix.lower() or "without a suffix"
+
+
+def _require_distinct(found: layout.Layout, listing: _Listing) -> None:
+    """UserError if one file is in two splits or classes, as links make it."""
+    seen: dict[tuple[int, int], tuple[str, str, str | None]] = {}
+    for split, classes in found.splits.items():
+        for label, files in classes.items():
+            for file in files:
+                first = seen.setdefault(listing.identities[file], (file, split, label))
+                if first[1:] != (split, label):
+                    raise UserError(
+                        f"data.path: {found.where}: {first[0]!r} and {file!r} are the same file, by a link; an image "
+                        "belongs to one split and one class"
+                    )
+
+
+def _about_classes(split: str, names: list[Any]) -> list[str]:
+    """A note on the order of classes that are numbers, which other programs sort in another way."""
+    if not all(re.fullmatch(r"\d+", name) for name in names) or names == sorted(names, key=int):
+        return []
+    return [
+        f"{split}: the class folders are numbers, sorted as text: {', '.join(names[:4])}, ...; a teacher whose outputs "
+        "are sorted by number needs teachers[].class_order=natural"
+    ]
+
+
+def _labels_of(files: list[str], folder: Path, tables: set[str], column: str | None) -> list[Any]:
+    """The label that the nearest table of labels states for each image.
+
+    UserError unless each has one, and the tables speak of no image that is not there.
+    """
+    stated: dict[str, Any] = {}
+    columns: dict[str, str] = {}
+    for table in sorted({found for file in files if (found := layout.table_of(file, tables))}):
+        content, around = _read_table(folder / table), Path(table).parent
+        columns[table] = _column_of_labels(content.column_names, column, folder / table)
+        names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
+        stated.update(zip(names, content.column(columns[table]).to_pylist(), strict=True))
+    lacking = [file for file in files if stated.get(os.path.normpath(file)) is None]
+    if lacking or not columns:
+        raise UserError(
+            f"data.path: {folder}: {len(lacking):,} of {len(files):,} images have no label in {', '.join(columns)}, "
+            f"such as {lacking[0]!r}; add them or remove the images"
+        )
+    known = {os.path.normpath(file) for file in files}
+    gone = [name for name in stated if name not in known and not (folder / name).is_file()]
+    if gone:
+        raise UserError(
+            f"data.path: {folder}: {', '.join(columns)} names {len(gone):,} images that are not there, such as "
+            f"{gone[0]!r}; remove the rows or add the images"
+        )
+    return [stated[os.path.normpath(file)] for file in files]
+
+
+def _read_table(file: Path) -> pyarrow.Table:
+    readers: dict[str, Callable[[Path], pyarrow.Table]] = {
+        ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table
+    }  # fmt: skip
+    try:
+        table = readers[file.suffix.lower()](file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
+    if "file_name" not in table.column_names:
+        raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
+    return table
+
+
+def _column_of_labels(names: list[str], wanted: str | None, file: Path) -> str:
+    others = [name for name in names if name != "file_name"]
+    likely = [word for word in LABEL_WORDS if word in others] or (others if len(others) == 1 else [])
+    if wanted in others:
+        return str(wanted)
+    if wanted is not None or not likely:
+        problem = f"no column {wanted!r}" if wanted else "cannot be guessed"
+        raise UserError(f"data.label_column: {problem}; {file} has {', '.join(others) or 'file_name alone'}")
+    return likely[0]
 
 
 def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
@@ -247,6 +461,11 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     others = [column for column in _label_columns(dataset) if column != label_column]
     note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
     images = dataset.select_columns([image_column]).with_format("arrow")
+    first = images[:1].column(0).to_pylist() if len(images) else []
+    if first and isinstance(first[0], dict) and first[0]["bytes"] is None and first[0]["path"] is not None:
+        path = _encoded(first[0], folders)
+        if path is None or not os.path.isfile(path):
+            raise _paths_only(image_column, first[0]["path"], where)
 
     def read_labels() -> tuple[list[Any], list[str] | None]:
         column = dataset.select_columns([label_column]).with_format("arrow")[:].column(0)
@@ -262,6 +481,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
         labels=read_labels,
         images=read_images,
         notes=[note + (f" (there is also {', '.join(others)})" if others else "")],
+        columns=(image_column, label_column),
     )
 
 
@@ -276,6 +496,14 @@ def _encoded(cell: Any, folders: list[Path]) -> Any:
         if Path(path).is_relative_to(folder):
             return path
     return None
+
+
+def _paths_only(column: str, path: str, where: str) -> UserError:
+    return UserError(
+        f"data.image_column: {where}: column {column!r} holds paths such as {path!r} instead of images; write the images' "
+        "bytes into the column, or keep them as files with data.source=imagefolder and a metadata.csv with the columns "
+        "file_name and label"
+    )
 
 
 def _image_columns(dataset: datasets.Dataset) -> list[str]:
@@ -310,6 +538,10 @@ def _image_column(dataset: datasets.Dataset, where: str, named: str | None) -> s
             return named
         raise _no_column("image", named, dataset, where)
     preferred = [word for word in IMAGE_WORDS if word in columns] or columns
+    for name in [] if preferred else dataset.column_names:
+        text = dataset[:1][name]
+        if text and isinstance(text[0], str) and layout.kind_of(text[0]) == IMAGE:
+            raise _paths_only(name, text[0], where)
     if not preferred or (len(columns) > 1 and preferred == columns):
         raise _no_column("image", None, dataset, where)
     return preferred[0]

@@ -36,6 +36,7 @@ INHERITED_DATA = (
     "subset",
     "revision",
     "path",
+    "folders",
     "image_column",
     "label_column",
     "train_split",

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -142,6 +143,7 @@ def test_other_sizes_are_resized_by_the_short_side_and_cropped() -> None:
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = encoded(np.zeros((400, 400, 3), np.uint8))
     monkeypatch.setattr(decoding, "MAX_PIXELS", 399 * 400)
+    Image.init()  # one of Pillow's plugins makes an image as it is imported
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="400x400 pixels"):
         decode(bomb, 32)
@@ -233,7 +235,8 @@ def test_folders_named_by_split(tmp_path: Path) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     folder = image_tree(tmp_path / "tree [1]", "boat", "test", "train")
-    data = load(tmp_path, source="imagefolder", path=str(folder), val_size=0)
+    assert "data.folders=classes" in refuse(tmp_path, source="imagefolder", path=str(folder), val_size=0)
+    data = load(tmp_path, source="imagefolder", path=str(folder), val_size=0, folders="classes")
     assert data.class_names == ["boat", "test", "train"] and len(data.train) == 12 and data.val is None
 
 
@@ -252,6 +255,75 @@ def test_parquet_folder_and_second_start(tmp_path: Path, monkeypatch: pytest.Mon
     assert second.image_size == 32 and second.fingerprint == first.fingerprint
     assert second.train.images.equal(first.train.images) and second.train.rows.equal(first.train.rows)
     assert second.mean == first.mean and second.std == first.std
+
+
+def test_class_names_of_a_splits_files_are_translated(tmp_path: Path) -> None:
+    """datasets takes the first file's names for all, which would exchange the labels of the second."""
+    (tmp_path / "data").mkdir()
+    first, second = ["cat", "dog", "owl"], ["owl", "dog", "cat"]
+    for number, names in enumerate((first, second)):
+        table = datasets.Dataset.from_dict(rows_of(6, first=6 * number), features=features(names=names))
+        table.to_parquet(tmp_path / f"data/train-{number}.parquet")
+    data = load(tmp_path, source="parquet", path=str(tmp_path / "data"), val_size=0)
+    assert [data.class_names[label] for label in data.train.labels] == [*first, *first, *second, *second]
+    assert all(np.array_equal(data.train.images[row].numpy(), pixels(row)) for row in range(12))
+    assert any("translated by name" in note for note in data.notes)
+    fewer = datasets.Dataset.from_dict(rows_of(4, 2, first=20), features=features(names=["dog", "emu"]))
+    fewer.to_parquet(tmp_path / "data/train-2.parquet")
+    data = load(tmp_path, source="parquet", path=str(tmp_path / "data"), val_size=0)
+    assert [data.class_names[label] for label in data.train.labels[12:]] == ["dog", "emu"] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ([0, 1, 2, 0], "train-0.parquet has names, train-1.parquet has numbers"),
+        (["cat", "emu", "cat", "cat"], "class 'emu' does not occur in the other files"),
+    ],
+)
+def test_a_splits_files_with_labels_of_other_kinds(tmp_path: Path, labels: list[Any], problem: str) -> None:
+    (tmp_path / "data").mkdir()
+    named = datasets.Dataset.from_dict(rows_of(6), features=features(names=["cat", "dog", "owl"]))
+    named.to_parquet(tmp_path / "data/train-0.parquet")
+    rows = rows_of(4, first=6) | {"label": labels}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "data/train-1.parquet")
+    assert problem in refuse(tmp_path, source="parquet", path=str(tmp_path / "data"))
+
+
+def test_text_in_one_file_and_numbers_in_another(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number, labels in enumerate(([0, 1, 0, 1], ["0", "1", "0", "1"])):
+        rows = rows_of(4, first=4 * number) | {"label": labels}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / f"data/train-{number}.parquet")
+    message = refuse(tmp_path, source="parquet", path=str(tmp_path / "data"))
+    assert "train-0.parquet has numbers, train-1.parquet has text" in message
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_table_of_paths_says_so(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "data").mkdir()
+    paths = [f"pictures/{number}.png" for number in range(6)]
+    images = paths if kind == "text" else [{"bytes": None, "path": path} for path in paths]
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3})
+    table = table if kind == "text" else table.cast_column("image", datasets.Image())
+    pyarrow.parquet.write_table(table.data.table, tmp_path / "data/train.parquet")
+    message = refuse(tmp_path, source="parquet", path=str(tmp_path / "data"), val_size=0)
+    assert "data.image_column" in message and "paths" in message and "pictures/0.png" in message
+
+
+def test_parquet_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "data", train=12)
+    before = load(tmp_path, source="parquet", path=str(folder), val_size=0)
+    file = folder / "train-00000-of-00001.parquet"
+    times, rows = file.stat(), rows_of(12, first=50)
+    datasets.Dataset.from_dict(rows | {"label": [2, 1, 0] * 4}, features=features()).to_parquet(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if file.stat().st_size == times.st_size:
+        pytest.skip("the files happen to have one size")
+    after = load(tmp_path, source="parquet", path=str(folder), val_size=0)
+    assert np.array_equal(after.train.images[0].numpy(), pixels(50)) and after.fingerprint != before.fingerprint
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps")

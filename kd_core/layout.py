@@ -1,0 +1,471 @@
+"""Which files of a folder belong to which split and class.  Only names are looked at, so nothing here reads a file.
+
+What names leave open is refused, with the names found and the setting that settles it: a wrong guess would train on
+test images, or give images wrong labels, and nothing would show it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from kd_core.errors import UserError
+
+# What names of splits mean; the words are those of the Hugging Face `datasets` library.
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+ENDINGS = "sets?|data|images?|imgs?|splits?"  # trainset, testdata: a split's word and what it is of, run together
+ROLE_OF = {word: role for role, words in SPLIT_WORDS.items() for word in words}
+IMAGE = "image"
+METADATA = "metadata"  # a table of labels beside images
+TABLE = "table"
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+IMAGE_SUFFIXES = (
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    # Cameras' and editors' kinds, which cannot be read: they are taken, so that decoding names each of them.
+    ".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".svg",
+)  # fmt: skip
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SHOWN = 6  # names in a message
+
+
+@dataclass
+class Layout:
+    """splits: by name, the files of each class; of class None where a table of labels tells the classes.
+
+    notes: what was chosen, one line each.
+    ignored: how many files are left out, by reason.
+    """
+
+    where: str
+    splits: dict[str, dict[str | None, list[str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def roles_in(name: str) -> set[str]:
+    """The roles ("train", "val", "test") whose words stand in `name` as whole words, in any case.
+
+    Everything but letters separates words, and so does a capital after a small letter: `seg_train`, `Test-2017`,
+    `split=validation` and `trainSet` have one role each, `bulletTRAIN` has one, `trainers` and `latest` have none.
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = {word.lower() for text in (name, spaced) for word in re.findall(r"[^\W\d_]+", text)}
+    stems = {re.sub(rf"({ENDINGS})$", "", word) for word in words}
+    return {ROLE_OF[word] for word in words | stems if word in ROLE_OF}
+
+
+def split_for(role: str, names: Iterable[str], named: str | None, where: str) -> str | None:
+    """The split that plays `role` among those of these names, None if there is none.
+
+    named: what the settings say, a whole name or a word of exactly one.
+
+    Raises:
+        UserError: `named` is none of them, or several names mean this role.
+    """
+    names = list(names)
+    if named is not None:
+        if (found := _named(named, names)) is None:
+            raise UserError(f"data.{role}_split: {where} has no split {named!r}; it has: " + ", ".join(names))
+        return found
+    meant = [name for name in names if roles_in(name) == {role}]
+    plain = [name for name in meant if name.lower() in ROLE_OF]
+    candidates = plain or meant
+    if len(candidates) > 1:
+        raise UserError(
+            f"data.{role}_split: {where} has several splits that could be meant: {_shown(candidates)}; name one"
+        )
+    return candidates[0] if candidates else None
+
+
+def _named(wanted: str, names: Iterable[str]) -> str | None:
+    names = list(names)
+    if wanted in names:
+        return wanted
+    close = [name for name in names if wanted.lower() in re.split(r"[\W_]+", name.lower())]
+    return close[0] if len(close) == 1 else None
+
+
+def kind_of(name: str) -> str | None:
+    """What a file is by its name: IMAGE, METADATA, TABLE, else the reason to ignore it; None: its content must tell."""
+    path = PurePosixPath(name)
+    if any(part in SYSTEM_FOLDERS for part in path.parts):
+        return "of the operating system"
+    if any(part.startswith(".") for part in path.parts):
+        return "hidden"
+    if path.name.lower() in METADATA_NAMES:
+        return METADATA
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return IMAGE
+    if suffix == ".parquet":
+        return TABLE
+    return suffix if suffix in NO_IMAGES else None
+
+
+NO_IMAGES = (
+    ".7z", ".arrow", ".avi", ".bz2", ".csv", ".db", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
+    ".mat", ".md", ".mov", ".mp3", ".mp4", ".npy", ".npz", ".pdf", ".pkl", ".py", ".rar", ".tar", ".tsv", ".txt",
+    ".wav", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
+)  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- folders of images
+
+
+class _Folder:
+    """A folder of a listing: the images directly in it, and the folders in it."""
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        self.images: list[str] = []
+        self.folders: dict[str, _Folder] = {}
+
+    def below(self, parts: Iterable[str]) -> _Folder:
+        folder = self
+        for part in parts:
+            path = f"{folder.path}/{part}" if folder.path else part
+            folder = folder.folders.setdefault(part, _Folder(path))
+        return folder
+
+    def everything(self) -> Iterator[str]:
+        yield from self.images
+        for folder in self.folders.values():
+            yield from folder.everything()
+
+    @property
+    def holds_images(self) -> bool:
+        return any(True for _ in self.everything())
+
+    @property
+    def full(self) -> dict[str, _Folder]:
+        """The folders in it that hold images, at any depth."""
+        return {name: folder for name, folder in sorted(self.folders.items()) if folder.holds_images}
+
+    def __str__(self) -> str:
+        return f"folder {self.path!r}" if self.path else "the folder itself"
+
+
+def image_folders(
+    files: Mapping[str, str],
+    empty: Iterable[str] = (),
+    *,
+    named: Mapping[str, str | None] | None = None,
+    folders: str | None = None,
+    by_table: bool = False,
+    where: str = "the folder",
+) -> Layout:
+    """The splits and classes of a folder of images: one folder per class, within one per split if there are such.
+
+    A single folder around everything is looked through, around the classes of a split too.
+
+    Args:
+        files: relative path, with slashes, of each file -> IMAGE, METADATA, or why it is ignored.
+        empty: relative paths of folders without any file: classes without images.
+        named: role ("train", "val", "test") -> the name that the settings give the split of this role.
+        folders: the setting data.folders: None, "classes" (the folders are classes, whatever they are called) or
+            "splits" (they are splits, the folders in them classes, and all that lies deeper belongs to its class).
+        by_table: labels come from a table, so that folders within a split mean nothing.
+        where: how messages name the folder.
+
+    Raises:
+        UserError: what the names leave open; begins with the setting to change.
+    """
+    wanted = {role: name for role, name in (named or {}).items() if name is not None}
+    others = [".parquet" if kind == TABLE else kind for kind in files.values() if kind not in (IMAGE, METADATA)]
+    found = Layout(where, ignored=Counter(others))
+    top = _tree(files, empty)
+    if not top.holds_images:
+        raise UserError(f"data.path: {where}: holds no image ({_counted(found.ignored) or 'nothing at all'})")
+    base = _unwrapped(top, lambda folder, name: folders == "classes" or _is_wrapper(folder, name, wanted))
+    if base is not top:
+        found.notes.append(f"{where}: everything lies in {base.path!r}")
+    splits = _split_folders(base, wanted, folders, where)
+    for folder in [] if splits is None else [base.folders[name] for name in base.folders.keys() - splits.keys()]:
+        found.ignored[f"in folder {folder.path!r}, which is no split that was asked for"] += _size(folder)
+        if not folder.holds_images:
+            found.notes.append(f"folder {folder.path!r} holds no image, so it is no split")
+    if splits is not None and base.images:
+        raise _beside(base, "the folders of splits", splits, where)
+
+    metadata = {name for name, kind in files.items() if kind == METADATA}
+    for name, folder in (splits or {"train": base}).items():
+        inner = folder
+        if splits and not by_table:
+            inner = _unwrapped(folder, lambda _, inside, split=name: roles_in(inside) <= roles_in(split))  # type: ignore[misc]
+        labelled = by_table or all(table_of(image, metadata) for image in inner.images)
+        classes = _classes(inner, by_table, labelled, folders, "splits" if splits else "classes", where)
+        if classes is None and roles_in(name) != {"train"} and any(part.full for part in (splits or {}).values()):
+            found.ignored[f"in folder {folder.path!r}, which has no class folders, so it is no split"] += _size(folder)
+        elif classes is None:
+            raise _no_classes(inner, where, found.ignored)
+        else:
+            found.splits[name] = classes
+            if inner is not folder:
+                found.notes.append(f"{name}: its class folders are those in {inner.path!r}")
+    used = {table_of(image, metadata) for classes in found.splits.values() for image in classes.get(None, ())}
+    if spare := len(metadata - used):
+        found.ignored["of metadata, since the folders are the classes (data.label_column takes a column)"] += spare
+    found.ignored = +found.ignored
+    return found
+
+
+def _tree(files: Mapping[str, str], empty: Iterable[str]) -> _Folder:
+    top = _Folder()
+    for name in sorted(name for name, kind in files.items() if kind == IMAGE):
+        top.below(PurePosixPath(name).parts[:-1]).images.append(name)
+    for name in empty:
+        if kind_of(f"{name}/x.png") == IMAGE:  # neither hidden nor the system's
+            top.below(PurePosixPath(name).parts)
+    return top
+
+
+def table_of(image: str, metadata: Collection[str]) -> str | None:
+    """The table of labels that speaks of an image: the nearest in its folder or above it; None without one."""
+    for parent in PurePosixPath(image).parents:
+        for name in METADATA_NAMES:
+            if (table := str(parent / name)) in metadata:
+                return table
+    return None
+
+
+def _size(folder: _Folder) -> int:
+    return sum(1 for _ in folder.everything())
+
+
+def _unwrapped(folder: _Folder, is_wrapper: Callable[[_Folder, str], bool]) -> _Folder:
+    """`folder`, or the folder within it that is alone at its level, as often as that is but a wrapper."""
+    while not folder.images and len(folder.full) == 1:
+        (name, inner), *_ = folder.full.items()
+        if inner.images or not inner.full or not is_wrapper(inner, name):
+            break  # it is a class, or it tells a split
+        folder = inner
+    return folder
+
+
+def _is_wrapper(folder: _Folder, name: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the only folder at the top is around everything, not itself a split."""
+    if name in wanted.values():
+        return False
+    roles = [roles_in(inner) for inner in folder.full]
+    holds_splits = len(roles) > 1 and all(roles) and set().union(*roles) != roles[0]
+    return not roles_in(name) or (holds_splits and name.lower() not in ROLE_OF)
+
+
+def _split_folders(
+    base: _Folder, wanted: Mapping[str, str], setting: str | None, where: str
+) -> dict[str, _Folder] | None:
+    """The folders in `base` that are splits, by name; None if the folders in it are classes."""
+    full = base.full
+    if setting == "classes":
+        return None
+    chosen = {role: found for role, name in wanted.items() if (found := _named(name, full))}
+    if not chosen and setting is None:
+        if not any(roles_in(name) for name in full):
+            return None
+        _require_clear(full, where)
+    for role in SPLIT_WORDS.keys() - chosen.keys():
+        meant = [name for name in full if roles_in(name) == {role} and name not in chosen.values()]
+        if len(meant) > 1:
+            raise UserError(
+                f"data.{role}_split: {where}: several folders could be meant: {_shown(meant)}; name one, and the "
+                "others are left out; or set data.folders=classes if they are classes"
+            )
+        if meant:
+            chosen[role] = meant[0]
+    if not chosen:
+        raise UserError(f"data.train_split: {where}: none of its folders is named as a split: {_shown(full)}")
+    return {name: folder for name, folder in full.items() if name in chosen.values()}
+
+
+def _require_clear(full: Mapping[str, _Folder], where: str) -> None:
+    """UserError unless each of these folders, some of which are named as splits, is the folder of one split."""
+    splits = [name for name in full if roles_in(name)]
+    others = [name for name in full if not roles_in(name)]
+    if others:
+        first = next((name for name in splits if roles_in(name) == {"train"}), splits[0])
+        raise UserError(
+            f"data.folders: {where}: {_shown(splits)} could be splits, but {_shown(others)} beside them could not; set "
+            "data.folders=classes if all of them are classes, or name the splits, such as "
+            f"data.train_split={first}, and the others are left out"
+        )
+    if unclear := next((name for name in splits if len(roles_in(name)) > 1), None):
+        raise UserError(
+            f"data.folders: {where}: folder {unclear!r} could be {' or '.join(sorted(roles_in(unclear)))}; name the "
+            "splits that are meant (data.train_split, data.val_split, data.test_split), or set data.folders=classes if "
+            f"{_shown(splits)} are classes"
+        )
+    inner = full[splits[0]].full
+    if len(splits) == 1 and len(set().union(*map(roles_in, inner))) > 1:
+        raise UserError(
+            f"data.path: {where}: folder {splits[0]!r} is named as a split, and so are those in it, {_shown(inner)}; "
+            "give the folder that holds the splits, or set data.folders=splits if the inner ones are classes"
+        )
+
+
+def _classes(
+    folder: _Folder, by_table: bool, labelled: bool, setting: str | None, advised: str, where: str
+) -> dict[str | None, list[str]] | None:
+    """The files of each class in the folder of a split; None where nothing tells the classes.
+
+    advised: the value of data.folders that would take whatever lies deeper into its class.
+    """
+    full = folder.full
+    if by_table or (labelled and not full):
+        return {None: sorted(folder.everything())}
+    if not full:
+        return None
+    if folder.images:
+        raise _beside(folder, "the class folders", full, where)
+    deeper = {name: inner.full for name, inner in full.items() if inner.full}
+    if deeper and setting is None:
+        name, inside = next(iter(deeper.items()))
+        image = next(iter(next(iter(inside.values())).everything()))
+        split = next((part for parts in deeper.values() for part in parts if roles_in(part)), None)
+        remedy = "give the folder that holds the class folders as data.path"
+        if split:
+            remedy = f"{split!r} is named as a split: have the splits outside the classes, as in {split}/{name}"
+        raise UserError(
+            f"data.folders: {where}: images lie deeper than one folder per class, such as {image!r}; {remedy}, or set "
+            f"data.folders={advised} if {_shown(full)} are the classes, with all that lies in them"
+        )
+    # A folder without a file is a class without images, unless it is called as a split is.
+    spare = {name for name, inner in folder.folders.items() if not inner.folders and not roles_in(name)}
+    return {name: sorted(folder.folders[name].everything()) for name in sorted(full.keys() | spare)}
+
+
+def _beside(folder: _Folder, what: str, folders: Iterable[str], where: str) -> UserError:
+    count = len(folder.images)
+    return UserError(
+        f"data.path: {where}: {count:,} image{'s' * (count != 1)} such as {folder.images[0]!r} lie beside {what}, "
+        f"{_shown(folders)}; move them into one of these, or elsewhere"
+    )
+
+
+def _no_classes(folder: _Folder, where: str, ignored: Mapping[str, int]) -> UserError:
+    beside = f" ({_counted(ignored)} beside them)" if ignored else ""
+    return UserError(
+        f"data.path: {where}: {folder} holds {len(folder.images):,} images and no class folders{beside}; put the "
+        "images of each class into a folder of its own, or list them in a metadata.csv beside them with the columns "
+        "file_name and label"
+    )
+
+
+# --------------------------------------------------------------------------------------------- parquet files
+
+
+def tables(
+    files: Mapping[str, str], *, named: Mapping[str, str | None] | None = None, where: str = "the folder"
+) -> Layout:
+    """The splits of a folder of tables: named by the files (train-00000-of-00003.parquet) or by a folder around them.
+
+    Args:
+        files: relative path, with slashes, of each file -> TABLE or METADATA, or why it is ignored.
+        named: role -> the name that the settings give the split of this role.
+        where: how messages name the folder.
+
+    Raises:
+        UserError: what the names leave open; begins with the setting to change.
+    """
+    usual = {name for name, kind in files.items() if kind == TABLE}
+    found = Layout(where, ignored=Counter(_table_reason(n, kind) for n, kind in files.items() if kind != TABLE))
+    if not usual:
+        raise UserError(
+            f"data.path: {where}: holds no .parquet file ({_counted(found.ignored) or 'nothing at all'}); folders of "
+            "images are data.source=imagefolder"
+        )
+    wanted = [name for name in (named or {}).values() if name is not None]
+    splits: dict[str, list[str]] = {}
+    configurations: dict[str, str] = {}
+    unnamed: list[str] = []
+    for name in sorted(usual):
+        split, around = _split_of_table(name, wanted, where)
+        if split is None:
+            unnamed.append(name)
+        else:
+            splits.setdefault(split, []).append(name)
+            configurations.setdefault(around, name)
+    if unnamed and splits and not wanted:
+        raise UserError(
+            f"data.train_split: {where}: {_shown(unnamed)} say nothing of a split, beside {_shown(splits)}; name the "
+            "splits that are meant (data.train_split, data.test_split), and the other files are left out"
+        )
+    if unnamed and splits:
+        found.ignored["of no split that was asked for"] += len(unnamed)
+    elif unnamed:
+        splits = {"train": unnamed}
+        configurations = {str(PurePosixPath(name).parent): name for name in unnamed}
+    if len(configurations) > 1:
+        raise UserError(
+            f"data.path: {where}: holds several data sets, in the folders {_shown(sorted(configurations))}; give "
+            "one of these, such as data.path=" + str(PurePosixPath(where, sorted(configurations)[-1]))
+        )
+    for role in SPLIT_WORDS:
+        own = (named or {}).get(role)
+        meant = [name for name in splits if roles_in(name) == {role} and name not in wanted]
+        if own is None and len(meant) > 1:
+            raise UserError(
+                f"data.{role}_split: {where}: several splits could be meant: {_shown(meant)}; name one, and the others "
+                "are left out"
+            )
+        kept = None if own is None else _named(own, splits)
+        for name in meant if kept else ():
+            if name != kept:
+                found.ignored[f"of split {name!r}, which was not asked for"] += len(splits.pop(name))
+    found.splits = {name: {None: own} for name, own in splits.items()}
+    return found
+
+
+def _table_reason(name: str, kind: str) -> str:
+    """Why a file that is no table is ignored."""
+    return (PurePosixPath(name).suffix.lower() or "without a suffix") if kind in (IMAGE, METADATA) else kind
+
+
+def _split_of_table(name: str, wanted: list[str], where: str) -> tuple[str | None, str]:
+    """The split that a table's name tells, None if none, and the folder around the splits."""
+    path = PurePosixPath(name)
+    shard = r"([-_.]?\d+[-_.]of[-_.]\d+([-_.][0-9a-f]{6,})?|[-_.]?\d+)$"
+    stem = re.sub(shard, "", path.stem) or path.stem
+    places = [(path.stem, path.parent), (stem, path.parent), (re.split(r"[-_.]", stem)[0], path.parent)]
+    places += [(parent.name, parent.parent) for parent in path.parents if parent.name]
+    for own, around in places:
+        if own in wanted:
+            return own, str(around)
+    told = [(own.rpartition("=")[2], around, roles_in(own)) for own, around in (places[1], *places[3:])]
+    clear = [(own, around, roles) for own, around, roles in told if roles]
+    if not clear:
+        return None, str(path.parent)
+    own, around, roles = clear[0]
+    others = set().union(*(more for _, _, more in clear[1:] if len(more) == 1))
+    if len(roles) > 1 or others - roles:
+        meant = " or ".join(sorted(roles | others))
+        raise UserError(
+            f"data.train_split: {where}: {name!r} could be {meant}; rename it, or name the splits that are meant "
+            "(data.train_split, data.val_split, data.test_split)"
+        )
+    return own, str(around)
+
+
+# --------------------------------------------------------------------------------------------- texts
+
+
+def ignored_note(ignored: Mapping[str, int]) -> list[str]:
+    """One line that counts the files that are left out, by reason; none without such."""
+    return [f"ignored: {_counted(ignored)}"] if ignored else []
+
+
+def _counted(ignored: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} file{'s' * (count != 1)} {reason}" for reason, count in sorted(ignored.items()))
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(repr(name) for name in names[:SHOWN]) + more
