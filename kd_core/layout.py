@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePosixPath
 
 from kd_core.errors import UserError
@@ -26,12 +27,12 @@ IMAGE = "image"
 METADATA = "metadata"  # a table of labels beside images
 TABLE = "table"
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-IMAGE_SUFFIXES = (
+IMAGE_SUFFIXES = {
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
     # Cameras' and editors' kinds, which cannot be read: they are taken, so that decoding names each of them.
     ".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".svg",
-)  # fmt: skip
+}  # fmt: skip
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SHOWN = 6  # names in a message
 
@@ -95,26 +96,26 @@ def _named(wanted: str, names: Iterable[str]) -> str | None:
 
 def kind_of(name: str) -> str | None:
     """What a file is by its name: IMAGE, METADATA, TABLE, else the reason to ignore it; None: its content must tell."""
-    path = PurePosixPath(name)
-    if any(part in SYSTEM_FOLDERS for part in path.parts):
+    *folders, file = name.split("/")  # by hand: a folder may hold millions of files
+    if any(part in SYSTEM_FOLDERS for part in folders):
         return "of the operating system"
-    if any(part.startswith(".") for part in path.parts):
+    if any(part.startswith(".") for part in (*folders, file)):
         return "hidden"
-    if path.name.lower() in METADATA_NAMES:
+    if file.lower() in METADATA_NAMES:
         return METADATA
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    _, dot, suffix = file.lower().rpartition(".")
+    if dot + suffix in IMAGE_SUFFIXES:
         return IMAGE
-    if suffix == ".parquet":
+    if dot + suffix == ".parquet":
         return TABLE
-    return suffix if suffix in NO_IMAGES else None
+    return dot + suffix if dot + suffix in NO_IMAGES else None
 
 
-NO_IMAGES = (
+NO_IMAGES = {
     ".7z", ".arrow", ".avi", ".bz2", ".csv", ".db", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
     ".mat", ".md", ".mov", ".mp3", ".mp4", ".npy", ".npz", ".pdf", ".pkl", ".py", ".rar", ".tar", ".tsv", ".txt",
     ".wav", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
-)  # fmt: skip
+}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- folders of images
@@ -183,7 +184,8 @@ def image_folders(
     found = Layout(where, ignored=Counter(others))
     top = _tree(files, empty)
     if not top.holds_images:
-        raise UserError(f"data.path: {where}: holds no image ({_counted(found.ignored) or 'nothing at all'})")
+        hint = "; parquet files are read with data.source=parquet" if TABLE in files.values() else ""
+        raise UserError(f"data.path: {where}: holds no image ({_counted(found.ignored) or 'nothing at all'}){hint}")
     base = _unwrapped(top, lambda folder, name: folders == "classes" or _is_wrapper(folder, name, wanted))
     if base is not top:
         found.notes.append(f"{where}: everything lies in {base.path!r}")
@@ -219,11 +221,12 @@ def image_folders(
 
 def _tree(files: Mapping[str, str], empty: Iterable[str]) -> _Folder:
     top = _Folder()
+    below = cache(lambda path: top.below(filter(None, path.split("/"))))
     for name in sorted(name for name, kind in files.items() if kind == IMAGE):
-        top.below(PurePosixPath(name).parts[:-1]).images.append(name)
+        below(name.rpartition("/")[0]).images.append(name)
     for name in empty:
         if kind_of(f"{name}/x.png") == IMAGE:  # neither hidden nor the system's
-            top.below(PurePosixPath(name).parts)
+            below(name)
     return top
 
 

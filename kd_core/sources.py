@@ -500,8 +500,8 @@ def _encoded(cell: Any, folders: list[Path]) -> Any:
 
 def _paths_only(column: str, path: str, where: str) -> UserError:
     return UserError(
-        f"data.image_column: {where}: column {column!r} holds paths such as {path!r} instead of images; write the images' "
-        "bytes into the column, or keep them as files with data.source=imagefolder and a metadata.csv with the columns "
+        f"data.image_column: {where}: column {column!r} holds paths such as {path!r} instead of images; write the "
+        "images' bytes into it, or keep them as files with data.source=imagefolder and a metadata.csv with the columns "
         "file_name and label"
     )
 
