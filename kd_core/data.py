@@ -195,8 +195,8 @@ def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, s
     named = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
 
     def find(role: str) -> str | None:
-        """The split of a role; one that the settings give to another role is not guessed."""
-        taken = {name for other, name in named.items() if other != role and named[role] is None}
+        """The split of a role; for validation and test none is guessed that the settings give to another role."""
+        taken = {name for other, name in named.items() if other != role != "train" and named[role] is None}
         return split_for(role, [name for name in source.split_names if name not in taken], named[role], source.where)
 
     train = find("train")

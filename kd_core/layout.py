@@ -190,6 +190,8 @@ def image_folders(
     if base is not top:
         found.notes.append(f"{where}: everything lies in {base.path!r}")
     splits = _split_folders(base, wanted, folders, where)
+    if splits is None and folders is None:
+        _require_one_split(base.everything(), where)
     for folder in [] if splits is None else [base.folders[name] for name in base.folders.keys() - splits.keys()]:
         found.ignored[f"in folder {folder.path!r}, which is no split that was asked for"] += _size(folder)
         if not folder.holds_images:
@@ -286,6 +288,27 @@ def _split_folders(
     if not chosen:
         raise UserError(f"data.train_split: {where}: none of its folders is named as a split: {_shown(full)}")
     return {name: folder for name, folder in full.items() if name in chosen.values()}
+
+
+def _require_one_split(images: Iterable[str], where: str) -> None:
+    """UserError if all names of files tell a split, such as train_1.png and test_1.png, and not all the same one."""
+    told: dict[str, str] = {}
+    for image in images:
+        roles = roles_in(PurePosixPath(image).stem)
+        if not roles:
+            return
+        told.update((role, image) for role in roles)
+    if len(told) > 1:
+        raise UserError(
+            f"data.folders: {where}: files are named as splits, such as {_shown(told.values())}; put those of each "
+            "split into a folder of its own, or set data.folders=classes if their names mean nothing"
+        )
+
+
+def split_words(values: Iterable[object]) -> dict[str, str]:
+    """The roles that texts of a table's column tell, each with a text that does: {} unless every text tells one."""
+    told = {str(value): roles_in(str(value)) for value in values}
+    return {role: text for text, roles in told.items() for role in roles} if all(told.values()) else {}
 
 
 def _require_clear(full: Mapping[str, _Folder], where: str) -> None:

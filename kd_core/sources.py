@@ -40,6 +40,7 @@ MAX_CLASSES = 100_000
 MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 IMAGE_WORDS = ("image", "img")
+COLUMNS_OF_SPLITS = ("split", "set", "subset", "partition", "usage")
 WAYS_OUT = """three ways out:
   1. download it on a machine with network, copy that machine's Hugging Face cache and set HF_HOME to the copy
   2. use local files: --data.source=parquet --data.path=FOLDER (or imagefolder, disk, cifar_python)
@@ -232,6 +233,7 @@ def _imagefolder(folder: Path, config: DataConfig) -> Source:
         where=str(folder),
     )
     _require_distinct(found, listing)
+    found.notes += _unknown_classes(found, layout.split_for("train", found.splits, config.train_split, str(folder)))
 
     def open_split(name: str) -> RawSplit:
         classes = found.splits[name]
@@ -325,6 +327,21 @@ def _require_distinct(found: layout.Layout, listing: _Listing) -> None:
                     )
 
 
+def _unknown_classes(found: layout.Layout, train: str | None) -> list[str]:
+    """A note on each split with a class that training lacks: it cannot be evaluated."""
+    trained = found.splits.get(train or "", {None: []})
+    lacking = {
+        name: next((label for label, files in classes.items() if label and files and not trained.get(label)), None)
+        for name, classes in found.splits.items()
+        if None not in trained
+    }
+    return [
+        f"{name}: class {label!r} does not occur in training, so this split cannot be evaluated"
+        for name, label in lacking.items()
+        if label
+    ]
+
+
 def _about_classes(split: str, names: list[Any]) -> list[str]:
     """A note on the order of classes that are numbers, which other programs sort in another way."""
     if not all(re.fullmatch(r"\d+", name) for name in names) or names == sorted(names, key=int):
@@ -345,6 +362,8 @@ def _labels_of(files: list[str], folder: Path, tables: set[str], column: str | N
     for table in sorted({found for file in files if (found := layout.table_of(file, tables))}):
         content, around = _read_table(folder / table), Path(table).parent
         columns[table] = _column_of_labels(content.column_names, column, folder / table)
+        for split in (name for name in content.column_names if name.lower() in COLUMNS_OF_SPLITS):
+            _require_one_split(split, content.column(split).unique().to_pylist(), str(folder / table))
         names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
         stated.update(zip(names, content.column(columns[table]).to_pylist(), strict=True))
     lacking = [file for file in files if stated.get(os.path.normpath(file)) is None]
@@ -459,6 +478,8 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     label_column = _label_column(dataset, where, config.label_column)
     feature = dataset.features[label_column]
     others = [column for column in _label_columns(dataset) if column != label_column]
+    for column in (word for word in dataset.column_names if word.lower() in COLUMNS_OF_SPLITS and word != label_column):
+        _require_one_split(column, dataset.unique(column), where)
     note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
     images = dataset.select_columns([image_column]).with_format("arrow")
     first = images[:1].column(0).to_pylist() if len(images) else []
@@ -483,6 +504,15 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
         notes=[note + (f" (there is also {', '.join(others)})" if others else "")],
         columns=(image_column, label_column),
     )
+
+
+def _require_one_split(column: str, values: list[Any], where: str) -> None:
+    """UserError if the rows of one split say that they belong to several."""
+    if len(told := layout.split_words(values)) > 1:
+        raise UserError(
+            f"data.path: {where}: column {column!r} says that the rows of this split belong to several, "
+            f"{', '.join(map(repr, told.values()))}; write the rows of each split into files or folders of their own"
+        )
 
 
 def _encoded(cell: Any, folders: list[Path]) -> Any:

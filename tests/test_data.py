@@ -301,6 +301,18 @@ def test_text_in_one_file_and_numbers_in_another(tmp_path: Path) -> None:
     assert "train-0.parquet has numbers, train-1.parquet has text" in message
 
 
+def test_a_column_of_splits_is_not_trained_over(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file, rows = tmp_path / "data/images.parquet", rows_of(6)
+    for words, refused in ((["train", "test"], True), (["train", "train"], False), (["a", "test"], False)):
+        table = datasets.Dataset.from_dict(rows | {"split": words * 3}).cast_column("image", datasets.Image())
+        table.to_parquet(file)
+        if refused:
+            assert "column 'split'" in refuse(tmp_path, source="parquet", path=str(file.parent), val_size=0)
+        else:
+            assert len(load(tmp_path, source="parquet", path=str(file.parent), val_size=0).train) == 6
+
+
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_a_table_of_paths_says_so(tmp_path: Path, kind: str) -> None:
     (tmp_path / "data").mkdir()

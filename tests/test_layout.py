@@ -109,6 +109,10 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("domains, then classes", "{photo,sketch}/{cat,dog}/*2", {}, "deeper than one folder per class"),
     ("different depths", "cat/*2 dog/more/*2", {}, "deeper than one folder per class"),
     ("different depths within a class", "cat/*2 cat/more/*1 dog/*2", {}, "deeper than one folder per class"),
+    ("files named as splits", "cat/train_0.png cat/test_0.png dog/train_1.png", {}, "files are named as splits"),
+    ("the same, settled", "cat/train_0.png cat/test_0.png dog/train_1.png", {"folders": "classes"},
+     {"train": {"cat": 2, "dog": 1}}),
+    ("files named for their class", "bus/bus_0.png bullet/train_0.png", {}, {"train": {"bullet": 1, "bus": 1}}),
     ("images beside splits", "{train,test}/{cat,dog}/*2 logo.png", {}, "lie beside the folders of splits"),
     ("images beside classes of a split", "{train,test}/{cat,dog}/*2 train/x.png", {}, "lie beside the class folders"),
     ("a split within a split", "train/{train,test}/{cat,dog}/*2", {}, "and so are those in it"),
@@ -431,6 +435,26 @@ def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     after = load(tmp_path, path=str(folder)).train.images
     assert not after.equal(before) and (after[0] == 9).all()
+
+
+def test_rows_of_several_splits_in_one_table_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    rows = ["file_name,label,split"]
+    for number in range(8):
+        draw(folder / f"{number}.png", 50 + number, number)
+        rows.append(f"{number}.png,{'cat dog'.split()[number % 2]},{'train' if number < 6 else 'test'}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="column 'split' says that the rows of this split belong to several"):
+        load(tmp_path, path=str(folder), label_column="label")
+    (folder / "metadata.csv").write_text("\n".join(rows).replace(",test", ",train") + "\n")
+    assert len(load(tmp_path, path=str(folder), label_column="label").train) == 8
+
+
+def test_a_class_that_training_lacks_is_told_at_the_start(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets", "train", "test")
+    (folder / "test/dog").rename(folder / "test/cow")
+    data = load(tmp_path, path=str(folder))
+    assert "test: class 'cow' does not occur in training, so this split cannot be evaluated" in data.notes
 
 
 def test_a_split_that_is_no_training_split_does_not_train(tmp_path: Path) -> None:
