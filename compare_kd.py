@@ -17,6 +17,8 @@ switches:
     --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by
     --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
                          trains it
+    --same-data A=B      take data with the fingerprints A and B (their first 8 characters or more) for one data set;
+                         may be given several times
     --force              compare also what differs in more than the method, with a warning
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
@@ -32,6 +34,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
 import argparse
+import re
 import sys
 
 from kd_core import comparison, comparison_tables, runs
@@ -47,6 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
         parser.add_argument(option)
     parser.add_argument("--also", default="")
+    parser.add_argument("--same-data", action="append", default=[])
     parser.add_argument("--confidence", default="0.95")
     for switch in ("--force", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
@@ -64,6 +68,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.confidence = float(options.confidence)
     except ValueError:
         raise UserError(f"--confidence: is {options.confidence!r}, a number such as 0.95 is needed") from None
+    for index, pair in enumerate(options.same_data):
+        if not re.fullmatch("[0-9a-f]{8,64}=[0-9a-f]{8,64}", pair.lower()):
+            raise UserError(
+                f"--same-data: is {pair!r}, wanted are two fingerprints as A=B, each by its first 8 or more of the "
+                "characters 0-9, a-f"
+            )
+        options.same_data[index] = tuple(pair.lower().split("="))
     options.also = [name.strip() for name in options.also.split(",") if name.strip()]
     if options.out:
         options.out = local_path(options.out, "--out")
@@ -74,6 +85,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     found = runs.find(options.runs)
+    runs.as_same_data(found, options.same_data)
     settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
     if options.rows:
         result = comparison.pivot(found, options.rows, options.cols, **settings)

@@ -261,7 +261,7 @@ def find_baseline(
     own = configuration.resolve([configuration.read_layer(str(teachers.export_in(path) / "config.yaml"))]).config
     if own.kd.type != kd_methods.LABEL_ONLY:
         raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
-    for key in ("train_size", "val_size", "val_split", "split_seed"):
+    for key in ("train_size", "val_size", "val_split", "test_size", "split_seed"):
         there, here = getattr(own.data, key), getattr(config.data, key)
         if there != here:
             raise UserError(f"--baseline: {path}: was trained with data.{key}={there}, the student with {here}")
@@ -422,7 +422,7 @@ def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -
     about = {key: str(value).lower() for key, value in augmentation.items()}
     for split in filter(None, (data.train, data.val, data.test())):
         if split.fingerprint in about.values():
-            continue  # validation images cut from training, which are among its rows
+            continue  # validation or test images cut from training, which are among its rows
         everything = replace(split, rows=torch.arange(len(split.labels)))
         images = Images(everything, accelerator.device, config.data.store)
         tensors[split.name] = predict(network, images, views, f"logits of {split.name}").half().cpu()

@@ -604,7 +604,7 @@ def open_test_split(job: Job, observe: Observer) -> tuple[Predictions, dict[str,
     """
     split = job.data.test()
     if split is None:
-        job.say("evaluation.test_at_end: the data have no test split, nothing was tested")
+        job.say("evaluation.test_at_end: the data have no test split, nothing was tested (data.test_size cuts one)")
         return None
     found, device = observe("test", split), job.accelerator.device
     taught = None if found.teachers is None else found.teachers.to(device)

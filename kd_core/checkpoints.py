@@ -27,7 +27,7 @@ from filelock import SoftFileLease
 from tqdm import tqdm
 
 from kd_core.config import Config, read_yaml
-from kd_core.errors import UserError
+from kd_core.errors import UserError, printable
 from kd_core.files import (
     held_lock,
     local_path,
@@ -214,7 +214,29 @@ def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: s
     if resume not in ("auto", "never"):
         return open_run(config, data_fingerprint, resume)
     found = find_run(config, data_fingerprint, run_id) if resume == "auto" else None
+    if found is None:
+        tell_other_data(config, data_fingerprint)
     return found or create_run(config, data_fingerprint, run_id or new_run_id())
+
+
+def tell_other_data(config: Config, data_fingerprint: str) -> None:
+    """Say of each run in `output_dir` that differs from this one by nothing but its data's fingerprint that it does."""
+    own = redacted(config.identity(data_fingerprint))
+    for path in sorted(Path(config.output_dir).glob("*/identity.json")):
+        try:
+            there = read_object(path)
+        except UserError as error:
+            tqdm.write(f"skipped: {error}")
+            continue
+        images = there.get("images")
+        if images != data_fingerprint and {**there, "images": data_fingerprint} == own:
+            old, new = str(images)[:12], data_fingerprint[:12]
+            message = (
+                f"{path.parent}: was trained with these settings on data with fingerprint {old}, these have {new}, so "
+                "this is another run. Earlier versions counted class names in; if images and labels are the same, "
+                f"compare both with: python compare_kd.py {config.output_dir} --same-data {old}={new}"
+            )
+            tqdm.write(printable(message))
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -307,6 +307,7 @@ def compare(
         reasons = [f"  {name}: {why}" for name, why in found.left_out]
         raise UserError("\n".join(["no finished run to compare", *reasons]))
     groups, notes = group(found.runs)
+    notes = [*found.notes, *notes]
     chosen = choose_metric(groups, metric)
     for name in also:
         require_figure(found.runs, name, "--also")
@@ -322,6 +323,11 @@ def compare(
         known = sorted({name for one in groups for name in (one.label, one.method, one.first.config.experiment)})
         raise UserError(f"--baseline: no group is called {baseline!r}; there are {', '.join(known)}")
     differences = differing([_shared(members) for members in apart])
+    if fingerprints := [short(one) for one in dict.fromkeys(differences.get("images", ())) if one]:
+        notes.append(
+            f"the data's fingerprints differ ({', '.join(fingerprints)}); if images and labels are the same, as where "
+            f"an earlier version counted class names in: --same-data {fingerprints[0]}={fingerprints[-1]}"
+        )
     return {
         "metric": chosen,
         "higher_is_better": higher_is_better(chosen),

@@ -114,7 +114,15 @@ class DataConfig(Section):
         ge=0,
         description="validation images cut from training: a count, a fraction, 0; null: 5000 for CIFAR, else 0.1",
     )
-    split_seed: int = Field(0, ge=0, description="seed of the stratified validation split and of train_size")
+    test_size: int | float | None = Field(
+        None,
+        gt=0,
+        description="test images cut from training, before validation, where the source has none: a count, a fraction; "
+        "null: none",
+    )
+    split_seed: int = Field(
+        0, ge=0, description="seed of the stratified validation and test split and of train_size"
+    )
     train_size: int | float | None = Field(
         None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
     )
@@ -137,7 +145,7 @@ class DataConfig(Section):
 
     _path_can_be = field_validator("path")(_file_name)
 
-    @field_validator("val_size", "train_size")
+    @field_validator("val_size", "test_size", "train_size")
     @classmethod
     def _count_or_fraction(cls, value: int | float | None) -> int | float | None:
         if isinstance(value, float) and value > 1:
@@ -428,8 +436,9 @@ class Config(Section):
         if not self.training.skip_nonfinite:
             del values["training"]["skip_nonfinite"]  # runs of before there was this choice go on
         del values["data"]["num_workers"], values["data"]["store"]
-        if self.data.folders is None:
-            del values["data"]["folders"]
+        for key in ("folders", "test_size"):
+            if values["data"][key] is None:
+                del values["data"][key]  # runs of before there were these choices go on
         for teacher in values["teachers"]:
             if teacher["weights"] and (content := _content_of(teacher["weights"])):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, from_numpy
 from tqdm import tqdm
 
 from kd_core import decoding
-from kd_core.decoding import Stored
+from kd_core.decoding import Classes, Stored
 from kd_core.errors import UserError
 from kd_core.files import writable_folder
 from kd_core.layout import roles_in, split_for
@@ -25,6 +26,7 @@ from kd_core.stratify import stratified
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
 
+VAL, TRAIN_SIZE, TEST = range(3)  # streams of data.split_seed
 CIFAR_CLASSES = (10, 20, 100)  # with 50,000 training images of 32 pixels: CIFAR, wherever it comes from
 
 
@@ -81,7 +83,8 @@ class Data:
         }
 
     def test(self) -> Split | None:
-        """The test split, None if the source has none.  Nothing of it is read before the first call.
+        """The test split, None if there is none.  Nothing of it is read before the first call, and no other split, mean
+        or deviation has any of it, also where `data.test_size` cuts it from training.
 
         Raises:
             UserError: it cannot be read, or its labels are not those of the training split.
@@ -107,12 +110,14 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     largest = config.store_size or round(max(model_sizes) * 8 / 7)
     notes = [*source.notes]
 
-    def open_split(name: str, classes: list[str] | None, side: int | None) -> tuple[RawSplit, Stored]:
+    def open_split(name: str, training: Classes | None, side: int | None) -> tuple[RawSplit, Stored]:
         raw = source.open(name)
         return raw, decoding.store(
             raw,
-            lambda values, names: class_numbers(values, names, classes, f"{source.where}, split {name}"),
-            meaning=json.dumps(classes),
+            lambda values, names: class_numbers(
+                values, names, training, source.where, split=name, train_split=train_name
+            ),
+            meaning=json.dumps([training.names, training.kind] if training else None),
             side=side,
             largest=largest,
             folder=Path(cache_dir) / "images",
@@ -124,15 +129,40 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
 
     # ------------------------------------------------------------------------------------------- training
     raw, stored = open_split(train_name, None, None)
-    classes, side = stored.class_names, stored.side
-    notes += [*raw.notes, f"train: split {raw.name!r}, {len(stored.labels):,} images, {len(classes)} classes"]
+    classes, names, side = stored.classes, stored.classes.names, stored.side
+    notes += [*raw.notes, f"train: split {raw.name!r}, {len(stored.labels):,} images, {len(names)} classes"]
+    notes += [
+        f"train: classes {first!r} and {second!r} differ by capital letters alone, and are two classes"
+        for first, second in _alike(names, str.lower)
+    ]
     rows = _readable(stored, "train", notes)
     labels = stored.labels
     present = len(np.unique(labels[rows]))
-    if present < len(classes):
-        notes.append(f"train: {len(classes) - present} of the classes have no image")
+    if present < len(names):
+        notes.append(f"train: {len(names) - present} of the classes have no image")
     if present < 2:
         raise UserError(f"data.label_column: all training images of {source.where} are of one class; two are needed")
+
+    # ----------------------------------------------------------------------------- test, cut before the others
+    test_note = (
+        f"test: split {test_name!r}, not opened before evaluation"
+        if test_name
+        else "test: none found, so there will be no test figures (data.test_split names it, data.test_size cuts it)"
+    )
+    test_rows: np.ndarray | None = None
+    if config.test_size is not None:
+        if test_name is not None:
+            raise UserError(
+                f"data.test_size: {source.where} has a test split of its own, {test_name!r}, so none is cut from "
+                "training; remove data.test_size"
+            )
+        count = _count("test_size", config.test_size, labels[rows])
+        test_rows = stratified(labels[rows], rows, count, seed=config.split_seed, stream=TEST)
+        rows = np.setdiff1d(rows, test_rows)
+        test_note = (
+            f"test: {count:,} images cut from training, stratified by class, split_seed {config.split_seed}, not used "
+            "before evaluation"
+        )
 
     # ----------------------------------------------------------------------------------------- validation
     val: Split | None = None
@@ -143,9 +173,9 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         notes.append(f"val: split {val_name!r}, {len(val):,} images")
         fingerprint = hashlib.sha256(f"{fingerprint} {own.fingerprint}".encode()).hexdigest()
     else:
-        count = _val_count(config, labels[rows], side, len(classes))
+        count = _val_count(config, labels[rows], side, len(names))
         if count:
-            cut = stratified(labels[rows], rows, count, seed=config.split_seed, stream=0)
+            cut = stratified(labels[rows], rows, count, seed=config.split_seed, stream=VAL)
             rows = np.setdiff1d(rows, cut)
             val = _split(stored, cut, "val")
             notes.append(
@@ -155,12 +185,14 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
             notes.append("val: none")
     if config.train_size is not None:
         count = _count("train_size", config.train_size, labels[rows])
-        left_out = stratified(labels[rows], rows, len(rows) - count, seed=config.split_seed, stream=1)
+        left_out = stratified(labels[rows], rows, len(rows) - count, seed=config.split_seed, stream=TRAIN_SIZE)
         rows = np.setdiff1d(rows, left_out)
         notes.append(f"train: a stratified subset of {len(rows):,} images")
 
     # ----------------------------------------------------------------------------------------------- test
     def open_test() -> Split | None:
+        if test_rows is not None:
+            return _split(stored, test_rows, "test")
         if test_name is None:
             return None
         _, own = open_split(test_name, classes, side)
@@ -170,17 +202,13 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
             tqdm.write(note)
         return split
 
-    if test_name is None:
-        notes.append("test: none found, so there will be no test figures (data.test_split names it)")
-    else:
-        notes.append(f"test: split {test_name!r}, not opened before evaluation")
-
+    notes.append(test_note)
     mean, std = _statistics(stored, rows, source)
     return Data(
         train=_split(stored, rows, "train"),
         val=val,
-        num_classes=len(classes),
-        class_names=classes,
+        num_classes=len(names),
+        class_names=names,
         mean=mean,
         std=std,
         image_size=side,
@@ -242,47 +270,129 @@ def _statistics(
 
 
 def class_numbers(
-    values: list[Any], names: list[str] | None, classes: list[str] | None, where: str
-) -> tuple[np.ndarray, list[str]]:
-    """Labels as class numbers int64 [N], and the class names.
+    values: list[Any],
+    names: list[str] | None,
+    training: Classes | None,
+    where: str,
+    *,
+    split: str = "train",
+    train_split: str = "train",
+) -> tuple[np.ndarray, Classes]:
+    """Labels as class numbers int64 [N], and the classes.
 
     Args:
-        values: what the source has: class numbers, or names.
+        values: what the source has, all of one kind: class numbers (also as whole floats), names, or true and false.
         names: what the source calls its class numbers, if it does.
-        classes: the training split's class names, to which another split's labels are translated.
+        training: the training split's classes, to which another split's labels are translated by name; None: this is
+            the training split.
+        where: how messages call the source; split, train_split: the names of this split and of the training split.
 
     Raises:
-        UserError: a missing label, one outside the range, one that training does not know.
+        UserError: a missing label, one that is no whole number or outside the range, one that training does not know,
+            labels of another kind than training has, class names that look the same.
     """
-    missing = next((row for row, value in enumerate(values) if value is None or value == -1), None)
-    if missing is not None:
-        raise UserError(f"data.label_column: {where}: row {missing} has no label ({values[missing]!r})")
+    here = f"data.label_column: {where}, split {split}"
     if not values:
-        raise UserError(f"data.path: {where}: has no images")
-    if isinstance(values[0], str):
-        names = classes or sorted(set(values))
+        raise UserError(f"data.path: {where}, split {split}: has no images")
+    for row, value in enumerate(values):
+        if value is None or value == -1 or value != value or (isinstance(value, str) and not value.strip()):
+            raise UserError(f"{here}: row {row} has no label ({value!r})")
+    kind = _kind(values, names, here)
+    if kind == "boolean":
+        values, names = [int(value) for value in values], ["false", "true"]
+    elif kind == "text":
+        names = sorted(set(values))
         position = {name: number for number, name in enumerate(names)}
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise UserError(f"data.label_column: {where}: class {unknown[0]!r} does not occur in training")
-        return np.array([position[value] for value in values], dtype=np.int64), names
+        values = [position[value] for value in values]
+    elif kind == "number":
+        _check_range(values, MAX_CLASSES, here)
+        count = len(training.names) if training and training.kind == "number" else int(max(values)) + 1
+        names = [str(number) for number in range(count)]
+    assert names is not None
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{here}: {len(names):,} classes, at most {MAX_CLASSES:,} are possible")
+    _check_range(values, len(names), here)
     numbers = np.array(values, dtype=np.int64)
-    count = len(names or classes or []) or int(numbers.max()) + 1
-    if count > MAX_CLASSES:
-        raise UserError(f"data.label_column: {where}: {count:,} classes, at most {MAX_CLASSES:,} are possible")
-    outside = np.flatnonzero((numbers < 0) | (numbers >= count))
-    if len(outside):
-        row = int(outside[0])
+    if training is None:
+        for first, second in _alike(names, _as_seen):
+            raise UserError(
+                f"{here}: classes {ascii(first)} and {ascii(second)} differ by spaces or Unicode forms alone; "
+                "give one class one name"
+            )
+        return numbers, Classes(names, kind)
+    if not _comparable(Classes(names, kind), training):
         raise UserError(
-            f"data.label_column: {where}: row {row} has label {numbers[row]}, outside the range 0 to {count - 1}"
+            f"data.label_column: {where}: in split {train_split} {_KINDS[training.kind]} (such as "
+            f"{training.names[0]!r}), in split {split} {_KINDS[kind]} (such as {names[numbers[0]]!r}); which class is "
+            "which cannot be known, so write both in the same way"
         )
-    if names and classes and names != classes:
-        unknown = sorted({names[number] for number in np.unique(numbers)} - set(classes))
-        if unknown:
-            raise UserError(f"data.label_column: {where}: class {unknown[0]!r} does not occur in training")
-        translation = [classes.index(name) if name in classes else -1 for name in names]
-        return np.array(translation, dtype=np.int64)[numbers], classes
-    return numbers, names or classes or [str(number) for number in range(count)]
+    return _translated(numbers, names, training.names, here), training
+
+
+_KINDS = {
+    "text": "labels are class names",
+    "named": "labels are numbers of named classes",
+    "number": "labels are class numbers without names",
+    "boolean": "labels are true and false",
+}
+
+
+def _kind(values: list[Any], names: list[str] | None, here: str) -> str:
+    """How labels are written, one of `_KINDS`.  UserError for what is neither number, text nor truth value."""
+    types = {type(value) for value in values}
+    if types == {str}:
+        return "text"
+    if types == {bool}:
+        return "boolean"
+    if not types <= {int, float}:
+        listed = ", ".join(sorted(kind.__name__ for kind in types))
+        raise UserError(f"{here}: labels are of type {listed}; needed are whole numbers, text, or true and false")
+    row = next((row for row, v in enumerate(values) if isinstance(v, float) and not v.is_integer()), None)
+    if row is not None:
+        raise UserError(
+            f"{here}: row {row} has label {values[row]!r}, of type float; class numbers must be whole, class names text"
+        )
+    return "number" if names is None else "named"
+
+
+def _check_range(values: list[Any], count: int, here: str) -> None:
+    row = next((row for row, value in enumerate(values) if not 0 <= value < count), None)
+    if row is not None:
+        shown = repr(values[row]) if abs(values[row]) < 1e20 else "beyond 1e20"
+        raise UserError(f"{here}: row {row} has label {shown}, outside the range 0 to {count - 1}")
+
+
+def _comparable(own: Classes, training: Classes) -> bool:
+    """Whether a name means the same class in both: names do, and numbers where they are also called by them."""
+    kinds = {own.kind, training.kind}
+    if len(kinds) == 1 or kinds == {"text", "named"}:
+        return True
+    named = own if own.kind == "named" else training
+    return kinds == {"named", "number"} and named.names == [str(number) for number in range(len(named.names))]
+
+
+def _translated(numbers: np.ndarray, names: list[str], classes: list[str], here: str) -> np.ndarray:
+    """Class numbers int64 [N] that mean `names`, as numbers that mean `classes`; UserError if one is not among them."""
+    position = {name: number for number, name in enumerate(classes)}
+    for name in (names[number] for number in np.unique(numbers)):
+        if name not in position:
+            alike = next((other for other in classes if _as_seen(other).casefold() == _as_seen(name).casefold()), None)
+            hint = "" if alike is None else f", which has {ascii(alike)}: give one class one name"
+            shown = repr(name) if alike is None else ascii(name)
+            raise UserError(f"{here}: class {shown} does not occur in training{hint}")
+    return np.array([position.get(name, -1) for name in names], dtype=np.int64)[numbers]
+
+
+def _as_seen(name: str) -> str:
+    """A class name without what cannot be seen: spaces, invisible characters, and how an accent is composed."""
+    composed = unicodedata.normalize("NFC", name)
+    return "".join(letter for letter in composed if not letter.isspace() and unicodedata.category(letter) != "Cf")
+
+
+def _alike(names: list[str], form: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Pairs of different names that `form` makes equal: each with the first of its kind."""
+    first: dict[str, str] = {}
+    return [(there, name) for name in names if (there := first.setdefault(form(name), name)) != name]
 
 
 def _val_count(config: DataConfig, labels: np.ndarray, side: int, num_classes: int) -> int:
@@ -299,7 +409,7 @@ def _count(key: str, size: int | float, labels: np.ndarray) -> int:
     """How many of the images a count or a fraction means; UserError if that cannot be stratified."""
     classes = len(np.unique(labels))
     count = round(size * len(labels)) if isinstance(size, float) and size < 1 else int(size)
-    most = len(labels) - (classes if key == "val_size" else 0)
+    most = len(labels) - (classes if key in ("val_size", "test_size") else 0)
     if not classes <= count <= most:
         raise UserError(
             f"data.{key}: {size} means {count} of the {len(labels)} training images; with {classes} classes it "

@@ -25,14 +25,29 @@ from kd_core.files import replacing_folder, reserve, write_json, writing
 if TYPE_CHECKING:
     from kd_core.sources import RawSplit
 
-VERSION = 1  # of the decoder: another number decodes anew
+VERSION = 2  # of the decoder and of what is kept: another number decodes anew
 CHUNK = 256  # images held in memory at a time, besides the one that each thread decodes
 # Of Pillow's, those without an interpreter behind them (EPS starts Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 NPY_HEADER = 128  # bytes before the numbers in a .npy file of uint8 [N,S,S,3]
 MAX_PIXELS = 80_000_000  # a decompression bomb is smaller than this as a file and larger as an image
 
-LabelReader = Callable[[list[Any], list[str] | None], tuple[np.ndarray, list[str]]]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a split calls its classes.
+
+    names: by class number.
+    kind: how the source writes a label: "text" (a name), "named" (a number, and the source has a name for it), "number"
+        or "boolean".
+    """
+
+    names: list[str]
+    kind: str
+
+
+LabelReader = Callable[[list[Any], list[str] | None], tuple[np.ndarray, Classes]]
 
 
 @dataclass
@@ -43,13 +58,13 @@ class Stored:
     labels: int64 [N].
     sums: int64 [N,2,3], each image's sum of values and of squared values per channel.
     unreadable: {row: file name or row, and why}.
-    fingerprint: of the content, wherever it came from.
+    fingerprint: of pixels and labels, wherever they came from and whatever the classes are called.
     """
 
     images: np.ndarray
     labels: np.ndarray
     sums: np.ndarray
-    class_names: list[str]
+    classes: Classes
     unreadable: dict[int, str]
     fingerprint: str
 
@@ -76,7 +91,7 @@ def store(
     A second process that asks for the same split waits, and finds it done.
 
     Args:
-        read_labels: turns the source's labels and class names into int64 [N] and class names.
+        read_labels: turns the source's labels and class names into int64 [N] and the classes.
         meaning: what else the labels depend on; part of the cache's key.
         side: of the stored images; None: their own if all are squares of one size up to `largest`, else `largest`.
         threads: that decode; None: one a core.
@@ -94,9 +109,9 @@ def store(
         path = folder / f"{key}-{side}"
         found = _opened(path, notify)
         if found is None:
-            labels, class_names = read_labels(*raw.labels())
+            labels, classes = read_labels(*raw.labels())
             with replacing_folder(path) as temporary:
-                _decode_all(raw, labels, class_names, side, temporary, pool, allow_unreadable, show_progress)
+                _decode_all(raw, labels, classes, side, temporary, pool, allow_unreadable, show_progress)
             found = _opened(path, notify)
             assert found is not None, path
     _check_unreadable(raw.name, found.unreadable, allow_unreadable)
@@ -129,13 +144,14 @@ def _opened(path: Path, notify: Callable[[str], None]) -> Stored | None:
         notify(f"decoded images in {path} are damaged ({error}); decoding anew")
         return None
     unreadable = {int(row): reason for row, reason in header["unreadable"]}
-    return Stored(images, arrays["labels"], arrays["sums"], header["class_names"], unreadable, header["fingerprint"])
+    classes = Classes(header["class_names"], header["label_kind"])
+    return Stored(images, arrays["labels"], arrays["sums"], classes, unreadable, header["fingerprint"])
 
 
 def _decode_all(
     raw: RawSplit,
     labels: np.ndarray,
-    class_names: list[str],
+    classes: Classes,
     side: int,
     folder: Path,
     pool: ThreadPoolExecutor,
@@ -154,7 +170,7 @@ def _decode_all(
         reserve(folder / "images.npy", (folder / "images.npy").stat().st_size)
     sums = np.zeros((len(labels), 2, 3), dtype=np.int64)
     unreadable: dict[int, str] = {}
-    content = hashlib.sha256(json.dumps([shape, class_names]).encode() + labels.tobytes())
+    content = hashlib.sha256(json.dumps(shape).encode() + labels.tobytes())
     title = f"decoding {raw.name} images to {side}x{side}"
     hidden = None if show_progress else True  # None: where no terminal shows it
     with tqdm(total=len(labels), desc=title, unit=" images", leave=False, disable=hidden) as bar:
@@ -175,7 +191,8 @@ def _decode_all(
         np.save(folder / "sums.npy", sums)
         header = {
             "shape": list(shape),
-            "class_names": class_names,
+            "class_names": classes.names,
+            "label_kind": classes.kind,
             "labels": _sha256((folder / "labels.npy").read_bytes()),
             "sums": _sha256((folder / "sums.npy").read_bytes()),
             "unreadable": [[row, reason] for row, reason in unreadable.items()],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from kd_core.teachers import ON_DEMAND, export_in
 
 # figures that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
+# Keys of `data` that say where images lie and what their columns are called, not which they are.
+PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "image_column", "label_column")
 WANDB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
@@ -108,10 +110,11 @@ def number(value: Any) -> float | None:
 
 @dataclass
 class Found:
-    """Runs that can be compared, and (name, reason) of those that were left out."""
+    """Runs that can be compared, (name, reason) of those that were left out, and what else is to be said."""
 
     runs: list[Run]
     left_out: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
 
 def find(names: Iterable[str]) -> Found:
@@ -142,6 +145,38 @@ def find(names: Iterable[str]) -> Found:
         else:
             found.runs.append(run)
     return found
+
+
+def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
+    """Take each pair of fingerprints, or of their beginnings, for one data set, wherever its images lay.
+
+    UserError if no run, or runs of several data, have a fingerprint that begins so.
+    """
+    known = sorted({str(run.identity.get("images")) for run in found.runs})
+
+    def whole(part: str) -> str:
+        fitting = [fingerprint for fingerprint in known if fingerprint.startswith(part)]
+        if len(fitting) != 1:
+            there = ", ".join(fingerprint[:16] for fingerprint in fitting or known) or "none"
+            wrong = "several data have such a fingerprint" if fitting else "no run's data have such a fingerprint"
+            raise UserError(f"--same-data: {part}: {wrong}; there are {there}")
+        return fitting[0]
+
+    same = {fingerprint: fingerprint for fingerprint in known}
+    named = set()
+    for pair in pairs:
+        first, second = map(whole, pair)
+        named |= {first, second}
+        kept, gone = same[first], same[second]
+        same = {fingerprint: kept if one == gone else one for fingerprint, one in same.items()}
+        found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are taken for the same")
+    places: dict[str, dict[str, Any]] = {}
+    for run in found.runs:
+        images = str(run.identity.get("images"))
+        if images in named:
+            data = run.identity["data"]
+            place = places.setdefault(same[images], {key: data[key] for key in PLACE_OF_DATA if key in data})
+            run.identity = {**run.identity, "images": same[images], "data": {**data, **place}}
 
 
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, groupby, islice
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import huggingface_hub.constants
 import numpy as np
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 100_000
 MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
+LABEL_TYPES = r"u?int\d+|float\d+|bool|(large_)?string(_view)?"  # of plain columns
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 IMAGE_WORDS = ("image", "img")
 COLUMNS_OF_SPLITS = ("split", "set", "subset", "partition", "usage")
@@ -98,9 +100,17 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _listing(files: list[Path]) -> list[tuple[str, int, int]]:
-    """What tells, without reading the files, whether they have changed."""
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def _listing(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
+    """What tells, without reading the files, whether they have changed: name, size and time; -1 where there is none."""
+
+    def state(file: str | Path) -> tuple[int, int]:
+        try:
+            found = os.stat(file)
+        except OSError:  # whoever reads it reports that
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+    return [(str(file), *state(file)) for file in files]
 
 
 # -------------------------------------------------------------------------------- Hugging Face data sets
@@ -134,15 +144,10 @@ def _parquet(folder: Path, config: DataConfig) -> Source:
         files = [folder / file for file in found.splits[name][None]]
         for file in files:
             _check_parquet(file)
-        # The digest keeps what datasets has stored of files that were replaced since from being taken for these.
-        state = _digest(_listing(files))
-        parts, groups = [], _alike(files)
-        for group in groups:
-            names = [glob.escape(str(file)) for file in group]
-            dataset = _load(folder, "parquet", name=f"files-{_digest(state, names)[:16]}", data_files=names)
-            parts.append(_from_dataset(dataset, name, str(folder), config))
+        groups = _alike(files)
+        parts = [_from_dataset(_load_parquet(folder, group), name, str(folder), config) for group in groups]
         raw = parts[0] if len(parts) == 1 else _joined(parts, groups)
-        raw.key = _digest(raw.key, state)
+        raw.key = _digest(raw.key, _listing(files))
         return raw
 
     return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
@@ -406,13 +411,21 @@ def _column_of_labels(names: list[str], wanted: str | None, file: Path) -> str:
     return likely[0]
 
 
-def _load(folder: Path, builder: str, **options: Any) -> datasets.Dataset:
+def _load_parquet(folder: Path, files: list[Path]) -> datasets.Dataset:
+    """The rows of these files, one after another."""
     datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
     try:
-        return datasets.load_dataset(builder, split="train", **options)
+        return datasets.load_dataset(
+            "parquet",
+            # `datasets` keeps what it read under the files' names and times alone, and would give that for a file of
+            # another size, too.  The configuration's name is part of the place where it keeps it.
+            name=_digest(_listing(files))[:16],
+            split="train",
+            data_files=[glob.escape(str(file)) for file in files],
+        )
     except Exception as error:  # damaged files and what they say of themselves make it fail in any of a dozen ways
         cause = error.__cause__ or error  # datasets wraps what went wrong
-        raise UserError(f"data.path: {folder}: cannot be read as {builder}: {first_line(cause, 160)}") from None
+        raise UserError(f"data.path: {folder}: cannot be read as parquet: {first_line(cause, 160)}") from None
     finally:
         datasets.enable_progress_bars()
 
@@ -498,7 +511,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
 
     return RawSplit(
         name=name,
-        key=_digest(dataset._fingerprint, image_column, label_column),
+        key=_digest(dataset._fingerprint, image_column, label_column, _listing(_named_files(images, folders))),
         labels=read_labels,
         images=read_images,
         notes=[note + (f" (there is also {', '.join(others)})" if others else "")],
@@ -536,6 +549,15 @@ def _paths_only(column: str, path: str, where: str) -> UserError:
     )
 
 
+def _named_files(images: datasets.Dataset, folders: list[Path]) -> list[str]:
+    """The files that a column of images, in Arrow's format, names where it does not hold their bytes."""
+    column = images[:].column(0)
+    if not pyarrow.types.is_struct(column.type):
+        return []
+    without = column.filter(pyarrow.compute.is_null(pyarrow.compute.struct_field(column, "bytes")))
+    return [path for cell in without.to_pylist() if (path := _encoded(cell, folders))]
+
+
 def _image_columns(dataset: datasets.Dataset) -> list[str]:
     """Columns of images, also as plain parquet files spell them: a struct of bytes and path."""
     return [
@@ -550,10 +572,29 @@ def _label_columns(dataset: datasets.Dataset) -> list[str]:
 
 
 def _may_be_label(feature: Any) -> bool:
-    plain = isinstance(feature, datasets.Value)
+    """Class numbers (pandas may have made them floats), class names, or true and false; the values are read later."""
     return isinstance(feature, datasets.ClassLabel) or (
-        plain and ("int" in feature.dtype or feature.dtype in ("string", "large_string"))
+        isinstance(feature, datasets.Value) and bool(re.fullmatch(LABEL_TYPES, feature.dtype))
     )
+
+
+def _type_name(feature: Any) -> str:
+    """How messages name a column's type."""
+    if isinstance(feature, datasets.Value):
+        return str(feature.dtype)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"list of {_type_name(feature.feature)}"
+    return f"struct of {', '.join(feature)}" if isinstance(feature, dict) else type(feature).__name__
+
+
+def _why_no_label(feature: Any) -> str:
+    """What is wrong with a column of labels of a type that `_may_be_label` does not take."""
+    name = _type_name(feature)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"{name}: several labels an image, which is not supported"
+    if name == "null":
+        return "null: all values are missing"
+    return name
 
 
 def _image_column(dataset: datasets.Dataset, where: str, named: str | None) -> str:
@@ -593,11 +634,22 @@ def _label_column(dataset: datasets.Dataset, where: str, named: str | None) -> s
 
 
 def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: str) -> UserError:
-    problem = f"column {named!r} does not exist or holds no {kind}s" if named else "cannot be guessed"
+    features = dataset.features
+    meant = [named] if named else [word for word in LABEL_WORDS if kind == "label" and word in features]
+    if named and named not in features:
+        problem = f"column {named!r} does not exist"
+    elif kind == "image":
+        problem = f"column {named!r} is {_type_name(features[named])}, not images" if named else "cannot be guessed"
+    else:
+        reasons = [f"column {name!r} is {_why_no_label(features[name])}" for name in meant]
+        right = "needed is one class number (whole) or class name (text) an image, or true and false"
+        problem = "; ".join([*(reasons or ["cannot be guessed"]), right])
+    labels, images = _label_columns(dataset), _image_columns(dataset)
+    others = [f"{name} is {_type_name(features[name])}" for name in features if name not in (*labels, *images)]
     return UserError(
-        f"data.{kind}_column: {problem}; {where} has {', '.join(dataset.column_names)}; "
-        f"images are in: {', '.join(_image_columns(dataset)) or 'none'}; "
-        f"labels could be: {', '.join(_label_columns(dataset)) or 'none'}"
+        f"data.{kind}_column: {problem}; {where} has {', '.join(features)}; images are in: "
+        f"{', '.join(images) or 'none'}; labels could be: {', '.join(labels) or 'none'}"
+        + (f"; neither: {', '.join(others)}" if others else "")
     )
 
 

@@ -1,5 +1,5 @@
 """The 20 superclasses of CIFAR-100's classes (Krizhevsky, "Learning multiple layers of features from tiny images",
-2009), spelled as the Hub's uoft-cs/cifar100 does."""
+2009), spelled as the original archive does; the Hub's uoft-cs/cifar100 calls one class otherwise."""
 
 from __future__ import annotations
 
@@ -27,11 +27,19 @@ CIFAR100 = {
     "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
     "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
 }
+HUB_SPELLINGS = {"cra": "crab"}
 _NUMBERS = {name: number for number, names in enumerate(CIFAR100.values()) for name in names}
 
 
 def superclasses_of(class_names: Sequence[str]) -> tuple[list[int], list[str]] | None:
     """The superclass number of each class, and the superclasses' names; None unless the classes are CIFAR-100's."""
-    if sorted(class_names) != sorted(_NUMBERS):
+    names = in_one_spelling(class_names)
+    if sorted(names) != sorted(_NUMBERS):
         return None
-    return [_NUMBERS[name] for name in class_names], list(CIFAR100)
+    return [_NUMBERS[name] for name in names], list(CIFAR100)
+
+
+def in_one_spelling(class_names: Sequence[str]) -> list[str]:
+    """The names, those of CIFAR-100's classes as the archive spells them; names of other data stay as they are."""
+    own = [HUB_SPELLINGS.get(name, name) for name in class_names]
+    return own if set(own) == set(_NUMBERS) else list(class_names)

@@ -25,6 +25,7 @@ from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.logits_file import LogitsFile
 from kd_core.preprocess import NORMALIZATIONS
+from kd_core.superclasses import in_one_spelling
 from kd_core.views import Views
 
 ON_DEMAND = "teachers"  # W&B group of those that are trained on demand
@@ -43,6 +44,7 @@ INHERITED_DATA = (
     "val_split",
     "test_split",
     "val_size",
+    "test_size",
     "split_seed",
     "train_size",
     "store_size",
@@ -398,15 +400,15 @@ def check_classes(
     """
     if known.num_classes != data.num_classes:
         raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
-    names = known.class_names
-    if not names or sorted(names) != sorted(data.class_names):
+    names, wanted = in_one_spelling(known.class_names or []), in_one_spelling(data.class_names)
+    if sorted(names) != sorted(wanted):
         return
     outputs = [names[number] for number in outputs_in_order(teacher.class_order if teacher else None, data.class_names)]
-    if outputs != data.class_names:
-        right = f"; set class_order: {[names.index(name) for name in data.class_names]}" if teacher else ""
+    if outputs != wanted:
+        right = f"; set class_order: {[names.index(name) for name in wanted]}" if teacher else ""
         raise UserError(
             f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
-            f"in the data it is {data.class_names[0]!r}{right}"
+            f"in the data it is {wanted[0]!r}{right}"
         )
 
 

@@ -72,3 +72,24 @@ def test_a_damaged_summary_is_named_or_passed_over(tmp_path, text, capsys):
     )
     with pytest.raises(UserError, match="summary.json: damaged"):
         checkpoints.open_run(config, "abc", str(run.path))
+
+
+def test_runs_that_differ_by_the_datas_fingerprint_alone_are_said(tmp_path, capsys):
+    def start(fingerprint, resume="auto", **settings):
+        config = Config.model_validate({"output_dir": str(tmp_path), **settings})
+        return checkpoints.find_or_create(config, fingerprint, resume, None), capsys.readouterr().out
+
+    old, new = "0123456789ab" + "0" * 52, "ba9876543210" + "0" * 52
+    first, said = start(old)
+    assert said == ""
+    other, said = start(old, training={"seed": 1})
+    assert said == "" and other.path != first.path
+    second, said = start(new)
+    assert second.path != first.path and said.count("\n") == 1  # of one run folder, not of the one with another seed
+    assert said.startswith(f"{first.path}: was trained with these settings on data with fingerprint 0123456789ab, ")
+    assert "these have ba9876543210, so this is another run" in said
+    assert f"python compare_kd.py {tmp_path} --same-data 0123456789ab=ba9876543210" in said
+    assert start(new) == (second, "")  # which goes on: it has been said
+    assert start(new, "never")[1] == said
+    first.identity_file.write_text("{")
+    assert "skipped: " in start("f" * 64)[1]

@@ -241,10 +241,22 @@ def test_the_same_run_twice_counts_once(copies, capsys):
     assert f"run2: the same run as {copies / 'run1'}" in compared(capsys, str(copies))
 
 
+def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
+    identity = read_object(copies / "run1" / "identity.json")
+    write_json(copies / "run1" / "identity.json", {**identity, "images": "0f" * 32})
+    words = (str(copies), f"--same-data={identity['images'][:8]}=0F0F0F0F")
+    assert "the data's fingerprints differ" in compared(capsys, str(copies))
+    text = compared(capsys, *words)
+    assert re.search(rf"^{METHOD} +2 ", text, re.MULTILINE) and "are taken for the same" in text
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
         ([], "say what to compare"),
+        (["RUNS", "--same-data=abc=def"], "--same-data: is 'abc=def', wanted are two fingerprints as A=B"),
+        (["RUNS", "--same-data=01234567"], "--same-data: is '01234567', wanted are two"),
+        (["RUNS", "--same-data=01234567=89abcdef"], "--same-data: 01234567: no run's data have such a fingerprint"),
         (["nowhere"], "nowhere: no such folder; wanted are run folders"),
         (["tests/nowhere"], "tests/nowhere: no such folder"),
         (["docs"], "docs: holds no run folder"),

@@ -24,7 +24,7 @@ from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import Predictions, evaluate
 from kd_core.files import csv_text
-from kd_core.runs import Found, Run
+from kd_core.runs import Found, Run, as_same_data
 
 LABEL_ONLY = kd_methods.LABEL_ONLY
 TEACHER = {"model": "cifar_resnet56", "weights": "teacher.pth"}
@@ -244,6 +244,43 @@ def test_what_differs_in_more_than_the_method_is_kept_apart(change, key):
     forced = compare(Found(runs, []), force=True)
     assert len(forced["sets"]) == 1 and forced["forced"] and forced["differences"] == found["differences"]
     assert forced["sets"][0]["groups"][1]["against_baseline"]["kind"] == "paired"
+
+
+def test_data_can_be_said_to_be_the_same():
+    old, new, third = "0a" * 32, "0b" * 32, "1c" * 32
+    places = {"source": "cifar_python", "path": "archive"}
+
+    def found() -> Found:
+        runs = [*several(A, images=old), *several(B, images=new, data=places), *several(C, images=third)]
+        return Found(runs, [])
+
+    apart = compare(found())
+    assert len(apart["sets"]) == 3
+    assert any("--same-data 0a0a0a0a=1c1c1c1c" in note for note in apart["notes"])
+    both = found()
+    as_same_data(both, [(old[:8], new[:10])])
+    compared = compare(both)
+    assert [len(one["groups"]) for one in compared["sets"]] == [2, 1]
+    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are taken for the same" in compared["notes"]
+    row = compared["sets"][0]["groups"][1]["against_baseline"]
+    assert row["kind"] == "paired" and row["verdict"] == "cannot tell"
+    everything = found()
+    as_same_data(everything, [(new, old), (third[:8], new[:8])])
+    assert len(compare(everything)["sets"]) == 1
+    table = pivot(everything, "kd.type", "pair")
+    assert [row[0]["n"] for row in table["cells"]] == [5, 5, 5] and any("--same-data" in w for w in table["warnings"])
+    one = Found([make(A, images=old), make(B, images=old, data=places)], [])
+    assert len(compare(one)["sets"]) == 2
+    as_same_data(one, [(old, old)])  # equal data from two places
+    assert len(compare(one)["sets"]) == 1
+    other = Found([make(A, images=old, data={"split_seed": 1}), make(B, images=new)], [])
+    as_same_data(other, [(old, new)])
+    assert len(compare(other)["sets"]) == 2  # data alone, not how they are split
+    for pair in ((old[:8], "2" * 8), ("2" * 8, new)):
+        with pytest.raises(UserError, match="--same-data: 22222222: no run's data have .*; there are 0a0a0a0a"):
+            as_same_data(found(), [pair])
+    with pytest.raises(UserError, match="--same-data: 0a0a0a0a: several data have such a fingerprint; there are 0a0a"):
+        as_same_data(Found([make(images=old), make(images=old[:-1] + "b")], []), [(old[:8], old)])
 
 
 def test_a_student_alone_is_compared_with_every_set_of_its_kind():

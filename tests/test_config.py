@@ -9,6 +9,7 @@ import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, parse_overrides, parse_yaml, read_yaml, resolve
 from kd_core.errors import UserError
+from kd_core.teachers import training_config
 
 TEACHER = "--teachers=[{model: cifar_resnet20, train: configs/teachers/x.yaml}]"
 
@@ -278,6 +279,20 @@ def test_the_digest_ignores_what_does_not_shape_the_result():
     ]
     assert len({config.digest("data") for config in other}) == 4
     assert load().digest("data") != load().digest("other data")
+
+
+def test_a_test_split_that_is_cut_makes_another_run_and_teachers_inherit_it():
+    assert "test_size" not in load().identity("data")["data"]
+    teacher = "--teachers=[{model: cifar_resnet20, train: configs/teachers/digits.yaml}]"
+    config = load("--data.test_size=0.2", "--kd.type=average", teacher)
+    assert config.identity("data")["data"]["test_size"] == 0.2
+    for run in (config, load("--kd.type=average", teacher)):
+        own = training_config(run, 0)
+        assert own.data.test_size == run.data.test_size
+        assert ("test_size" in own.identity("data")["data"]) == (run.data.test_size is not None)
+    for wrong in ("0", "-0.1", "1.5"):
+        with pytest.raises(UserError, match="data.test_size"):
+            load(f"--data.test_size={wrong}")
 
 
 def test_help_lists_every_key_once_per_place():

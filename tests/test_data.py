@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import errno
 import io
 import json
@@ -11,11 +12,13 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 import torch
@@ -24,7 +27,7 @@ from PIL import Image
 from kd_core import decoding
 from kd_core.config import DataConfig
 from kd_core.data import Data, ImageStore, class_numbers, load_data
-from kd_core.decoding import decode
+from kd_core.decoding import Classes, decode
 from kd_core.errors import UserError
 from kd_core.stratify import stratified
 
@@ -607,6 +610,39 @@ def test_validation_and_subset_sizes(tmp_path: Path) -> None:
     assert "data.train_size" in refuse(tmp_path, source="parquet", path=folder, train_size=59)
 
 
+def test_a_test_split_is_cut_before_the_others(tmp_path: Path) -> None:
+    folder = str(parquet(tmp_path / "data", train=60))
+    without = load(tmp_path, source="parquet", path=folder)
+    assert without.test() is None and any("data.test_size cuts it" in note for note in without.notes)
+    data = load(tmp_path, source="parquet", path=folder, test_size=0.2, train_size=30)
+    test = data.test()
+    assert test is not None and data.val is not None and data.test() is test
+    assert any("test: 12 images cut from training" in note for note in data.notes)
+    parts = [part.rows.tolist() for part in (data.train, data.val, test)]
+    assert [len(part) for part in parts] == [30, 5, 12] and len(set(sum(parts, []))) == 47
+    assert test.labels[test.rows].bincount().tolist() == [4, 4, 4] and test.fingerprint == data.train.fingerprint
+    kept = data.train.images[data.train.rows].double() / 255  # the statistics: of the training rows alone
+    assert np.allclose(data.mean, kept.mean((0, 1, 2)), atol=1e-4)
+    assert np.allclose(data.std, kept.flatten(0, 2).std(0), atol=1e-3)
+    again = load(tmp_path, source="parquet", path=folder, test_size=12).test()
+    assert again is not None and again.rows.equal(test.rows)
+    other = load(tmp_path, source="parquet", path=folder, test_size=12, split_seed=1).test()
+    assert other is not None and not other.rows.equal(test.rows)
+    # not the rows that validation of this size would be
+    val = load(tmp_path, source="parquet", path=folder, val_size=12).val
+    assert val is not None and not val.rows.equal(test.rows)
+    for size, words in ((61, "61 of the 60"), (58, "3 to 57"), (2, "with 3 classes")):
+        message = refuse(tmp_path, source="parquet", path=folder, test_size=size)
+        assert "data.test_size" in message and words in message
+
+
+def test_no_test_split_is_cut_where_there_is_one(tmp_path: Path) -> None:
+    folder = str(parquet(tmp_path / "data", train=60, test=9))
+    assert "data.test_size" in (message := refuse(tmp_path, source="parquet", path=folder, test_size=0.2))
+    assert "a test split of its own, 'test'" in message
+    assert "a test split of its own" in refuse(tmp_path, source="digits", test_size=0.2)
+
+
 def test_own_validation_split_is_used_unless_a_size_is_asked_for(tmp_path: Path) -> None:
     folder = str(parquet(tmp_path / "data", train=30, dev=8))
     own = load(tmp_path, source="parquet", path=folder)
@@ -660,21 +696,225 @@ def test_images_as_bytes_and_integer_labels(tmp_path: Path) -> None:
     assert data.class_names == ["0", "1", "2"] and np.array_equal(data.train.images[3].numpy(), pixels(3))
 
 
-def test_class_numbers() -> None:
-    labels, names = class_numbers(["b", "a", "b"], None, None, "x")
-    assert labels.tolist() == [1, 0, 1] and names == ["a", "b"]
-    assert class_numbers([0, 1], ["dog", "cat"], ["cat", "cow", "dog"], "x")[0].tolist() == [2, 0]
-    for values, own, classes, words in (
+NAN = float("nan")
+TEXT, NAMED = Classes(["a", "b"], "text"), Classes(["a", "b"], "named")
+NUMBERS, DIGITS = Classes(["0", "1", "2"], "number"), Classes(["0", "1", "2"], "named")
+ANIMALS = Classes(["cat", "cow", "dog"], "named")
+BOOLEANS = Classes(["false", "true"], "boolean")
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "training", "labels", "classes"),
+    [
+        (["b", "a", "b"], None, None, [1, 0, 1], TEXT),
+        ([1, 0, 1], ["a", "b"], None, [1, 0, 1], NAMED),
+        ([2, 0], None, None, [2, 0], NUMBERS),
+        ([2.0, 0.0], None, None, [2, 0], NUMBERS),
+        ([2, 0.0], None, None, [2, 0], NUMBERS),
+        ([True, False], None, None, [1, 0], BOOLEANS),
+        ([True, True], None, None, [1, 1], BOOLEANS),
+        (["false", "true"], None, None, [0, 1], Classes(["false", "true"], "text")),
+        (["10", "2", "1"], None, None, [1, 2, 0], Classes(["1", "10", "2"], "text")),
+        # other splits are translated by name
+        (["b"], None, TEXT, [1], TEXT),
+        (["b"], None, NAMED, [1], NAMED),
+        ([0], ["b", "a"], NAMED, [1], NAMED),
+        ([0], ["b"], TEXT, [1], TEXT),
+        ([0, 1], ["dog", "cat"], ANIMALS, [2, 0], ANIMALS),
+        ([0, 1], ["dog", "cow", "unused"], ANIMALS, [2, 1], ANIMALS),
+        ([1.0], None, NUMBERS, [1], NUMBERS),
+        ([True], None, BOOLEANS, [1], BOOLEANS),
+        # numbers that are also called by their numbers are these
+        ([2, 1.0], None, DIGITS, [2, 1], DIGITS),
+        ([2, 1], ["0", "1", "2", "3"], NUMBERS, [2, 1], NUMBERS),
+    ],
+)
+def test_class_numbers(values: Any, names: Any, training: Any, labels: Any, classes: Classes) -> None:
+    found, same = class_numbers(values, names, training, "x")
+    assert found.tolist() == labels and found.dtype == np.int64 and same == classes
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "training", "words"),
+    [
+        ([], None, None, "no images"),
         ([0, 3], ["a", "b"], None, "row 1 has label 3, outside the range 0 to 1"),
         ([0, -2], None, None, "row 1 has label -2"),
+        ([0, 2**63], None, None, f"row 1 has label {2**63}, outside the range"),
+        ([0, 10**400], None, None, "row 1 has label beyond 1e20"),
+        ([0.0, 1e300], None, None, "row 1 has label beyond 1e20"),
+        ([0, 5], None, NUMBERS, "row 1 has label 5, outside the range 0 to 2"),
+        ([0, 5], None, DIGITS, "class '5' does not occur in training"),
         ([0, -1], ["a", "b"], None, r"row 1 has no label \(-1\)"),
         ([0, None], None, None, r"row 1 has no label \(None\)"),
-        ([0, 5], None, ["a", "b"], "outside the range 0 to 1"),
-        (["a", "z"], None, ["a", "b"], "class 'z' does not occur in training"),
-        ([], None, None, "no images"),
-    ):
-        with pytest.raises(UserError, match=words):
-            class_numbers(values, own, classes, "x")
+        ([0.0, NAN], None, None, r"row 1 has no label \(nan\)"),
+        (["a", None], None, None, r"row 1 has no label \(None\)"),
+        (["a", " "], None, None, r"row 1 has no label \(' '\)"),
+        ([True, None], None, None, r"row 1 has no label \(None\)"),
+        ([0.0, 0.5], None, None, "row 1 has label 0.5, of type float; class numbers must be whole"),
+        ([0.0, float("inf")], None, None, "row 1 has label inf, of type float"),
+        (["a", 1], None, None, "labels are of type int, str; needed are whole numbers, text"),
+        ([True, 1], None, None, "labels are of type bool, int; needed"),
+        ([[1], [0]], None, None, "labels are of type list; needed"),
+        ([decimal.Decimal(1)], None, None, "labels are of type Decimal; needed"),
+        ([{}], None, None, "labels are of type dict; needed"),
+        (["a", "z"], None, TEXT, "class 'z' does not occur in training"),
+        ([0], ["z"], NAMED, "class 'z' does not occur in training"),
+        # one kind of labels in one split, another in the other
+        ([0], None, TEXT, "in split learn labels are class names .* in split exam labels are class numbers without"),
+        ([0.0], None, TEXT, "in split learn labels are class names .* in split exam labels are class numbers without"),
+        ([1], None, Classes(["0", "1"], "text"), r"\(such as '0'\), in split exam labels are class numbers"),
+        (["1"], None, NUMBERS, r"class numbers without names .* in split exam labels are class names \(such as '1'\)"),
+        ([1], None, NAMED, "in split learn labels are numbers of named classes"),
+        ([1], ["a", "b"], NUMBERS, "in split exam labels are numbers of named classes"),
+        ([1], None, Classes(["0", "1", "10", "2"], "named"), "which class is which cannot be known"),
+        ([True], None, NUMBERS, "in split exam labels are true and false"),
+        ([True], None, TEXT, "in split exam labels are true and false"),
+        (["true"], None, BOOLEANS, "in split learn labels are true and false"),
+        ([1], None, BOOLEANS, "in split learn labels are true and false"),
+        ([1], ["false", "true"], BOOLEANS, "in split learn labels are true and false"),
+        # names that look the same
+        (["cat", "cat "], None, None, "'cat' and 'cat ' differ by spaces"),
+        (["red fox", "red  fox"], None, None, "'red  fox' and 'red fox' differ"),
+        (["red\u00a0fox", "red fox"], None, None, r"'red fox' and 'red\\xa0fox' differ"),
+        (["caf\u00e9", "cafe\u0301"], None, None, r"'cafe\\u0301' and 'caf\\xe9' differ"),
+        ([0, 1], ["a", "\ufeffa"], None, r"'a' and '\\ufeffa' differ"),
+        (["a "], None, TEXT, "class 'a ' does not occur in training, which has 'a': give"),
+        (["A"], None, TEXT, "class 'A' does not occur in training, which has 'a'"),
+        (["cafe\u0301"], None, Classes(["caf\u00e9"], "named"), r"'cafe\\u0301' does not .* has 'caf\\xe9'"),
+    ],
+)
+def test_labels_that_are_none(values: Any, names: Any, training: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        class_numbers(values, names, training, "x", split="exam", train_split="learn")
+
+
+def frame(labels: Any, name: str = "label") -> pandas.DataFrame:
+    """As many images, and a column of labels as pandas writes it."""
+    return pandas.DataFrame({"image": rows_of(len(labels))["image"], name: labels})
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (pandas.Series([0.0, 1.0, 2.0] * 4), ["0", "1", "2"]),
+        (pandas.Series([0.0, 1.0, 2.0] * 4, dtype="float32"), ["0", "1", "2"]),
+        (pandas.Series([0, 1, 2] * 4, dtype="Int64"), ["0", "1", "2"]),
+        (pandas.Series([0, 1, 2] * 4, dtype="uint8"), ["0", "1", "2"]),
+        (pandas.Series(["a", "b", "c"] * 4, dtype="category"), ["a", "b", "c"]),
+        (pandas.Series(["a", "b", "c"] * 4, dtype="string"), ["a", "b", "c"]),
+        (pandas.Series([True, False, True] * 4), ["false", "true"]),
+        (pandas.Series([True, False, True] * 4, dtype="boolean"), ["false", "true"]),
+    ],
+)
+def test_labels_as_pandas_writes_them(labels: pandas.Series, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    frame(labels).to_parquet(tmp_path / "data" / "train.parquet")
+    data = load(tmp_path, source="parquet", path=str(tmp_path / "data"), val_size=0)
+    assert data.class_names == names
+    said = [names[label].lower() for label in data.train.labels.tolist()]
+    assert said == [str(value).lower().removesuffix(".0") for value in labels]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0.0, 0.5, 1.0], "row 1 has label 0.5, of type float"),
+        ([0.0, NAN, 1.0], "row 1 has no label"),
+        ([[0], [1], [0, 1]], "column 'label' is list of int64: several labels an image"),
+        ([decimal.Decimal("1.0")] * 3, r"column 'label' is decimal128\(2, 1\); needed is one class number"),
+        ([date(2026, 1, 1)] * 3, "column 'label' is date32; needed"),
+        ([pandas.Timestamp(2026, 1, 1)] * 3, r"column 'label' is timestamp\[\w+\]; needed"),
+        ([{"name": "cat", "id": 1}] * 3, "column 'label' is struct of (id, name|name, id); needed"),
+        ([b"cat"] * 3, "column 'label' is binary; needed"),
+        ([None] * 3, "column 'label' is null: all values are missing"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_labels_of_other_types_are_refused_by_type(labels: Any, words: str, named: bool, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    frame(labels).to_parquet(tmp_path / "data" / "train.parquet")
+    with pytest.raises(UserError, match=f"data.label_column: .*{words}"):
+        load(tmp_path, source="parquet", path=str(tmp_path / "data"), label_column="label" if named else None)
+
+
+def test_text_in_one_split_and_numbers_in_another_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    frame(["0", "1", "10"] * 4).to_parquet(tmp_path / "data" / "train.parquet")
+    frame([0, 1, 1]).to_parquet(tmp_path / "data" / "test.parquet")
+    data = load(tmp_path, source="parquet", path=str(tmp_path / "data"))
+    with pytest.raises(UserError, match="in split train labels are class names .* in split test labels are class num"):
+        data.test()
+
+
+def test_classes_that_differ_by_capital_letters_are_said(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    frame(["cat", "Cat", "dog"] * 4).to_parquet(tmp_path / "data" / "train.parquet")
+    data = load(tmp_path, source="parquet", path=str(tmp_path / "data"))
+    assert data.class_names == ["Cat", "cat", "dog"]
+    assert any("'Cat' and 'cat' differ by capital letters alone" in note for note in data.notes)
+
+
+def test_the_fingerprint_is_of_pixels_and_labels_alone(tmp_path: Path) -> None:
+    def written(folder: str, labels: list[Any], types: datasets.Features | None = None) -> str:
+        table = {**rows_of(12), "label": labels}
+        return load(tmp_path, source="parquet", path=write(tmp_path / folder, table, types), val_size=0).fingerprint
+
+    numbers = [row % 3 for row in range(12)]
+    base = written("base", numbers, features(names=["apple", "crab", "dog"]))
+    assert written("hub", numbers, features(names=["apple", "cra", "dog"])) == base
+    assert written("plain", numbers) == written("text", ["abc"[n] for n in numbers]) == base
+    assert written("other order", numbers, features(names=["dog", "crab", "apple"])) == base  # the labels are the same
+    assert written("other labels", [2 - number for number in numbers]) != base
+
+
+def same_time(file: Path, write: Any) -> None:
+    """Replace a file by another one that has its modification time."""
+    before = file.stat()
+    write()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns and file.stat().st_size != before.st_size
+
+
+def test_replaced_files_are_noticed_by_their_sizes(tmp_path: Path) -> None:
+    def fingerprint(source: str, folder: Path) -> str:
+        return load(tmp_path, source=source, path=str(folder), val_size=0).fingerprint
+
+    table = parquet(tmp_path / "parquet", train=12) / "train-00000-of-00001.parquet"
+    before = fingerprint("parquet", table.parent)
+    same_time(table, lambda: datasets.Dataset.from_dict(rows_of(15), features=features()).to_parquet(table))
+    assert fingerprint("parquet", table.parent) != before
+
+    for number in range(12):
+        (tmp_path / "images" / str(number % 3)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / str(number % 3) / f"{number}.png").write_bytes(encoded(pixels(number)))
+    picture = tmp_path / "images" / "0" / "0.png"
+    before = fingerprint("imagefolder", tmp_path / "images")
+    same_time(picture, lambda: picture.write_bytes(encoded(pixels(99) // 2)))
+    assert fingerprint("imagefolder", tmp_path / "images") != before
+
+    named = tmp_path / "named"  # a table with the paths of images, not their bytes
+    shutil.copytree(tmp_path / "images", named / "images")
+    paths = sorted(str(file.relative_to(named)) for file in named.rglob("*.png"))
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    cells = pyarrow.array([{"bytes": None, "path": path} for path in paths], kind)
+    labels = [int(path.split("/")[1]) for path in paths]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "label": labels}), named / "train.parquet")
+    before = fingerprint("parquet", named)
+    picture = named / paths[0]
+    same_time(picture, lambda: picture.write_bytes(encoded(pixels(98) // 4)))
+    assert fingerprint("parquet", named) != before
+    picture.unlink()  # what is missing is said where it is read
+    assert paths[0] in refuse(tmp_path, source="parquet", path=str(named), val_size=0)
+
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_dict(rows_of(12), features=features()).save_to_disk(saved)
+    before = fingerprint("disk", saved)
+    datasets.Dataset.from_dict(rows_of(15), features=features()).save_to_disk(tmp_path / "other")
+    for file in saved.iterdir():
+        if file.suffix == ".arrow":
+            same_time(file, lambda file=file: shutil.copyfile(tmp_path / "other" / file.name, file))
+    assert fingerprint("disk", saved) != before
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:

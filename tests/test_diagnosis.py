@@ -29,6 +29,7 @@ from kd_core.logits_file import write_logits
 from kd_core.models import Preprocess
 from kd_core.preprocess import NORMALIZATIONS
 from kd_core.report import findings_lines
+from kd_core.superclasses import CIFAR100
 from kd_core.teachers import Facts, check_classes
 from kd_core.views import Views, epoch_order
 from kd_methods import StudentOutput, TeacherOutputs
@@ -410,6 +411,17 @@ def test_an_export_with_its_classes_in_another_order_says_how_to_set_it():
     check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [1, 2, 0]}))
     with pytest.raises(UserError, match="another order: 'bee' comes first"):
         check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [2, 1, 0]}))
+
+
+def test_the_two_spellings_of_cifar100_are_the_same_classes():
+    archive = sorted(name for members in CIFAR100.values() for name in members)
+    hub = ["cra" if name == "crab" else name for name in archive]
+    plain = Preprocess(8, 8, "bilinear", (0.5,), (0.5,))
+    for here, there in ((archive, hub), (hub, archive)):
+        data: Any = SimpleNamespace(num_classes=100, class_names=here)
+        check_classes(Facts("x", 100, there, plain, 1), data, "teachers[0]")
+        with pytest.raises(UserError, match="another order: 'worm' comes first, .* 'apple'"):
+            check_classes(Facts("x", 100, there[::-1], plain, 1), data, "teachers[0]")
 
 
 def test_normalizations_have_their_values():

@@ -280,6 +280,8 @@ def test_baselines_that_are_none(taught, folder, tmp_path):
     cases.append((other, "was trained on data with fingerprint another, the student on [0-9a-f]"))
     other = altered(folder, tmp_path / "split", settings=("split_seed: 0", "split_seed: 7"))
     cases.append((other, "was trained with data.split_seed=7, the student with 0"))
+    other = altered(folder, tmp_path / "test", settings=("test_size: null", "test_size: 0.2"))
+    cases.append((other, "was trained with data.test_size=0.2, the student with None"))
     other = altered(folder, tmp_path / "order")
     config = read_object(other / "student" / "config.json")
     config["pretrained_cfg"]["label_names"] = names[::-1]

@@ -14,7 +14,7 @@ from kd_core import metrics, report
 from kd_core.errors import UserError
 from kd_core.evaluation import Predictions, evaluate, logged
 from kd_core.meter import NonFinite
-from kd_core.superclasses import CIFAR100, superclasses_of
+from kd_core.superclasses import CIFAR100, in_one_spelling, superclasses_of
 
 PLAIN = {
     "split", "correct", "total", "accuracy", "top5", "macro_accuracy", "loss_ce", "nll", "brier", "ece", "ece_adaptive",
@@ -176,6 +176,16 @@ def test_superclasses_partition_the_classes():
     assert found is not None
     numbers, parents = found
     assert all(name in CIFAR100[parents[number]] for name, number in zip(sorted(names), numbers, strict=True))
+
+
+def test_class_26_has_its_superclass_in_either_spelling():
+    """uoft-cs/cifar100 on the Hub calls it "cra", the archive of 2009 "crab"."""
+    archive = sorted(name for members in CIFAR100.values() for name in members)
+    hub = ["cra" if name == "crab" else name for name in archive]
+    assert archive[26] == "crab" and superclasses_of(hub) == superclasses_of(archive) is not None
+    assert superclasses_of([name for name in archive if name != "apple"] + ["cra"]) is None  # both spellings
+    assert in_one_spelling(hub) == in_one_spelling(archive) == archive
+    assert in_one_spelling(["cra", "fish"]) == ["cra", "fish"]  # other data's
 
 
 def test_accuracy_per_superclass_equals_a_loop():
