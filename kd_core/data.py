@@ -304,14 +304,17 @@ def class_numbers(
         names = sorted(set(values))
         position = {name: number for number, name in enumerate(names)}
         values = [position[value] for value in values]
-    elif kind == "number":
-        _check_range(values, MAX_CLASSES, here)
-        count = len(training.names) if training and training.kind == "number" else int(max(values)) + 1
-        names = [str(number) for number in range(count)]
-    assert names is not None
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{here}: {len(names):,} classes, at most {MAX_CLASSES:,} are possible")
-    _check_range(values, len(names), here)
+    if names is not None:
+        count = len(names)
+    elif training and training.kind == kind:
+        count = len(training.names)
+    else:
+        count = max(int(max(values)) + 1, 1)
+    if count > MAX_CLASSES:
+        shown = f"{count:,}" if count < 1e20 else "more than 1e20"
+        raise UserError(f"{here}: {shown} classes, at most {MAX_CLASSES:,} are possible")
+    names = names or [str(number) for number in range(count)]
+    _check_range(values, count, here)
     numbers = np.array(values, dtype=np.int64)
     if training is None:
         for first, second in _alike(names, _as_seen):
