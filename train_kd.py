@@ -54,7 +54,7 @@ from tqdm import tqdm
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers, trials
+from kd_core import launcher, models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -497,7 +497,7 @@ def run(
                     pupil.preprocess.size,
                     device,
                     checkpoint=folder.student,
-                    precision=training.mixed_precision,
+                    precision=accelerator.mixed_precision,
                     channels_last=training.channels_last,
                 )
             with folder.writing():
@@ -630,7 +630,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     options, resolved = parse(arguments)
     config = resolved.config
     if options.print_config:
-        print(config.to_yaml(), end="")
+        precision = launcher.precision(config.training.mixed_precision, os.environ)
+        print(configuration.with_precision(config, precision).to_yaml(), end="")
         return
     check_writable(Path(config.output_dir), "output_dir")
     if not options.no_wandb:
@@ -639,6 +640,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
             prepare(config)
     training = config.training
     accelerator = create_accelerator(training.mixed_precision, deterministic=training.deterministic)
+    config = configuration.with_precision(config, accelerator.mixed_precision)
     if is_first_process():
         if not options.config:
             print("no --config: running the quickstart, configs/quickstart.yaml")
