@@ -139,6 +139,11 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(broadcast(buffer))
 
 
+def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:
+    """Whether BatchNorm's statistics are those of all processes: as `training.sync_bn` asks, on GPUs."""
+    return sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+
+
 class Stopped(BaseException):
     """A signal asked this process to end.  Not an Exception: nothing that guards against failures may catch it."""
 
