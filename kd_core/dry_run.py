@@ -76,8 +76,8 @@ def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, s
         unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
         if unused and accelerator.num_processes > 1:
             raise UserError(
-                f"{subject}: {unused[0]!r} and {len(unused) - 1} more weight(s) have no part in the logits, which several "
-                "processes cannot train (DistributedDataParallel); take one process, or another network"
+                f"{subject}: {len(unused)} weight(s), such as {unused[0]!r}, have no part in the logits; several "
+                "processes cannot train such a network (DistributedDataParallel): take one, or another network"
             )
         del output, student, loss
         model.eval()
