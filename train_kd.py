@@ -833,6 +833,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
         attempt(lambda: open_run(config, data.fingerprint, resume))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    job.reset_device()  # of what the passes took
     return members
 
 

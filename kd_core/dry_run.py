@@ -150,7 +150,7 @@ def _explanation(
         remedies = [f"a smaller {subject.img_size}"]
         if count > 2:
             remedies.insert(0, f"a smaller {subject.batch_size} (now {config.data.batch_size})")
-        if config.training.mixed_precision == "no":
+        if predict.accelerator.mixed_precision == "no":
             remedies.append("training.mixed_precision=bf16")
         return (
             f"{subject}: {count} images of {size} do not fit into the device's memory ({said}); try "

@@ -207,7 +207,7 @@ class Panel:
             "images": split.fingerprint,
             "view": seen,
             # what rounding depends on
-            "precision": training.mixed_precision,
+            "precision": accelerator.mixed_precision,
             "channels_last": training.channels_last,
             "device": accelerator.device.type,
         }

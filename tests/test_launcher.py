@@ -265,11 +265,9 @@ def test_accelerates_config_file_is_applied_as_its_launcher_does(tmp_path):
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n"
         "num_machines: 1\nnum_processes: 1\n"
     )
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(file), "train_kd.py", "--print-config"]
-    for more, precision in ([], "bf16"), (["--training.mixed_precision=no"], "no"):
-        done = script(*launch, *more)
-        assert done.returncode == 0, done.stderr
-        assert yaml.safe_load(done.stdout)["training"]["mixed_precision"] == precision
+    done = script("-m", "accelerate.commands.launch", "--config_file", str(file), "train_kd.py", "--print-config")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["training"]["mixed_precision"] == "bf16"
 
 
 @pytest.mark.parametrize("name", ["train_kd.py", "evaluate_kd.py"])
