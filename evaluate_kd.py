@@ -284,6 +284,7 @@ def main(arguments: list[str]) -> None:
 
     # -------------------------------------------------------------------------------------------------- data
     accelerator = create_accelerator(config.training.mixed_precision)
+    config = configuration.with_precision(config, accelerator.mixed_precision)
     with accelerator.local_main_process_first():
         data = read_data(config, loaded)
     teachers.check_classes(loaded, data, str(export))
@@ -321,7 +322,7 @@ def main(arguments: list[str]) -> None:
                 loaded.preprocess.size,
                 accelerator.device,
                 checkpoint=export,
-                precision=config.training.mixed_precision,
+                precision=accelerator.mixed_precision,
                 channels_last=config.training.channels_last,
             )
         tell(options, config, folder, artifact, export, loaded, figures, found)

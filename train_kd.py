@@ -54,7 +54,7 @@ from tqdm import tqdm
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers, trials
+from kd_core import dry_run, launcher, models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -84,6 +84,7 @@ from kd_core.processes import (
     run_script,
     set_random_state,
     share_buffers,
+    shares_batch_norm,
 )
 from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
@@ -178,7 +179,7 @@ def run(
             panel.open_caches(images, say)
 
         # ------------------------------------------------------------------------------ optimizer and schedule
-        if training.sync_bn and accelerator.num_processes > 1 and device.type == "cuda":
+        if shares_batch_norm(accelerator, training.sync_bn):
             pupil.model = convert_sync_batchnorm(pupil.model)  # timm's: PyTorch's drops fused activations
         optimizer = create_optimizer(pupil.model, training, device)
         steps_per_epoch = len(images) // config.data.batch_size
@@ -497,7 +498,7 @@ def run(
                     pupil.preprocess.size,
                     device,
                     checkpoint=folder.student,
-                    precision=training.mixed_precision,
+                    precision=accelerator.mixed_precision,
                     channels_last=training.channels_last,
                 )
             with folder.writing():
@@ -630,7 +631,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     options, resolved = parse(arguments)
     config = resolved.config
     if options.print_config:
-        print(config.to_yaml(), end="")
+        precision = launcher.precision(config.training.mixed_precision, os.environ)
+        print(configuration.with_precision(config, precision).to_yaml(), end="")
         return
     check_writable(Path(config.output_dir), "output_dir")
     if not options.no_wandb:
@@ -639,6 +641,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
             prepare(config)
     training = config.training
     accelerator = create_accelerator(training.mixed_precision, deterministic=training.deterministic)
+    config = configuration.with_precision(config, accelerator.mixed_precision)
     if is_first_process():
         if not options.config:
             print("no --config: running the quickstart, configs/quickstart.yaml")
@@ -791,8 +794,8 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
         except UserError as error:
             problems.append(str(error))
 
-    def check_run(own: Config, where: str) -> None:
-        batch, training = own.data.batch_size, own.training
+    def check_run(own: Config, where: str = "", *, trained: bool = False, **keys: str) -> None:
+        batch, training, before = own.data.batch_size, own.training, len(problems)
         if batch % processes:
             problems.append(
                 f"{where}data.batch_size: {batch}, for all processes, does not divide by {processes} processes"
@@ -803,15 +806,26 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             problems.append(
                 f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
             )
-        attempt(lambda: create_optimizer(student.build(own, data).model, training, torch.device("cpu")))
+        pupil = attempt(lambda: student.build(own, data))
+        if pupil:
+            attempt(lambda: create_optimizer(pupil.model, training, torch.device("cpu")))
+        if len(problems) == before and not trained:
+            wanted, predict = own.model, Predictor(job.accelerator, own)
+            usual = models.input_size(wanted.name, None, wanted.stem)
+            subject = dry_run.Subject(wanted.name, pupil.preprocess.size, usual, **keys)
+            attempt(lambda: dry_run.train_once(pupil, own, data, predict, subject))
 
-    check_run(config, "")
+    check_run(config)
     members = []
     for index, teacher in enumerate(config.teachers):
         if teacher.train:
             own = attempt(lambda index=index: teachers.training_config(config, index))  # type: ignore[misc]
             if own:
-                check_run(own, f"teachers[{index}].train: ")
+                place = f"teachers[{index}]"
+                keys = {key: f"{place}.{key}" for key in ("model", "img_size", "args")}
+                keys["batch_size"] = f"{place}.train: data.batch_size"
+                found = teachers.find_teacher(config, index, data)
+                check_run(own, f"{place}.train: ", trained=found is not None, **keys)
                 members.append(attempt(lambda index=index: teachers.untrained(config, index, data)))  # type: ignore[misc]
         else:
             members.append(attempt(lambda i=index, t=teacher: teachers.load(t, i, data, config)))  # type: ignore[misc]
@@ -819,6 +833,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
         attempt(lambda: open_run(config, data.fingerprint, resume))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    job.reset_device()  # of what the passes took
     return members
 
 

@@ -262,7 +262,9 @@ class TrainingConfig(Section):
         0, ge=0, description="steps with gradients that are not finite that a run may skip; 0: the first stops it"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="autocast type of student and teachers")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
+        None, description="autocast type of student and teachers; null: the launcher's (accelerate launch), else no"
+    )
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
         "default", description="of torch.compile; reduce-overhead: with CUDA graphs, for small networks on a GPU"
@@ -426,6 +428,7 @@ class Config(Section):
         UserError if a teacher's recipe cannot be read.
         """
         values = self.model_dump(mode="json")
+        values["training"]["mixed_precision"] = self.training.mixed_precision or "no"  # null: nobody was asked
         for section in ("output_dir", "wandb", "cache", "name", "evaluation"):
             del values[section]
         if self.cache.mode == "fixed" and self.teachers:  # the one mode that changes what the student sees
@@ -455,6 +458,14 @@ class Config(Section):
 def with_seed(config: Config, seed: int) -> Config:
     """The same settings with another `training.seed`."""
     return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+
+
+def with_precision(config: Config, precision: str) -> Config:
+    """The same settings, with `precision` where they leave it to the launcher; UserError if it does not fit them."""
+    if config.training.mixed_precision is not None:
+        return config
+    launchers = Layer("the launcher", {"training": {"mixed_precision": precision}})
+    return resolve([Layer("the settings", config.model_dump(mode="json")), launchers], in_sweep=False).config
 
 
 def _hash(identity: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_core import metrics
+from kd_core import dry_run, metrics
 from kd_core.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
 from kd_core.data import Split
 from kd_core.diagnosis import Finding
@@ -62,7 +62,9 @@ class Panel:
 
     def _network(self, index: int) -> nn.Module:
         if index not in self._networks:
-            self._networks[index] = self._predict.prepare(self.members[index].model)
+            network = self._predict.prepare(self.members[index].model)
+            dry_run.look_once(network, self.members[index], self._predict)
+            self._networks[index] = network
         return self._networks[index]
 
     @torch.inference_mode()
@@ -205,7 +207,7 @@ class Panel:
             "images": split.fingerprint,
             "view": seen,
             # what rounding depends on
-            "precision": training.mixed_precision,
+            "precision": accelerator.mixed_precision,
             "channels_last": training.channels_last,
             "device": accelerator.device.type,
         }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import select
 import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,37 +18,46 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, broadcast_object_list, is_bf16_available
 from torch import nn
+from torch.distributed import DistNetworkError, DistStoreError
 
+from kd_core import launcher
 from kd_core.errors import UserError, first_line
 
 # One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
 PATIENCE = timedelta(hours=24)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+QUIET_SECONDS = 10.0  # of waiting for other processes, after which the user is told
 
 
-def create_accelerator(mixed_precision: str, *, deterministic: bool = False) -> Accelerator:
+def create_accelerator(mixed_precision: str | None, *, deterministic: bool = False) -> Accelerator:
     """The process's Accelerator: on a GPU if there is one, else on the CPU, in however many processes were started.
 
-    UserError for fp16 on a CPU, and if the launcher's settings ask for gradient accumulation, which the training loop
-    does not do.
+    `mixed_precision` is the settings'; if it is None the first process's launcher decides for all, and what is returned
+    says what that was.
+
+    UserError for a precision that the device lacks, for what a launcher asks for and the training loop does not do, and
+    for variables of launchers that do not fit together (`launcher.check`).
     """
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
+    several = launcher.check(os.environ)
+    precision = launcher.precision(mixed_precision, os.environ)
+    on_gpu = launcher.uses_gpu(os.environ)
+    key = launcher.PRECISION if mixed_precision is None else "training.mixed_precision"
+    if precision == "fp16" and not on_gpu:
+        raise UserError(f"{key}: fp16 needs a GPU; on a CPU use bf16 or no")
+    if precision == "bf16" and on_gpu and not is_bf16_available(True):
+        raise UserError(f"{key}: this GPU has no bf16; use fp16 or no")
+    notice = launcher.about_precision(mixed_precision, os.environ)
+    if notice and is_first_process():
+        print(notice)
     # Accelerate joins several processes on a CPU only if it is told to use the CPU; otherwise each would train alone.
     # Apple's GPUs lack float64, in which metrics are summed.
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
-    if accelerator.gradient_accumulation_steps != 1:
-        raise UserError(
-            f"accelerate: gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}, only 1 is "
-            "supported; change it with 'accelerate config', or unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-        )
+    if several:
+        _join(cpu=not on_gpu)
+        [precision] = broadcast_object_list([precision])
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if deterministic:
@@ -67,9 +79,57 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose free end is kept up to this size
 
 
+def _join(*, cpu: bool) -> None:
+    """Meet the other processes; UserError if they cannot be met, and the first signal ends the process meanwhile."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        with StopSignals().installed(), _ended_by_signals(f"waiting for the other processes at {address}"):
+            PartialState(cpu, timeout=PATIENCE)
+    except (DistNetworkError, DistStoreError) as error:
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: the processes cannot meet at {address}: {first_line(error, 200)}; is the port "
+            "taken, or the first process gone?"
+        ) from error
+
+
+@contextmanager
+def _ended_by_signals(doing: str) -> Iterator[None]:
+    """Let the first signal end the process at once, though its main thread waits in code that runs no Python.
+
+    Python's own handlers run between two steps of the main thread's Python, which there are none of; what the signal's
+    arrival writes to the wakeup descriptor another thread reads.  After `QUIET_SECONDS` that thread says what the
+    process is `doing`.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # as set_wakeup_fd demands
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process a machine
+
+    def watch() -> None:
+        if speaks and not select.select([reader], [], [], QUIET_SECONDS)[0]:
+            print(f"{doing} (process {os.environ['RANK']} of {os.environ['WORLD_SIZE']})", file=sys.stderr, flush=True)
+        while received := reader.recv(1):
+            if received[0] in StopSignals.NUMBERS:
+                if speaks:
+                    print(f"stopped by {signal.Signals(received[0]).name}, {doing}", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(128 + received[0])
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno())
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()  # ends the watcher
+        watcher.join()
+        reader.close()
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for all, also before Accelerate is started."""
-    return os.environ.get("RANK", "0") == "0"
+    return launcher.is_first(os.environ)
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -77,6 +137,11 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
+
+
+def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:
+    """Whether BatchNorm's statistics are those of all processes: as `training.sync_bn` asks, on GPUs."""
+    return sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
 class Stopped(BaseException):
@@ -114,6 +179,9 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     """
     try:
         main(sys.argv[1:])
+    except launcher.RankMistake as mistake:
+        print(f"{name}: {mistake}", file=sys.stderr)
+        sys.exit(exit_status(mistake))
     except UserError as mistake:
         _last_words(name, str(mistake))
         sys.exit(exit_status(mistake))

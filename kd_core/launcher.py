@@ -1,0 +1,190 @@
+"""What launchers leave in the environment: ranks, precision and plugins, which are taken or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from accelerate.utils import is_torch_xla_available, str_to_bool
+
+from kd_core.errors import UserError
+
+# Under which names Accelerate looks for them (accelerate.utils.environment.get_cpu_distributed_information): torchrun's
+# first, then those of MPI's launchers.  On GPUs it knows torchrun's alone.
+RANKS = {
+    "rank": ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "size": ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "local_rank": ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "local_size": ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # as `accelerate launch` sets it, from its option or its config file
+PRECISIONS = ("no", "fp16", "bf16")
+PLUGINS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+    "ACCELERATE_IN_TPU_POD": "a TPU pod",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo (training.compile=true compiles the student)",
+}
+STEPS = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+FLAGS = (
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_CPU_AFFINITY",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION",
+    "FORK_LAUNCHED",
+)
+HOW_TO_START = (
+    "start with 'python train_kd.py', 'torchrun --standalone --nproc_per_node N train_kd.py' or "
+    "'accelerate launch --multi_gpu --num_processes N train_kd.py' (docs/scaling.md)"
+)
+
+
+class RankMistake(UserError):
+    """Variables from which no process can tell which one it is; so every process says so."""
+
+
+def uses_gpu(environ: Mapping[str, str]) -> bool:
+    """Whether this process will run on a GPU."""
+    device = environ.get("ACCELERATE_TORCH_DEVICE", "cuda")
+    return torch.cuda.is_available() and device.startswith("cuda") and not _is_on(environ.get("ACCELERATE_USE_CPU"))
+
+
+def precision(asked: str | None, environ: Mapping[str, str]) -> str:
+    """The autocast type: `asked` by the settings, else the launcher's, else "no".
+
+    UserError for one that the launcher asks for and this project does not have, such as fp8.
+    """
+    told = _told_precision(environ)
+    if asked is not None:
+        return asked
+    if told and told not in PRECISIONS:
+        raise UserError(
+            f"{PRECISION}: is {told!r}, allowed: {', '.join(PRECISIONS)}; it comes from 'accelerate launch "
+            "--mixed_precision' or accelerate's config file; training.mixed_precision in the settings goes before it"
+        )
+    return told or "no"
+
+
+def about_precision(asked: str | None, environ: Mapping[str, str]) -> str | None:
+    """What the user should be told about `precision`; None where settings and launcher do not differ."""
+    told = _told_precision(environ)
+    if told in ("", "no", asked):  # "no" is also what a launcher says that was not asked
+        return None
+    if asked is None:
+        return f"mixed precision {told}: the launcher's ({PRECISION}), as training.mixed_precision is not set"
+    return f"training.mixed_precision: {asked}, as the settings say; the launcher's {told} ({PRECISION}) is not used"
+
+
+def _told_precision(environ: Mapping[str, str]) -> str:
+    return environ.get(PRECISION, "").strip().lower()
+
+
+def is_first(environ: Mapping[str, str]) -> bool:
+    """Whether the process with this environment speaks for all."""
+    return next((environ[name] for name in RANKS["rank"] if name in environ), "0") in ("0", "-1")
+
+
+def check(environ: Mapping[str, str]) -> bool:
+    """Whether this is one of several processes.
+
+    UserError, one message, for what Accelerate would do and the training loop does not, for flags that Accelerate
+    cannot read, and for ranks that are half-set or do not fit together.
+    """
+    problems = [*_plugins(environ), *_unreadable(environ)]
+    if problems:
+        raise UserError("\n".join(problems))
+    ranks, problems = _ranks(environ)
+    if problems:
+        raise RankMistake("\n".join([*problems, f"unset what an earlier job left behind, and {HOW_TO_START}"]))
+    return "local_rank" in ranks
+
+
+def _plugins(environ: Mapping[str, str]) -> Iterator[str]:
+    asked = [
+        f"{what} ({name}={environ[name]})"
+        for name, what in PLUGINS.items()
+        if environ.get(name, "").strip().lower() not in ("", "false", "no", "0", "off", "f", "n")
+    ]
+    if environ.get(STEPS, "1").strip() not in ("1", ""):
+        asked.append(f"gradient accumulation, gradient_accumulation_steps is not 1 ({STEPS}={environ[STEPS]})")
+    if is_torch_xla_available():
+        asked.append("torch_xla (installed; USE_TORCH_XLA=0 leaves it out)")
+    if asked:
+        yield (
+            f"accelerate: not supported: {'; '.join(asked)}. Unset the variable, or change accelerate's config file "
+            f"with 'accelerate config'; {HOW_TO_START}"
+        )
+
+
+def _unreadable(environ: Mapping[str, str]) -> Iterator[str]:
+    """What Accelerate would fail to read."""
+    for name in FLAGS:
+        try:
+            str_to_bool(environ.get(name, "false"))
+        except ValueError:
+            yield f"{name}: is {environ[name]!r}, allowed: true, false; or unset it"
+    if environ.get(STEPS) == "":
+        yield f"{STEPS}: is empty; unset it"
+    device = environ.get("ACCELERATE_TORCH_DEVICE")
+    if device is not None and device != "cpu" and not _is_gpu(device):
+        yield f"ACCELERATE_TORCH_DEVICE: is {device!r}, allowed: cpu, or a GPU that this machine has; or unset it"
+
+
+def _is_gpu(name: str) -> bool:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    return device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+
+
+def _is_on(value: str | None) -> bool:
+    return (value or "").strip().lower() in ("y", "yes", "t", "true", "on", "1")
+
+
+def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
+    """The ranks of one of several processes, empty for a single one, and what is wrong with them, a line each."""
+    ranks: dict[str, int] = {}
+    source: dict[str, str] = {}
+    problems: list[str] = []
+    for key, names in RANKS.items():
+        for name in names:
+            text = environ.get(name, "-1").strip()
+            if not text.removeprefix("-").isdecimal() or int(text) < -1:
+                problems.append(f"{name}: is {environ[name]!r}, a whole number from 0 on is wanted")
+            elif int(text) >= 0 and key not in ranks:  # -1 is "not set" to Accelerate, too
+                ranks[key], source[key] = int(text), name
+    if problems:
+        return {}, problems
+    size, rank = ranks.get("size", 1), ranks.get("rank", 0)
+    if "local_rank" not in ranks and size == 1 and rank == 0:
+        return {}, []
+
+    # Accelerate joins processes by MPI's names on a CPU only; on GPUs each would train on its own, as if it was alone.
+    needed = {"size": "WORLD_SIZE", "rank": "RANK", "local_rank": "LOCAL_RANK"}
+    gpu = uses_gpu(environ)
+    missing = [name for key, name in needed.items() if key not in ranks or (gpu and source[key] != name)]
+    missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name, "").strip()]
+    given = [f"{source[key]}={ranks[key]}" for key in ("size", "rank", "local_rank", "local_size") if key in ranks]
+    if missing:
+        return {}, [f"{', '.join(given)}: set, as for several processes, but {', '.join(missing)} not"]
+    for part, whole in (("rank", "size"), ("local_rank", "local_size")):
+        if whole in ranks and ranks[part] >= ranks[whole]:
+            problems.append(
+                f"{source[part]}: is {ranks[part]}, but {source[whole]} is {ranks[whole]}; ranks count from 0, so it "
+                "has to be smaller"
+            )
+    if ranks.get("local_size", 1) > size:
+        problems.append(
+            f"{source['local_size']}: is {ranks['local_size']}, more than {source['size']}, which is {size}: one "
+            "machine cannot have more processes than all together"
+        )
+    port = environ["MASTER_PORT"].strip()
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        problems.append(f"MASTER_PORT: is {environ['MASTER_PORT']!r}, a port from 1 to 65535 is wanted")
+    return ranks, problems
