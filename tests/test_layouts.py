@@ -164,12 +164,13 @@ def test_what_cannot_be_told_apart_is_refused(own: Weights, other: Weights, tmp_
     )
     both = prefixed(own, "student.") | prefixed(other, "teacher.")
     assert refusal({"state_dict": both}, tmp_path) == (
-        "the file holds several such networks, under 'student.' and 'teacher.'; save the state dict of one of them alone"
+        "the file holds several such networks, under 'student.' and 'teacher.'; save the state dict of one of them "
+        "alone"
     )
     beside = prefixed(own, "model.") | {"criterion.weight": torch.ones(10)}
     assert refusal({"state_dict": beside}, tmp_path) == (
-        "1 unexpected key (criterion.weight): beside the network, which is under 'model.', the file holds other modules; "
-        "save the state dict of the network alone"
+        "1 unexpected key (criterion.weight): beside the network, which is under 'model.', the file holds other "
+        "modules; save the state dict of the network alone"
     )
     twice = own | prefixed(other, "module.")
     assert refusal(twice, tmp_path) == "holds 'conv1.weight' twice, with and without a wrapper's name before it"
