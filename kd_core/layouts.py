@@ -54,7 +54,7 @@ def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) ->
     if not candidates:
         if own := _tensors(content):
             left = ", ".join(repr(str(key)) for key in content if key not in own)
-            notify(f"{origin}: the weights at its top level are taken; beside them are {left}")
+            notify(f"the weights at its top level are taken; beside them are {left}")
             return _without_wrappers(own, origin)
         held = (
             f"the keys {', '.join(map(str, list(content)[:8])) or 'none'}"
@@ -72,9 +72,9 @@ def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) ->
         )
     if others:
         averaged = "the averaged weights " if _rank(path) < 0 else ""
-        notify(f"{origin}: {averaged}{_shown(path)} are taken; the file also holds {', '.join(others)}")
+        notify(f"{averaged}{_shown(path)} are taken; the file also holds {', '.join(others)}")
     elif path and _rank(path) == len(CONTAINERS):
-        notify(f"{origin}: the weights under {_shown(path)} are taken")
+        notify(f"the weights under {_shown(path)} are taken")
     return _without_wrappers(_tensors(chosen), origin)
 
 

@@ -24,11 +24,14 @@ PICKLED = (".pth", ".pt", ".tar", ".bin", ".th", ".ckpt")
 READING = 2  # raised whenever the same file comes to mean other weights, so that logits in the cache are made anew
 
 
+_REBUILD: Any = np.float64(0).__reduce__()[0]
+
+
 def _numpy_scalar(dtype: Any, content: Any) -> Any:
     """NumPy's own reconstruction of a scalar, of no more memory than its content."""
     if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or len(content) != dtype.itemsize:
         raise ValueError("not a scalar of NumPy")
-    return np.float64(0).__reduce__()[0](dtype, content)
+    return _REBUILD(dtype, content)
 
 
 # What training scripts store beside the tensors (arguments, a best accuracy, a flag): data without behaviour.
@@ -73,7 +76,7 @@ KNOWN_CHECKPOINTS = {
 
 
 def read_state_dict(
-    path: str | Path, where: str = "", notify: Callable[[str], None] = tqdm.write
+    path: str | Path, where: str = "", notify: Callable[[str], None] | None = None
 ) -> dict[str, Tensor]:
     """Parameter names to tensors (on the CPU) of a checkpoint file.
 
@@ -81,7 +84,7 @@ def read_state_dict(
     file is executed: tensors and plain data only.
 
     Args:
-        notify: is told in one line which weights were taken, if the file leaves a choice.
+        notify: is told in one line which weights were taken, if the file leaves a choice; by default it is printed.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown kind, or holds anything else; begins with
@@ -98,7 +101,7 @@ def read_state_dict(
         content = _read_pickled(path, origin)
     else:
         raise UserError(f"{origin}: unknown kind of file, expected {', '.join(PICKLED)} or .safetensors")
-    return find_state_dict(content, origin, notify)
+    return find_state_dict(content, origin, notify or (lambda text: tqdm.write(f"{origin}: {text}")))
 
 
 def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
