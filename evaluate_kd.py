@@ -230,6 +230,10 @@ def find_teachers(
             if teacher.train and not trained:
                 raise UserError(f"teachers[{index}]: no run in {config.output_dir} has trained it on these data")
             members.append(teachers.load(teacher, index, data, config, trained))
+            for note in members[-1].notes:
+                say(note)
+            if options.split == "val" and members[-1].saw_validation in teachers.EXPOSED:
+                say(f"teacher {index} ({members[-1].name}) {teachers.EXPOSED[members[-1].saw_validation]}")
     except UserError as error:
         say(f"teachers are not measured: {first_line(error)}")
         return []

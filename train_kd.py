@@ -647,6 +647,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
             print("no --config: running the quickstart, configs/quickstart.yaml")
         for notice in resolved.notices:
             print(notice)
+        if note := models.renamed_note(config.model.name, "model.name"):
+            print(note)
 
     # -------------------------------------------------------------------------------------------------- data
     wanted = config.model
@@ -666,6 +668,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     # ------------------------------------------------------------- all that can be wrong, before long work starts
     resume = "never" if options.fresh else options.resume
     members = find_mistakes(config, job, resume)
+    for note in [note for member in members for note in member.notes]:
+        job.say(f"  {note}")
     on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
     ready = Panel(
         [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
@@ -851,7 +855,8 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
             cleanup.callback(lock.release)
         job.accelerator.wait_for_everyone()
         found = teachers.find_teacher(config, index, job.data)
-        job.say(f"{label}: found in {found}" if found else f"{label}: to be trained first")
+        sought = f"no finished run in {config.output_dir} has its settings and these data, so it is trained first"
+        job.say(f"{label}: found in {found}" if found else f"{label}: {sought}")
         path = found or Path(run(own, job.side_job(), members=[])["run_folder"])
         job.accelerator.wait_for_everyone()
     return path

@@ -21,6 +21,7 @@ from kd_core.exports import ABOUT, OPSET, in_stock_timm
 from kd_core.files import read_object
 from kd_core.models import LoadedModel, count_parameters
 from kd_core.privacy import redacted
+from kd_core.teachers import EXPOSED
 from kd_core.tracking import code_version
 
 # Figures of an evaluation, and how a card calls them; the Hub's name for those that it knows.
@@ -292,10 +293,19 @@ def _origin(kind: str, loaded: LoadedModel, lineage: Lineage) -> str:
     }
     text = _table(["", ""], [[title, "unknown" if value is None else str(value)] for title, value in rows.items()])
     teachers = [
-        [_without_folders(str(teacher.get("name"))), _figure("accuracy", teacher.get("val_accuracy")) or "unknown"]
-        for teacher in _teachers(config, summary)
+        [_without_folders(str(teacher.get("name"))), *_accuracies(teacher)] for teacher in _teachers(config, summary)
     ]
-    return text + ("\n\n" + _table(["teacher", "validation accuracy"], teachers) if teachers else "")
+    header = ["teacher", "validation accuracy", "test accuracy"]
+    if not any(row[2] for row in teachers):
+        header, teachers = header[:2], [row[:2] for row in teachers]
+    return text + ("\n\n" + _table(header, teachers) if teachers else "")
+
+
+def _accuracies(teacher: dict[str, Any]) -> list[str]:
+    """A teacher's on validation, with a remark if it may have been trained on these images, and on test."""
+    exposed = EXPOSED.get(str(teacher.get("saw_validation")))
+    validation = _figure("accuracy", teacher.get("val_accuracy")) or "unknown"
+    return [validation + (f" ({exposed})" if exposed else ""), _figure("accuracy", teacher.get("test_accuracy"))]
 
 
 def _teachers(config: Config | None, summary: dict[str, Any]) -> list[dict[str, Any]]:

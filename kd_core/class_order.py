@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import re
+from collections.abc import Callable
+from typing import Any, get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,7 +14,9 @@ from kd_core import metrics
 from kd_core.config import ClassOrder
 
 Order = str | list[int] | None  # a value of the setting `class_order`
-USUAL = get_args(ClassOrder)  # by class name, as folders are listed; by number as text: 0, 1, 10, 11, ..., 2, 20, ...
+# By class name as text, as folders are listed; by class name with numbers by their value (1, 2, 10); by class number as
+# text: 0, 1, 10, 11, ..., 2, 20, ...
+USUAL = get_args(ClassOrder)
 
 
 def outputs_in_order(order: Order, class_names: list[str]) -> list[int]:
@@ -20,8 +24,19 @@ def outputs_in_order(order: Order, class_names: list[str]) -> list[int]:
     numbers = list(range(len(class_names)))
     if order is None or isinstance(order, list):
         return order or numbers
-    by_text = sorted(numbers, key=lambda c: class_names[c] if order == "alphabetical" else str(c))
-    return sorted(numbers, key=by_text.__getitem__)  # output j stands for class by_text[j]: this is its inverse
+    keys: dict[str, Callable[[int], Any]] = {
+        "alphabetical": lambda c: class_names[c],
+        "natural": lambda c: natural_key(class_names[c]),
+        "numbers_as_text": str,
+    }
+    stood_for = sorted(numbers, key=keys[order])
+    return sorted(numbers, key=stood_for.__getitem__)  # output j stands for class stood_for[j]: this is its inverse
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """What sorts names with the numbers in them by value: "1", "2", "10"; "a2", "a10"."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that equal places hold equal types
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:

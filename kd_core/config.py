@@ -162,7 +162,8 @@ class DataConfig(Section):
 Stem = Literal["default", "cifar"]
 Normalization = Literal["auto", "model", "data"]
 TeacherNormalization = Literal["auto", "data", "imagenet", "cifar", "inception", "none", "bytes"]
-ClassOrder = Literal["alphabetical", "numbers_as_text"]
+ClassOrder = Literal["alphabetical", "natural", "numbers_as_text"]
+TrainedOn = Literal["train_split", "all", "other"]
 
 
 class ModelConfig(Section):
@@ -199,7 +200,14 @@ class TeacherConfig(Section):
     class_order: str | list[int] | None = Field(
         None,
         description="which output stands for each class of the data, in their order; alphabetical: outputs are sorted "
-        "by class name, numbers_as_text: by class number as text (0, 1, 10, 11, ...); null: as in the data",
+        "by class name as text, natural: by class name with numbers by their value (1, 2, 10), numbers_as_text: by "
+        "class number as text (0, 1, 10, 11, ...); null: as in the data",
+    )
+    trained_on: TrainedOn | None = Field(
+        None,
+        description="what a teacher from elsewhere has been trained on, which decides what its validation accuracy "
+        "says; train_split: the training images without these validation images, all: all training images of the "
+        "source, other: other images; null: not known, unless a run of this project shows it",
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
@@ -222,12 +230,14 @@ class TeacherConfig(Section):
         if sum(origin is not None for origin in (self.weights, self.train, self.logits)) != 1:
             raise ValueError("a teacher needs exactly one of 'weights', 'train' and 'logits'")
         # a run's own config.yaml says the defaults, too
-        fields = {key: info.default for key, info in type(self).model_fields.items() if key != "logits"}
-        more = [key for key, default in fields.items() if getattr(self, key) != default]
+        fields = {key: info.default for key, info in type(self).model_fields.items()}
+        more = [k for k, default in fields.items() if k not in ("logits", "trained_on") and getattr(self, k) != default]
         if self.logits is not None and more:
             raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(more)}")
         if self.model is None and (self.train is not None or self.weights == "pretrained"):
             raise ValueError("this teacher needs 'model', a timm name")
+        if self.train is not None and self.trained_on is not None:
+            raise ValueError("a teacher that is trained here sees this run's training images; remove trained_on")
         if self.train is not None and (self.normalization not in ("auto", "data") or self.class_order is not None):
             raise ValueError(
                 "a teacher that is trained here learns the data's own classes with normalization auto or data; other "
@@ -447,6 +457,7 @@ class Config(Section):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called
             if teacher["logits"] and (file := Path(teacher["logits"]).expanduser()).is_file():
                 teacher["logits"] = sha256_of(file)
+            del teacher["trained_on"]  # what is told of it changes nothing that is learnt
             for key in ("logits", "class_order"):
                 if teacher[key] is None:
                     del teacher[key]  # runs of before there were such settings go on
@@ -795,6 +806,8 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
     elif kind == "literal_error":
         allowed = re.findall("'(.*?)'", context["expected"])
         text = f"is {shown}, allowed: {context['expected']}{_nearest(given, allowed)}"
+    elif kind == "list_type":
+        text = f"is {shown}, but is a list, such as {key}: [{{key: value}}]"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         text = f"is {shown}, but is a section: give keys below it, such as {key}: {{key: value}}"
     elif kind in ("value_error", "assertion_error"):

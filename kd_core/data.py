@@ -408,6 +408,14 @@ def _val_count(config: DataConfig, labels: np.ndarray, side: int, num_classes: i
     return _count("val_size", max(round(0.1 * len(labels)), len(np.unique(labels))), labels)
 
 
+def validation_size(config: DataConfig, data: Data) -> int:
+    """How many validation images `config` cuts from the source's training images, those of `data`.
+
+    UserError if they cannot be cut.
+    """
+    return _val_count(config, data.train.labels.numpy(), data.image_size, data.num_classes)
+
+
 def _count(key: str, size: int | float, labels: np.ndarray) -> int:
     """How many of the images a count or a fraction means; UserError if that cannot be stratified."""
     classes = len(np.unique(labels))

@@ -11,7 +11,7 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from timm.models import get_pretrained_cfg, load_model_config_from_hf, split_model_name_tag
+from timm.models import get_deprecated_models, get_pretrained_cfg, load_model_config_from_hf, split_model_name_tag
 from torch import nn
 
 import kd_core.zoo  # noqa: F401  (registers the cifar_ networks)
@@ -59,7 +59,7 @@ def create_model(
     """A timm classifier: images [B,3,h,w], normalised as `preprocess_of` says, to logits [B,num_classes].
 
     Args:
-        name: any timm name, with or without a pretrained tag, the `cifar_*` names included, or
+        name: any timm name, with or without a pretrained tag, old names and the `cifar_*` names included, or
             `hf-hub:org/name`.
         img_size: side of the input. It goes to models that are built for one size (vision transformers and
             the like); for the others it is only the size of the view.
@@ -75,6 +75,7 @@ def create_model(
     args = dict(args or {})
     if reserved := sorted(args.keys() & RESERVED):
         raise UserError(f"{where} {name!r}: args.{reserved[0]} is not an argument of the network")
+    name = current_name(name, where)
     hub = name.startswith(HUB)
     if hub and stem == "cifar":
         raise UserError(f"{where} {name!r}: a model of the Hub has no cifar stem")
@@ -106,6 +107,30 @@ def create_model(
     return model
 
 
+def current_name(name: str, where: str = "model") -> str:
+    """What timm calls a network today: `tv_resnet50` is "resnet50.tv_in1k"; other names stay.
+
+    timm itself builds networks by old names, but says neither their input size nor whether they are for one size.
+
+    Raises:
+        UserError: timm has removed it.
+    """
+    base, tag = split_model_name_tag(name)
+    renamed = get_deprecated_models()
+    if name.startswith(HUB) or base not in renamed:
+        return name
+    current = renamed[base]
+    if current is None:
+        raise UserError(f"{where}: timm has removed the model {base!r} and has none in its place")
+    return f"{split_model_name_tag(current)[0]}.{tag}" if tag else current
+
+
+def renamed_note(name: str, where: str) -> str | None:
+    """One line about an old name of timm's, None for all others."""
+    current = current_name(name, where)
+    return None if current == name else f"{where}: timm calls {name!r} {current!r} today, and that is used"
+
+
 def architecture(name: str, stem: str = "default", where: str = "model") -> str:
     """The registered name: `resnet18.a1_in1k` is "resnet18", with `stem` "cifar" "cifar_stem_resnet18".
 
@@ -116,8 +141,8 @@ def architecture(name: str, stem: str = "default", where: str = "model") -> str:
         UserError: unknown name, or a family without a CIFAR stem.
     """
     if name.startswith(HUB):
-        return _hub_config(name, where)[1]
-    base, _ = split_model_name_tag(name)
+        name = _hub_config(name, where)[1]
+    base, _ = split_model_name_tag(current_name(name, where))
     if not timm.is_model(base):
         raise _unknown(name, where)
     if stem == "default" or base.startswith("cifar_"):
@@ -134,7 +159,7 @@ def input_size(name: str, img_size: int | None = None, stem: str = "default", wh
     """The side of the square input of a model, without building it; UserError for an unknown name."""
     if img_size is not None:
         return img_size
-    registered = name if stem == "default" else architecture(name, stem, where)
+    registered = current_name(name, where) if stem == "default" else architecture(name, stem, where)
     return int(_pretrained_cfg(registered, where)["input_size"][-1])
 
 
@@ -173,7 +198,10 @@ def _hub_config(name: str, where: str) -> tuple[dict[str, Any], str, dict[str, A
 def _unknown(name: str, where: str) -> UserError:
     base, _ = split_model_name_tag(name)
     known = [n for n in timm.list_models() if n.startswith(PREFIX) == base.startswith(PREFIX)]
-    near = " or ".join(repr(match) for match in difflib.get_close_matches(base, known))
+    prefixed = f"cifar_{base}"  # the literature calls the same networks without this prefix
+    matches = difflib.get_close_matches(base, known)
+    matches += difflib.get_close_matches(prefixed, [n for n in known if n.startswith("cifar_")], n=1, cutoff=0.85)
+    near = " or ".join(repr(match) for match in ([prefixed] if prefixed in known else dict.fromkeys(matches)))
     hint = f"did you mean {near}?" if near else "allowed: a timm name, a cifar_ name, or hf-hub:org/name"
     return UserError(f"{where}: unknown model {name!r}, {hint}")
 
@@ -366,4 +394,4 @@ def load_export(folder: str | Path) -> LoadedModel:
         "mean": stated.mean,
         "std": stated.std,
     }
-    return LoadedModel(model, config.architecture, config.num_classes, names, preprocess, raw)
+    return LoadedModel(model, architecture(config.architecture), config.num_classes, names, preprocess, raw)

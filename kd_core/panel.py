@@ -18,7 +18,7 @@ from kd_core.data import Split
 from kd_core.diagnosis import Finding
 from kd_core.errors import UserError
 from kd_core.inference import Images, Predictor
-from kd_core.teachers import Teacher
+from kd_core.teachers import EXPOSED, Teacher, exposure
 from kd_core.views import EpochPlan, fixed_view_ids, num_views
 
 
@@ -326,12 +326,20 @@ class Panel:
             lines.append(
                 f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view"
             )
+            if teacher.saw_validation in EXPOSED:
+                lines.append(
+                    f"teacher {index} {EXPOSED[teacher.saw_validation]}, so this figure may say nothing about it "
+                    f"(teachers.{index}.trained_on says what it was trained on)"
+                )
             if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
                 lines.append(
                     f"teacher {index} is far better here than the {teacher.stated_accuracy:.2%} that its file states: "
                     "it has probably been trained on these validation images"
                 )
-        return [*lines, f"teachers' ensemble: accuracy {figures[-1]['accuracy']:.2%} on {images}"]
+        lines.append(f"teachers' ensemble: accuracy {figures[-1]['accuracy']:.2%} on {images}")
+        if (word := exposure(self.members)) in EXPOSED:
+            lines[-1] += f"; a member {EXPOSED[word]}"
+        return lines
 
 
 def teacher_rows(figures: list[dict[str, float]]) -> dict[str, float]:

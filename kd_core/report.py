@@ -15,10 +15,11 @@ from kd_core.data import Data
 from kd_core.diagnosis import Finding
 from kd_core.errors import printable
 from kd_core.student import Student
-from kd_core.teachers import Teacher
+from kd_core.teachers import EXPOSED, Teacher, worst_of
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 
 LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
+BEYOND_DOUBT = 3  # standard errors of a difference
 MISTAKES = 5  # pairs of classes that an evaluation prints
 # of a run's summary: what W&B shows for the run
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
@@ -48,7 +49,11 @@ def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) ->
 
 
 def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
-    """Student alone, each teacher, their ensemble and the distilled student: accuracy, AUROC, parameters."""
+    """Student alone, each teacher, their ensemble and the distilled student: accuracy, AUROC, parameters.
+
+    Test accuracies stand beside where the test split was opened; networks that may have been trained on the validation
+    images are marked.
+    """
     rows = []
     if baseline is not None:
         rows.append(_row(f"student alone ({baseline['student_model']})", baseline, baseline["parameters"]))
@@ -63,20 +68,46 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
         else f"student ({summary['student_model']})"
     )
     rows.append(_row(kind, summary, summary["parameters"]))
-    lines = table(["", "validation accuracy", "AUROC", "parameters"], rows)
+    header = ["", "validation accuracy", "AUROC", "test accuracy", "parameters"]
+    if all(row[3] == "-" for row in rows):
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    lines = table(header, rows)
     if summary["val_images"]:
         accuracy, count = summary["val_accuracy"], summary["val_images"]
         error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
         lines += f"\n{count:,} validation images: one standard error of an accuracy here is about {error:.1f} points"
+    return "\n".join([lines, *_exposed(summary)])
+
+
+MARKS = {"possibly": " *", "yes": " **"}  # of networks that `teachers.EXPOSED` speaks of
+
+
+def _exposed(summary: dict[str, Any]) -> list[str]:
+    """What the marks in the table of results mean, and which teachers have seen the validation images."""
+    teachers = summary.get("teachers") or []
+    words = [teacher.get("saw_validation") for teacher in teachers]
+    lines = [
+        f"{mark.strip()} {EXPOSED[word]}, on which its accuracy may say nothing; teachers[].trained_on says otherwise"
+        for word, mark in MARKS.items()
+        if word in words
+    ]
+    for index, teacher in enumerate(teachers):
+        if words[index] == "yes" and teacher.get("test_accuracy") is not None:
+            lines.append(
+                f"teacher {index} ({teacher['name']}) has seen the validation images: it is right on "
+                f"{teacher['val_accuracy']:.2%} of them, and on {teacher['test_accuracy']:.2%} of the test images"
+            )
     return lines
 
 
 def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str]:
     accuracy, area = figures.get("val_accuracy"), figures.get("val_auroc")
+    test = figures.get("test_accuracy", figures.get("final_test_accuracy"))
     return [
-        name,
+        name + MARKS.get(figures.get("saw_validation") or "", ""),
         "-" if accuracy is None else f"{accuracy:.2%}",
         "-" if area is None else f"{area:.4f}",
+        "-" if test is None else f"{test:.2%}",
         "-" if parameters is None else f"{parameters:,}",
     ]
 
@@ -174,7 +205,21 @@ def summarize(
     what `evaluate` gave.
     """
     best, final = state["best"], state["metrics"]
-    figures = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
+    figures: list[dict[str, Any]] = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
+    figures = figures or [{} for _ in [*teachers, "ensemble"]]
+    exposed = [teacher.saw_validation for teacher in teachers]
+    if (tested := evaluations.get("test", {})) and "teachers" in tested:
+        for row, found in zip(figures, [*tested["teachers"], tested["ensemble"]], strict=True):
+            row["test_accuracy"] = found["accuracy"]
+        for place, word in enumerate(exposed):
+            own = figures[place]
+            if word == "possibly" and _far_above(
+                own["val_accuracy"], len(data.val or ()), own["test_accuracy"], tested["total"]
+            ):
+                exposed[place] = "yes"
+    if data.val is not None:
+        for row, word in zip(figures, [*exposed, worst_of(exposed)], strict=True):
+            row["saw_validation"] = word
     return {
         "student_model": student.architecture,
         "parameters": student.parameters,
@@ -189,12 +234,24 @@ def summarize(
         "final_val_accuracy": final.get("val/accuracy"),
         "final_test_accuracy": test.get("test/accuracy"),
         "teachers": [
-            {"name": teacher.name, "parameters": teacher.parameters, **(figures[i] if figures else {})}
-            for i, teacher in enumerate(teachers)
+            {"name": teacher.name, "parameters": teacher.parameters, **own}
+            for teacher, own in zip(teachers, figures, strict=False)
         ],
-        "ensemble": figures[-1] if figures else None,
+        "ensemble": figures[-1] if teachers and figures[-1] else None,
         "evaluation": {split: short(figures) for split, figures in evaluations.items()},
     }
+
+
+def _far_above(first: float, images: int, second: float, others: int) -> bool:
+    """Whether an accuracy lies above one on other images by more than chance: `BEYOND_DOUBT` standard errors.
+
+    The images are independent, so the variances p (1 - p) / n add up; each is at least that of one wrong image.
+    """
+
+    def variance(accuracy: float, count: int) -> float:
+        return max(accuracy * (1 - accuracy), (1 - 1 / count) / count) / count
+
+    return first - second > BEYOND_DOUBT * math.sqrt(variance(first, images) + variance(second, others))
 
 
 def short(evaluation: dict[str, Any]) -> dict[str, Any]:

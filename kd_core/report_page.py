@@ -18,6 +18,7 @@ from kd_core.evaluation import Predictions
 from kd_core.files import replacing_folder, write_json, write_text
 from kd_core.privacy import redacted
 from kd_core.report import next_steps
+from kd_core.teachers import EXPOSED
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
 MISTAKES = "mistakes"  # the plot that shows images of the data
@@ -71,6 +72,7 @@ def write_report(
             settings=redacted(settings),
             environment=dict(_flat(environment)),
             splits=splits,
+            exposed=EXPOSED,
             plots={
                 name: {
                     "uri": page.data_uri(fresh / f"{name}.png"),

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from kd_core import artifacts, models, student, weights
 from kd_core.checkpoints import find_run
 from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
-from kd_core.data import Data
+from kd_core.data import Data, validation_size
 from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.logits_file import LogitsFile
@@ -52,6 +52,17 @@ INHERITED_DATA = (
     "store",
     "num_workers",
 )
+# Of these keys those that decide which images validation is, for the same images: the fingerprint covers the others.
+SPLIT_KEYS = set(INHERITED_DATA) - {
+    "source", "name", "subset", "revision", "path", "image_column", "label_column", "train_split", "val_split",
+    "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
+}  # fmt: skip
+# Whether a network has been trained on the validation images; what is said of it if so.
+Exposure = Literal["no", "possibly", "yes"]
+EXPOSED = {
+    "possibly": "may have been trained on these validation images",
+    "yes": "has been trained on these validation images",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Facts:
     class_names: list[str] | None
     preprocess: models.Preprocess
     parameters: int
+    notes: tuple[str, ...] = ()  # which of several weights in its file were taken
 
 
 @dataclass
@@ -88,6 +100,8 @@ class Teacher:
     index: int = 0  # in the configuration's list
     preprocess: models.Preprocess | None = None  # as its weights say, whatever `normalization` makes of it
     judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
+    saw_validation: Exposure | None = "possibly"  # None where there is no validation split
+    notes: list[str] = field(default_factory=list)  # what should be said about it, one line each
 
     @cached_property
     def model(self) -> nn.Module:
@@ -181,6 +195,7 @@ def untrained(run: Config, index: int, data: Data) -> Teacher:
         views=views_of(own.preprocess, config.normalization, data, run),
         build=lambda: own.model,
         index=index,
+        saw_validation="no" if data.val else None,
     )
 
 
@@ -213,7 +228,44 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
         )
     teacher = _from_origin(config, where, data, run, trained)
     teacher.index = index
+    if config.trained_on is not None:
+        cut = data.val is not None and data.val.fingerprint == data.train.fingerprint
+        teacher.saw_validation = "yes" if config.trained_on == "all" and cut else "no"
+    if data.val is None:
+        teacher.saw_validation = None
+    if config.model and (note := models.renamed_note(config.model, f"{where}.model")):
+        teacher.notes.append(note)
     return teacher
+
+
+def exposure(members: list[Teacher]) -> Exposure | None:
+    """Whether any of them has been trained on the validation images; None where there are none."""
+    return worst_of([teacher.saw_validation for teacher in members])
+
+
+def worst_of(words: list[Exposure | None]) -> Exposure | None:
+    order: tuple[Exposure, ...] = ("no", "possibly", "yes")
+    return max((word for word in words if word), key=order.index, default=None)
+
+
+def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
+    """What the settings and the fingerprint in an export say of whether it saw the run's validation images."""
+    if data.val is None or not (export / "config.yaml").is_file():
+        return "possibly"
+    try:
+        extra = read_object(export / "config.json").get("extra")
+        if not isinstance(extra, dict) or extra.get("data_fingerprint") != data.fingerprint:
+            return "possibly"
+        if data.val.fingerprint != data.train.fingerprint:
+            return "no"  # a split of its own, which the fingerprint covers: it was that run's validation split, too
+        settings = {"data": read_yaml(export / "config.yaml").get("data") or {}}
+        own = resolve([Layer(str(export / "config.yaml"), settings)], in_sweep=False).config.data
+        same = all(getattr(own, key) == getattr(run.data, key) for key in SPLIT_KEYS)
+        if same and validation_size(own, data) == len(data.val):
+            return "no"
+        return "possibly" if own.train_size else "yes"
+    except UserError:  # settings of another version, or of another project
+        return "possibly"
 
 
 def _from_origin(config: TeacherConfig, where: str, data: Data, run: Config, trained: Path | None) -> Teacher:
@@ -280,6 +332,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
     check_classes(facts, data, f"{where} {folder}", config)
     teacher = _teacher(facts, digest, network, config, data, run)
+    teacher.saw_validation = _exposure_of_export(export, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
         teacher.stated_accuracy = stated if isinstance(stated, float) else None
@@ -302,25 +355,31 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
             "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
         )
 
+    said: list[str] = []
+
     def build() -> models.LoadedModel:
         model = models.create_model(
             name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
         )
-        found = weights.read_state_dict(path, f"{where}.weights")
+        said.clear()
+        found = weights.read_state_dict(path, f"{where}.weights", said.append)
         weights.load_strict(model, found, f"{where} {name!r}", data.num_classes)
         preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
         return models.LoadedModel(model, name, data.num_classes, None, preprocess, {})
 
     origin = {
         "weights": sha256_of(path),
+        "reading": weights.READING,
         "model": name,
         "num_classes": data.num_classes,
         "img_size": config.img_size,
         "args": config.args,
         "known": source if known else None,
     }
-    facts, digest, network = _facts_of(origin, build, run)
-    return _teacher(facts, digest, network, config, data, run)
+    facts, digest, network = _facts_of(origin, build, run, said)
+    teacher = _teacher(facts, digest, network, config, data, run)
+    teacher.notes += [f"{where}.weights: {path}: {note}" for note in facts.notes]
+    return teacher
 
 
 def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
@@ -345,11 +404,12 @@ def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: 
 
 
 def _facts_of(
-    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config
+    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config, said: list[str] | None = None
 ) -> tuple[Facts, str, Callable[[], nn.Module]]:
     """What is known of the network that `origin` identifies, the digest of that, and what gives the network.
 
     A note in the cache says it if the network was built before; otherwise it is built now, and the note written.
+    `said` holds what `build` has to say.
     """
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     note = run.cache.folder / "teachers" / f"{digest}.json"
@@ -360,7 +420,14 @@ def _facts_of(
             pass  # damaged: it is written anew
     loaded = build()
     parameters = models.count_parameters(loaded.model)
-    facts = Facts(loaded.architecture, loaded.num_classes, loaded.class_names, loaded.preprocess, parameters)
+    facts = Facts(
+        loaded.architecture,
+        loaded.num_classes,
+        loaded.class_names,
+        loaded.preprocess,
+        parameters,
+        tuple(said or ()),
+    )
     if run.cache.mode != "off":
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, asdict(facts))

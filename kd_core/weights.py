@@ -2,8 +2,9 @@
 
 import argparse
 import re
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,25 +13,42 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kd_core.errors import UserError, first_line
+from kd_core.layouts import BATCH_COUNTER, counted, find_state_dict, network_names
 from kd_core.preprocess import Preprocess
 from kd_core.zoo.base import CIFAR100_MEAN, CIFAR100_STD
-from kd_core.zoo.public_names import to_zoo_names
 
-PICKLED = (".pth", ".pt", ".tar", ".bin")
-CONTAINERS = ("model", "state_dict", "state_dict_ema", "student", "net")
-PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+PICKLED = (".pth", ".pt", ".tar", ".bin", ".th", ".ckpt")
+READING = 2  # raised whenever the same file comes to mean other weights, so that logits in the cache are made anew
 
-# What training scripts store beside the tensors (arguments, a best accuracy): data without behaviour.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+
+_REBUILD: Any = np.float64(0).__reduce__()[0]
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> Any:
+    """NumPy's own reconstruction of a scalar, of no more memory than its content."""
+    if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or len(content) != dtype.itemsize:
+        raise ValueError("not a scalar of NumPy")
+    return _REBUILD(dtype, content)
+
+
+# What training scripts store beside the tensors (arguments, a best accuracy, a flag): data without behaviour.
+_KINDS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "SU"
 HARMLESS: list[Any] = [
     argparse.Namespace,
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+    *{type(np.dtype(kind)) for kind in _KINDS},
 ]
+# Files that only look like a checkpoint, known by their first bytes.
+IMPOSTORS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it",
+    b"<": "is a web page, not a checkpoint; the download has failed",
+    b"\x1f\x8b": "is compressed by gzip; unpack it",
+}
 
 
 @dataclass(frozen=True)
@@ -57,11 +75,16 @@ KNOWN_CHECKPOINTS = {
 }
 
 
-def read_state_dict(path: str | Path, where: str = "") -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | Path, where: str = "", notify: Callable[[str], None] | None = None
+) -> dict[str, Tensor]:
     """Parameter names to tensors (on the CPU) of a checkpoint file.
 
-    The state dict is the file's content or stands under the first of `CONTAINERS` that it has; `PREFIXES` of
-    names are removed. Nothing in the file is executed: tensors and plain data only.
+    Where in the file the state dict stands, and which of several is taken, `kd_core.layouts` says. Nothing in the
+    file is executed: tensors and plain data only.
+
+    Args:
+        notify: is told in one line which weights were taken, if the file leaves a choice; by default it is printed.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown kind, or holds anything else; begins with
@@ -71,13 +94,14 @@ def read_state_dict(path: str | Path, where: str = "") -> dict[str, Tensor]:
     origin = f"{where}: {path}" if where else str(path)
     if not path.is_file():
         raise UserError(f"{origin}: no such file; give a {', '.join(PICKLED)} or .safetensors file")
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         content: Any = _read_safetensors(path, origin)
-    elif path.suffix in PICKLED:
+    elif suffix in PICKLED:
         content = _read_pickled(path, origin)
     else:
         raise UserError(f"{origin}: unknown kind of file, expected {', '.join(PICKLED)} or .safetensors")
-    return _find_state_dict(content, origin)
+    return find_state_dict(content, origin, notify or (lambda text: tqdm.write(f"{origin}: {text}")))
 
 
 def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
@@ -100,50 +124,47 @@ def unfolds(path: Path) -> bool:
 
 
 def _read_pickled(path: Path, origin: str) -> Any:
+    with open(path, "rb") as file:
+        first = file.read(512)
+    for beginning, reason in IMPOSTORS.items():
+        if first.startswith(beginning):
+            raise UserError(f"{origin}: {reason}")
+    if first[257:262] == b"ustar":  # what marks a tar archive; also what PyTorch wrote before version 0.2
+        raise UserError(f"{origin}: is a tar archive of files, not a checkpoint; unpack it and name the file in it")
     if unfolds(path):
         raise UserError(f"{origin}: damaged, or not a PyTorch file, or it would unfold into more than its size")
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes make the unpickler fail in any of a dozen ways; all mean the same to the user.
     # Its own text is left out, since it advises to load the file without protection.
     except Exception as error:
-        if re.search("unsupported (global|class|type)|not an allowed|reduce for", str(error), re.IGNORECASE):
+        if "TorchScript" in str(error):
             raise UserError(
-                f"{origin}: refused, holds Python objects besides tensors, which could run code when loaded; "
-                "save model.state_dict() alone"
+                f"{origin}: is a TorchScript program, which is not loaded since it is code; save the network's "
+                "state_dict() alone"
+            ) from error
+        if re.search("unsupported (global|class|type)|not an allowed|reduce for", str(error), re.IGNORECASE):
+            named = re.search(r"GLOBAL ([\w.]+) was not", str(error))
+            raise UserError(
+                f"{origin}: refused, holds Python objects besides tensors{f' ({named[1]})' if named else ''}, which "
+                "could run code when loaded; save model.state_dict() alone"
             ) from error
         raise UserError(f"{origin}: damaged, or not a PyTorch file") from error
-
-
-def _find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
-    if isinstance(content, dict):
-        for candidate in (content, *(content.get(key) for key in CONTAINERS)):
-            if isinstance(candidate, dict) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-                return {_strip(str(name)): tensor for name, tensor in candidate.items()}
-        held = f"keys {', '.join(map(str, list(content)[:8])) or 'none'}"
-    else:
-        held = f"a {type(content).__name__}"
-    raise UserError(f"{origin}: no state dict at top level or under {', '.join(CONTAINERS)} (found {held})")
-
-
-def _strip(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def load_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, num_classes: int) -> None:
     """Load every parameter and buffer of `model`, a timm classifier, from `state_dict`, or nothing.
 
-    Names of public checkpoints of the literature's networks are translated first (`zoo/public_names.py`).
+    Names of public checkpoints of the literature's networks are translated first (`zoo/public_names.py`), and a
+    prefix that all names have is removed (`kd_core.layouts`).
 
     Raises:
         UserError: beginning with `where`; another number of classes or input channels, other names, other
             shapes.
     """
     config = cast("dict[str, Any]", model.pretrained_cfg)
-    state_dict = to_zoo_names(config["architecture"], state_dict)
+    state_dict = network_names(config["architecture"], model.state_dict(), state_dict, where)
     check_strict(model, state_dict, where, num_classes)
     model.load_state_dict(state_dict, strict=True)
 
@@ -152,12 +173,16 @@ def check_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, nu
     """The comparison of `load_strict`, by names and shapes alone: `model` may be on the meta device."""
     config = cast("dict[str, Any]", model.pretrained_cfg)
     wanted = model.state_dict()
-    # torch itself fills in this counter, which checkpoints of old versions lack
-    missing = [k for k in wanted if k not in state_dict and not k.endswith(".num_batches_tracked")]
+    missing = [k for k in wanted if k not in state_dict and not k.endswith(BATCH_COUNTER)]
     unexpected = [k for k in state_dict if k not in wanted]
     if missing or unexpected:
-        counts = [_count(missing, "missing"), _count(unexpected, "unexpected")]
-        raise UserError(f"{where}: {' and '.join(filter(None, counts))}: the weights are for another architecture")
+        counts = [counted(missing, "missing"), counted(unexpected, "unexpected")]
+        reason = (
+            "all shapes are this network's, under other names: its layout is not known here, so rename the keys"
+            if _shapes(wanted) == _shapes(state_dict)
+            else "the weights are for another architecture"
+        )
+        raise UserError(f"{where}: {' and '.join(filter(None, counts))}: {reason}")
 
     differing = [k for k in wanted if k in state_dict and wanted[k].shape != state_dict[k].shape]
     for head in _weights_of(config.get("classifier")):
@@ -176,9 +201,8 @@ def check_strict(model: nn.Module, state_dict: dict[str, Tensor], where: str, nu
         )
 
 
-def _count(names: list[str], what: str) -> str:
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} {what} key{'s'[: len(names) > 1]} ({', '.join(names[:3])}{more})" if names else ""
+def _shapes(state_dict: dict[str, Tensor]) -> list[tuple[int, ...]]:
+    return sorted(tuple(value.shape) for name, value in state_dict.items() if not name.endswith(BATCH_COUNTER))
 
 
 def _weights_of(modules: str | Sequence[str] | None) -> list[str]:

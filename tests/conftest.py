@@ -18,3 +18,12 @@ def cifar100() -> Path:
     if not folder:
         pytest.skip("KD_CIFAR100 is not set: it names a folder with CIFAR-100's parquet files")
     return Path(folder)
+
+
+@pytest.fixture
+def public_teachers() -> Path:
+    """The folder of public CIFAR-100 checkpoints; the test is skipped, saying so, where KD_TEACHERS is not set."""
+    folder = os.environ.get("KD_TEACHERS")
+    if not folder:
+        pytest.skip("KD_TEACHERS is not set: it names a folder with cifar100_resnet20.pth, 32, 44 and 56")
+    return Path(folder)

@@ -339,6 +339,11 @@ def test_orders_by_name_say_which_output_stands_for_a_class():
     outputs = class_order.outputs_in_order("numbers_as_text", twelve)
     assert [by_text[output] for output in outputs] == list(range(12))
     assert class_order.outputs_in_order([1, 0], names[:2]) == [1, 0]
+    text = ["1", "10", "2", "a10", "a9"]  # as folders are listed; a network that was trained on 1, 2, 10, a9, a10
+    assert class_order.outputs_in_order("natural", text) == [0, 2, 1, 4, 3]
+    natural = ["1", "2", "10", "a9", "a10"]  # and the other way round
+    assert class_order.outputs_in_order("alphabetical", natural) == [0, 2, 1, 4, 3]
+    assert class_order.outputs_in_order("natural", natural) == [0, 1, 2, 3, 4]
     assert class_order.outputs_in_order(None, names) == [0, 1, 2]
 
 
@@ -367,10 +372,10 @@ def test_an_order_fitted_to_noise_is_not_good_on_other_images():
 def test_no_order_is_fitted_to_less_than_two_images_a_class():
     labels = torch.arange(39) % 10
     assert [order for order, _ in class_order.accuracies(torch.eye(10)[labels], labels, ["x"] * 10)] == [
-        None, "alphabetical", "numbers_as_text",
+        None, "alphabetical", "natural", "numbers_as_text",
     ]  # fmt: skip
     labels = torch.arange(40) % 10
-    assert len(class_order.accuracies(torch.eye(10)[labels], labels, ["x"] * 10)) == 4
+    assert len(class_order.accuracies(torch.eye(10)[labels], labels, ["x"] * 10)) == 5
 
 
 def test_an_order_on_top_of_another():
@@ -391,6 +396,13 @@ def test_of_settings_that_work_alike_the_simplest_is_advised_and_of_these_the_be
     assert best(0.71, 0.2, 0.2, 0.72) is None
     assert best(0.1, 0.70, 0.71, 0.72) == "numbers_as_text"
     assert best(0.1, 0.2, 0.2, 0.72) == [1, 0]
+
+
+def test_names_sort_with_their_numbers_by_value():
+    names = ["10", "9", "b", "a10b", "a9b", "01", "1", "", "-5", "a", "10a", "1" * 50]
+    assert sorted(names, key=class_order.natural_key) == [
+        "", "01", "1", "9", "10", "10a", "1" * 50, "-5", "a", "a9b", "a10b", "b",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [[0, 0, 1], [1, 2, 3], [], "sorted", 3, [0.0, 1.0], [True, 0], {"a": 1}])

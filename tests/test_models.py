@@ -25,6 +25,9 @@ PREPROCESS = Preprocess(32, 32, "bilinear", (0.5, 0.25, 0.125), (0.25, 0.5, 0.75
     [
         ("resnt18", {}, "teachers[1].model: unknown model 'resnt18', did you mean 'resnet18'"),
         ("cifar_resnet21", {}, "did you mean 'cifar_resnet"),
+        ("resnet20", {}, "unknown model 'resnet20', did you mean 'cifar_resnet20'?"),
+        ("wrn_40_2", {}, "did you mean 'cifar_wrn_40_2'?"),
+        ("shufflenetv1", {}, "did you mean 'cifar_shufflenet_v1'"),
         ("cifar_stem_resnet17", {}, "did you mean 'cifar_stem_resnet"),
         ("zzzzzzzz", {}, "allowed: a timm name, a cifar_ name, or hf-hub:org/name"),
         ("resnet18.nonsense", {}, "unknown pretrained tag 'nonsense', known: a1_in1k"),
@@ -87,6 +90,36 @@ def test_architecture():
         create_model("resnet18", num_classes=4, stem="cifar").pretrained_cfg["architecture"]
         == "cifar_stem_resnet18"
     )
+
+
+OLD = {
+    "tv_resnet50": "resnet50.tv_in1k",
+    "vit_base_patch16_224_in21k": "vit_base_patch16_224.augreg_in21k",
+    "convnext_tiny_384_in22ft1k": "convnext_tiny.fb_in22k_ft_in1k_384",
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OLD.items())
+def test_timms_old_names_are_todays(old, new):
+    """As timm itself maps them, but with the size and the normalisation of the weights."""
+    assert models.current_name(old) == new
+    assert models.renamed_note(old, "model.name") == f"model.name: timm calls {old!r} {new!r} today, and that is used"
+    assert models.renamed_note(new, "model.name") is None
+    assert models.architecture(old) == new.split(".")[0]
+    assert models.input_size(old) == models.input_size(new) == (384 if "384" in old else 224)
+
+
+def test_img_size_reaches_networks_under_their_old_names():
+    old = create_model("vit_tiny_patch16_224_in21k", num_classes=5, img_size=32, args={"patch_size": 8, "depth": 1})
+    assert old(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+    assert models.preprocess_of(old).size == 32
+    assert models.preprocess_of(old).mean == (0.5, 0.5, 0.5)
+
+
+def test_removed_names_say_so(monkeypatch):
+    monkeypatch.setattr(models, "get_deprecated_models", lambda: {"gone_net": None})
+    with pytest.raises(UserError, match="model.name: timm has removed the model 'gone_net'"):
+        models.input_size("gone_net", where="model.name")
 
 
 def test_input_size_without_building(monkeypatch):

@@ -10,8 +10,9 @@ import timm
 import torch
 
 from kd_core.errors import UserError
+from kd_core.layouts import CONTAINERS
 from kd_core.models import create_model
-from kd_core.weights import CONTAINERS, KNOWN_CHECKPOINTS, load_strict, read_state_dict
+from kd_core.weights import KNOWN_CHECKPOINTS, load_strict, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def assert_same(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert all(torch.equal(given[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".tar", ".pth.tar", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".tar", ".pth.tar", ".bin", ".th", ".ckpt", ".PTH"])
 def test_pickled_files(tmp_path, state_dict, suffix):
     torch.save(state_dict, tmp_path / f"weights{suffix}")
     assert_same(read_state_dict(tmp_path / f"weights{suffix}"), state_dict)
@@ -37,7 +38,7 @@ def test_safetensors_file(tmp_path, state_dict):
 
 
 @pytest.mark.parametrize("key", CONTAINERS)
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_containers_and_prefixes(tmp_path, state_dict, key, prefix):
     """With what training scripts store beside: arguments, NumPy scalars, the optimizer."""
     wrapped = {prefix + name: tensor for name, tensor in state_dict.items()}
@@ -76,13 +77,17 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.pth", None, "no such file; give a .pth, .pt, .tar, .bin or .safetensors file"),
+        ("missing.pth", None, "no such file; give a .pth, .pt, .tar, .bin, .th, .ckpt or .safetensors file"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not the file itself"),
+        ("w.pth", b"<!DOCTYPE html><html>", "is a web page, not a checkpoint; the download has failed"),
+        ("w.tar", b"\x1f\x8b" + bytes(50), "is compressed by gzip; unpack it"),
+        ("w.tar", bytes(257) + b"ustar" + bytes(300), "is a tar archive of files"),
         ("w.pth", b"", "damaged, or not a PyTorch file"),
         ("w.pth", b"hello, world", "damaged, or not a PyTorch file"),
         ("w.pth", b"PK\x03\x04" + bytes(100), "damaged, or not a PyTorch file"),
         ("w.safetensors", b"", "damaged, or not a safetensors file"),
         ("w.safetensors", b"\xff" * 64, "damaged, or not a safetensors file"),
-        ("w.onnx", b"1", "unknown kind of file, expected .pth, .pt, .tar, .bin or .safetensors"),
+        ("w.onnx", b"1", "unknown kind of file, expected .pth, .pt, .tar, .bin, .th, .ckpt or .safetensors"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
@@ -107,7 +112,7 @@ def test_truncated_files(tmp_path, state_dict, suffix):
 @pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1, 2], {"model": {"a": 1}}, {"model": {}}])
 def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="no state dict at top level or under model, state_dict"):
+    with pytest.raises(UserError, match="no state dict at the top level or under any key"):
         read_state_dict(tmp_path / "w.pth")
 
 

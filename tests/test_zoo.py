@@ -25,6 +25,7 @@ RENAMED = {
     "ResNet50": "resnet50",
 }
 NATIVE = timm.list_models("cifar_*", exclude_filters="cifar_stem_*")
+DEEP = ("cifar_resnet110", "cifar_resnet110_a", "cifar_resnet32x4")
 # one or two per family, and the odd stems: deep, pre-activation, "same" padding, squeezed blocks
 STEMS = [
     "resnet18", "resnet26d", "resnet10t", "densenet121", "efficientnet_b0", "tf_efficientnet_b0",
@@ -77,7 +78,7 @@ def test_interface(name, images):
     torch.testing.assert_close(model(images), features)
 
 
-@pytest.mark.parametrize("name", [n for n in NATIVE if n not in ("cifar_resnet110", "cifar_resnet32x4")])
+@pytest.mark.parametrize("name", [n for n in NATIVE if n not in DEEP])
 def test_construction_options(name):
     """No classes, grey images, an odd larger size in channels_last memory, features only."""
     images = torch.randn(2, 1, 40, 40).to(memory_format=torch.channels_last)
@@ -155,6 +156,79 @@ def test_public_checkpoints_give_the_same_logits(golden_name):
     torch.testing.assert_close(logits.sum(1), torch.tensor(golden["logits_sum"]), rtol=1e-4, atol=6e-5)
     assert logits.abs().mean().item() == pytest.approx(golden["logits_abs_mean"], rel=1e-4)
     assert pooled.abs().mean().item() == pytest.approx(golden["pooled_abs_mean"], rel=1e-4)
+
+
+class ReferenceA(torch.nn.Module):
+    """A ResNet with option-A shortcuts under the names of its most copied checkpoints, written down once more."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(16)
+        width = 16
+        for stage, planes in enumerate((16, 32, 64), 1):
+            blocks = []
+            for number in range((depth - 2) // 6):
+                block = torch.nn.Module()
+                block.stride = 2 if stage > 1 and number == 0 else 1
+                block.conv1 = torch.nn.Conv2d(width, planes, 3, block.stride, 1, bias=False)
+                block.bn1 = torch.nn.BatchNorm2d(planes)
+                block.conv2 = torch.nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+                block.bn2 = torch.nn.BatchNorm2d(planes)
+                width = planes
+                blocks.append(block)
+            setattr(self, f"layer{stage}", torch.nn.Sequential(*blocks))
+        self.linear = torch.nn.Linear(64, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for block in stage:
+                y = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+                if block.stride == 2:
+                    some = x[:, :, ::2, ::2]
+                    x = torch.zeros_like(y)
+                    quarter = y.shape[1] // 4
+                    x[:, quarter : y.shape[1] - quarter] = some
+                x = (y + x).relu()
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("depth", [20, 32, 56])
+def test_option_a_is_its_definition(depth, images):
+    """Published checkpoints: DataParallel's names, in a container; the logits are a plain implementation's."""
+    torch.manual_seed(depth)
+    reference = ReferenceA(depth, 10).train()
+    reference(torch.randn(16, 3, 32, 32))  # BatchNorm statistics other than 0 and 1
+    public = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    model = timm.create_model(f"cifar_resnet{depth}_a", num_classes=10).eval()
+    load_strict(model, public, "here", num_classes=10)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), reference.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+)
+def test_option_a_has_the_papers_sizes(depth, parameters):
+    """For the 10 classes of CIFAR-10: 0.27M, 0.46M, 0.66M, 0.85M and 1.7M in the paper's table 6."""
+    with torch.device("meta"):
+        model = timm.create_model(f"cifar_resnet{depth}_a", num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_shortcuts_and_heads_under_other_names_load():
+    """kuangliu's and akamaster's projections are called shortcut, their classifier linear."""
+    for name in ("cifar_resnet20", "cifar_stem_resnet18"):
+        model = timm.create_model(name, num_classes=10)
+        public = {
+            key.replace("downsample", "shortcut").replace("fc.", "linear."): tensor + 0
+            for key, tensor in timm.create_model(name, num_classes=10).state_dict().items()
+        }
+        load_strict(model, public, "here", num_classes=10)
+        assert torch.equal(model.layer2[0].downsample[0].weight, public["layer2.0.shortcut.0.weight"])
+        assert torch.equal(model.fc.weight, public["linear.weight"])
 
 
 @pytest.mark.parametrize("name", STEMS)

@@ -1,7 +1,7 @@
 """Parameter names in public checkpoints of the literature's networks, translated to the zoo's.
 
-The layouts are those of mdistiller, RepDistiller and CA-MKD, which agree. Networks not listed have the same
-names.
+The layouts are those of mdistiller, RepDistiller and CA-MKD, which agree, and for ResNets those of akamaster's
+pytorch_resnet_cifar10 and kuangliu's pytorch-cifar. Networks not listed have the same names.
 """
 
 import re
@@ -14,7 +14,8 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "cifar_vgg": ((r"^classifier\.", "fc."),),
     "cifar_mobilenetv2": ((r"^classifier\.0\.", "fc."),),
     "cifar_shufflenet_": ((r"^linear\.", "fc."),),
-    "cifar_resnet50": ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")),
+    "cifar_resnet": ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")),
+    "cifar_stem_resnet": ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")),
 }
 
 
