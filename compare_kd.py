@@ -18,6 +18,7 @@ switches:
     --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
                          trains it
     --force              compare also what differs in more than the method, with a warning
+    --import FILE.py     run a file of your own code first, which runs were trained with; repeatable (docs/own_code.md)
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
 
@@ -34,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 import argparse
 import sys
 
-from kd_core import comparison, comparison_tables, runs
+from kd_core import comparison, comparison_tables, own_code, runs
 from kd_core.config import CommandLine
 from kd_core.errors import UserError
 from kd_core.files import check_writable, local_path
@@ -46,6 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*")
     for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
         parser.add_argument(option)
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--also", default="")
     parser.add_argument("--confidence", default="0.95")
     for switch in ("--force", "--help", "-h"):
@@ -64,6 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.confidence = float(options.confidence)
     except ValueError:
         raise UserError(f"--confidence: is {options.confidence!r}, a number such as 0.95 is needed") from None
+    own_code.run(options.imports)
     options.also = [name.strip() for name in options.also.split(",") if name.strip()]
     if options.out:
         options.out = local_path(options.out, "--out")

@@ -14,6 +14,8 @@ switches:
     --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
     --split val|test       which images (default: val)
     --config FILE          settings, where the student carries none (an export without its run folder)
+    --import FILE.py       run a file of your own code first, which the student was trained with; repeatable
+                           (docs/own_code.md)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
     --baseline RUN_FOLDER  the same student trained without teachers, to compare with (default: the one that its run has
                            trained for comparison)
@@ -84,6 +86,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--config")
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dump-logits")
     instead.add_argument("--images")
@@ -110,7 +113,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
     check_pictures(options)
     check_export(options)
-    return options, configuration.parse_overrides(rest)
+    overrides = configuration.parse_overrides(rest)
+    layers = [configuration.read_layer(options.config)] if options.config else []
+    options.own_code = configuration.import_code(options.imports, *layers, overrides)
+    return options, overrides
 
 
 def check_pictures(options: argparse.Namespace) -> None:
@@ -186,9 +192,13 @@ def run_folder_of(path: Path) -> Path | None:
 def read_config(folder: Path, artifact: str | None, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
-    if options.config is None and own is None:
+    if options.config:
+        settings = configuration.read_layer(options.config)
+    elif own:
+        settings = configuration.read_record(own / "config.yaml")
+    else:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    layers = [configuration.read_layer(options.config or f"{own}/config.yaml"), overrides]
+    layers = [settings, overrides, options.own_code]
     if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
         layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
@@ -258,7 +268,7 @@ def find_baseline(
         raise UserError(f"--baseline: {path}: holds a {alone.architecture!r}, the student is a {loaded.architecture!r}")
     if (there := alone.data_fingerprint) != (here := loaded.data_fingerprint):
         raise UserError(f"--baseline: {path}: was trained on data with fingerprint {there}, the student on {here}")
-    own = configuration.resolve([configuration.read_layer(str(teachers.export_in(path) / "config.yaml"))]).config
+    own = configuration.resolve([configuration.read_record(teachers.export_in(path) / "config.yaml")]).config
     if own.kd.type != kd_methods.LABEL_ONLY:
         raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
     for key in ("train_size", "val_size", "val_split", "split_seed"):
@@ -370,6 +380,8 @@ def write_exports(
     for kind, target in targets.items():
         check_writable(target.parent, "--out")
         exports.check_folder(target, kind)
+    if {"timm", "hub"} & set(kinds):
+        exports.require_timm(loaded)
     pixels, images, config, data = images_to_check(options, overrides, folder, artifact, loaded)
     checks = exports.prepare(loaded, pixels)
     lineage = card.Lineage(export, run, config, data)
@@ -377,7 +389,7 @@ def write_exports(
         if kind in ("timm", "hub") and not exports.in_stock_timm(loaded.architecture):
             print(
                 f"note: stock timm has no {loaded.architecture}, so this export needs the code of this project "
-                "(import kd_core.zoo); --export program runs without it"
+                f"(import {exports.registered_by(loaded.architecture)}); --export program runs without it"
             )
         repo = options.repo if kind == "hub" else None
         describe = partial(card.render, kind, loaded, lineage, images=images, repo=repo)
