@@ -60,14 +60,14 @@ from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import artifacts, card, cost, exports, models, pictures, report, teachers
+from kd_core import artifacts, card, cost, exports, models, own_code, pictures, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
-from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
+from kd_core.files import check_writable, local_path, read_object, sha256_of, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
 from kd_core.observation import Observer, Pupil, pupil_of
@@ -207,6 +207,16 @@ def read_config(folder: Path, artifact: str | None, options: argparse.Namespace,
     return configuration.resolve(layers).config
 
 
+def tell_other_code(folder: Path) -> None:
+    """Say so where the files that --import has named are not those that the run was trained with."""
+    run = run_folder_of(folder)
+    kept = sorted((run / configuration.IMPORTS).glob("*.py")) if run else []
+    named = {file.path.name: file.digest for file in own_code.files()}
+    for file in kept:
+        if file.name in named and sha256_of(file) not in named.values() and is_first_process():
+            print(f"note: --import {file.name} is not what the run was trained with, of which {file} is a copy")
+
+
 def read_data(config: Config, loaded: models.LoadedModel) -> Data:
     """The data, their images stored at the size at which the student has seen them."""
     own = config
@@ -281,6 +291,7 @@ def find_baseline(
 def main(arguments: list[str]) -> None:
     options, overrides = parse(arguments)
     folder, artifact = find_student(options, overrides)
+    tell_other_code(folder)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
     if options.images is not None or options.export:

@@ -723,7 +723,8 @@ def train_student(
 
     job.say(f"\n{report.results(summary, baseline)}\n")
     page = Path(summary["run_folder"]) / "report" / "index.html"
-    job.say(report.next_steps(summary, quickstart=not has_config, page=page if page.is_file() else None))
+    page_or_none = page if page.is_file() else None
+    job.say(report.next_steps(summary, quickstart=not has_config, page=page_or_none, imports=config.imports))
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
     return [one["run_folder"] for one in (baseline, summary) if one is not None]

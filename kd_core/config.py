@@ -668,14 +668,17 @@ def import_remedy(path: Path) -> str:
         return ""
     run = next((folder for folder in path.absolute().parents[:4] if (folder / IMPORTS).is_dir()), None)
     files = sorted((run / IMPORTS).glob("*.py")) if run else named
-    missing = [file for file in files if file.name not in {file.path.name for file in own_code.files()}]
+    known = {word for own in own_code.files() for word in (own.path.name, own.digest)}
+    missing = [file for file in files if file.name not in known and not (run and sha256_of(file) in known)]
     if not missing:
         return ""
-    options = shlex.join(word for file in missing for word in ("--import", str(file)))
-    those = "copies of the files" if run else "files by these names"
+    here = Path.cwd()
+    shown = [file.relative_to(here) if file.is_relative_to(here) else file for file in missing]
+    options = shlex.join(word for file in shown for word in ("--import", str(file)))
+    which = f" (a copy of it lies in {shown[0].parent})" if run else ""
     return (
-        f"{path}: what it describes was made with own code, {', '.join(file.name for file in missing)}, which is not "
-        f"run unless a command names it. If you trust these {those}, add: {options}"
+        f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only if "
+        f"the command names it. If you trust it, add: {options}"
     )
 
 

@@ -96,8 +96,9 @@ def _run(path: Path, where: str) -> File:
             warnings.filterwarnings("error", "Overwriting .* in registry")  # timm would replace its own network
             exec(compile(file.content, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
+        mistake = _mistake(error, path)
         del sys.modules[module.__name__], _paths[str(path)]
-        raise UserError(f"{where}: {_mistake(error, path)}") from error
+        raise UserError(f"{where}: {mistake}") from error
     file = File(path, file.content, frozenset(_there() - before))
     _files[file.digest] = _paths[str(path)] = file
     return file
