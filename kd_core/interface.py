@@ -33,6 +33,9 @@ def check_network(network: nn.Module, channels: int, size: int, num_classes: int
         raise UserError(f"{who}: fails on images [2, {channels}, {size}, {size}]: {own_code.told(error)}") from error
     finally:
         network.train(training)
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{who}: its state_dict holds {name!r}, a {type(value).__name__}; checkpoints hold tensors")
     if not isinstance(found, Tensor):
         raise UserError(f"{who}: gives a {type(found).__name__}, one tensor of logits is needed")
     if found.shape != (2, num_classes) or not found.is_floating_point():

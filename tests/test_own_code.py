@@ -430,6 +430,10 @@ PARTS = {
         ({"build": "return Net"}, "gives a type, a torch.nn.Module is needed"),
         ({"build": "return Net(classes)"}, "cannot be built: .*own.py, line 13, in own_net .*NameError"),
         ({"build": "return Net(7)"}, r"gives torch.float32 \[2, 7\] for two images; logits of shape \[2, 5\]"),
+        (
+            {"forward": f"{PARTS['forward']}\n    def get_extra_state(self):\n        return 3"},
+            "its state_dict holds '_extra_state', a int; checkpoints hold tensors",
+        ),
         ({"forward": "return self.head(images.mean((2, 3))), images"}, "gives a tuple, one tensor of logits is needed"),
         (
             {"forward": "return self.head(images.flatten(1))"},
