@@ -20,6 +20,7 @@ switches:
     --same-data A=B      take data with the fingerprints A and B (their first 8 characters or more) for one data set;
                          may be given several times
     --force              compare also what differs in more than the method, with a warning
+    --import FILE.py     run a file of your own code first, which runs were trained with; repeatable (docs/own_code.md)
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
 
@@ -37,7 +38,7 @@ import argparse
 import re
 import sys
 
-from kd_core import comparison, comparison_tables, runs
+from kd_core import comparison, comparison_tables, own_code, runs
 from kd_core.config import CommandLine
 from kd_core.errors import UserError
 from kd_core.files import check_writable, local_path
@@ -49,6 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*")
     for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
         parser.add_argument(option)
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--also", default="")
     parser.add_argument("--same-data", action="append", default=[])
     parser.add_argument("--confidence", default="0.95")
@@ -75,6 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "characters 0-9, a-f"
             )
         options.same_data[index] = tuple(pair.lower().split("="))
+    own_code.run(options.imports)
     options.also = [name.strip() for name in options.also.split(",") if name.strip()]
     if options.out:
         options.out = local_path(options.out, "--out")

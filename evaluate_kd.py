@@ -14,6 +14,8 @@ switches:
     --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
     --split val|test       which images (default: val)
     --config FILE          settings, where the student carries none (an export without its run folder)
+    --import FILE.py       run a file of your own code first, which the student was trained with; repeatable
+                           (docs/own_code.md)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
     --baseline RUN_FOLDER  the same student trained without teachers, to compare with (default: the one that its run has
                            trained for comparison)
@@ -58,14 +60,14 @@ from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import artifacts, card, cost, exports, models, pictures, report, teachers
+from kd_core import artifacts, card, cost, exports, models, own_code, pictures, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
 from kd_core.config import Config, Layer
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
-from kd_core.files import check_writable, local_path, read_object, writable_folder, write_json
+from kd_core.files import check_writable, local_path, read_object, sha256_of, writable_folder, write_json
 from kd_core.inference import Images, Predictor
 from kd_core.logits_file import write_logits
 from kd_core.observation import Observer, Pupil, pupil_of
@@ -84,6 +86,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--config")
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dump-logits")
     instead.add_argument("--images")
@@ -110,7 +113,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
     check_pictures(options)
     check_export(options)
-    return options, configuration.parse_overrides(rest)
+    overrides = configuration.parse_overrides(rest)
+    layers = [configuration.read_layer(options.config)] if options.config else []
+    options.own_code = configuration.import_code(options.imports, *layers, overrides)
+    return options, overrides
 
 
 def check_pictures(options: argparse.Namespace) -> None:
@@ -186,15 +192,29 @@ def run_folder_of(path: Path) -> Path | None:
 def read_config(folder: Path, artifact: str | None, options: argparse.Namespace, overrides: Layer) -> Config:
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
-    if options.config is None and own is None:
+    if options.config:
+        settings = configuration.read_layer(options.config)
+    elif own:
+        settings = configuration.read_record(own / "config.yaml")
+    else:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    layers = [configuration.read_layer(options.config or f"{own}/config.yaml"), overrides]
+    layers = [settings, overrides, options.own_code]
     if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
         layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
         entity, project, _ = artifact.split("/")
         layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
     return configuration.resolve(layers).config
+
+
+def tell_other_code(folder: Path) -> None:
+    """Say so where the files that --import has named are not those that the run was trained with."""
+    run = run_folder_of(folder)
+    kept = sorted((run / configuration.IMPORTS).glob("*.py")) if run else []
+    named = {file.path.name: file.digest for file in own_code.files()}
+    for file in kept:
+        if file.name in named and sha256_of(file) not in named.values() and is_first_process():
+            print(f"note: --import {file.name} is not what the run was trained with, of which {file} is a copy")
 
 
 def read_data(config: Config, loaded: models.LoadedModel) -> Data:
@@ -262,7 +282,7 @@ def find_baseline(
         raise UserError(f"--baseline: {path}: holds a {alone.architecture!r}, the student is a {loaded.architecture!r}")
     if (there := alone.data_fingerprint) != (here := loaded.data_fingerprint):
         raise UserError(f"--baseline: {path}: was trained on data with fingerprint {there}, the student on {here}")
-    own = configuration.resolve([configuration.read_layer(str(teachers.export_in(path) / "config.yaml"))]).config
+    own = configuration.resolve([configuration.read_record(teachers.export_in(path) / "config.yaml")]).config
     if own.kd.type != kd_methods.LABEL_ONLY:
         raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
     for key in ("train_size", "val_size", "val_split", "test_size", "split_seed"):
@@ -275,6 +295,7 @@ def find_baseline(
 def main(arguments: list[str]) -> None:
     options, overrides = parse(arguments)
     folder, artifact = find_student(options, overrides)
+    tell_other_code(folder)
     export = teachers.export_in(folder)
     loaded = models.load_export(export)
     if options.images is not None or options.export:
@@ -375,6 +396,8 @@ def write_exports(
     for kind, target in targets.items():
         check_writable(target.parent, "--out")
         exports.check_folder(target, kind)
+    if {"timm", "hub"} & set(kinds):
+        exports.require_timm(loaded)
     pixels, images, config, data = images_to_check(options, overrides, folder, artifact, loaded)
     checks = exports.prepare(loaded, pixels)
     lineage = card.Lineage(export, run, config, data)
@@ -382,7 +405,7 @@ def write_exports(
         if kind in ("timm", "hub") and not exports.in_stock_timm(loaded.architecture):
             print(
                 f"note: stock timm has no {loaded.architecture}, so this export needs the code of this project "
-                "(import kd_core.zoo); --export program runs without it"
+                f"(import {exports.registered_by(loaded.architecture)}); --export program runs without it"
             )
         repo = options.repo if kind == "hub" else None
         describe = partial(card.render, kind, loaded, lineage, images=images, repo=repo)

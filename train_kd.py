@@ -9,6 +9,8 @@
 
 switches:
     --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml)
+    --import FILE.py      run a file of your own code first: networks, methods, losses, data sources; repeatable
+                          (docs/own_code.md)
     --section.key=VALUE   any setting below, as YAML; whole sections too: --teachers='[{model: ..., train: ...}]'
     --resume auto|never|RUN_FOLDER   auto (default): continue the unfinished run with the same settings; a
                           finished one prints its result
@@ -54,7 +56,7 @@ from tqdm import tqdm
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core import dry_run, launcher, models, report, student, teachers, trials
+from kd_core import dry_run, interface, launcher, models, own_code, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -69,7 +71,7 @@ from kd_core.data import Data, load_data
 from kd_core.diagnosis import Finding, diagnose
 from kd_core.errors import UserError, printable
 from kd_core.evaluation import Predictions, evaluate
-from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
+from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
 from kd_core.inference import Images, Predictor, score
 from kd_core.meter import Meter, NonFinite, require_finite, require_scale
 from kd_core.observation import SAMPLE, Observer, Pupil, load_pupil
@@ -289,6 +291,7 @@ def run(
                 **config.flat(data.num_classes),
                 "parameters": pupil.parameters,
                 "data_fingerprint": data.fingerprint,
+                **own_code_facts(config),
             },
             offset=state["metrics_offset"],
         )
@@ -547,6 +550,12 @@ def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> 
     return folder or RunFolder(Path(choice[0])), choice[1]
 
 
+def own_code_facts(config: Config) -> dict[str, Any]:
+    """What W&B is told of a run's own code: names and digests, not the code."""
+    files = [own_code.file(path) for path in config.imports]
+    return {"own_code": {file.path.name: file.digest for file in files}} if files else {}
+
+
 def judge(
     panel: Panel, config: Config, job: Job, *, check: bool = False
 ) -> tuple[Tensor | None, list[dict[str, float]]]:
@@ -721,7 +730,8 @@ def train_student(
 
     job.say(f"\n{report.results(summary, baseline)}\n")
     page = Path(summary["run_folder"]) / "report" / "index.html"
-    job.say(report.next_steps(summary, quickstart=not has_config, page=page if page.is_file() else None))
+    page_or_none = page if page.is_file() else None
+    job.say(report.next_steps(summary, quickstart=not has_config, page=page_or_none, imports=config.imports))
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
@@ -731,6 +741,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     """The command line -> switches and the resolved configuration."""
     parser = configuration.CommandLine("train_kd.py")
     parser.add_argument("--config")
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--seeds")
     for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
@@ -738,12 +749,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
     parser.add_argument("-h", "--help", action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help:
+        files = [configuration.read_layer(options.config)] if options.config else []
+        configuration.import_code(options.imports, *files)
         print(f"{__doc__}\n{configuration.describe_keys()}")
         sys.exit(0)
     overrides = configuration.parse_overrides(rest)
     if configuration.in_trial():
         overrides = configuration.without_echoes(overrides)
     layers = [configuration.read_layer(options.config or configuration.QUICKSTART), overrides]
+    layers.append(configuration.import_code(options.imports, *layers))
+    if options.resume not in ("auto", "never"):
+        configuration.require_code(local_path(options.resume, "--resume") / "config.yaml")
     if options.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
     resolved = configuration.resolve(layers)
@@ -820,6 +836,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             attempt(lambda: dry_run.train_once(pupil, own, data, predict, subject))
 
     check_run(config)
+    attempt(lambda: interface.check_method(config.kd, len(config.teachers), data.num_classes))
     members = []
     for index, teacher in enumerate(config.teachers):
         if teacher.train:

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from kd_core.checkpoints import RunFolder
 from kd_core.config import Config
 from kd_core.errors import printable
-from kd_core.exports import ABOUT, OPSET, in_stock_timm
+from kd_core.exports import ABOUT, OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
 from kd_core.models import LoadedModel, count_parameters
 from kd_core.privacy import redacted
@@ -122,7 +122,8 @@ def loading_code(kind: str, loaded: LoadedModel, repo: str | None = None) -> str
     if in_stock_timm(loaded.architecture):
         return code
     last = "from PIL import Image, ImageOps\n"
-    return code.replace(last, f"{last}\nimport kd_core.zoo  # of the project that trained it: registers the network\n")
+    module = registered_by(loaded.architecture)
+    return code.replace(last, f"{last}\nimport {module}  # of the project that trained it: registers the network\n")
 
 
 def render(kind: str, loaded: LoadedModel, lineage: Lineage, difference: float, images: str, repo: str | None) -> str:

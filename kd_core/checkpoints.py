@@ -2,6 +2,7 @@
 
 runs/<name>-<run_id>/
     config.yaml  identity.json  metrics.jsonl  summary.json
+    imports/               copies of the user's own code, if a run has any
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
     checkpoints/latest/    the same for the last epoch or step saved, plus training.pt: all that resuming needs
     checkpoints/.latest.previous/    the one before, in case that is damaged
@@ -26,7 +27,8 @@ import torch
 from filelock import SoftFileLease
 from tqdm import tqdm
 
-from kd_core.config import Config, read_yaml
+from kd_core import own_code
+from kd_core.config import IMPORTS, Config, read_yaml
 from kd_core.errors import UserError, printable
 from kd_core.files import (
     held_lock,
@@ -155,11 +157,25 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     folder = RunFolder(output / f"{config.experiment}-{run_id}")
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
+    keep_own_code(config, folder.path / IMPORTS)
     write_json(folder.identity_file, redacted(config.identity(data_fingerprint)))  # files it names may change later
     folder.write_summary(
         run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
     )
     return folder
+
+
+def keep_own_code(config: Config, target: Path) -> None:
+    """Copies in `target` of the user's own code that a run was started with, as it was when it was read."""
+    files = [own_code.file(path) for path in config.imports]
+    if not files:
+        return
+    names = [file.path.name for file in files]
+    with replacing_folder(target) as folder:
+        for file in files:
+            alone = names.count(file.path.name) == 1
+            name = file.path.name if alone else f"{file.path.stem}-{file.digest[:8]}.py"
+            (folder / name).write_bytes(file.content)
 
 
 def find_run(
@@ -199,6 +215,10 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
             for key in sorted({**there, **here})
             if there.get(key) != here.get(key)
         ]
+        copies = folder.path / IMPORTS
+        kept = {sha256_of(file) for file in copies.glob("*.py")}
+        if kept != {own_code.file(name).digest for name in config.imports}:
+            changes.append(f"  the content of the files that --import names: what it was trained with lies in {copies}")
         raise UserError(
             "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
             + "\ngive the same --config and overrides, or start anew with --fresh"

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 import kd_methods
+from kd_core.config import IMPORTS
 from kd_core.errors import UserError
 from kd_core.page import lookup
 from kd_core.runs import Found, Run, number
@@ -609,6 +610,7 @@ def _missing(
             base = own or models[0]
             words = _overrides(base.first, None if row is None else like.first if like else None, row_keys)
             tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
+            words = [*_own_code_of(base), *words]
             command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
             missing.append(
                 {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
@@ -619,6 +621,13 @@ def _missing(
 def _config_of(one: Group) -> str:
     local = next((run for run in one.runs.values() if run.folder), None)
     return str(local.folder / "config.yaml") if local and local.folder else "resolved_config.yaml"
+
+
+def _own_code_of(one: Group) -> list[str]:
+    """The words that take up the own code of a group's runs."""
+    local = next((run.folder for run in one.runs.values() if run.folder), None)
+    files = sorted((local / IMPORTS).glob("*.py")) if local else []
+    return [word for file in files for word in ("--import", str(file))]
 
 
 def _seeds(seeds: list[int]) -> str:

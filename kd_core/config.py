@@ -16,18 +16,31 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import kd_methods
-from kd_core import artifacts
+from kd_core import artifacts, own_code
 from kd_core.errors import UserError, first_line
 from kd_core.files import local_path, sha256_of
 from kd_core.privacy import redacted
@@ -41,6 +54,7 @@ MAX_YAML_BYTES = 100_000
 MAX_NESTING = 32
 MAX_INTEGER = 2**63 - 1
 MAX_MISTAKES = 30  # shown at once
+IMPORTS = "imports"  # folder of a run folder with copies of the own code that it was trained with
 
 
 # ---------------------------------------------------------------------------------------------- the sections
@@ -65,7 +79,9 @@ def _is_whole(value: float) -> bool:
 class Section(BaseModel):
     """A strict section: unknown keys are errors; 3.0 becomes 3 and 12 becomes '12' where the field says so."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_default=True, frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -91,8 +107,37 @@ def _file_name(value: str | None) -> str | None:
     return os.path.expanduser(value) if value else value
 
 
+OwnSource = Literal["hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"]
+
+
+def _sources() -> list[str]:
+    """Names of all data sources: the project's, and those that were added."""
+    from kd_core import sources  # and with it `datasets`, which takes a second
+
+    return [*get_args(OwnSource), *sources.added()]
+
+
+def _check_source(value: Any) -> Any:
+    known = isinstance(value, str) and value in get_args(OwnSource)
+    return value if known else _one_of(*_sources()).validate_python(value)
+
+
+@cache
+def _one_of(*allowed: str) -> TypeAdapter[Any]:
+    choice: Any = Literal[allowed]
+    return TypeAdapter(choice)
+
+
+@cache
+def _kd_settings(*methods: str) -> TypeAdapter[Any]:
+    """What reads the `kd` section while these methods are there."""
+    assert list(methods) == kd_methods.names()
+    settings: Any = kd_methods.AnyConfig
+    return TypeAdapter(settings)
+
+
 class DataConfig(Section):
-    source: Literal["hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"] = Field(
+    source: Annotated[OwnSource, PlainValidator(_check_source), PlainSerializer(str)] = Field(
         "hub", description="where images come from: Hub data set, local folder, or scikit-learn's digits"
     )
     name: str = Field("uoft-cs/cifar100", description="Hub data set, for source hub")
@@ -154,7 +199,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _has_path(self) -> DataConfig:
-        if self.source not in ("hub", "digits") and self.path is None:
+        if self.source in get_args(OwnSource) and self.source not in ("hub", "digits") and self.path is None:
             raise ValueError(f"source {self.source!r} needs data.path, the local folder")
         return self
 
@@ -370,10 +415,15 @@ class Config(Section):
         None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", description="name of the experiment; null: from its parts"
     )
     output_dir: str = Field("runs", description="folder that holds the run folders")
+    imports: list[str] = Field(
+        [],
+        alias="import",
+        description="files of your own code to run first, as --import FILE.py; in a YAML relative to its folder",
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     teachers: list[TeacherConfig] = Field([], max_length=64)
-    kd: kd_methods.AnyConfig = Field(
+    kd: SerializeAsAny[kd_methods.MethodConfig] = Field(
         default_factory=lambda: kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -382,6 +432,11 @@ class Config(Section):
     wandb: WandbConfig = Field(default_factory=WandbConfig)
 
     _path_can_be = field_validator("output_dir")(_file_name)
+
+    @field_validator("kd", mode="plain")
+    @classmethod
+    def _is_of_a_method(cls, value: Any) -> Any:
+        return _kd_settings(*kd_methods.names()).validate_python(value)
 
     @model_validator(mode="after")
     def _teachers_fit_the_method(self) -> Config:
@@ -463,6 +518,12 @@ class Config(Section):
                     del teacher[key]  # runs of before there were such settings go on
             if teacher["train"]:
                 teacher["train"] = read_yaml(find_file(teacher["train"], "teachers[].train"))
+        del values["import"]  # what the files hold matters, not where they lie
+        own = [own_code.file(path) for path in self.imports]
+        if code := sorted(file.digest for file in own if not file.adds_methods_alone):
+            values["import"] = code
+        if code := sorted(file.digest for file in own if file.adds_methods_alone):
+            values["kd"]["code"] = code  # so that a method of one's own may be compared with others
         return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
 
 
@@ -602,11 +663,86 @@ class Layer:
 
     origin: str
     values: dict[str, Any]
+    record: Path | None = None  # the config.yaml of a run, export or artifact that it comes from
 
 
 def read_layer(name: str, key: str = "--config") -> Layer:
-    """The settings in a YAML file, which is looked for in the working folder, then in the project."""
-    return Layer(name, read_yaml(find_file(name, key)))
+    """The settings in a YAML file, which is looked for in the working folder, then in the project.
+
+    The files that it imports are relative to its folder.  A run's own config.yaml is a record: see `read_record`.
+    """
+    path = find_file(name, key)
+    if any((path.parent / beside).is_file() for beside in ("summary.json", "identity.json", "config.json")):
+        return read_record(path, name)
+    values = read_yaml(path)
+    named = values.get("import")
+    named = [named] if isinstance(named, str) else named
+    if isinstance(named, list):
+        values["import"] = [
+            str(path.parent / local_path(file, f"{name}: import")) if isinstance(file, str) else file for file in named
+        ]
+    return Layer(name, values)
+
+
+def read_record(path: Path, origin: str = "") -> Layer:
+    """The settings in a config.yaml that a run, an export or an artifact holds.
+
+    The files of own code that it names are left out: they are run only if a command names them.
+    """
+    values = {key: value for key, value in read_yaml(path).items() if key != "import"}
+    if own := own_code.files():
+        values["import"] = [str(file.path) for file in own]  # those that a command has named
+    return Layer(origin or str(path), values, path)
+
+
+def import_remedy(path: Path) -> str:
+    """Which option takes up the own code that config.yaml `path` records; empty where nothing is missing.
+
+    A run folder keeps copies of the files.
+    """
+    named = read_yaml(path).get("import")
+    named = [Path(file) for file in named if isinstance(file, str)] if isinstance(named, list) else []
+    if not named:
+        return ""
+    run = next((folder for folder in path.absolute().parents[:4] if (folder / IMPORTS).is_dir()), None)
+    files = sorted((run / IMPORTS).glob("*.py")) if run else named
+    known = {word for own in own_code.files() for word in (own.path.name, own.digest)}
+    missing = [file for file in files if file.name not in known and not (run and sha256_of(file) in known)]
+    if not missing:
+        return ""
+    here = Path.cwd()
+    shown = [file.relative_to(here) if file.is_relative_to(here) else file for file in missing]
+    options = shlex.join(word for file in shown for word in ("--import", str(file)))
+    which = f" (a copy of it lies in {shown[0].parent})" if run else ""
+    return (
+        f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only "
+        f"if the command names it. If you trust it, add: {options}"
+    )
+
+
+def require_code(path: Path) -> None:
+    """UserError if config.yaml `path` records own code that has not been run."""
+    if path.is_file() and (remedy := import_remedy(path)):
+        raise UserError(remedy)
+
+
+def import_code(named: list[str], *layers: Layer) -> Layer:
+    """Run the files of own code that --import and `layers` name; the layer that says which, above all others.
+
+    UserError if one is missing or fails, or if one of `layers` is a record whose own code nobody has named.
+    """
+    if in_trial():
+        named = [name for name in named if not name.startswith("[")]  # W&B's echo of what the run has recorded
+    found = own_code.run(named)
+    for layer in layers:
+        files = layer.values.pop("import", [])
+        files = [files] if isinstance(files, str) else files
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise UserError(f"{layer.origin}: import: is {files!r:.60}, wanted is a list of .py files")
+        found += own_code.run(files, f"{layer.origin}: import")
+        if layer.record:
+            require_code(layer.record)
+    return Layer("--import", {"import": list(dict.fromkeys(str(file.path) for file in found))} if found else {})
 
 
 def parse_overrides(arguments: list[str]) -> Layer:
@@ -666,7 +802,7 @@ def without_echoes(layer: Layer) -> Layer:
     """
     if "data_fingerprint" not in layer.values:
         return layer
-    facts = {*Config().flat(num_classes=0), "parameters", "data_fingerprint", "environment"}
+    facts = {*Config().flat(num_classes=0), "parameters", "data_fingerprint", "environment", "own_code", "import"}
     return Layer(layer.origin, {key: value for key, value in layer.values.items() if key not in facts})
 
 
@@ -729,7 +865,13 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     except ValidationError as error:
         lines = [_explain(problem, origins) for problem in error.errors()[:MAX_MISTAKES]]
         more = [f"and {error.error_count() - MAX_MISTAKES} more"] if error.error_count() > MAX_MISTAKES else []
-        raise UserError("\n".join([*dict.fromkeys(lines), *more])) from None
+        remedies = [remedy for layer in layers if layer.record and (remedy := import_remedy(layer.record))]
+        kind = NotImported if remedies else UserError
+        raise kind("\n".join([*dict.fromkeys(lines), *more, *remedies])) from None
+
+
+class NotImported(UserError):
+    """Settings that are not understood without code that no command has named."""
 
 
 def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, Any], list[str]]:
@@ -830,7 +972,7 @@ def _known_keys(path: list[Any]) -> list[str]:
             nested = next(_sections_of(own[path[1]].annotation), None) if len(path) > 1 and path[1] in own else None
             return list(nested.model_fields) if nested else sorted(own)
         section = next(iter(_sections_of(section.model_fields[part].annotation)), None) if section else None
-    return list(section.model_fields) if section else []
+    return [info.alias or name for name, info in section.model_fields.items()] if section else []
 
 
 def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -856,6 +998,7 @@ class CommandLine(argparse.ArgumentParser):
 def describe_keys() -> str:
     """Every key with type, default and meaning: the second half of `--help`."""
     lines = ["settings, as --key=type [default]; without --config the values of configs/quickstart.yaml come first:"]
+    grown = {"data.source": _sources, "kd.loss": kd_methods.losses}  # choices to which own code may have added
 
     def show(prefix: str, section: type[BaseModel], skip: tuple[str, ...] = ()) -> None:
         for name, info in section.model_fields.items():
@@ -869,11 +1012,11 @@ def describe_keys() -> str:
                 )
             elif not nested:
                 default = "required" if info.is_required() else _plain(info.get_default(call_default_factory=True))
-                lines.append(
-                    f"  --{prefix}{name}={_type_name(info.annotation)}  [{default}]\n        {info.description}"
-                )
+                kind = "|".join(grown[prefix + name]()) if prefix + name in grown else _type_name(info.annotation)
+                lines.append(f"  --{prefix}{name}={kind}  [{default}]\n        {info.description or ''}")
 
-    for name, info in Config.model_fields.items():
+    for key, info in Config.model_fields.items():
+        name = info.alias or key
         lines.append(f"\n{name}:" if next(_sections_of(info.annotation), None) else "")
         if name == "kd":
             lines.append(

@@ -23,7 +23,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
-from kd_core import models
+from kd_core import models, own_code
 from kd_core.errors import UserError, first_line
 from kd_core.files import replacing_folder, write_text, writing
 from kd_core.models import LoadedModel
@@ -175,8 +175,31 @@ def about(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def in_stock_timm(architecture: str) -> bool:
-    """Whether timm has the network by itself; those of `kd_core.zoo` are registered by this project."""
+    """Whether timm has the network by itself; those of `kd_core.zoo` and of own code are registered here."""
+    if own_code.provider(own_code.NETWORK, architecture):
+        return False
     return not timm.models.model_entrypoint(architecture).__module__.startswith(f"{__package__}.")
+
+
+def registered_by(architecture: str) -> str:
+    """The module that registers a network which stock timm lacks."""
+    file = own_code.provider(own_code.NETWORK, architecture)
+    return file.path.stem if file else f"{__package__}.zoo"
+
+
+def require_timm(loaded: LoadedModel) -> None:
+    """UserError for a network of own code that lacks what timm's format needs."""
+    file = own_code.provider(own_code.NETWORK, loaded.architecture)
+    if file is None:
+        return
+    lacking = [name for name in ("num_features", "reset_classifier") if not hasattr(loaded.model, name)]
+    if timm.models.get_pretrained_cfg(loaded.architecture) is None:
+        lacking.insert(0, "default_cfgs")
+    if lacking:
+        raise UserError(
+            f"--export timm, hub: {loaded.architecture} ({file.path.name}) lacks {', '.join(lacking)}, which timm's "
+            "format needs (timm's own networks show how: build_model_with_cfg); --export program takes it as it is"
+        )
 
 
 # ---------------------------------------------------------------------------------------------- the formats

@@ -1,6 +1,7 @@
 """Models by name: build them, describe their input, export them in timm's format and load such exports."""
 
 import difflib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from timm.models import get_deprecated_models, get_pretrained_cfg, load_model_co
 from torch import nn
 
 import kd_core.zoo  # noqa: F401  (registers the cifar_ networks)
+from kd_core import interface, own_code
+from kd_core.config import import_remedy
 from kd_core.errors import UserError, first_line
 from kd_core.files import read_json, replacing_folder
 from kd_core.preprocess import Preprocess, preprocess_of, resize_side
@@ -87,6 +90,8 @@ def create_model(
         raise UserError(f"{where} {name!r}: img_size is {img_size} but args.img_size is {args['img_size']}")
     if img_size is not None and cfg.get("fixed_input_size"):
         args["img_size"] = img_size
+    if own := own_code.provider(own_code.NETWORK, registered):
+        return _own_model(own, registered, cfg, num_classes, img_size or args.get("img_size"), pretrained, args, where)
     try:
         model: Any = timm.create_model(registered, pretrained=pretrained, num_classes=num_classes, **args)
     except (OSError, HfHubHTTPError) as error:
@@ -131,6 +136,49 @@ def renamed_note(name: str, where: str) -> str | None:
     return None if current == name else f"{where}: timm calls {name!r} {current!r} today, and that is used"
 
 
+def _own_model(
+    file: own_code.File,
+    name: str,
+    cfg: dict[str, Any],
+    num_classes: int,
+    img_size: int | None,
+    pretrained: bool,
+    args: dict[str, Any],
+    where: str,
+) -> nn.Module:
+    """A network that a user's file has registered, and that need be no more than an nn.Module which gives logits."""
+    base, _ = split_model_name_tag(name)
+    entry = timm.models.model_entrypoint(base)
+    who = f"{where} {name!r} ({file.path.name})"
+    try:
+        inspect.signature(entry).bind(
+            pretrained=pretrained, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None,
+            num_classes=num_classes, **args,
+        )  # fmt: skip
+    except TypeError as error:
+        raise UserError(
+            f"{who}: cannot be called: {error}; right is: def {base}(pretrained=False, num_classes=10, **kwargs)"
+        ) from None
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
+    except Exception as error:
+        raise UserError(f"{who}: cannot be built: {own_code.told(error)}") from error
+    interface.require_module(model, who)
+    own = getattr(model, "pretrained_cfg", None)
+    side = img_size or (own or cfg).get("input_size", (None,))[-1]
+    if side is None:
+        raise _no_size(name, where)
+    channels = (own or cfg).get("input_size", (3,))[0]
+    described = {"architecture": base, **(own or cfg), "input_size": (channels, side, side)}
+    model.pretrained_cfg = model.default_cfg = described
+    interface.check_network(model, channels, side, num_classes, who)
+    return model
+
+
+def _no_size(name: str, where: str) -> UserError:
+    return UserError(f"{where} {name!r}: has no pretrained_cfg that says its input's size; set img_size beside it")
+
+
 def architecture(name: str, stem: str = "default", where: str = "model") -> str:
     """The registered name: `resnet18.a1_in1k` is "resnet18", with `stem` "cifar" "cifar_stem_resnet18".
 
@@ -160,7 +208,10 @@ def input_size(name: str, img_size: int | None = None, stem: str = "default", wh
     if img_size is not None:
         return img_size
     registered = current_name(name, where) if stem == "default" else architecture(name, stem, where)
-    return int(_pretrained_cfg(registered, where)["input_size"][-1])
+    cfg = _pretrained_cfg(registered, where)
+    if "input_size" not in cfg:
+        raise _no_size(name, where)
+    return int(cfg["input_size"][-1])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -180,7 +231,7 @@ def _pretrained_cfg(name: str, where: str) -> dict[str, Any]:
         base, tag = split_model_name_tag(name)
         tags = ", ".join(sorted(n.split(".", 1)[1] for n in timm.list_pretrained(f"{base}.*"))) or "none"
         raise UserError(f"{where} {name!r}: unknown pretrained tag {tag!r}, known: {tags}") from error
-    return cfg.to_dict() if cfg else {"input_size": (3, 224, 224)}  # timm's own default for models without one
+    return cfg.to_dict() if cfg else {}
 
 
 def _has_weights(name: str) -> bool:
@@ -277,7 +328,7 @@ def export(
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": num_classes,
-        "num_features": model.num_features,
+        **({"num_features": model.num_features} if hasattr(model, "num_features") else {}),  # one's own may have none
         # A network built for one size must be rebuilt for it, however it was asked for.
         "model_args": ({"img_size": preprocess.size} if fixed else {}) | model_args,
         "pretrained_cfg": {
@@ -345,7 +396,9 @@ def _read_export(folder: str | Path) -> tuple[Path, dict[str, Any], _Export]:
         key = ".".join(str(part) for part in problem["loc"]) or "content"
         raise UserError(f"{path}: not a model's config: {key}: {problem['msg']}") from error
     if not timm.is_model(config.architecture):
-        raise _unknown(config.architecture, f"{path}: architecture")
+        beside = path.with_name("config.yaml")
+        remedy = import_remedy(beside) if beside.is_file() else ""
+        raise UserError("\n".join(filter(None, [str(_unknown(config.architecture, f"{path}: architecture")), remedy])))
     return path, raw, config
 
 
@@ -375,13 +428,20 @@ def load_export(folder: str | Path) -> LoadedModel:
     weights = path.with_name("model.safetensors")
     tensors = read_state_dict(weights)
 
+    own = own_code.provider(own_code.NETWORK, config.architecture)
+
     def build() -> nn.Module:
         return create_model(
-            config.architecture, num_classes=config.num_classes, args=args, where=f"{path}: architecture"
+            config.architecture,
+            num_classes=config.num_classes,
+            img_size=size if own else None,  # which it may not know by itself
+            args=args,
+            where=f"{path}: architecture",
         )
 
-    with torch.device("meta"):
-        check_strict(build(), tensors, str(weights), config.num_classes)
+    if not own:  # a person's own code need not know of tensors without memory
+        with torch.device("meta"):
+            check_strict(build(), tensors, str(weights), config.num_classes)
     model: Any = build()
     load_strict(model, tensors, str(weights), config.num_classes)
 

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast, broadcast_object_list, is_bf16_available
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from kd_core import launcher
+from kd_core import launcher, own_code
 from kd_core.errors import UserError, first_line
 
 # One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
@@ -174,7 +174,8 @@ def exit_status(error: BaseException | None) -> int:
 def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:
     """Run `main` with the command line's words, and end the process with its exit status.
 
-    A mistake of the user is one message, anything else a traceback and what to report.  `after_stop` says what somebody
+    A mistake of the user is one message, anything else a traceback and what to report, unless it comes from the user's
+    own code.  `after_stop` says what somebody
     may do whose script was stopped by a signal.
     """
     try:
@@ -195,8 +196,12 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     except (Stopped, KeyboardInterrupt) as stop:
         _last_words(name, (str(stop) or "interrupted") + after_stop)
         sys.exit(exit_status(stop))
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        if place := own_code.place_of(error):
+            said = f"{type(error).__name__}: {first_line(error, 300)}"
+            _last_words(name, f"{place}: {said}. That file is your own code, which --import has named: mend it there")
+            sys.exit(exit_status(error))
         python = sys.version.split()[0]
         _last_words(
             name,

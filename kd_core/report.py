@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -270,13 +271,16 @@ def findings_lines(findings: list[Finding]) -> str:
     return printable("\n".join(lines))
 
 
-def next_steps(summary: dict[str, Any], *, quickstart: bool, page: Path | None = None) -> str:
-    """Where the results are, `page` among them, and what to do next."""
+def next_steps(
+    summary: dict[str, Any], *, quickstart: bool, page: Path | None = None, imports: Sequence[str] = ()
+) -> str:
+    """Where the results are, `page` among them, and what to do next; `imports`: files that its command must name."""
     folder = shlex.quote(summary["run_folder"])
+    own = "".join(f" --import {shlex.quote(file)}" for file in imports)
     lines = [
         f"run folder:  {folder}",
         *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
-        f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
+        f"test it:     python evaluate_kd.py{own} --checkpoint {folder} --split test",
     ]
     if quickstart:
         lines += [

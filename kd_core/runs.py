@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kd_core import artifacts
+from kd_core import artifacts, own_code
 from kd_core.checkpoints import RunFolder, read_metrics
-from kd_core.config import MAX_NESTING, Config, Layer, read_layer, resolve, without_echoes
+from kd_core.config import MAX_NESTING, Config, Layer, NotImported, read_record, resolve, without_echoes
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.page import lookup
@@ -121,7 +121,8 @@ def find(names: Iterable[str]) -> Found:
     """The finished runs that `names` stand for: run folders, folders of run folders, runs or projects of W&B.
 
     What is unfinished or damaged is left out, with the reason; so are teachers that other runs have trained on demand,
-    unless they are named themselves.  UserError if a name stands for nothing, or if W&B cannot be asked.
+    unless they are named themselves.  UserError if a name stands for nothing, if W&B cannot be asked, or if a run needs
+    own code that the command does not name.
     """
     readers: dict[str, Callable[[], Run]] = {}
     named = set()
@@ -134,6 +135,8 @@ def find(names: Iterable[str]) -> Found:
     for place, read in readers.items():
         try:
             run = read()
+        except NotImported as error:  # not left out: an option is lacking, not the run
+            raise UserError(f"{place}: {error}") from None
         except UserError as error:
             found.left_out.append((place, str(error)))
             continue
@@ -216,7 +219,7 @@ def read_folder(path: Path) -> Run:
     summary = folder.summary()
     if summary.get("status") != "finished":
         raise UserError(f"has not finished (status {str(summary.get('status'))[:40]!r})")
-    config = resolve([read_layer(str((path / "config.yaml").absolute()))], in_sweep=False).config
+    config = resolve([read_record((path / "config.yaml").absolute())], in_sweep=False).config
     if folder.identity_file.is_file():
         identity = read_object(folder.identity_file)
     else:  # of before it was recorded
@@ -275,12 +278,21 @@ def _read_wandb(run: Any) -> Run:
     fingerprint = values.get("data_fingerprint")
     if not isinstance(fingerprint, str):
         raise UserError("its configuration says no data_fingerprint: no run of this project")
-    config = resolve([without_echoes(Layer("its configuration", values))], in_sweep=False).config
+    own = values.get("own_code")
+    try:
+        config = resolve([without_echoes(Layer("its configuration", values))], in_sweep=False).config
+    except UserError as error:
+        if not isinstance(own, dict) or {file.path.name for file in own_code.files()} >= set(own):
+            raise
+        raise NotImported(f"{error}\nit was trained with own code; add --import FILE for {', '.join(own)}") from None
+    identity = config.identity(fingerprint)
+    if isinstance(own, dict):
+        identity["import"] = sorted(str(digest) for digest in own.values())
     return Run(
         name="/".join(run.path),
         run_id=run.id,
         config=config,
-        identity=_checked(redacted(config.identity(fingerprint))),
+        identity=_checked(redacted(identity)),
         summary={"parameters": values.get("parameters"), **summary},
         rows=rows,
         modified=created,

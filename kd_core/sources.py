@@ -12,7 +12,7 @@ import pickletools
 import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -28,7 +28,7 @@ import pyarrow.parquet
 import torch.nn.functional as F
 from torch import from_numpy
 
-from kd_core import decoding, layout
+from kd_core import decoding, layout, own_code
 from kd_core.errors import UserError, first_line
 from kd_core.files import read_object
 from kd_core.layout import IMAGE, METADATA
@@ -78,12 +78,35 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
+Opener = Callable[["DataConfig"], Source]
+_added: dict[str, Opener] = {}
+
+
+def add(name: str, opener: Opener) -> None:
+    """Make `opener`, which gives a Source for the settings `data`, the data source `name`.
+
+    Its images may be encoded bytes, paths, or uint8 arrays [H,W,3].  ValueError for a name that is taken.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"data source {name!r}: a name consists of lower-case letters, digits and _")
+    if name in added() or name in ("hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"):
+        raise ValueError(f"data source {name!r}: there is one of this name already; choose another name")
+    _added[name] = opener
+
+
+def added() -> list[str]:
+    """Names of the data sources that were added."""
+    return list(_added)
+
+
 def open_source(config: DataConfig) -> Source:
     """The source that `data.source` names.
 
     Raises:
         UserError: a path that is missing or of the wrong kind, a Hub data set that cannot be had.
     """
+    if config.source in _added:
+        return _added_source(config)
     if config.source == "hub":
         return _hub(config)
     if config.source == "digits":
@@ -94,6 +117,42 @@ def open_source(config: DataConfig) -> Source:
         raise UserError(f"data.path: {folder}: {found} (data.source={config.source})")
     local = {"parquet": _parquet, "imagefolder": _imagefolder, "disk": _disk, "cifar_python": _cifar_python}
     return local[config.source](folder, config)
+
+
+def _added_source(config: DataConfig) -> Source:
+    """A source of the user's own, checked."""
+    name: str = config.source
+    file = own_code.provider(own_code.SOURCE, name)
+
+    def require(found: Any, kind: type) -> None:
+        if not isinstance(found, kind):
+            given = f"{type(found).__module__}.{type(found).__name__}"
+            raise UserError(f"data.source {name!r}: must give a kd_core.sources.{kind.__name__}, gave {given}")
+
+    def open_split(split: str) -> RawSplit:
+        raw = source.open(split)
+        require(raw, RawSplit)
+
+        def images(start: int, stop: int) -> list[Any]:
+            found = list(raw.images(start, stop))
+            if len(found) != stop - start:
+                raise UserError(f"data.source {name!r}: gave {len(found)} images for rows {start} to {stop}")
+            for image in found:
+                if isinstance(image, np.ndarray) and (
+                    image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3
+                ):
+                    raise UserError(
+                        f"data.source {name!r}: gave an array {image.dtype} {list(image.shape)}; images are uint8 "
+                        "[height, width, 3], or encoded bytes, or paths"
+                    )
+            return found
+
+        # what was decoded is found again by the key: other code may give other images under the same one
+        return replace(raw, images=images, key=_digest("added", file.digest if file else "", raw.key))
+
+    source = _added[name](config)
+    require(source, Source)
+    return replace(source, open=open_split)
 
 
 def _digest(*parts: object) -> str:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import kd_methods
-from kd_core import artifacts, models, student, weights
+from kd_core import artifacts, models, own_code, student, weights
 from kd_core.checkpoints import find_run
 from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
@@ -145,6 +145,7 @@ def training_config(run: Config, index: int) -> Config:
                 "normalization": teacher.normalization,
                 "args": teacher.args,
             },
+            **own_code_of(run, teacher.model),
             "kd": {"type": kd_methods.LABEL_ONLY},
             "training": {"mixed_precision": run.training.mixed_precision},
             "cache": run.cache.model_dump(),
@@ -152,6 +153,13 @@ def training_config(run: Config, index: int) -> Config:
         },
     )
     return resolve([Layer(str(path), values), inherited], in_sweep=False).config
+
+
+def own_code_of(run: Config, model: str | None) -> dict[str, Any]:
+    """Setting `import` of a teacher that is trained on demand: the files that its network or its images come from."""
+    found = (own_code.provider(own_code.NETWORK, model or ""), own_code.provider(own_code.SOURCE, run.data.source))
+    files = dict.fromkeys(str(file.path) for file in found if file)
+    return {"import": list(files)} if files else {}
 
 
 def find_teacher(run: Config, index: int, data: Data) -> Path | None:
@@ -326,6 +334,8 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
         raise UserError(f"{where}.weights: {error}") from None
     files = {name: export / name for name in ("config.json", "model.safetensors")}
     origin = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    if own_code.files():
+        origin |= _code_of(str(read_object(files["config.json"]).get("architecture")))
     facts, digest, network = _facts_of(origin, build, run)
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
@@ -375,6 +385,7 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
         "img_size": config.img_size,
         "args": config.args,
         "known": source if known else None,
+        **_code_of(name),
     }
     facts, digest, network = _facts_of(origin, build, run, said)
     teacher = _teacher(facts, digest, network, config, data, run)
@@ -394,13 +405,19 @@ def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: 
         args=config.args,
         where=f"{where}.model",
     )
-    content = hashlib.sha256(name.encode())
+    content = hashlib.sha256("".join([name, *_code_of(name).values()]).encode())
     for key, tensor in model.state_dict().items():
         content.update(key.encode())
         content.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
     preprocess = models.preprocess_of(model, img_size=config.img_size)
     facts = Facts(name, data.num_classes, None, preprocess, models.count_parameters(model))
     return _teacher(facts, content.hexdigest(), lambda: model, config, data, run)
+
+
+def _code_of(name: str) -> dict[str, str]:
+    """What else the logits of a network depend on if a user's file has registered it."""
+    file = own_code.provider(own_code.NETWORK, name)
+    return {"code": file.digest} if file else {}
 
 
 def _facts_of(

@@ -21,7 +21,7 @@ import torch
 
 from kd_core import artifacts
 from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
-from kd_core.config import PROJECT_ROOT, Config, WandbConfig, read_layer, resolve
+from kd_core.config import PROJECT_ROOT, Config, Layer, WandbConfig, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, write_json, write_text
@@ -520,7 +520,8 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     described = read_object(about)
     if set(described) != ABOUT or not isinstance(described["config"], dict):
         raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
-    config = resolve([read_layer(str(path / "config.yaml"))]).config
+    settings = read_yaml(path / "config.yaml")
+    config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
     file = MetricsFile(folder.metrics_file)
     tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
     tracker.summarize({name: summary[name] for name in HEADLINES})

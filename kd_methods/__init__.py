@@ -4,7 +4,7 @@
     teacher_logits = torch.stack([teacher(x) for teacher in teachers])
     loss, metrics = method(StudentOutput(student(x)), TeacherOutputs(teacher_logits), labels)
 
-A method is a file of this folder without a leading underscore, holding `Config` and `Method`.
+A method is a file of this folder without a leading underscore, holding `Config` and `Method`, or what `add` was given.
 """
 
 import difflib
@@ -12,25 +12,64 @@ import functools
 import importlib
 import operator
 import pkgutil
+import re
 from collections.abc import Mapping
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kd_methods._base import KDMethod, LogitConfig, MethodConfig, StudentOutput, TeacherOutputs
+from kd_methods._base import (
+    KDMethod,
+    LogitConfig,
+    MethodConfig,
+    Metrics,
+    StudentOutput,
+    TeacherOutputs,
+    common_metrics,
+)
+from kd_methods._losses import LogitLoss
+from kd_methods._losses import add as add_loss
+from kd_methods._losses import names as losses
 
 __all__ = [
-    "LABEL_ONLY", "AnyConfig", "KDMethod", "LogitConfig", "MethodConfig", "StudentOutput", "TeacherOutputs",
-    "build", "config_class", "names",
+    "LABEL_ONLY", "AnyConfig", "KDMethod", "LogitConfig", "LogitLoss", "MethodConfig", "Metrics", "StudentOutput",
+    "TeacherOutputs", "add", "add_loss", "build", "common_metrics", "config_class", "losses", "names",
 ]  # fmt: skip
 
 LABEL_ONLY = "baseline"  # the method without teachers
 
+_added: dict[str, Any] = {}
+
 
 def names() -> list[str]:
-    """Names of all methods, sorted: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Names of all methods, sorted: the files of this folder, and those that were added."""
+    files = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted([*files, *_added])
+
+
+def add(name: str, module: Any) -> None:
+    """Make `module`, anything that holds the classes `Config` and `Method`, the method `name`.
+
+    Raises ValueError that says what is wrong: a name that is taken, or classes that are not a method's.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"method {name!r}: a name consists of lower-case letters, digits and _")
+    if name in names():
+        raise ValueError(f"method {name!r}: there is one of this name already; choose another name")
+    config, method = getattr(module, "Config", None), getattr(module, "Method", None)
+    if not (isinstance(config, type) and issubclass(config, MethodConfig)):
+        raise ValueError(f"method {name!r}: needs a class Config, derived from kd_methods.LogitConfig or MethodConfig")
+    if not (isinstance(method, type) and issubclass(method, KDMethod)):
+        raise ValueError(f"method {name!r}: needs a class Method, derived from kd_methods.KDMethod")
+    kind, wanted = config.model_fields["type"], cast(Any, Literal)[name]
+    if kind.annotation != wanted or kind.default != name:
+        raise ValueError(f'method {name!r}: its Config needs the line: type: Literal["{name}"] = "{name}"')
+    if required := [key for key, info in config.model_fields.items() if info.is_required()]:
+        raise ValueError(f"method {name!r}: Config.{required[0]} needs a default")
+    for function in ("compute", "describe"):
+        if getattr(method, function) is getattr(KDMethod, function):
+            raise ValueError(f"method {name!r}: its Method needs a function {function}")
+    _added[name] = module
 
 
 def config_class(name: str) -> type[MethodConfig]:
@@ -63,7 +102,9 @@ def build(
     )
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str) -> Any:
+    if name in _added:
+        return _added[name]
     if name not in names():
         known = ", ".join(names())
         raise ValueError(f"kd.type: {name!r} is not a method{_nearest(name, names())}; methods: {known}")
@@ -96,7 +137,12 @@ def _explain(error: ValidationError, cls: type[MethodConfig]) -> str:
 
 if TYPE_CHECKING:
     AnyConfig = MethodConfig
-else:  # a pydantic field of this type picks the config class by `type`
-    AnyConfig = Annotated[
-        functools.reduce(operator.or_, [config_class(name) for name in names()]), Field(discriminator="type")
-    ]
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`AnyConfig`: a pydantic field of this type picks the config class by `type`, of the methods there are now."""
+        if name != "AnyConfig":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return Annotated[
+            functools.reduce(operator.or_, [config_class(name) for name in names()]), Field(discriminator="type")
+        ]

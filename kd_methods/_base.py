@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
 from kd_methods import _losses
@@ -50,7 +50,9 @@ class LogitConfig(MethodConfig):
     temperature: float = Field(
         default=4.0, gt=0, description="softens the logits in the logit loss, never in weights"
     )
-    loss: Literal["kd", "dkd", "dist"] = Field(default="kd", description="the logit loss to each teacher")
+    loss: Annotated[
+        Literal["kd", "dkd", "dist"], PlainValidator(_losses.check_name), PlainSerializer(str)
+    ] = Field(default="kd", description="the logit loss to each teacher")
     standardize: bool = Field(
         default=False, description="standardise logits over classes before the logit loss"
     )

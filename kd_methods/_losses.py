@@ -5,15 +5,56 @@ temperature (Hinton et al. 2015), and `mean` over B is the loss that the paper s
 """
 
 import math
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 if TYPE_CHECKING:
     from kd_methods._base import LogitConfig
+
+
+OWN = ("kd", "dkd", "dist")
+# student [B,C], teachers [K,B,C], labels int64 [B] or soft [B,C], temperature, progress in [0,1] -> [K,B]
+LogitLoss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+_added: dict[str, LogitLoss] = {}
+
+
+def names() -> list[str]:
+    """Names of all logit losses: those of this file, and those that were added."""
+    return [*OWN, *_added]
+
+
+def add(name: str, function: LogitLoss) -> None:
+    """Make `function` the logit loss `name`, which every method with teachers can use.
+
+    It is called as function(student [B,C], teachers [K,B,C], labels, temperature, progress) and returns [K,B], the
+    factor temperature squared included; labels are int64 [B] or soft [B,C]. Raises ValueError for a name that is taken
+    or what is no function.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"loss {name!r}: a name consists of lower-case letters, digits and _")
+    if name in names():
+        raise ValueError(f"loss {name!r}: there is one of this name already; choose another name")
+    if not callable(function):
+        raise ValueError(f"loss {name!r}: needs a function, not a {type(function).__name__}")
+    _added[name] = function
+
+
+def check_name(value: Any) -> Any:
+    """`value` if it names a logit loss, pydantic's error for a choice otherwise."""
+    return _choice(*names()).validate_python(value)
+
+
+@cache
+def _choice(*allowed: str) -> TypeAdapter[Any]:
+    choice: Any = Literal[allowed]
+    return TypeAdapter(choice)
 
 
 class LossConfig(BaseModel):
@@ -48,6 +89,14 @@ def logit_loss(
     """The loss [K,B] that `config` selects; labels int64 [B] or soft [B,C], progress in [0,1]."""
     if config.standardize:
         student, teachers = standardize(student), standardize(teachers)
+    if function := _added.get(config.loss):
+        loss = function(student, teachers, labels, config.temperature, progress)
+        if loss.shape != teachers.shape[:2]:
+            raise ValueError(
+                f"kd.loss {config.loss!r} gives shape {tuple(loss.shape)}; it must be [teachers, batch], here "
+                f"{tuple(teachers.shape[:2])}"
+            )
+        return loss
     match config.loss:
         case "kd":
             return kd(student, teachers, config.temperature)
@@ -55,7 +104,6 @@ def logit_loss(
             return dkd(student, teachers, labels, config.temperature, config.dkd, progress)
         case "dist":
             return dist(student, teachers, config.temperature, config.dist)
-
 
 def kd(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(t/T) || softmax(s/T)), summed over classes: [K,B].  Hinton et al., arXiv:1503.02531."""
@@ -130,6 +178,7 @@ def unit(values: Tensor, dim: int) -> Tensor:
 
 def describe(config: "LogitConfig") -> str:
     """The configured logit loss in words, with its numbers."""
+    text = f"loss {config.loss}"  # of one that was added no more is known
     match config.loss:
         case "kd":
             text = "T^2 KL"

@@ -99,6 +99,8 @@ ALLOWED = {
     ("kd_core/sources.py", "pickle.UnpicklingError"): "an exception",
     ("kd_core/weights.py", "zipfile.ZipFile"): "reads the directory and unpacks nothing",
     ("kd_core/weights.py", "zipfile.BadZipFile"): "an exception",
+    ("kd_core/own_code.py", "compile"): "a file that the user's command names; nothing that a run or artifact names",
+    ("kd_core/own_code.py", "exec"): "the same",
     ("kd_methods/__init__.py", "importlib.import_module"): "names of files in kd_methods alone",
     ("kd_core/processes.py", "ctypes.CDLL"): "the C library that is loaded already",
     ("sweeps/run_local.py", "ctypes.CDLL"): "the C library that is loaded already",
