@@ -29,7 +29,9 @@ from tqdm import tqdm
 from kd_core.config import Config, read_yaml
 from kd_core.errors import UserError
 from kd_core.files import (
+    finite,
     held_lock,
+    json_text,
     local_path,
     previous_of,
     read_object,
@@ -230,6 +232,7 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
     """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
+    state = finite(state)  # as it will be read, for its checksum
     with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
         export(path / "student")
         torch.save(training, path / "training.pt")
@@ -276,7 +279,10 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers."""
+    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers.
+
+    What is not finite is null there.
+    """
 
     def __init__(self, path: Path, offset: int | None = None):
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
@@ -287,7 +293,7 @@ class MetricsFile:
             self._file.seek(0, os.SEEK_END)
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.write(json_text(row).encode() + b"\n")
         self._file.flush()
 
     @property

@@ -697,7 +697,7 @@ class Progress:
     @property
     def finished(self) -> bool:
         try:
-            return bool(json.loads((self.folder / "summary.json").read_text())["status"] == "finished")  # type: ignore[operator]
+            return bool(json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["status"] == "finished")  # type: ignore[operator]
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -713,7 +713,7 @@ class Progress:
     def measured(self) -> str:
         """The names in the last row, to be told when the metric is not among them."""
         try:
-            row = json.loads((self.folder / "metrics.jsonl").read_text().splitlines()[-1])  # type: ignore[operator]
+            row = json.loads((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])  # type: ignore[operator]
             return f"; {self.folder}/metrics.jsonl has {', '.join(row)}"
         except (OSError, ValueError, TypeError, IndexError):
             return f"; there is no metrics.jsonl in {self.folder or f'{self.output_dir}/*-{self.run_id}'}"
@@ -733,10 +733,10 @@ class Progress:
         name = json.dumps(self.sweep.metric).encode()
         for line in lines[:-1]:  # the last is empty, or torn
             if name in line:
-                with suppress(ValueError, AttributeError):
-                    value = json.loads(line).get(self.sweep.metric)
-                    if isinstance(value, (int, float)):
-                        self.values.append(float(value))
+                with suppress(ValueError, TypeError, KeyError):
+                    value = json.loads(line)[self.sweep.metric]
+                    if value is None or isinstance(value, (int, float)):  # null: not finite
+                        self.values.append(math.nan if value is None else float(value))
 
 
 def start(command: list[str], run_id: str, log: io.BufferedWriter | None) -> subprocess.Popen[bytes]:
@@ -1457,6 +1457,9 @@ def _png(figure: Any) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks must not end the sweep
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
