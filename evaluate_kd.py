@@ -61,7 +61,7 @@ import kd_methods
 from kd_core import artifacts, card, cost, exports, models, pictures, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
-from kd_core.config import Config, Layer
+from kd_core.config import Config, Layer, TeacherConfig
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
@@ -216,16 +216,21 @@ def select_split(data: Data, name: str) -> Split:
 
 
 def find_teachers(
-    options: argparse.Namespace, config: Config, folder: Path, data: Data, say: Callable[[str], None]
+    options: argparse.Namespace,
+    config: Config,
+    folder: Path,
+    artifact: str | None,
+    data: Data,
+    say: Callable[[str], None],
 ) -> list[teachers.Teacher]:
     """The run's teachers; none, with a line that says why, where one of them cannot be found."""
     if options.no_teachers or not config.teachers:
         return []
     members = []
     try:
-        if not (options.config or run_folder_of(folder)):  # a file from elsewhere does not decide what is fetched here
-            raise UserError("the student has come without its run folder; --config names its teachers")
         for index, teacher in enumerate(config.teachers):
+            if not (options.config or run_folder_of(folder)):
+                require_at_hand(teacher, index, artifact)
             trained = teachers.find_teacher(config, index, data) if teacher.train else None
             if teacher.train and not trained:
                 raise UserError(f"teachers[{index}]: no run in {config.output_dir} has trained it on these data")
@@ -234,6 +239,26 @@ def find_teachers(
         say(f"teachers are not measured: {first_line(error)}")
         return []
     return members
+
+
+def require_at_hand(teacher: TeacherConfig, index: int, artifact: str | None) -> None:
+    """UserError for a teacher that only the settings beside a student name, and that would be read from anywhere.
+
+    Settings from elsewhere do not decide what is fetched or opened here.  Two kinds may be used all the same:
+    artifacts of the project that the user has named, and teachers trained on demand, which are looked for in
+    `output_dir` by what they are.
+    """
+    named = (teacher.weights or "").partition("wandb:")[2].rpartition("/")[0]
+    if artifact and named == artifact.rpartition("/")[0]:
+        return
+    recipe = Path(teacher.train) if teacher.train else None
+    if recipe and not recipe.is_absolute() and ".." not in recipe.parts:
+        return
+    source = teacher.weights or teacher.logits or teacher.train
+    raise UserError(
+        f"teachers[{index}]: {source} is named by the student's own settings alone, without its run folder; "
+        "--config FILE with these teachers uses it"
+    )
 
 
 def find_baseline(
@@ -302,7 +327,7 @@ def main(arguments: list[str]) -> None:
 
     split = select_split(data, options.split)
     baseline = find_baseline(options, config, folder, loaded, data)
-    panel = Panel(find_teachers(options, config, folder, data, say), predict)
+    panel = Panel(find_teachers(options, config, folder, artifact, data, say), predict)
     taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
     student_alone = Observer(predict, data, pupil, Panel([], predict), method)
@@ -490,6 +515,11 @@ def tell(
         run_name=f"eval-{name}-{config.experiment}-{run_id}",
         tags=[name, run_id],
         group=config.experiment,
+        facts={
+            **config.flat(loaded.num_classes),
+            "parameters": result["parameters"],
+            "data_fingerprint": loaded.data_fingerprint,
+        },
     )
     if artifact:
         tracker.use_artifact(artifacts.version_of(artifact))

@@ -53,8 +53,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
+from kd_core import commands, models, report, student, teachers, trials
 from kd_core import config as configuration
-from kd_core import models, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -714,7 +714,11 @@ def train_student(
 
     job.say(f"\n{report.results(summary, baseline)}\n")
     page = Path(summary["run_folder"]) / "report" / "index.html"
-    job.say(report.next_steps(summary, quickstart=not has_config, page=page if page.is_file() else None))
+    job.say(report.next_steps(summary, page=page if page.is_file() else None))
+    if not has_config and config.teachers:
+        job.say(f"another way: {commands.another_method(config.kd.type)}")
+    if not has_config and config.data.source == "digits":
+        job.say("real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check")
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
@@ -843,4 +847,4 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
 
 
 if __name__ == "__main__":
-    run_script(main, "train_kd.py", after_stop="; the same command goes on where it stopped")
+    run_script(main, "train_kd.py", after_stop=f"; {commands.to_go_on()}")

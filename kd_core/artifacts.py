@@ -49,6 +49,8 @@ def download(name: str, cache: Path, where: str) -> Path:
         UserError: begins with `where` and says why: no such artifact, no access, no network, another type, files that
             no student of this project has, or content that differs from its checksums.
     """
+    if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # the client would look for a mere NAME anywhere
+        raise UserError(f"{where}: W&B artifact {name!r}: the name must look like ENTITY/PROJECT/NAME:ALIAS")
     if name not in _fetched:
         _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
     return _fetched[name][0]

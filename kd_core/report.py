@@ -213,19 +213,14 @@ def findings_lines(findings: list[Finding]) -> str:
     return printable("\n".join(lines))
 
 
-def next_steps(summary: dict[str, Any], *, quickstart: bool, page: Path | None = None) -> str:
-    """Where the results are, `page` among them, and what to do next."""
+def next_steps(summary: dict[str, Any], *, page: Path | None = None) -> str:
+    """Where the results are, `page` among them, and how to test the student: all else stands in its run folder."""
     folder = shlex.quote(summary["run_folder"])
     lines = [
         f"run folder:  {folder}",
         *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
         f"test it:     python evaluate_kd.py --checkpoint {folder} --split test",
     ]
-    if quickstart:
-        lines += [
-            "another way: python train_kd.py --kd.type=confidence",
-            "real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check",
-        ]
     return "\n".join(lines)
 
 

@@ -255,7 +255,8 @@ class Tracker:
             self._known = self._rows_known()
             patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
-            self._guard("define the axes", self._define_axes)
+            if about["job_type"] == "train":  # else the client would add epoch 0, the axis of figures without epochs
+                self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
     def _place_artifacts(self) -> None:

@@ -611,6 +611,13 @@ def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:
     return words
 
 
+def command_again(sweep: Sweep, settings: Path) -> str:
+    """The sweep's own command, its launcher included, with the settings in a file."""
+    start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else []
+    launcher = ["python" if word == "${interpreter}" else word for word in start if word != "${env}"]
+    return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings)])
+
+
 def environment(run_id: str) -> dict[str, str]:
     """A trial's environment.  `python` on its PATH is the one that runs this script."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -1228,7 +1235,7 @@ class Display:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line, markup=False, soft_wrap=True)  # commands are copied from here
         sys.stdout.flush()
 
     def described(self, values: dict[str, Any]) -> str:
@@ -1520,11 +1527,12 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     best = write_results(shared, output_dir)
     display.closing(shared)
     if why == "stopped":
-        display.say(f"stopped by {signal.Signals(signals.number).name}; the same command continues")
+        words = shlex.join(["python", *sys.argv])
+        display.say(f"stopped by {signal.Signals(signals.number).name}; the same command continues: {words}")
         return 128 + signals.number
     plot(shared, display)
     if best:
-        display.say(f"results: {best.parent}\nthe best again: python {sweep.program} --config {best}")
+        display.say(f"results: {best.parent}\nthe best again: {command_again(sweep, best)}")
     if why == "failures":
         print("three trials failed and none succeeded: the sweep ends here", file=sys.stderr)
     return int(any(map(failed, shared.trials())))
