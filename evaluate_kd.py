@@ -242,21 +242,16 @@ def find_teachers(
 
 
 def require_at_hand(teacher: TeacherConfig, index: int, artifact: str | None) -> None:
-    """UserError for a teacher that only the settings beside a student name, and that would be read from anywhere.
+    """UserError for a teacher that would be fetched because settings say so that came with a student from elsewhere.
 
-    Settings from elsewhere do not decide what is fetched or opened here.  Two kinds may be used all the same:
-    artifacts of the project that the user has named, and teachers trained on demand, which are looked for in
-    `output_dir` by what they are.
+    What lies on this machine is read as data, and artifacts of a project that the user has named are had for asking.
     """
-    named = (teacher.weights or "").partition("wandb:")[2].rpartition("/")[0]
-    if artifact and named == artifact.rpartition("/")[0]:
+    source = teacher.weights or ""
+    project, named = (name.rpartition("/")[0] for name in (artifact or "", source.partition("wandb:")[2]))
+    if not (source == "pretrained" or source.startswith(("hf-hub:", "wandb:"))) or (artifact and named == project):
         return
-    recipe = Path(teacher.train) if teacher.train else None
-    if recipe and not recipe.is_absolute() and ".." not in recipe.parts:
-        return
-    source = teacher.weights or teacher.logits or teacher.train
     raise UserError(
-        f"teachers[{index}]: {source} is named by the student's own settings alone, without its run folder; "
+        f"teachers[{index}]: {source} would be fetched, and the student's own settings alone name it; "
         "--config FILE with these teachers uses it"
     )
 

@@ -14,11 +14,12 @@ LAUNCHERS = ("accelerate", "torchrun")
 LAUNCHED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # what launchers set in the environment
 
 
-def own_command() -> list[str]:
-    """The words that started this script, as they can be typed again; with a launcher, where the system tells it."""
+def own_command(script: str, arguments: list[str]) -> list[str]:
+    """The words that started `script`, as they can be typed again; with a launcher, where the system tells it."""
+    own = [sys.argv[0] if Path(sys.argv[0]).name == script else script, *arguments]
     parent = _parents_words() if any(name in os.environ for name in LAUNCHED) else []
-    if parent[-len(sys.argv) :] != sys.argv:
-        return [Path(sys.executable).name, *sys.argv]
+    if parent[-len(own) :] != own:
+        return ["python", *own]
     if len(parent) > 1 and Path(parent[1]).name in LAUNCHERS:  # installed as a script of this python
         del parent[0]
     return [Path(parent[0]).name, *parent[1:]]
@@ -46,19 +47,19 @@ def without(words: list[str], key: str, *, switch: bool = False) -> list[str]:
     return kept
 
 
-def to_go_on() -> str:
+def to_go_on(script: str, arguments: list[str]) -> str:
     """What to say after a stop: the command that goes on from the checkpoint."""
     said = "the same command goes on where it stopped"
     if in_trial():  # by itself it would be another run
         return said
-    own = own_command()
+    own = own_command(script, arguments)
     words = without(own, "fresh", switch=True)
     if re.search(r"--resume[= ]never\b", " ".join(words)):
         words = without(words, "resume")
     return f"{said if words == own else 'to go on where it stopped'}: {shlex.join(words)}"
 
 
-def another_method(method: str) -> str:
-    """The user's own command with another `kd.type`, whose own settings have their defaults."""
-    words = without(without(own_command(), r"kd(\..*)?|resume"), "fresh", switch=True)
+def another_method(script: str, arguments: list[str], method: str) -> str:
+    """The user's own command with another `kd.type` than `method`, whose settings have their defaults."""
+    words = without(without(own_command(script, arguments), r"kd(\..*)?|resume"), "fresh", switch=True)
     return shlex.join([*words, f"--kd.type={'confidence' if method != 'confidence' else 'dynamic'}"])

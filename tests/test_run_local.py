@@ -416,7 +416,7 @@ def test_an_interrupted_sweep_continues(sandbox: Sandbox) -> None:
     wait_for(lambda: len(list(sandbox.output.glob("*/metrics.jsonl"))) == 2, "two trials start")
     worker.send_signal(signal.SIGTERM)
     printed, _ = worker.communicate(timeout=60)
-    assert worker.returncode == 143 and "the same command continues" in printed
+    assert worker.returncode == 143 and "the same command continues: python " in printed
     assert [json.loads(file.read_text())["status"] for file in sandbox.output.glob("*/summary.json")] == [
         "interrupted"
     ] * 2
