@@ -63,7 +63,7 @@ import kd_methods
 from kd_core import artifacts, card, cost, exports, models, own_code, pictures, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
-from kd_core.config import Config, Layer
+from kd_core.config import Config, Layer, TeacherConfig
 from kd_core.data import Data, Split, load_data
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
@@ -236,16 +236,21 @@ def select_split(data: Data, name: str) -> Split:
 
 
 def find_teachers(
-    options: argparse.Namespace, config: Config, folder: Path, data: Data, say: Callable[[str], None]
+    options: argparse.Namespace,
+    config: Config,
+    folder: Path,
+    artifact: str | None,
+    data: Data,
+    say: Callable[[str], None],
 ) -> list[teachers.Teacher]:
     """The run's teachers; none, with a line that says why, where one of them cannot be found."""
     if options.no_teachers or not config.teachers:
         return []
     members = []
     try:
-        if not (options.config or run_folder_of(folder)):  # a file from elsewhere does not decide what is fetched here
-            raise UserError("the student has come without its run folder; --config names its teachers")
         for index, teacher in enumerate(config.teachers):
+            if not (options.config or run_folder_of(folder)):
+                require_at_hand(teacher, index, artifact)
             trained = teachers.find_teacher(config, index, data) if teacher.train else None
             if teacher.train and not trained:
                 raise UserError(f"teachers[{index}]: no run in {config.output_dir} has trained it on these data")
@@ -258,6 +263,21 @@ def find_teachers(
         say(f"teachers are not measured: {first_line(error)}")
         return []
     return members
+
+
+def require_at_hand(teacher: TeacherConfig, index: int, artifact: str | None) -> None:
+    """UserError for a teacher that would be fetched because settings say so that came with a student from elsewhere.
+
+    What lies on this machine is read as data, and artifacts of a project that the user has named are had for asking.
+    """
+    source = teacher.weights or ""
+    project, named = (name.rpartition("/")[0] for name in (artifact or "", source.partition("wandb:")[2]))
+    if not (source == "pretrained" or source.startswith(("hf-hub:", "wandb:"))) or (artifact and named == project):
+        return
+    raise UserError(
+        f"teachers[{index}]: {source} would be fetched, and the student's own settings alone name it; "
+        "--config FILE with these teachers uses it"
+    )
 
 
 def find_baseline(
@@ -328,7 +348,7 @@ def main(arguments: list[str]) -> None:
 
     split = select_split(data, options.split)
     baseline = find_baseline(options, config, folder, loaded, data)
-    panel = Panel(find_teachers(options, config, folder, data, say), predict)
+    panel = Panel(find_teachers(options, config, folder, artifact, data, say), predict)
     taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
     student_alone = Observer(predict, data, pupil, Panel([], predict), method)
@@ -518,6 +538,11 @@ def tell(
         run_name=f"eval-{name}-{config.experiment}-{run_id}",
         tags=[name, run_id],
         group=config.experiment,
+        facts={
+            **config.flat(loaded.num_classes),
+            "parameters": result["parameters"],
+            "data_fingerprint": loaded.data_fingerprint,
+        },
     )
     if artifact:
         tracker.use_artifact(artifacts.version_of(artifact))

@@ -55,8 +55,8 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
+from kd_core import commands, dry_run, interface, launcher, models, own_code, report, student, teachers, trials
 from kd_core import config as configuration
-from kd_core import dry_run, interface, launcher, models, own_code, report, student, teachers, trials
 from kd_core.checkpoints import (
     RunFolder,
     find_or_create,
@@ -706,7 +706,8 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     for number, seed in enumerate(options.seeds, 1):
         if len(options.seeds) > 1:
             job.say(f"seed {seed}, {number} of {len(options.seeds)}")
-        folders += train_student(configuration.with_seed(config, seed), job, members, resume, bool(options.config))
+        own = configuration.with_seed(config, seed)
+        folders += train_student(own, job, members, resume, arguments, bool(options.config))
     if len(options.seeds) > 1 and accelerator.is_main_process:
         from kd_core import comparison_tables  # plots and statistics take a second, which other runs need not wait
 
@@ -715,9 +716,12 @@ def train(arguments: list[str], signals: StopSignals) -> None:
 
 
 def train_student(
-    config: Config, job: Job, members: list[teachers.Teacher], resume: str, has_config: bool
+    config: Config, job: Job, members: list[teachers.Teacher], resume: str, arguments: list[str], has_config: bool
 ) -> list[str]:
-    """Train the student, and before it the comparison without teachers if asked for; their run folders."""
+    """Train the student, and before it the comparison without teachers if asked for; their run folders.
+
+    `arguments` are the command line's words, for hints.
+    """
     baseline = None
     if config.training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
@@ -730,8 +734,11 @@ def train_student(
 
     job.say(f"\n{report.results(summary, baseline)}\n")
     page = Path(summary["run_folder"]) / "report" / "index.html"
-    page_or_none = page if page.is_file() else None
-    job.say(report.next_steps(summary, quickstart=not has_config, page=page_or_none, imports=config.imports))
+    job.say(report.next_steps(summary, page=page if page.is_file() else None, imports=config.imports))
+    if not has_config and config.teachers:
+        job.say(f"another way: {commands.another_method('train_kd.py', arguments, config.kd.type)}")
+    if not has_config and config.data.source == "digits":
+        job.say("real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check")
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
@@ -880,4 +887,4 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
 
 
 if __name__ == "__main__":
-    run_script(main, "train_kd.py", after_stop="; the same command goes on where it stopped")
+    run_script(main, "train_kd.py", after_stop=f"; {commands.to_go_on('train_kd.py', sys.argv[1:])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from kd_core.errors import UserError, first_line
-from kd_core.files import replacing_folder
+from kd_core.files import json_text, replacing_folder
 
 API_TIMEOUT = 30  # seconds; without it the client would try an unreachable server for minutes
 # What a model artifact may hold, and how large each file may be in bytes.  Anything else is not a student of ours.
@@ -50,6 +49,8 @@ def download(name: str, cache: Path, where: str) -> Path:
         UserError: begins with `where` and says why: no such artifact, no access, no network, another type, files that
             no student of this project has, or content that differs from its checksums.
     """
+    if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # the client would look for a mere NAME anywhere
+        raise UserError(f"{where}: W&B artifact {name!r}: the name must look like ENTITY/PROJECT/NAME:ALIAS")
     if name not in _fetched:
         _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
     return _fetched[name][0]
@@ -180,7 +181,7 @@ class Uploads:
         def record() -> None:
             artifact = wandb.Artifact(f"data-{fingerprint[:12]}", type="dataset", metadata=facts)
             with artifact.new_file("data.json") as file:
-                json.dump(facts, file, indent=2)
+                file.write(json_text(facts, indent=2))
             self._run.use_artifact(artifact)
 
         self._worker.submit(self._guard, "record the data set", record)

@@ -31,7 +31,9 @@ from kd_core import own_code
 from kd_core.config import IMPORTS, Config, read_yaml
 from kd_core.errors import UserError, printable
 from kd_core.files import (
+    finite,
     held_lock,
+    json_text,
     local_path,
     previous_of,
     read_object,
@@ -272,6 +274,7 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
     """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
+    state = finite(state)  # as it will be read, for its checksum
     with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
         export(path / "student")
         torch.save(training, path / "training.pt")
@@ -318,7 +321,10 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers."""
+    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers.
+
+    What is not finite is null there.
+    """
 
     def __init__(self, path: Path, offset: int | None = None):
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
@@ -329,7 +335,7 @@ class MetricsFile:
             self._file.seek(0, os.SEEK_END)
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.write(json_text(row).encode() + b"\n")
         self._file.flush()
 
     @property

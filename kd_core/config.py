@@ -5,7 +5,8 @@
 Layers are plain dicts that are merged key by key (lists are replaced as a whole) and validated once, so that all
 mistakes are reported together, each with the place it came from, the value, and what would be right.
 Scalars are read as YAML 1.2: `1e-3` is a number, `no` is a word, booleans are `true` and `false` in any case, and
-`None` or `null` is allowed where a key is optional.  That is also what W&B's `${args}` writes.
+`None` or `null` is allowed where a key is optional.  That is also what W&B's `${args}` writes.  Where a key takes text
+alone, a word stays as it was written: `name: 1.10` is the text 1.10, and `--wandb.notes="a # b"` is no YAML at all.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shlex
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,7 @@ from kd_core.files import local_path, sha256_of
 from kd_core.privacy import redacted
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+COMMAND_LINE = "command line"  # where a setting comes from, in messages
 QUICKSTART = "configs/quickstart.yaml"
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
 RECIPE_VERSION = 2
@@ -475,7 +478,8 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The settings as a file may hold them that others see: paths in the home folder begin with `~`."""
-        return yaml.safe_dump(redacted(self.model_dump(mode="json")), sort_keys=False, width=110)
+        values = redacted(self.model_dump(mode="json"))
+        return yaml.dump(values, Dumper=_Yaml12Dumper, sort_keys=False, width=110)
 
     def digest(self, data_fingerprint: str) -> str:
         """Hash of everything that shapes the result; two runs with equal digests are the same run."""
@@ -556,6 +560,9 @@ def _content_of(source: str) -> str | None:
 # ---------------------------------------------------------------------------------- reading YAML and arguments
 
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # characters that neither JSON in UTF-8 nor a file's name can hold
+
+
 class _Yaml12Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars and plain values of bounded size.
 
@@ -574,7 +581,7 @@ class _Yaml12Loader(yaml.SafeLoader):
             problem = f"tags ({event.tag}) are not supported; text that looks like a number is put in quotes"
         elif self.nesting >= MAX_NESTING:
             problem = f"nested deeper than {MAX_NESTING} levels"
-        elif isinstance(event, yaml.events.ScalarEvent) and re.search("[\0\ud800-\udfff]", event.value):
+        elif isinstance(event, yaml.events.ScalarEvent) and UNSTORABLE.search(event.value):
             problem = "characters that no text holds (NUL, or half of a surrogate pair)"
         if problem:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
@@ -602,6 +609,10 @@ class _Yaml12Loader(yaml.SafeLoader):
         return int(text)
 
 
+class _Yaml12Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which YAML 1.2 would read as a number or null, too: `1e5`, `0089`, `None`."""
+
+
 _Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -613,7 +624,8 @@ for _tag, _pattern, _first in (
         "-+0123456789.",
     ),
 ):
-    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    for _reader_or_writer in (_Yaml12Loader, _Yaml12Dumper):
+        _reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_integer)
 _Yaml12Loader.add_constructor(
     "tag:yaml.org,2002:float",
@@ -621,12 +633,65 @@ _Yaml12Loader.add_constructor(
 )
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> plain values, in bounded time and memory; UserError names `where` and the line."""
+def _types_at(path: Sequence[str]) -> list[Any]:
+    """The declared types of the key at `path`, one for each method that has it; none for an unknown key."""
+    declared: list[Any] = [Config]
+    for part in path:
+        declared = [inner for outer in declared for inner in _types_below(outer, part)]
+    return declared
+
+
+def _types_below(declared: Any, part: str) -> list[Any]:
+    """The types that key `part` has within a value of type `declared`; of a list all items have one."""
+    origin, options = get_origin(declared), get_args(declared)
+    if origin in (Union, types.UnionType):
+        return [inner for option in options for inner in _types_below(option, part)]
+    if declared is Any or origin is dict:
+        return [Any]
+    if origin is list:
+        return [options[0]]
+    if hasattr(declared, "__metadata__"):
+        return _types_below(options[0], part)
+    if not (isinstance(declared, type) and issubclass(declared, BaseModel)):
+        return []
+    if declared is Config and part == "kd":
+        return [kd_methods.config_class(name) for name in kd_methods.names()]
+    return [declared.model_fields[part].annotation] if part in declared.model_fields else []
+
+
+def _is_text(declared: list[Any]) -> bool:
+    """Whether nothing but text may stand there, and null perhaps."""
+    return bool(declared) and all(str in _accepts(one) and _accepts(one) <= {str, type(None)} for one in declared)
+
+
+def _keep_words(node: Any, declared: list[Any]) -> None:
+    """Make numbers and booleans of a YAML tree the words that were written, wherever nothing but text may stand."""
+    if isinstance(node, yaml.ScalarNode):
+        if _is_text(declared) and node.tag != "tag:yaml.org,2002:null":
+            node.tag = _Yaml12Loader.DEFAULT_SCALAR_TAG
+        return
+    for item in node.value:
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if key is None or isinstance(key, yaml.ScalarNode):
+            inner = [one for outer in declared for one in _types_below(outer, key.value if key else "")]
+            _keep_words(value, inner)
+
+
+def parse_yaml(text: str, where: str, path: Sequence[str] | None = None) -> Any:
+    """YAML text -> plain values, in bounded time and memory; UserError names `where` and the line.
+
+    With the `path` at which the values belong in the settings, words stay as they stand where a key takes text alone.
+    """
     if len(text) > MAX_YAML_BYTES:
         raise UserError(f"{where}: larger than {MAX_YAML_BYTES:,} bytes; settings are small")
     try:
-        return yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506 - a SafeLoader
+        loader = _Yaml12Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if path is not None:
+            _keep_words(node, _types_at(path))
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # escapes beyond Unicode
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -634,14 +699,14 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping."""
+    """A YAML file of settings: one mapping."""
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path}: larger than {MAX_YAML_BYTES:,} bytes; settings are small")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path), ())
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -756,17 +821,56 @@ def parse_overrides(arguments: list[str]) -> Layer:
             problems.append(f"{word!r} is not understood; overrides look like --section.key=value")
             continue
         key, equals, text = word.removeprefix("--").partition("=")
+        bare = not equals and (not rest or rest[0].startswith("--"))
         if not equals:
-            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
+            text = "true" if bare else rest.pop(0)
         try:
             if key.count(".") >= MAX_NESTING:
                 raise UserError(f"--{key[:80]}...: nested deeper than {MAX_NESTING} levels")
-            _assign(values, key.split("."), parse_yaml(text, f"--{key}"))
+            if split := _split_by_the_shell(key, text, rest):
+                del rest[: len(split)]
+                whole = f"--{key}={shlex.quote(' '.join([text, *split]))}"
+                raise UserError(f"--{key}: the shell split this value: quote it: {whole}")
+            if bare and _is_text(_types_at(key.split("."))):
+                raise UserError(f"--{key}: its value is missing: --{key}=TEXT")
+            _assign(values, key.split("."), _value_of(key, text))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return Layer("command line", values)
+    return Layer(COMMAND_LINE, values)
+
+
+def _split_by_the_shell(key: str, text: str, rest: list[str]) -> list[str]:
+    """The words of `rest` that seem to belong to `text`, which lacked quotes: none where it is whole.
+
+    That is so if they are no settings, and `text` leaves a bracket open or its key takes text.
+    """
+    following = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+    is_open = any(text.count(left) > text.count(right) for left, right in ("[]", "{}"))
+    strange = any("=" not in word or not _types_at(word.partition("=")[0].split(".")) for word in following)
+    return following if strange and (is_open or _is_text(_types_at(key.split(".")))) else []
+
+
+def _value_of(key: str, text: str) -> Any:
+    """What the word `text` of the command line means for `key`: itself where that takes text, else it is YAML.
+
+    Where text is wanted, quotes around all of it are taken off, and nothing, null and None stand for no value.
+    """
+    path = key.split(".")
+    declared = _types_at(path)
+    if declared and not _is_text(declared):
+        return parse_yaml(text, f"--{key}", path)
+    if text in ("", "null", "Null", "NULL", "None"):
+        return None
+    if UNSTORABLE.search(text):  # bytes of the command line that are not UTF-8, say
+        raise UserError(f"--{key}: is {text[:60]!r}: not UTF-8 text")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            return parse_yaml(text, f"--{key}")
+        except UserError:  # quotes of two words, say
+            return text
+    return text
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
@@ -827,10 +931,10 @@ class Resolved:
 def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     """Merge layers (lowest first) and validate once.  UserError lists every mistake, one a line.
 
-    A higher layer that changes `kd.type` drops the lower layers' `name` and the hyperparameters that the new type
-    lacks, one that changes `model.name` the lower layers' `model.args`.  In one layer such hyperparameters are
-    mistakes, except in a sweep's trial, where they are dropped with a notice: one sweep may vary the method and every
-    method's hyperparameters together.
+    A higher layer that changes `kd.type` drops the hyperparameters that the new type lacks, one that changes
+    `model.name` the lower layers' `model.args`, with a notice.  In one layer such hyperparameters are mistakes, except
+    in a sweep's trial, where they are dropped with a notice: one sweep may vary the method and every method's
+    hyperparameters together.  A `name` stays, with a notice; only a trial drops one that says another method.
     """
     in_sweep = in_trial() if in_sweep is None else in_sweep
     merged: dict[str, Any] = {}
@@ -845,8 +949,15 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
                 notices += [
                     f"kd.{key} dropped: {new_type!r} (from the {layer.origin}) has no such key" for key in dropped
                 ]
-                # The name belongs to the experiment that the lower layer describes, and this is another one.
-                merged.pop("name", None)
+                name, former = merged.get("name"), merged["kd"].get("type")
+                if in_sweep and former and str(former) in str(name):  # else all methods would bear one's name
+                    del merged["name"]
+                    notices.append(f"name {name!r} dropped in this trial: kd.type is {new_type!r}")
+                elif name is not None and "name" not in layer.values and not in_sweep:
+                    notices.append(
+                        f"name stays {name!r}, as {origins['name']} says, though kd.type is {new_type!r}; "
+                        "--name=NAME gives another"
+                    )
         layer_model, model = layer.values.get("model"), merged.get("model")
         if isinstance(layer_model, dict) and isinstance(model, dict) and model.get("args"):
             if layer_model.get("name", model.get("name")) != model.get("name"):
@@ -910,6 +1021,32 @@ def _nearest(given: Any, known: Any) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def _all_keys(section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[str]:
+    """The full names of all settings, as the command line has them; of lists those of the first item."""
+    section = section or Config
+    for name, info in section.model_fields.items():
+        if section is Config and name == "kd":
+            inner: list[type[BaseModel]] = [kd_methods.config_class(method) for method in kd_methods.names()]
+        else:
+            inner = list(_sections_of(info.annotation))
+        item = "0." if get_origin(info.annotation) is list else ""
+        for one in inner:
+            yield from _all_keys(one, f"{prefix}{name}.{item}")
+        if not inner:
+            yield f"{prefix}{name}"
+
+
+def _elsewhere(key: str, origin: str, *, similar: bool = False) -> str:
+    """The full names of settings that end in `key`, or in a `similar` word, as a suggestion; empty without such."""
+    word, by_end = key.replace("-", "_"), dict[str, list[str]]()
+    for name in sorted(dict.fromkeys(_all_keys()), key=lambda name: name.count(".")):
+        by_end.setdefault(name.rpartition(".")[2], []).append(name)
+    ends = difflib.get_close_matches(word, by_end, n=1, cutoff=0.8) if similar else [USUAL_NAMES.get(word, word)]
+    dashes = "--" if origin == COMMAND_LINE else ""
+    found = [f"{dashes}{name}" for end in ends for name in by_end.get(end, [])]
+    return f", did you mean {' or '.join(found)}?" if found else ""
+
+
 def _explain(problem: Any, origins: dict[str, str]) -> str:
     """One pydantic error -> 'origin: key: what is wrong; what is right'."""
     parts = [part for part in problem["loc"]]
@@ -938,7 +1075,11 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
     shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
     if kind == "extra_forbidden":
         known = _known_keys(parts[:-1])
-        text = f"unknown key{_nearest(str(parts[-1]), known) or '; known here: ' + ', '.join(sorted(known))}"
+        word, hint = str(parts[-1]), ""
+        if parts[0] != "teachers" and not isinstance(given, dict):
+            hint = _elsewhere(word, origin)
+        hint = hint or _nearest(word, known) or (_elsewhere(word, origin, similar=True) if len(parts) == 1 else "")
+        text = f"unknown key{hint or '; known here: ' + ', '.join(sorted(known))}"
         if parts[:1] == ["kd"] and len(parts) == 2:
             owners = [n for n in kd_methods.names() if parts[1] in kd_methods.config_class(n).model_fields]
             text = f"belongs to {', '.join(owners)}, not to this kd.type" if owners else text
@@ -952,6 +1093,8 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
         text = f"is {shown}, but is a list, such as {key}: [{{key: value}}]"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         text = f"is {shown}, but is a section: give keys below it, such as {key}: {{key: value}}"
+        if origin == COMMAND_LINE and isinstance(given, str) and ":" in given:  # it takes {a:1,b:2} apart
+            text = f"is {shown}: the shell split this value: quote it, with a space after each colon"
     elif kind in ("value_error", "assertion_error"):
         text = problem["msg"].removeprefix("Value error, ")
     else:

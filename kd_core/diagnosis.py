@@ -106,8 +106,8 @@ class Evidence:
     batch_norm: bool
 
     def course(self, name: str) -> list[float]:
-        """The values of a metric over the epochs that have it."""
-        return [row[name] for row in self.epochs if name in row]
+        """The values of a metric over the epochs that have it; null is what was not finite."""
+        return [row[name] for row in self.epochs if row.get(name) is not None]
 
     def finding(self, name: str, message: str, key: str, advice: str) -> Finding:
         """A finding about the setting `key`, with the value that it has."""

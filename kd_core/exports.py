@@ -6,7 +6,6 @@ program hold the normalisation too: images float32 [N,3,size,size] in [0,1], RGB
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from kd_core import models, own_code
 from kd_core.errors import UserError, first_line
-from kd_core.files import replacing_folder, write_text, writing
+from kd_core.files import json_text, replacing_folder, write_text, writing
 from kd_core.models import LoadedModel
 from kd_core.preprocess import Preprocess
 from kd_core.privacy import redacted
@@ -241,7 +240,7 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
             verbose=False,
         )
         assert program is not None
-        program.model.metadata_props.update({key: json.dumps(value) for key, value in described.items()})
+        program.model.metadata_props.update({key: json_text(value) for key, value in described.items()})
         program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
     _write_about(folder, described | {"opset": OPSET})
@@ -258,7 +257,7 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
             (_example(checks),),
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         )
-        torch.export.save(program, file, extra_files={ABOUT: json.dumps(described)})
+        torch.export.save(program, file, extra_files={ABOUT: json_text(described)})
     _write_about(folder, described)
     with TemporaryDirectory() as scratch:
         elsewhere = Path(scratch)
@@ -278,7 +277,7 @@ def _example(checks: Checks) -> Tensor:
 
 
 def _write_about(folder: Path, described: dict[str, Any]) -> None:
-    write_text(folder / ABOUT, json.dumps(described, indent=2) + "\n")
+    write_text(folder / ABOUT, json_text(described, indent=2) + "\n")
 
 
 @contextmanager

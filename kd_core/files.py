@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import socket
@@ -56,10 +57,13 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` by `text`, atomically.  If not `durable`, a power failure may lose it: it waits for no disk."""
+    """Replace `path` by `text` in UTF-8, atomically; names of files that are not UTF-8 are written with escapes.
+
+    If not `durable`, a power failure may lose it: it waits for no disk.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             if durable:
@@ -71,9 +75,23 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def finite(value: Any) -> Any:
+    """Plain values with None for each number that is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every reader takes: what is not finite is null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Replace `path` by `value` as JSON, atomically; what is not finite is null."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -235,7 +253,7 @@ def still_held(lock: SoftFileLease) -> bool:
     for wait in (0.0, 0.1):
         time.sleep(wait)
         try:
-            if str(lock.token) in Path(lock.lock_file).read_text():
+            if str(lock.token) in Path(lock.lock_file).read_text(encoding="utf-8"):
                 return True
         except OSError:
             continue
@@ -245,7 +263,7 @@ def still_held(lock: SoftFileLease) -> bool:
 def _owner(lock: Path) -> tuple[str, str]:
     """The process and the host that a lock file names."""
     try:
-        named = dict(line.split("=", 1) for line in lock.read_text().splitlines() if "=" in line)
+        named = dict(line.split("=", 1) for line in lock.read_text(encoding="utf-8").splitlines() if "=" in line)
     except OSError:  # released meanwhile
         named = {}
     return named.get("pid", "unknown"), named.get("host", "an unknown host")

@@ -19,7 +19,7 @@ import kd_core.zoo  # noqa: F401  (registers the cifar_ networks)
 from kd_core import interface, own_code
 from kd_core.config import import_remedy
 from kd_core.errors import UserError, first_line
-from kd_core.files import read_json, replacing_folder
+from kd_core.files import json_text, read_json, replacing_folder
 from kd_core.preprocess import Preprocess, preprocess_of, resize_side
 from kd_core.weights import check_strict, load_strict, read_state_dict
 from kd_core.zoo.cifar_stem import FAMILIES, PREFIX
@@ -350,7 +350,7 @@ def export(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with replacing_folder(Path(folder)) as temporary:
         safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / "config.json").write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
 
 
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]

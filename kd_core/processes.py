@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import random
 import select
@@ -171,6 +172,13 @@ def exit_status(error: BaseException | None) -> int:
     return 0 if error is None else 2 if isinstance(error, (UserError, torch.OutOfMemoryError)) else 1
 
 
+def escape_what_cannot_be_shown() -> None:
+    """Let the terminal's encoding stop no output: characters that it lacks are written as escapes, such as \\u8682."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:
     """Run `main` with the command line's words, and end the process with its exit status.
 
@@ -178,6 +186,7 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     own code.  `after_stop` says what somebody
     may do whose script was stopped by a signal.
     """
+    escape_what_cannot_be_shown()
     try:
         main(sys.argv[1:])
     except launcher.RankMistake as mistake:

@@ -271,10 +271,8 @@ def findings_lines(findings: list[Finding]) -> str:
     return printable("\n".join(lines))
 
 
-def next_steps(
-    summary: dict[str, Any], *, quickstart: bool, page: Path | None = None, imports: Sequence[str] = ()
-) -> str:
-    """Where the results are, `page` among them, and what to do next; `imports`: files that its command must name."""
+def next_steps(summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = ()) -> str:
+    """Where the results are, `page` among them, and how to test the student; `imports`: files that this must name."""
     folder = shlex.quote(summary["run_folder"])
     own = "".join(f" --import {shlex.quote(file)}" for file in imports)
     lines = [
@@ -282,11 +280,6 @@ def next_steps(
         *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
         f"test it:     python evaluate_kd.py{own} --checkpoint {folder} --split test",
     ]
-    if quickstart:
-        lines += [
-            "another way: python train_kd.py --kd.type=confidence",
-            "real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check",
-        ]
     return "\n".join(lines)
 
 

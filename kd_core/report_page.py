@@ -82,7 +82,7 @@ def write_report(
                 }
                 for name, plot in drawn.items()
             },
-            steps=redacted(next_steps({**summary, "run_folder": str(folder)}, quickstart=False)),
+            steps=redacted(next_steps({**summary, "run_folder": str(folder)})),
         )
         write_text(fresh / "index.html", text)
     return folder / "report" / "index.html"

@@ -10,6 +10,7 @@ import os
 import pickle
 import pickletools
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from torch import from_numpy
 
 from kd_core import decoding, layout, own_code
 from kd_core.errors import UserError, first_line
-from kd_core.files import read_object
+from kd_core.files import local_path, read_object
 from kd_core.layout import IMAGE, METADATA
 from kd_core.stratify import stratified
 
@@ -177,6 +178,14 @@ def _listing(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
 
 def _hub(config: DataConfig) -> Source:
     where = config.name if config.subset is None else f"{config.name} ({config.subset})"
+    local, parts = local_path(config.name, "data.name"), config.name.split("/")
+    if local.exists() or local.is_absolute() or {".", ".."} & set(parts):
+        missing = "" if local.exists() else " (and there is nothing there)"
+        raise UserError(
+            f"data.name: {config.name!r} is a path{missing}, not the name of a Hub data set; for local files give "
+            f"--data.path={shlex.quote(config.name)} and --data.source=imagefolder (folders of images), parquet, or "
+            "disk (what save_to_disk wrote)"
+        )
     try:
         found = datasets.load_dataset(config.name, config.subset, revision=config.revision)
     except datasets.exceptions.DatasetNotFoundError as error:

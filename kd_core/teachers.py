@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import kd_methods
 from kd_core import artifacts, models, own_code, student, weights
@@ -21,10 +22,11 @@ from kd_core.checkpoints import find_run
 from kd_core.class_order import outputs_in_order
 from kd_core.config import Config, Layer, TeacherConfig, find_file, read_yaml, resolve
 from kd_core.data import Data, validation_size
-from kd_core.errors import UserError
+from kd_core.errors import UserError, printable
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.logits_file import LogitsFile
 from kd_core.preprocess import NORMALIZATIONS
+from kd_core.processes import is_first_process
 from kd_core.superclasses import in_one_spelling
 from kd_core.views import Views
 
@@ -301,12 +303,26 @@ def _known(source: str) -> Any:
 
 
 def export_in(folder: Path) -> Path:
-    """The exported student in a run folder, or `folder` itself if it is an export."""
-    checkpoints = folder / "checkpoints"
-    for path in (folder / "student", checkpoints / "best" / "student", checkpoints / "latest" / "student", folder):
-        if (path / "config.json").is_file():
-            return path
+    """The exported student in a run folder, or `folder` itself if it is an export.
+
+    Where `student/` is gone, or a file of it, a checkpoint is taken: the best, else the latest; a line says so.
+    """
+    places = [folder / part / "student" for part in ("", "checkpoints/best", "checkpoints/latest")] + [folder]
+    for names in (("config.json", "model.safetensors"), ("config.json",)):  # what lacks its weights is named as such
+        for path in places:
+            if all((path / name).is_file() for name in names):
+                if path in places[1:3]:
+                    _tell_of_checkpoint(folder, path)
+                return path
     raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
+
+
+@cache
+def _tell_of_checkpoint(folder: Path, path: Path) -> None:
+    """Say once that a checkpoint is taken."""
+    if is_first_process():
+        kind = path.parent.name
+        tqdm.write(printable(f"{folder}: has no whole student/, its {kind} checkpoint is taken: {path}"))
 
 
 def _from_logits(name: str, where: str, data: Data) -> Teacher:

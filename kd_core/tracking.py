@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import math
 import os
 import platform
 import shlex
@@ -24,7 +24,7 @@ from kd_core.checkpoints import MetricsFile, RunFolder, read_metrics
 from kd_core.config import PROJECT_ROOT, Config, Layer, WandbConfig, read_yaml, resolve
 from kd_core.data import Data
 from kd_core.errors import UserError
-from kd_core.files import read_json, read_object, write_json, write_text
+from kd_core.files import finite, json_text, read_json, read_object, write_json, write_text
 from kd_core.privacy import redacted
 from kd_core.processes import Stopped, exit_status, run_script
 from kd_core.report import HEADLINES
@@ -255,7 +255,8 @@ class Tracker:
             self._known = self._rows_known()
             patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
-            self._guard("define the axes", self._define_axes)
+            if about["job_type"] == "train":  # else the client would add epoch 0, the axis of figures without epochs
+                self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
     def _place_artifacts(self) -> None:
@@ -274,7 +275,7 @@ class Tracker:
 
     def _save_files(self, about: dict[str, Any]) -> None:
         """The resolved settings and the environment, as files of the run."""
-        environment = json.dumps(about["config"]["environment"], indent=2)
+        environment = json_text(about["config"]["environment"], indent=2)
         settings = self._folder.path / "config.yaml"
         files = {"environment.json": environment}
         # Under another name: W&B writes a config.yaml of its own, through the links it makes.
@@ -298,7 +299,7 @@ class Tracker:
         if self._file is None or not self._known_file.exists():
             return 0
         try:
-            return int(self._known_file.read_text())
+            return int(self._known_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # no attempt gave W&B less than what the last checkpoint knew of
             return len(read_metrics(self._folder.metrics_file))
 
@@ -328,10 +329,11 @@ class Tracker:
         self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        """Give W&B the next row, unless it has it."""
+        """Give W&B the next row, unless it has it.  It knows NaN, which is what null in metrics.jsonl stands for."""
         number, self._row = self._row, self._row + 1
         if self._run is not None and number >= self._known:
-            self._guard("take a row of metrics", lambda: self._run.log(row, step=number, commit=True))
+            known = {name: math.nan if value is None else value for name, value in finite(row).items()}
+            self._guard("take a row of metrics", lambda: self._run.log(known, step=number, commit=True))
             if self._file:
                 self._guard("note how much it has", lambda: self._note(number + 1))
 

@@ -611,6 +611,13 @@ def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:
     return words
 
 
+def command_again(sweep: Sweep, settings: Path) -> str:
+    """The sweep's own command, its launcher included, with the settings in a file."""
+    start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else []
+    launcher = ["python" if word == "${interpreter}" else word for word in start if word != "${env}"]
+    return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings)])
+
+
 def environment(run_id: str) -> dict[str, str]:
     """A trial's environment.  `python` on its PATH is the one that runs this script."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -700,7 +707,7 @@ class Progress:
     @property
     def finished(self) -> bool:
         try:
-            return bool(json.loads((self.folder / "summary.json").read_text())["status"] == "finished")  # type: ignore[operator]
+            return bool(json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["status"] == "finished")  # type: ignore[operator]
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -716,7 +723,7 @@ class Progress:
     def measured(self) -> str:
         """The names in the last row, to be told when the metric is not among them."""
         try:
-            row = json.loads((self.folder / "metrics.jsonl").read_text().splitlines()[-1])  # type: ignore[operator]
+            row = json.loads((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])  # type: ignore[operator]
             return f"; {self.folder}/metrics.jsonl has {', '.join(row)}"
         except (OSError, ValueError, TypeError, IndexError):
             return f"; there is no metrics.jsonl in {self.folder or f'{self.output_dir}/*-{self.run_id}'}"
@@ -736,10 +743,10 @@ class Progress:
         name = json.dumps(self.sweep.metric).encode()
         for line in lines[:-1]:  # the last is empty, or torn
             if name in line:
-                with suppress(ValueError, AttributeError):
-                    value = json.loads(line).get(self.sweep.metric)
-                    if isinstance(value, (int, float)):
-                        self.values.append(float(value))
+                with suppress(ValueError, TypeError, KeyError):
+                    value = json.loads(line)[self.sweep.metric]
+                    if value is None or isinstance(value, (int, float)):  # null: not finite
+                        self.values.append(math.nan if value is None else float(value))
 
 
 def start(command: list[str], run_id: str, log: io.BufferedWriter | None) -> subprocess.Popen[bytes]:
@@ -1231,7 +1238,7 @@ class Display:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line, markup=False, soft_wrap=True)  # commands are copied from here
         sys.stdout.flush()
 
     def described(self, values: dict[str, Any]) -> str:
@@ -1460,6 +1467,9 @@ def _png(figure: Any) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks must not end the sweep
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
@@ -1520,11 +1530,12 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     best = write_results(shared, output_dir)
     display.closing(shared)
     if why == "stopped":
-        display.say(f"stopped by {signal.Signals(signals.number).name}; the same command continues")
+        words = shlex.join(["python", *sys.argv])
+        display.say(f"stopped by {signal.Signals(signals.number).name}; the same command continues: {words}")
         return 128 + signals.number
     plot(shared, display)
     if best:
-        display.say(f"results: {best.parent}\nthe best again: python {sweep.program} --config {best}")
+        display.say(f"results: {best.parent}\nthe best again: {command_again(sweep, best)}")
     if why == "failures":
         print("three trials failed and none succeeded: the sweep ends here", file=sys.stderr)
     return int(any(map(failed, shared.trials())))

@@ -39,7 +39,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("compare")
     (home / "teacher.yaml").write_text("training: {max_epochs: 3, learning_rate: 4e-3}\ndata: {batch_size: 32}\n")
     teachers = f"[{{model: test_resnet, img_size: 32, train: {home / 'teacher.yaml'}}}]"
-    train_kd.main(words(home, "--seeds=0,1", teachers=teachers, method=METHOD))
+    train_kd.main(words(home, "--seeds=0,1", f"--name={METHOD}", teachers=teachers, method=METHOD))
     return home
 
 

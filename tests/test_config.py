@@ -1,5 +1,6 @@
 """Configuration: layers, YAML 1.2 scalars, W&B's spellings, and the text of every kind of mistake."""
 
+import re
 import time
 
 import pytest
@@ -78,6 +79,59 @@ def test_a_bare_flag_is_true():
     assert load("--training.deterministic", "--training.seed=3").training.deterministic is True
 
 
+WORDS = [
+    "2026.10", "0042", "1.10", "0123456", "1e5", "1_000", "0x1F", "-3", "+7", ".inf", ".nan", "true", "No", "2026-1-1",
+    "first run # of many", "lr: high, no aug", "- a", "[a", "{b}", "a: b: c", "&x", "*x", "!tag", "%a", "@b", "|",
+    "it's", '"a" and "b"', "~", "a\tb", " spaces ", "蚂蚁", "#1", "? x", "=", "a=b", "\\n", "null value",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_text_is_the_word_as_it_stands(word):
+    given = [f"--wandb.notes={word}", f"--data.subset={word}", f"--data.name={word}", f"--teachers.0.weights=x{word}"]
+    config = load(*given, "--kd.type=average", file={"teachers": [{"weights": "a"}]})
+    assert (config.wandb.notes, config.data.subset, config.data.name) == (word, word, word)
+    assert config.teachers[0].weights == f"x{word}"
+    assert load("--wandb.notes", word).wandb.notes == word if not word.startswith("--") else True
+    assert resolve([Layer("printed", parse_yaml(config.to_yaml(), "printed"))]).config == config
+
+
+@pytest.mark.parametrize("key", ["name", "data.subset", "data.revision", "wandb.notes", "wandb.entity"])
+@pytest.mark.parametrize("word", ["None", "null", ""])
+def test_optional_text_can_be_absent(key, word):
+    section, _, last = key.rpartition(".")
+    config = load(f"--{key}={word}", file={section: {last: "x"}} if section else {last: "x"})
+    assert getattr(getattr(config, section) if section else config, last) is None
+
+
+@pytest.mark.parametrize(("word", "value"), [("'1.10'", "1.10"), ('"a # b"', "a # b"), ("'null'", "null"), ("''", "")])
+def test_quotes_around_all_of_a_text_are_taken_off(word, value):
+    assert load(f"--wandb.notes={word}").wandb.notes == value
+
+
+@pytest.mark.parametrize("word", ["2026.10", "0042", "1.10", "0123456", "1e5", "true", "007", "-3", ".5", "1.0"])
+def test_text_in_files_is_the_word_as_it_stands(tmp_path, word):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        f"name: n{word.strip('-+')}\noutput_dir: {word}\ndata: {{subset: {word}, revision: {word}}}\n"
+        f"wandb:\n  tags:\n  - a\n  - {word}\nkd: {{type: average}}\nmodel: {{name: {word}, args: {{a: {word}}}}}\n"
+        f"teachers:\n  - {{weights: {word}, args: {{b: '{word}'}}}}\n"
+    )
+    config = resolve([Layer("x.yaml", read_yaml(path))]).config
+    assert {config.output_dir, config.data.subset, config.data.revision, config.model.name} == {word}
+    assert config.wandb.tags == ["a", word] and config.teachers[0].weights == word
+    assert config.model.args["a"] == parse_yaml(word, "here") and type(config.model.args["a"]) is not str
+    assert config.teachers[0].args == {"b": word}
+    again = resolve([Layer("printed", parse_yaml(config.to_yaml(), "printed"))]).config
+    assert again == config and again.to_yaml() == config.to_yaml()
+
+
+def test_text_within_a_section_on_the_command_line():
+    config = load("--data={'name': 0123, 'subset': None, 'batch_size': 8}", "--wandb.tags=[a, 1.10, true]")
+    assert (config.data.name, config.data.subset, config.data.batch_size) == ("0123", None, 8)
+    assert config.wandb.tags == ["a", "1.10", "true"]
+
+
 def test_numbers_become_the_declared_type():
     config = load("--training.max_epochs=3.0", "--training.learning_rate=1", "--wandb.name=12", "--data.val_size=500.0")
     assert (
@@ -123,10 +177,13 @@ def test_numbers_become_the_declared_type():
         ),
         ("--training.warmup_epochs=100", "warmup_epochs 100 must be smaller than max_epochs 100"),
         ("--kd=3", "kd: is 3"),
-        ("--training.schedule=[]", "training.schedule: is [], allowed: 'cosine', 'multistep' or 'constant'"),
+        ("--training.schedule=[]", "training.schedule: is '[]', allowed: 'cosine', 'multistep' or 'constant'"),
         ("--training.max_epochs=1e300", "training.max_epochs: is 1e+300: input should be a valid integer"),
         ("--cache.max_gb=.inf", "cache.max_gb: is inf: input should be a finite number"),
         ("--training=fast", "training: is 'fast'"),
+        ("--teachers=[model:x]", "teachers[0]: is 'model:x': the shell split this value: quote it"),
+        ("--model.args=heads:2", "model.args: is 'heads:2': the shell split this value: quote it"),
+        ("--output_dir=null", "output_dir: is None: input should be a valid string"),
     ],
 )
 def test_each_mistake_is_named(argument, text):
@@ -143,6 +200,75 @@ def test_all_mistakes_come_at_once_with_their_files():
 
 def test_words_that_are_no_override():
     assert "'oops' is not understood" in mistakes_of_words("oops")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "quoted"),
+    [
+        (["--teachers=[{model:", "x,", "train:", "y}]"], "teachers", "'[{model: x, train: y}]'"),
+        (["--teachers", "[{model:", "x}]", "--name=a"], "teachers", "'[{model: x}]'"),
+        (["--model.args={depth:", "3}"], "model.args", "'{depth: 3}'"),
+        (["--wandb.tags=[a,", "b]"], "wandb.tags", "'[a, b]'"),
+        (["--wandb.notes=first", "run"], "wandb.notes", "'first run'"),
+        (["--wandb.notes=lr=0.1", "and", "wd=3"], "wandb.notes", "'lr=0.1 and wd=3'"),
+        (["--data.path=My", "Photos"], "data.path", "'My Photos'"),
+    ],
+)
+def test_words_that_lacked_quotes_are_one_mistake(words, key, quoted):
+    said = mistakes_of_words("--training.seed=3", *words, "--training.max_epochs=2")
+    assert said == f"--{key}: the shell split this value: quote it: --{key}={quoted}"
+
+
+def test_other_forms_stay_beside_text():
+    values = parse_overrides(["--wandb.notes=a", "training.seed=3", "--data.subset", "b", "kd.loss=dist"]).values
+    assert values == {
+        "wandb": {"notes": "a"}, "training": {"seed": 3}, "data": {"subset": "b"}, "kd": {"loss": "dist"},
+    }  # fmt: skip
+    assert mistakes_of_words("--training.seed=3", "b").startswith("'b' is not understood")
+
+
+def test_text_without_a_value_is_a_mistake():
+    assert mistakes_of_words("--name", "--training.seed=3") == "--name: its value is missing: --name=TEXT"
+
+
+def test_text_that_is_not_utf8_is_a_mistake():
+    assert mistakes_of_words("--wandb.notes=a\udcff") == "--wandb.notes: is 'a\\udcff': not UTF-8 text"
+
+
+@pytest.mark.parametrize(
+    ("argument", "names"),
+    [
+        ("--temperature=2", "--kd.temperature"),
+        ("--T=2", "--kd.temperature"),
+        ("--gamma=2", "--kd.gamma or --kd.dist.gamma"),
+        ("--lr=0.1", "--training.learning_rate"),
+        ("--learning-rate=0.1", "--training.learning_rate"),
+        ("--epochs=3", "--training.max_epochs"),
+        ("--seed=3", "--training.seed"),
+        ("--batch_size=3", "--data.batch_size or --evaluation.batch_size"),
+        ("--training.batch_size=3", "--data.batch_size or --evaluation.batch_size"),
+        ("--kd.learning_rate=3", "--training.learning_rate"),
+        ("--img_size=32", "--model.img_size or --teachers.0.img_size"),
+        ("--optimiser=sgd", "--training.optimizer"),
+    ],
+)
+def test_a_key_without_its_section_is_told_with_it(argument, names):
+    key = argument[2:].partition("=")[0]
+    assert mistakes(argument) == [f"command line: {key}: unknown key, did you mean {names}?"]
+
+
+def test_a_file_is_told_the_section_without_dashes():
+    said = mistakes(**{"a.yaml": {"temperature": 2}})
+    assert said == ["a.yaml: temperature: unknown key, did you mean kd.temperature?"]
+
+
+def test_every_setting_is_found_by_its_last_part():
+    nested = [name for name in configuration._all_keys() if "." in name]
+    for name in nested:
+        last = name.rpartition(".")[2]
+        if last not in Config.model_fields:  # `name` and `model` mean the experiment's and the student's
+            assert f"--{name}" in re.split(" or | |[?]", mistakes(f"--{last}=1")[0])
+    assert len(nested) > 90
 
 
 def test_a_deep_key_is_a_mistake():
@@ -173,6 +299,29 @@ def test_another_model_drops_the_arguments_of_the_first_with_a_notice():
     assert resolved.notices == ["model.args {'patch_size': 16} dropped: they were meant for 'test_vit'"]
     kept = resolve([file, parse_overrides(["--model.name=test_vit", "--model.args.depth=3"])]).config.model.args
     assert kept == {"patch_size": 16, "depth": 3}
+
+
+def test_a_name_stays_with_a_notice_when_the_method_changes():
+    file = Layer("f.yaml", {"name": "mine", "kd": {"type": "baseline"}})
+    resolved = resolve([file, parse_overrides(["--kd.type=average", TEACHER])], in_sweep=False)
+    assert resolved.config.experiment == "mine"
+    assert resolved.notices == [
+        "name stays 'mine', as f.yaml says, though kd.type is 'average'; --name=NAME gives another"
+    ]
+    given = resolve([file, parse_overrides(["--kd.type=average", "--name=2026.10", TEACHER])], in_sweep=False)
+    assert (given.config.experiment, given.notices) == ("2026.10", [])
+    assert resolve([file, parse_overrides(["--training.seed=3"])], in_sweep=False).notices == []
+
+
+@pytest.mark.parametrize(("name", "experiment"), [("mine", "mine"), ("x-dynamic-3", "average-cifar_resnet20-1t")])
+def test_only_a_trial_drops_the_name_of_another_method(name, experiment):
+    file = Layer("f.yaml", {"name": name, "kd": {"type": "dynamic"}})
+    layers = [file, parse_overrides(["--kd.type=average", TEACHER])]
+    resolved = resolve(layers, in_sweep=True)
+    assert resolved.config.experiment == experiment
+    assert resolve(layers, in_sweep=False).config.experiment == name
+    dropped = [f"name {name!r} dropped in this trial: kd.type is 'average'"]
+    assert resolved.notices == (dropped if name != "mine" else [])
 
 
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():

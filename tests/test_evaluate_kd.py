@@ -19,8 +19,10 @@ import kd_methods
 import train_kd
 from kd_core import cost
 from kd_core.checkpoints import RunFolder, read_metrics
+from kd_core.config import TeacherConfig, read_layer, resolve
 from kd_core.errors import UserError
 from kd_core.files import read_object, write_json
+from kd_core.teachers import export_in
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,7 +127,12 @@ def test_the_evaluation_run_is_logged(folder, monkeypatch):
         "val/temperature",
         "val/ece_scaled",
     }
-    assert names <= set(run["history"][0])
+    assert names <= set(run["history"][0]) and not run["axes"]
+    assert not {"epoch", "train_step/step"} & {*run["history"][0], *run["summary"]}  # it has no epochs
+    config = resolve([read_layer(str(folder / "config.yaml"))]).config
+    flat = config.flat(10)
+    assert flat.items() <= run["config"].items() and run["config"]["parameters"] > 0
+    assert run["config"]["data_fingerprint"] == read_object(folder / "identity.json")["images"]
     keys = {"val_loss", "val_accuracy", "val_accuracy_percent", "checkpoint_path", "model_name", "teachers"}
     keys |= {"kd_method", "num_teachers"}
     assert keys <= set(run["summary"])
@@ -209,7 +216,80 @@ def test_teachers_that_cannot_be_found_are_told_in_one_line(taught, tmp_path, ca
 
     shutil.copytree(taught / "student", tmp_path / "export")
     evaluate_kd.main(["--checkpoint", str(tmp_path / "export"), "--no-wandb", elsewhere])
-    assert "not measured: the student has come without its run folder" in capsys.readouterr().out
+    assert f"not measured: teachers[0]: no run in {tmp_path} has trained it" in capsys.readouterr().out
+
+
+def test_on_demand_teachers_of_an_export_are_found_where_they_were_trained(taught, tmp_path, capsys):
+    shutil.copytree(taught / "student", tmp_path / "export")
+    evaluate_kd.main(["--checkpoint", str(tmp_path / "export"), "--no-wandb", f"--output_dir={taught.parent}"])
+    assert "teacher 1 (test_resnet)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("teacher", "used"),
+    [
+        ({"weights": "wandb:me/kd/model-a:best"}, True),
+        ({"weights": "wandb:me/kd/model-a:v3"}, True),
+        ({"weights": "wandb:me/other/model-a:best"}, False),
+        ({"weights": "wandb:you/kd/model-a:best"}, False),
+        ({"weights": "wandb:me/kd/x/model-a:best"}, False),
+        ({"weights": "hf-hub:me/kd/model"}, False),
+        ({"weights": "wandb:model-a:best"}, False),
+        ({"weights": "pretrained", "model": "resnet18"}, False),
+        ({"weights": "runs/mine"}, True),
+        ({"logits": "logits.safetensors"}, True),
+        ({"model": "a", "train": "configs/teachers/digits.yaml"}, True),
+    ],
+)
+def test_settings_from_elsewhere_name_few_teachers(teacher, used):
+    config, artifact = TeacherConfig.model_validate(teacher), "me/kd/model-b:best"
+    if used:
+        evaluate_kd.require_at_hand(config, 1, artifact)
+    else:
+        with pytest.raises(UserError, match=r"teachers\[1\]: .* --config FILE with these teachers uses it"):
+            evaluate_kd.require_at_hand(config, 1, artifact)
+    if teacher.get("weights", "").startswith("wandb:"):  # an export alone has no project
+        with pytest.raises(UserError, match="--config FILE"):
+            evaluate_kd.require_at_hand(config, 1, None)
+
+
+@pytest.mark.parametrize("lost", ["student", "student/model.safetensors", "student/config.json"])
+def test_a_run_without_its_student_falls_back_to_its_best_checkpoint(folder, tmp_path, lost, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    shutil.rmtree(run / lost) if (run / lost).is_dir() else (run / lost).unlink()
+    evaluate_kd.main(["--checkpoint", str(run), "--no-wandb"])
+    text, summary = capsys.readouterr().out, read_object(run / "summary.json")
+    best = run / "checkpoints" / "best" / "student"
+    assert text.count(f"{run}: has no whole student/, its best checkpoint is taken: {best}") == 1
+    found = results(run)
+    assert found["correct"] / found["total"] == summary["best_val_accuracy"]
+
+
+def test_which_student_a_folder_holds(tmp_path, capsys):
+    def export(part: str, *names: str) -> Path:
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        for name in names or ("config.json", "model.safetensors"):
+            (tmp_path / part / name).touch()
+        return tmp_path / part
+
+    with pytest.raises(UserError, match="holds no exported student"):
+        export_in(tmp_path)
+    alone = export("student", "config.json")
+    assert export_in(tmp_path) == alone  # whose message then names the weights
+    latest = export("checkpoints/latest/student")
+    assert export_in(tmp_path) == latest and "its latest checkpoint is taken" in capsys.readouterr().out
+    best = export("checkpoints/best/student")
+    assert export_in(tmp_path) == best and "its best checkpoint is taken" in capsys.readouterr().out
+    assert export_in(export("student")) == export_in(tmp_path) == alone and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["model-ab12cd34", "model-ab12cd34:best", "a/b/c/d:e", "wandb:a/b/c:best", "a/b/"])
+def test_an_artifact_without_its_project_is_told_what_is_wanted(name):
+    with pytest.raises(UserError) as caught:
+        evaluate_kd.main(["--artifact", name, "--no-wandb"])
+    wanted = "the name must look like ENTITY/PROJECT/NAME:ALIAS"
+    assert str(caught.value) == f"--artifact: W&B artifact {name!r}: {wanted}"
 
 
 def test_a_teacher_that_knows_no_test_images(folder, tmp_path, capsys):

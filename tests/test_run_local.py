@@ -278,6 +278,24 @@ def test_arguments_are_those_of_wandb(macro: str, tmp_path: Path, monkeypatch: p
         assert json.loads((tmp_path / "a.json").read_text()) == theirs["args_dict"]
 
 
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["${env}", "${interpreter}", "${program}", "--config", "c.yaml", "${args}"], "python train_kd.py"),
+        (["accelerate", "launch", "--cpu", "${program}"], "accelerate launch --cpu train_kd.py"),
+        (["${interpreter}", "-m", "launcher", "${program}"], "python -m launcher train_kd.py"),
+        (["./mine.sh", "${args}"], "python train_kd.py"),
+    ],
+)
+def test_the_best_trial_is_started_as_the_sweep_starts_its_trials(
+    command: list[str], again: str, tmp_path: Path
+) -> None:
+    own = {"program": "train_kd.py", "command": command, "parameters": {"a": {"values": [1, 2]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**GOOD, **own}))
+    sweep = run_local.read_sweep(tmp_path / "s.yaml")
+    assert run_local.command_again(sweep, Path("/a b/best.yaml")) == f"{again} --config '/a b/best.yaml'"
+
+
 def test_the_default_command_is_that_of_wandb() -> None:
     assert run_local.DEFAULT_COMMAND == wandb_sweeps.DEFAULT_SWEEP_COMMAND
 
@@ -416,7 +434,7 @@ def test_an_interrupted_sweep_continues(sandbox: Sandbox) -> None:
     wait_for(lambda: len(list(sandbox.output.glob("*/metrics.jsonl"))) == 2, "two trials start")
     worker.send_signal(signal.SIGTERM)
     printed, _ = worker.communicate(timeout=60)
-    assert worker.returncode == 143 and "the same command continues" in printed
+    assert worker.returncode == 143 and "the same command continues: python " in printed
     assert [json.loads(file.read_text())["status"] for file in sandbox.output.glob("*/summary.json")] == [
         "interrupted"
     ] * 2
@@ -625,7 +643,7 @@ def test_torn_and_odd_rows(sandbox: Sandbox) -> None:
     ]
     (folder / "metrics.jsonl").write_text("\n".join(rows))
     progress.update()
-    assert len(progress.values) == 3 and progress.best == 0.5
+    assert len(progress.values) == 4 and progress.best == 0.5  # null is what was not finite
     (folder / "metrics.jsonl").write_text('{"val/score": 0.25}\n')  # a resumed run cuts its file back
     progress.update()
     assert progress.values == [0.25]

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -291,7 +292,8 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(home, number):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     said = f"stopped by {signal.Signals(number).name}; the same command goes on where it stopped"
-    assert errors.strip().splitlines()[-1] == f"train_kd.py: {said}" and "Traceback" not in errors
+    own = shlex.join(["python", *command[1:]])
+    assert errors.strip().splitlines()[-1] == f"train_kd.py: {said}: {own}" and "Traceback" not in errors
     [folder] = output.glob("baseline-*")
     summary = json.loads((folder / "summary.json").read_text())
     status = "interrupted" if number == signal.SIGINT else "preempted"
