@@ -270,7 +270,7 @@ def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tu
 
 
 def test_baselines_that_are_none(taught, folder, tmp_path):
-    names = [*read_object(folder / "student" / "config.json")["pretrained_cfg"]["label_names"]]
+    names = [*read_object(folder / "student" / "config.json")["label_names"]]
     cases: list[tuple[Path, str]] = [
         (tmp_path / "nowhere", "no such folder: .*nowhere; a run folder is needed"),
         (tmp_path, "holds no exported student"),
@@ -282,7 +282,7 @@ def test_baselines_that_are_none(taught, folder, tmp_path):
     cases.append((other, "was trained with data.split_seed=7, the student with 0"))
     other = altered(folder, tmp_path / "order")
     config = read_object(other / "student" / "config.json")
-    config["pretrained_cfg"]["label_names"] = names[::-1]
+    config["label_names"] = names[::-1]
     write_json(other / "student" / "config.json", config)
     cases.append((other, "knows the same classes in another order"))
     for path, text in cases:
