@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 import timm
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import evaluate_kd
 import kd_methods
 import train_kd
-from kd_core import cost
+from kd_core import cost, metrics
 from kd_core.checkpoints import RunFolder, read_metrics
 from kd_core.errors import UserError
 from kd_core.files import read_object, write_json
@@ -51,6 +52,24 @@ def test_it_counts_the_very_same_correct_answers(folder, capsys):
     best = next(row for row in read_metrics(folder / "metrics.jsonl") if row.get("epoch") == summary["best_epoch"])
     assert found["loss_ce"] == pytest.approx(best["val/loss_ce"], rel=1e-6)
     assert f"{found['correct']} / {found['total']}" in capsys.readouterr().out
+
+
+def test_the_headline_metrics_come_from_hugging_faces_evaluate(folder, monkeypatch):
+    """They are asked of `evaluate`, and are those of `kd_core.metrics` for the logits that it was given."""
+    asked, compute = [], evaluate.EvaluationModule.compute
+
+    def spy(self, **inputs):
+        asked.append((self.name, inputs, compute(self, **inputs)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(evaluate.EvaluationModule, "compute", spy)
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
+    [(name, inputs, given)] = asked
+    logits, labels = (torch.from_numpy(inputs[key]) for key in ("predictions", "references"))
+    assert name == "kd_classification" and given == metrics.classification(logits, labels)
+    found = results(folder)
+    assert {"accuracy", "top5", "macro_accuracy", "auroc"} <= given.keys() and len(labels) == found["total"] == 153
+    assert {key: found[key] for key in given} == given
 
 
 def test_an_exported_student_inside_its_run_and_the_test_split(folder):
