@@ -59,6 +59,7 @@ def test_the_headline_metrics_come_from_hugging_faces_evaluate(folder, monkeypat
     asked, compute = [], evaluate.EvaluationModule.compute
 
     def spy(self, **inputs):
+        """As it was, and remembered; `evaluate` adds to this docstring."""
         asked.append((self.name, inputs, compute(self, **inputs)))
         return asked[-1][2]
 
@@ -68,7 +69,7 @@ def test_the_headline_metrics_come_from_hugging_faces_evaluate(folder, monkeypat
     logits, labels = (torch.from_numpy(inputs[key]) for key in ("predictions", "references"))
     assert name == "kd_classification" and given == metrics.classification(logits, labels)
     found = results(folder)
-    assert {"accuracy", "top5", "macro_accuracy", "auroc"} <= given.keys() and len(labels) == found["total"] == 153
+    assert {"accuracy", "top5", "macro_accuracy", "auroc"} <= given.keys() and len(labels) == found["total"]
     assert {key: found[key] for key in given} == given
 
 
