@@ -60,7 +60,7 @@ from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import artifacts, card, cost, exports, models, own_code, pictures, report, teachers
+from kd_core import artifacts, card, cost, exports, metrics, models, own_code, pictures, report, teachers
 from kd_core import config as configuration
 from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
 from kd_core.config import Config, Layer, TeacherConfig
@@ -347,6 +347,7 @@ def main(arguments: list[str]) -> None:
             print(printable(text))
 
     split = select_split(data, options.split)
+    classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
     baseline = find_baseline(options, config, folder, loaded, data)
     panel = Panel(find_teachers(options, config, folder, artifact, data, say), predict)
     taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
@@ -360,7 +361,7 @@ def main(arguments: list[str]) -> None:
     found = observe(options.split, split, taught=taught)
     fitted = found if options.split == "val" else student_alone("val", data.val) if data.val else None
     if accelerator.is_main_process:
-        figures = evaluate(found, fitted)
+        figures = evaluate(found, fitted, classify)
         if options.cost:
             figures["cost"] = cost.measure(
                 pupil.model,

@@ -52,17 +52,22 @@ class Predictions:
             self.superclasses, self.superclass_names = known
 
 
-def evaluate(predictions: Predictions, fitted: Predictions | None = None) -> dict[str, Any]:
+def evaluate(
+    predictions: Predictions,
+    fitted: Predictions | None = None,
+    classify: Callable[[Tensor, Tensor], dict[str, float]] = metrics.classification,
+) -> dict[str, Any]:
     """All figures of a student's predictions, ready for JSON; docs/metrics.md defines them.
 
-    `fitted` is the split on which the temperature is fitted; without it there is no temperature scaling.  What has no
+    `fitted` is the split on which the temperature is fitted; without it there is no temperature scaling.  `classify`
+    gives the headline metrics: `metrics.classification`, or the same through Hugging Face's `evaluate`.  What has no
     meaning, such as the accuracy of a class without images, is None; what has no source is absent.
 
     Raises:
         UserError: no images; NonFinite: logits of the student, of a teacher or of the student alone are not finite.
     """
     logits, labels, names = predictions.student, predictions.labels, predictions.class_names
-    figures: dict[str, Any] = {"split": predictions.split, **metrics.classification(logits, labels)}
+    figures: dict[str, Any] = {"split": predictions.split, **classify(logits, labels)}
     predicted = metrics.predictions(logits)
     figures["temperature_scaling"] = _scaled(logits, labels, fitted) if fitted else None
     figures["reliability"] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
-from kd_core.errors import UserError
+from kd_core.errors import UserError, first_line
 from kd_core.meter import NonFinite
 
 BINS = 15  # of calibration errors and reliability diagrams
@@ -264,8 +266,37 @@ def ensemble_logits(teacher_logits: Tensor) -> Tensor:
     return teacher_logits.float().log_softmax(-1).logsumexp(0) - torch.tensor(float(len(teacher_logits))).log()
 
 
-def evaluate_module() -> Any:
-    """The Hugging Face `evaluate` module that wraps `classification`; needs neither the Hub nor a warm cache."""
-    import evaluate
+# ------------------------------------------------------------------------------------ through Hugging Face's evaluate
 
-    return evaluate.load(str(Path(__file__).parent / "hf_metrics" / "kd_classification"))
+
+def evaluate_module() -> Any:
+    """The Hugging Face `evaluate` module that wraps `classification`; needs neither the Hub nor a warm cache.
+
+    What it is given stays in memory: runs at the same time share no file but the module's code, which has a lock.
+
+    Raises:
+        UserError: the folder to which `evaluate` copies a module's code cannot be written.
+    """
+    import evaluate  # here, since it takes a second
+
+    path = Path(__file__).parent / "hf_metrics" / "kd_classification"
+    try:
+        with TemporaryDirectory() as unused:  # a folder that `evaluate` makes even where all stays in memory
+            return evaluate.load(str(path), keep_in_memory=True, cache_dir=unused)
+    except OSError as error:
+        raise UserError(
+            f"HF_MODULES_CACHE: `evaluate` cannot copy its metrics to {evaluate.config.HF_MODULES_CACHE}: "
+            f"{first_line(error, 200)}; set this environment variable to a folder that can be written"
+        ) from error
+
+
+def through_evaluate() -> Callable[[Tensor, Tensor], dict[str, float]]:
+    """`classification`, computed by `evaluate_module`, whose errors it has; loads that first."""
+    module = evaluate_module()
+
+    def classify(logits: Tensor, labels: Tensor) -> dict[str, float]:
+        logits = require_sound(logits, labels)
+        found: dict[str, float] = module.compute(predictions=logits.cpu().numpy(), references=labels.cpu().numpy())
+        return found
+
+    return classify

@@ -319,7 +319,8 @@ def export(
     Args:
         model: the bare network (no wrapper), built by `create_model(architecture, args=model_args, ...)`.
         model_args: what `timm.create_model` needs besides the name and the number of classes.
-        class_names: names by label, kept as `label_names`.
+        class_names: names by label, kept as `label_names`: at the top, where timm's `save_for_hf` writes them and
+            other readers look, and inside `pretrained_cfg`, where timm keeps them once it has read them.
         extra: anything JSON to keep under the key "extra".
     """
     own = cast("dict[str, Any]", model.pretrained_cfg)
@@ -329,6 +330,7 @@ def export(
         "architecture": architecture,
         "num_classes": num_classes,
         **({"num_features": model.num_features} if hasattr(model, "num_features") else {}),  # one's own may have none
+        **({"label_names": class_names} if class_names else {}),
         # A network built for one size must be rebuilt for it, however it was asked for.
         "model_args": ({"img_size": preprocess.size} if fixed else {}) | model_args,
         "pretrained_cfg": {

@@ -203,7 +203,7 @@ class Panel:
             seen = {"crop_padding": data.crop_padding, "flip": data.flip, "fixed": fixed}
         parts = {
             "teacher": teacher.digest,
-            "preprocess": teacher.views.recipe,
+            "preprocess": teacher.views.recipe(accelerator.device),
             "images": split.fingerprint,
             "view": seen,
             # what rounding depends on

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kd_core.preprocess import Preprocess
 
 MASK = (1 << 64) - 1
+FLOAT_RESIZE = 2  # version of resizing in floats: another number computes anew the cached logits that rest on it
 GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
@@ -70,6 +71,28 @@ def _mix(value: Tensor) -> Tensor:
 def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
     """The permutation of `rows` (int64 [n]) that epoch `epoch` goes through: int64 [n] on their device."""
     return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
+
+
+# -------------------------------------------------------------------------------------------------- resizing
+
+
+def resized(pixels: Tensor, side: int, interpolation: str) -> Tensor:
+    """Pixels [B,C,H,W] in [0, 255] -> [B,C,side,side]: whole gray levels, within two of Pillow's.
+
+    uint8 stays uint8; all else is computed and given in float32, as bytes are on a device other than the CPU: PyTorch
+    resizes bytes there alone.  Pillow goes across first and keeps bytes between the two passes, which cuts off what
+    bicubic overshoots; without that, hard edges would come out up to 31 levels off.
+    """
+    options: dict[str, Any] = {"mode": interpolation, "align_corners": False, "antialias": True}
+    if pixels.device.type == "cpu" and pixels.dtype == torch.uint8:  # ten times as fast as floats
+        return F.interpolate(pixels, (side, side), **options)
+    across = _as_bytes(F.interpolate(pixels.float(), (pixels.shape[2], side), **options))
+    return _as_bytes(F.interpolate(across, (side, side), **options))
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    """The values that a byte can hold, halves rounded up as Pillow does; in place."""
+    return pixels.add_(0.5).floor_().clamp_(0, 255)
 
 
 # --------------------------------------------------------------------------------------------------- views
@@ -198,8 +221,7 @@ class Views:
                 f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
             )
         self.size, self.resize = preprocess.size, preprocess.resize
-        # all that a clean view depends on, besides the image
-        self.recipe = {**asdict(preprocess), "image_size": image_size}
+        self._recipe = {**asdict(preprocess), "image_size": image_size}
         self.interpolation = preprocess.interpolation
         self.offsets, self.flip = 2 * crop_padding + 1, flip
         self.padding = crop_padding if image_size == self.size else 0
@@ -207,6 +229,7 @@ class Views:
             self.canvas = self.size + 2 * self.padding
         else:
             self.canvas = round(self.size * 8 / 7)
+        self._resizes = not image_size == self.resize == self.canvas - 2 * self.padding
         mean = torch.tensor(preprocess.mean, dtype=torch.float64)
         std = torch.tensor(preprocess.std, dtype=torch.float64)
         # For whole rows of pixels: an inner loop over three channels would be slow.
@@ -214,6 +237,11 @@ class Views:
         self._shift = (-mean / std).float().repeat(self.size)
         slack = self.canvas - self.size
         self._offset = torch.tensor([round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)])
+
+    def recipe(self, device: torch.device) -> dict[str, Any]:
+        """All that a clean view depends on besides the image, for the key of what is cached about it."""
+        in_floats = self._resizes and device.type != "cpu"
+        return {**self._recipe, **({"float_resize": FLOAT_RESIZE} if in_floats else {})}
 
     def train(
         self,
@@ -253,16 +281,10 @@ class Views:
             )
 
     def _resized(self, images: Tensor, side: int) -> Tensor:
-        """[B,H,W,3] -> [B,side,side,3]: whole grey levels in [0, 255] as Pillow gives them, within one on a GPU."""
+        """[B,H,W,3] -> [B,side,side,3]."""
         if images.shape[1] == side:
             return images
-        pixels = images.permute(0, 3, 1, 2)
-        if pixels.device.type != "cpu":  # which alone resizes bytes; it does so ten times as fast as floats
-            pixels = pixels.float()
-        resized = F.interpolate(pixels, (side, side), mode=self.interpolation, align_corners=False, antialias=True)
-        if resized.is_floating_point():
-            resized = resized.round_().clamp_(0, 255)  # bicubic overshoots at edges
-        return resized.permute(0, 2, 3, 1)
+        return resized(images.permute(0, 3, 1, 2), side, self.interpolation).permute(0, 2, 3, 1)
 
     def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:
         """[B,S,S,3] -> rows of pixels [B,size,size*3] at the offsets int64 [B] from the top and the left.

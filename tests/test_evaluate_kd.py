@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 import timm
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import evaluate_kd
 import kd_methods
 import train_kd
-from kd_core import cost
+from kd_core import cost, metrics
 from kd_core.checkpoints import RunFolder, read_metrics
 from kd_core.config import TeacherConfig, read_layer, resolve
 from kd_core.errors import UserError
@@ -53,6 +54,25 @@ def test_it_counts_the_very_same_correct_answers(folder, capsys):
     best = next(row for row in read_metrics(folder / "metrics.jsonl") if row.get("epoch") == summary["best_epoch"])
     assert found["loss_ce"] == pytest.approx(best["val/loss_ce"], rel=1e-6)
     assert f"{found['correct']} / {found['total']}" in capsys.readouterr().out
+
+
+def test_the_headline_metrics_come_from_hugging_faces_evaluate(folder, monkeypatch):
+    """They are asked of `evaluate`, and are those of `kd_core.metrics` for the logits that it was given."""
+    asked, compute = [], evaluate.EvaluationModule.compute
+
+    def spy(self, **inputs):
+        """As it was, and remembered; `evaluate` adds to this docstring."""
+        asked.append((self.name, inputs, compute(self, **inputs)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(evaluate.EvaluationModule, "compute", spy)
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
+    [(name, inputs, given)] = asked
+    logits, labels = (torch.from_numpy(inputs[key]) for key in ("predictions", "references"))
+    assert name == "kd_classification" and given == metrics.classification(logits, labels)
+    found = results(folder)
+    assert {"accuracy", "top5", "macro_accuracy", "auroc"} <= given.keys() and len(labels) == found["total"]
+    assert {key: found[key] for key in given} == given
 
 
 def test_an_exported_student_inside_its_run_and_the_test_split(folder):
@@ -350,7 +370,7 @@ def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tu
 
 
 def test_baselines_that_are_none(taught, folder, tmp_path):
-    names = [*read_object(folder / "student" / "config.json")["pretrained_cfg"]["label_names"]]
+    names = [*read_object(folder / "student" / "config.json")["label_names"]]
     cases: list[tuple[Path, str]] = [
         (tmp_path / "nowhere", "no such folder: .*nowhere; a run folder is needed"),
         (tmp_path, "holds no exported student"),
@@ -364,7 +384,7 @@ def test_baselines_that_are_none(taught, folder, tmp_path):
     cases.append((other, "was trained with data.test_size=0.2, the student with None"))
     other = altered(folder, tmp_path / "order")
     config = read_object(other / "student" / "config.json")
-    config["pretrained_cfg"]["label_names"] = names[::-1]
+    config["label_names"] = names[::-1]
     write_json(other / "student" / "config.json", config)
     cases.append((other, "knows the same classes in another order"))
     for path, text in cases:

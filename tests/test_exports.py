@@ -141,6 +141,14 @@ def test_an_export_that_differs_is_not_kept(written, pixels, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.parametrize("kind", ["timm", "hub"])
+def test_class_names_stand_at_the_top_and_in_timms_own_settings(written, pixels, tmp_path, kind):
+    loaded = models.load_export(written["test_vit"] / "student")
+    exports.write(kind, loaded, tmp_path / kind, exports.prepare(loaded, pixels), str)
+    config = json.loads((tmp_path / kind / "config.json").read_text())
+    assert config["label_names"] == config["pretrained_cfg"]["label_names"] == NAMES
+
+
 def test_what_counts_as_equal():
     def difference(scale: float, error: float) -> float:
         logits = torch.full((3, 2), scale)

@@ -166,27 +166,41 @@ def test_ensemble_is_the_mean_of_probabilities():
     assert torch.allclose(metrics.ensemble_logits(logits).exp(), logits.softmax(-1).mean(0), atol=1e-6)
 
 
-def test_the_evaluate_module_works_offline_with_an_empty_cache(tmp_path):
-    code = (
-        "import torch; from kd_core import metrics; s = torch.eye(4); "
-        "print(metrics.evaluate_module().compute(predictions=s.numpy(), references=[0, 1, 2, 0])['correct'])"
-    )
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(tmp_path),
-        "HF_HOME": str(tmp_path / "home"),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "3", done.stderr
+# ------------------------------------------------------------------------------------ through Hugging Face's evaluate
+
+THROUGH = (
+    "import sys, torch; from kd_core import metrics; assert 'evaluate' not in sys.modules; "
+    "print(metrics.through_evaluate()(torch.eye(4), torch.tensor([0, 1, 2, 0]))['correct'])"
+)
 
 
-def test_the_evaluate_module_gives_the_same_numbers():
-    logits, labels = sample(100, 7)
-    module = metrics.evaluate_module()
-    assert module.compute(predictions=logits.numpy(), references=labels.numpy()) == metrics.classification(
-        logits, labels
-    )
+def offline(home, **variables):
+    """The environment of a process without network, whose caches are in `home`, empty at first."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {**known, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), **variables}
+
+
+def test_the_evaluate_module_works_offline_and_at_once_with_an_empty_cache(tmp_path):
+    """Two processes: nothing but the module's code is written, so there is nothing to fight over."""
+    command = [sys.executable, "-c", THROUGH]
+    running = [subprocess.Popen(command, env=offline(tmp_path), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in running] == ["3", "3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["modules"]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".py", ".json", ".lock", ".pyc"}
+
+
+def test_a_folder_that_evaluate_cannot_write_is_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    environment = offline(tmp_path, HF_MODULES_CACHE=str(tmp_path / "file" / "modules"))
+    done = subprocess.run([sys.executable, "-c", THROUGH], env=environment, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "UserError: HF_MODULES_CACHE: `evaluate` cannot copy its metrics to " in last and str(tmp_path) in last
+    assert last.endswith("set this environment variable to a folder that can be written")
+
+
+def test_what_does_without_evaluate_does_not_import_it():
+    code = "import sys, train_kd, evaluate_kd, compare_kd; sys.exit('evaluate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # ------------------------------------------------------------------------ everything, on random and degenerate inputs
@@ -233,6 +247,30 @@ CASES = [
 @pytest.fixture(params=CASES)
 def inputs(request):
     return case(request.param)
+
+
+def test_the_evaluate_module_gives_the_same_numbers(inputs):
+    """Bit for bit, from tensors, and from lists as its users may have them."""
+    logits, labels = inputs
+    expected = metrics.classification(logits, labels)
+    module = metrics.evaluate_module()
+    for found in (
+        metrics.through_evaluate()(logits, labels),
+        module.compute(predictions=logits.numpy(), references=labels.numpy()),
+        module.compute(predictions=logits.tolist(), references=labels.tolist()),
+    ):
+        assert found.keys() == expected.keys()
+        np.testing.assert_array_equal([*found.values()], [*expected.values()])  # for which NaN equals NaN
+
+
+def test_through_evaluate_errors_are_the_same():
+    logits, labels = sample(5)
+    classify = metrics.through_evaluate()
+    with pytest.raises(UserError, match="no images"):
+        classify(logits[:0], labels[:0])
+    with pytest.raises(NonFinite, match="logits of 1 of 5 images not finite, number 3"):
+        classify(logits.index_fill(0, torch.tensor([3]), math.inf), labels)
+    assert classify(logits, labels) == metrics.classification(logits, labels)  # which can be asked again
 
 
 def first_of_the_largest(logits):

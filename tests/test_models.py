@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.models._hub import load_model_config_from_path
 
 from kd_core import models
 from kd_core.errors import UserError
@@ -235,6 +236,39 @@ assert "kd_core" not in sys.modules
     for index in ("3", "4"):  # here the zoo is registered
         model = timm.create_model(f"local-dir:{tmp_path / index}", pretrained=True).eval()
         assert torch.equal(model(images), expected[index])
+
+
+def test_class_names_stand_where_readers_look(tmp_path):
+    """At the top, as timm's own writer has them, and as timm's own reader finds them."""
+    names, model = ["ant", "bee", "cat"], exported(tmp_path / "ours", "resnet10t")
+    timm.models.save_for_hf(model, tmp_path / "timms", model_config={"label_names": names}, safe_serialization=True)
+    ours, timms = (json.loads((tmp_path / by / "config.json").read_text()) for by in ("ours", "timms"))
+    assert timms.keys() - ours.keys() <= {"global_pool"}  # "for informational purposes", as timm says
+    assert ours["label_names"] == timms["label_names"] == ours["pretrained_cfg"]["label_names"] == names
+    for by in ("ours", "timms"):
+        assert models.load_export(tmp_path / by).class_names == names
+        cfg, architecture, _ = load_model_config_from_path(tmp_path / by)
+        assert (cfg["label_names"], cfg["num_classes"], architecture) == (names, 3, "resnet10t")
+
+
+def test_class_names_of_older_exports_are_read(tmp_path):
+    """Theirs stand inside `pretrained_cfg` alone."""
+    exported(tmp_path, "resnet10t")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["label_names"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert models.load_export(tmp_path).class_names == ["ant", "bee", "cat"]
+    assert load_model_config_from_path(tmp_path)[0]["label_names"] == ["ant", "bee", "cat"]
+
+
+def test_without_class_names_the_top_does_not_speak_of_them(tmp_path):
+    model = create_model("resnet10t", num_classes=3)
+    models.export(
+        model, tmp_path, architecture="resnet10t", model_args={}, num_classes=3, class_names=None,
+        preprocess=PREPROCESS,
+    )  # fmt: skip
+    assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
+    assert models.load_export(tmp_path).class_names is None
 
 
 def test_tied_and_channels_last_parameters_are_exported(tmp_path):

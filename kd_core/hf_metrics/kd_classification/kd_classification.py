@@ -12,6 +12,12 @@ _DESCRIPTION = "Accuracy (top-1, top-5, macro), cross-entropy, Brier score, cali
 class KDClassification(evaluate.Metric):
     """predictions: logits, one list of C floats a sample; references: integer labels."""
 
+    def __init__(self, **options):
+        super().__init__(**options)
+        # All rows are equally long, so they are read back as one array; else each number would become a Python object.
+        # `MetricInfo` itself takes a format only where a row is a single value.
+        self.info.format = "numpy"
+
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
