@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 import kd_methods
+from kd_core import uncertainty
 from kd_core.errors import UserError
 from kd_core.page import lookup
 from kd_core.runs import Found, Run, number
@@ -107,9 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
     """better, worse or cannot tell, by the corrected p-value `p_holm`."""
-    if found["p_holm"] is None or found["p_holm"] > 1 - confidence:
-        return "cannot tell"
-    return "better" if (found["mean"] > 0) == higher else "worse"
+    return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
 
 
 # -------------------------------------------------------------------------------------------------------- grouping

@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from kd_core.errors import printable
+from kd_core.labels import LABELS
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -124,11 +125,11 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
     figure, (loss, accuracy, rate) = _figure(3.2, 1, 3)
 
     terms = {"train/loss_total": "training, what is minimised", "train/loss_label": "training, labels' term",
-             "val/loss_ce": "validation, cross-entropy"}  # fmt: skip
+             "val/loss_ce": f"validation, {LABELS['loss_ce']}"}  # fmt: skip
     _lines(loss, rows, {name: label for name, label in terms.items() if name in known}, "loss (nats)")
     _legend(loss)
     shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation"}
-    _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, "top-1 accuracy")
+    _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, LABELS["accuracy"])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     judged = [row for row in rows if "val/accuracy" in row]
     if judged:
@@ -270,7 +271,7 @@ def reliability(
     axes.bar(lower, confidence - accuracy, upper - lower, accuracy, align="edge", facecolor="none",
              edgecolor=VERMILLION, hatch="////", linewidth=0.8, label="gap to the confidence")  # fmt: skip
     axes.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    title = f"calibration error (ECE) {ece:.1%}"
+    title = f"{LABELS['ece']} {ece:.1%}"
     if after:
         temperature, scaled, scaled_ece = after
         points = np.array([scaled["mean_confidence"], scaled["accuracy"]], dtype=float)
@@ -278,7 +279,7 @@ def reliability(
                   label=f"accuracy at temperature {temperature:.2f}")  # fmt: skip
         title += f", {scaled_ece:.1%} at temperature {temperature:.2f}"
     axes.set_title(title)
-    axes.set_ylabel("top-1 accuracy in the bin")
+    axes.set_ylabel(f"{LABELS['accuracy']} in the bin")
     axes.set_ylim(0, 1)
     axes.set_xlim(0, 1)
     axes.legend(loc="upper left")
@@ -370,7 +371,7 @@ def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, title: str 
         axes.text(point + (0.03 if point >= 0 else -0.03) * reach, place, f"{point:+.1f}".replace("-", "−"),
                   va="center", ha="left" if point >= 0 else "right", fontsize=8.5)  # fmt: skip
     axes.margins(x=0.22, y=0.02)
-    axes.set_xlabel("gain (percentage points)")
+    axes.set_xlabel(f"{LABELS['gain']} (points)")
     axes.set_title(title)
     axes.grid(True, axis="x")
 
@@ -397,8 +398,8 @@ def gains(names: Sequence[str], values: Sequence[float]) -> Figure:
     mean = float(points.mean())
     parts["all"].axhline(mean, color=BLACK, linewidth=1.2, linestyle="--", label=f"mean {mean:+.1f}".replace("-", "−"))
     parts["all"].legend(loc="upper right")
-    parts["all"].set_xlabel("classes, from the greatest gain to the greatest loss")
-    parts["all"].set_ylabel("gain (percentage points)")
+    parts["all"].set_xlabel("classes, from the greatest rise to the greatest fall")
+    parts["all"].set_ylabel(f"{LABELS['gain']} (points)")
     parts["all"].set_title(title)
     parts["all"].margins(x=0.01)
     parts["all"].grid(True, axis="y")

@@ -1356,7 +1356,7 @@ def importances(study: optuna.Study, trials: Sequence[FrozenTrial], sweep: Sweep
     if len(several) == 1:
         raise ValueError(f"only {several[0]} took more than one value, so its share is all")
     if len(finite) < needed:
-        raise ValueError(f"{len(finite)} finished trials are too few for {len(several)} parameters; {needed} are needed")
+        raise ValueError(f"{len(finite)} finished trials are too few for {len(several)} parameters, {needed} would do")
     if max(values) - min(values) <= 1e-9 * max(map(abs, values)):
         raise ValueError(f"{sweep.metric} is the same in all {len(finite)} trials")
     with warnings.catch_warnings():

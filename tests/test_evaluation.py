@@ -12,13 +12,14 @@ from test_metrics import CASES, case, sample
 
 from kd_core import metrics, report
 from kd_core.errors import UserError
-from kd_core.evaluation import Predictions, evaluate, logged
+from kd_core.evaluation import GAIN, Predictions, evaluate, logged
 from kd_core.meter import NonFinite
 from kd_core.superclasses import CIFAR100, superclasses_of
 
 PLAIN = {
     "split", "correct", "total", "accuracy", "top5", "macro_accuracy", "loss_ce", "nll", "brier", "ece", "ece_adaptive",
     "auroc", "auroc_classes_left_out", "temperature_scaling", "reliability", "per_class", "confusion", "most_confused",
+    "accuracy_interval",
 }  # fmt: skip
 BESIDE_TEACHERS = {"teachers", "ensemble", "against_teachers"}
 
@@ -41,7 +42,7 @@ def test_its_shape(name, count):
     """On every degenerate input: the keys, plain JSON without NaN, and tables and rows that can be made of it."""
     given = predictions(name, count, alone=count == 1)
     found = evaluate(given, given)
-    more = (BESIDE_TEACHERS if count else set()) | ({"alone", "gain"} if count == 1 else set())
+    more = (BESIDE_TEACHERS if count else set()) | ({"alone", *GAIN} if count == 1 else set())
     assert set(found) == PLAIN | more
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     classes = len(given.class_names)
@@ -62,10 +63,12 @@ def test_values_are_those_of_the_metrics():
         given.student, given.labels
     )
     temperature = metrics.fit_temperature(fitted.student, fitted.labels)
+    scaled = metrics.calibration(given.student / temperature, given.labels)
     assert found["temperature_scaling"] == {
         "temperature": temperature,
         "fitted_on": "val",
-        **metrics.calibration(given.student / temperature, given.labels),
+        **scaled,
+        "helped": scaled["nll"] < found["nll"] and scaled["ece"] < found["ece"],
     }
     predicted = given.student.argmax(1)
     assert given.teachers is not None and given.alone is not None

@@ -102,6 +102,7 @@ def test_every_number_is_the_one_of_the_summary(report, tree):
     assert {re.sub(r"\d+", "0", key) for key in unshown} == {
         "run_id", "status", "findings.0.value", "evaluation.val.split", "evaluation.val.loss_ce",
         "evaluation.val.ensemble.name", "evaluation.val.alone.auroc", "teachers.0.name",
+        "evaluation.val.temperature_scaling.helped",
     }  # fmt: skip
     numbers = [text for attrs, text, _ in tree.all("td") if re.search(r"\d", text)]
     assert len(numbers) > 60
@@ -120,7 +121,7 @@ def test_numbers_in_cells_and_cards_name_their_keys(report):
     ("value", "kind", "text"),
     [
         (0.96071, "share", "96.07%"), (1.0, "share", "100.00%"), (0.0123, "points", "+1.23 points"),
-        (-0.2, "points", "−20.00 points"), (0.0, "points", "0.00 points"), (1.5, "figure", "1.500"),
+        (-0.2, "points", "−20.00 points"), (0.011, "error", "1.10 points"), (0.0, "points", "0.00 points"), (1.5, "figure", "1.500"),
         (0.00012345, "figure", "0.0001234"), (123456.7, "figure", "123,457"), (0.0, "figure", "0.000"),
         (1234567, "count", "1,234,567"), (321987, "bytes", "0.32 MB"), ("<b>", "text", "<b>"),
         (None, "share", "–"), (float("nan"), "figure", "–"),

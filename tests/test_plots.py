@@ -97,7 +97,7 @@ def test_training_curves_are_the_rows_and_the_star_is_the_selected_epoch():
     loss, accuracy, rate = plots.training_curves(rows).axes
     shown = lines(loss)
     assert shown["training, what is minimised"] == (list(range(1, 13)), [row["train/loss_total"] for row in epochs])
-    assert shown["validation, cross-entropy"][1] == [row["val/loss_ce"] for row in epochs]
+    assert shown["validation, cross-entropy (nats)"][1] == [row["val/loss_ce"] for row in epochs]
     assert lines(accuracy)["validation"][1] == [row["val/accuracy"] for row in epochs]
     [star] = [label for label in lines(accuracy) if label.startswith("selected")]
     assert star == "selected: epoch 11, 55.0%"  # the first of two
@@ -134,7 +134,7 @@ def test_reliability_is_the_bins():
     bins |= {"mean_confidence": [None, 0.9], "accuracy": [None, 0.75]}
     scaled = {**bins, "mean_confidence": [float("nan"), 0.7], "accuracy": [float("nan"), 0.8]}
     axes, histogram = plots.reliability(bins, 0.15, (1.5, scaled, 0.1)).axes
-    assert axes.get_title(loc="left") == "calibration error (ECE) 15.0%, 10.0% at temperature 1.50"
+    assert axes.get_title(loc="left") == "calibration error (ECE, 15 bins) 15.0%, 10.0% at temperature 1.50"
     accuracy, gap = (container.patches for container in axes.containers)
     assert accuracy[1].get_height() == 0.75 and np.isnan(accuracy[0].get_height())
     assert gap[1].get_y() == 0.75 and gap[1].get_height() == pytest.approx(0.15)
