@@ -126,8 +126,36 @@ def table_of(pivoted: dict[str, Any]) -> Table:
     for name, cells in zip(pivoted["rows"], pivoted["cells"], strict=True):
         rows.append([Cell(name), *(mean_and_deviation(cell, metric, count=True) for cell in cells)])
     unit = ", percent" if is_percent(metric) else ""
-    title = f"{metric}{unit}: mean ± sample deviation (number of seeds)"
-    return Table(title, [", ".join(pivoted["row_keys"]), *pivoted["cols"]], rows, list(pivoted["warnings"]), headers)
+    title = f"{metric}{unit}: mean ± sample deviation (number of seeds n)"
+    header = [", ".join(pivoted["row_keys"]), *pivoted["cols"]]
+    return Table(title, header, rows, [*pivoted["warnings"], *_gaps(pivoted), _marks(pivoted)], headers)
+
+
+def _gaps(pivoted: dict[str, Any]) -> list[str]:
+    """What a paper's table lacks, in words: its empty cells, and cells of fewer seeds than others of the column."""
+    lines = [(f"student {ALONE}", pivoted["alone"])] if any(pivoted["alone"]) else []
+    lines += list(zip(pivoted["rows"], pivoted["cells"], strict=True))
+    gaps: dict[str, list[str]] = {"empty, no finished run": [], "fewer seeds than others of the column": []}
+    for row, cells in lines:
+        for column, cell in zip(pivoted["cols"], cells, strict=True):
+            lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
+            if cell is None:
+                gaps["empty, no finished run"].append(f"{row} in {column}")
+            elif lacking:
+                seeds = ", ".join(map(str, lacking[0]))
+                gaps["fewer seeds than others of the column"].append(f"{row} in {column} (without seeds {seeds})")
+    for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
+        if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):
+            gaps.setdefault("empty, not told by the runs", []).append(f"teacher in {column}")
+    return [f"{reason}: {'; '.join(cells)}" for reason, cells in gaps.items() if cells]
+
+
+def _marks(pivoted: dict[str, Any]) -> str:
+    """What a mark in a paper's table means."""
+    level = f"{100 * pivoted['confidence_level']:g}%"
+    rule = f"if the {level} interval of its difference to the next one, the student alone included, leaves out 0"
+    marked = any(cell and cell["mark"] for row in pivoted["cells"] for cell in row)
+    return f"the best and the second of a column are marked {rule}{'' if marked else '; none does'}"
 
 
 def remarks(compared: dict[str, Any]) -> list[str]:
@@ -233,9 +261,19 @@ def latex(table: Table) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            *(f"% {one_line(note)}" for note in table.notes),
+            *_latex_notes(table),
         ]
     )
+
+
+def _latex_notes(table: Table) -> list[str]:
+    """The title, which says what the figures are, and the notes, as small print below a table."""
+    return [
+        r"\par\smallskip",
+        r"{\footnotesize",
+        *(rf"{tex_escape(line)}.\par" for line in (table.title, *table.notes)),
+        "}",
+    ]
 
 
 def csv_of(compared: dict[str, Any]) -> str:

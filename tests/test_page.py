@@ -121,7 +121,8 @@ def test_numbers_in_cells_and_cards_name_their_keys(report):
     ("value", "kind", "text"),
     [
         (0.96071, "share", "96.07%"), (1.0, "share", "100.00%"), (0.0123, "points", "+1.23 points"),
-        (-0.2, "points", "−20.00 points"), (0.011, "error", "1.10 points"), (0.0, "points", "0.00 points"), (1.5, "figure", "1.500"),
+        (-0.2, "points", "−20.00 points"), (0.0, "points", "0.00 points"), (1.5, "figure", "1.500"),
+        (0.011, "error", "1.10 points"),
         (0.00012345, "figure", "0.0001234"), (123456.7, "figure", "123,457"), (0.0, "figure", "0.000"),
         (1234567, "count", "1,234,567"), (321987, "bytes", "0.32 MB"), ("<b>", "text", "<b>"),
         (None, "share", "–"), (float("nan"), "figure", "–"),
