@@ -386,7 +386,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str
         if timed:
             path = folder / f"cost{suffix}.png"
             costs = {row["label"]: (row["cost"]["training_seconds"], row["mean"], row["deviation"]) for row in timed}
-            plots.save(plots.against_cost(costs, metric, percent=percent), path)
+            plots.save(plots.against_cost(costs, metric, percent=percent, within=comparison.limits(metric)), path)
             told = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
             caption = f"{one['title']}: {metric} against the time of training, mean and deviation over the seeds."
             found.append((path, f"training time of {told}", f"{caption} Times compare on equal machines only."))

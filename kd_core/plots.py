@@ -232,11 +232,17 @@ def seeds(
 
 
 @_styled
-def against_cost(costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool) -> Figure:
-    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation)."""
+def against_cost(
+    costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool, within: tuple[float, float]
+) -> Figure:
+    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation).
+
+    Bars of the deviation end at the limits `within` which the metric lies.
+    """
     figure, [axes] = _figure(3.6)
     for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
-        axes.errorbar(seconds, mean, yerr=deviation, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
+        bars = None if deviation is None else [[min(deviation, abs(mean - limit))] for limit in within]
+        axes.errorbar(seconds, mean, yerr=bars, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
                       markersize=8, capsize=4, linestyle="none", label=short(name, 40))  # fmt: skip
     longest = max(seconds for seconds, _, _ in costs.values())
     scale, unit = (3600, "hours") if longest >= 7200 else (60, "minutes") if longest >= 120 else (1, "seconds")

@@ -142,6 +142,13 @@ def test_reliability_is_the_bins():
     assert [patch.get_height() for patch in histogram.containers[0].patches] == [0, 1]
 
 
+def test_bars_of_a_deviation_end_at_what_a_figure_can_be():
+    costs = {"a": (10.0, 0.99, 0.02), "b": (20.0, 0.5, 0.1), "c": (30.0, 0.7, None)}
+    axes = plots.against_cost(costs, "val/accuracy", percent=True, within=(0.0, 1.0)).axes[0]
+    ends = [bar.get_segments()[0][:, 1].tolist() for one in axes.containers for bar in one[2]]
+    assert ends == [pytest.approx([0.97, 1.0]), pytest.approx([0.4, 0.6])]
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("classes", [10, 100])
 def test_the_confusion_matrix_is_in_shares_of_rows(classes, grouped):
