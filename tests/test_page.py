@@ -234,6 +234,45 @@ def test_both_splits_and_no_scaling(tmp_path):
                         "teacher-weights-val"}  # fmt: skip
 
 
+def test_the_difference_to_the_student_alone_is_no_claim(report, tree):
+    own = report[1]["summary"]["evaluation"]["val"]
+    [card] = [text for attrs, text, _ in tree.all("dl") if text.startswith("difference to the student alone")]
+    images, error = f"{own['gain_images']} of {own['total']} images", 100 * own["gain_error"]
+    assert f"{images}, standard error {error:.2f} points:" in card
+    assert f"{own['gain_verdict']} on these images" in card and "one seed each, so another may differ" in card
+    text = report[0].read_text(encoding="utf-8")
+    assert "gain by its teachers" not in text and "What the teachers brought" not in text
+
+
+@pytest.mark.parametrize("helped", [True, False])
+def test_the_page_says_when_temperature_scaling_did_not_help(tmp_path, helped):
+    made = sample_run.predictions()
+    figures = evaluate(made, made)
+    assert figures["temperature_scaling"]["helped"]
+    figures["temperature_scaling"]["helped"] = helped
+    evaluations = {"val": figures}
+    summary = sample_run.summary(made, evaluations)
+    path, _ = sample_run.report(tmp_path / "run", made, evaluations=evaluations, summary=summary)
+    words = " ".join(text for _, text, _ in Tree(path.read_text(encoding="utf-8")).all("p", "dd"))
+    assert ("Temperature scaling did not help on these images: cross-entropy (nats)" in words) is not helped
+    assert (": it did not help" in words) is not helped
+
+
+def test_an_evaluation_of_before_is_shown_without_what_it_lacks(tmp_path):
+    made = sample_run.predictions()
+    figures = evaluate(made, made)
+    for name in ("accuracy_interval", "gain_images", "gain_error", "gain_p", "gain_verdict"):
+        del figures[name]
+    del figures["temperature_scaling"]["helped"]
+    for row in figures["per_class"]:
+        del row["gain_images"], row["gain_error"]
+    summary = sample_run.summary(made, {"val": figures})
+    path, _ = sample_run.report(tmp_path / "run", made, evaluations={"val": figures}, summary=summary)
+    text = path.read_text(encoding="utf-8")
+    main = text[text.index("<main") : text.index('id="cost"')]
+    assert "standard error of the difference" not in main and "did not help" not in main and "Wilson" not in main
+
+
 def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path, arguments = sample_run.report(tmp_path / "run", **NOTHING)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
