@@ -282,8 +282,8 @@ def reliability(
         temperature, scaled, scaled_ece = after
         points = np.array([scaled["mean_confidence"], scaled["accuracy"]], dtype=float)
         axes.plot(*points[:, np.isfinite(points).all(0)], color=PURPLE, marker="o", markersize=4, linewidth=1.6,
-                  label=f"accuracy at temperature {temperature:.2f}")  # fmt: skip
-        title += f", {scaled_ece:.1%} at temperature {temperature:.2f}"
+                  label=f"accuracy at {LABELS['temperature']} {temperature:.2f}")  # fmt: skip
+        title += f", {scaled_ece:.1%} at {LABELS['temperature']} {temperature:.2f}"
     axes.set_title(title)
     axes.set_ylabel(f"{LABELS['accuracy']} in the bin")
     axes.set_ylim(0, 1)
@@ -365,16 +365,18 @@ def confusion(
     return figure
 
 
-def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, title: str = "") -> None:
-    """Horizontal bars with names and values; gains are fractions, drawn as percentage points."""
+def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, errors: np.ndarray, title: str = "") -> None:
+    """Horizontal bars with names, values and standard errors; all are fractions, drawn as percentage points."""
     places, points = np.arange(len(gains)), 100 * gains
-    axes.barh(places, points, color=[BLUE if gain >= 0 else VERMILLION for gain in gains], height=0.72)
+    colors, whiskers = [BLUE if gain >= 0 else VERMILLION for gain in gains], 100 * errors
+    axes.barh(places, points, color=colors, height=0.72, xerr=whiskers, ecolor=GREY, error_kw={"linewidth": 1.2})
     axes.set_yticks(places, [short(name, 20) for name in names])
     axes.invert_yaxis()
     axes.axvline(0, color=BLACK, linewidth=0.9)
     reach = max(1.0, float(np.abs(points).max()))
-    for place, point in enumerate(points.tolist()):
-        axes.text(point + (0.03 if point >= 0 else -0.03) * reach, place, f"{point:+.1f}".replace("-", "−"),
+    for place, (point, error) in enumerate(zip(points.tolist(), whiskers.tolist(), strict=True)):
+        beyond = error + 0.03 * reach
+        axes.text(point + (beyond if point >= 0 else -beyond), place, f"{point:+.1f}".replace("-", "−"),
                   va="center", ha="left" if point >= 0 else "right", fontsize=8.5)  # fmt: skip
     axes.margins(x=0.22, y=0.02)
     axes.set_xlabel(f"{LABELS['gain']} (points)")
@@ -383,17 +385,19 @@ def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, title: str 
 
 
 @_styled
-def gains(names: Sequence[str], values: Sequence[float]) -> Figure:
+def gains(names: Sequence[str], values: Sequence[float], errors: Sequence[float] | None = None) -> Figure:
     """Each class's accuracy minus that of the same student trained alone, sorted; beyond FEW the ends are named.
 
-    `values` are differences of fractions, one for each name.
+    `values` are differences of fractions, one for each name, and `errors` their standard errors.
     """
     values_, order = np.array(values), np.argsort(-np.array(values), kind="stable")
-    better, worse = int((values_ > 0).sum()), int((values_ < 0).sum())
-    title = f"{better} classes better, {worse} worse, {len(values_) - better - worse} alike"
+    errors_ = np.zeros(len(values_)) if errors is None else np.array(errors)
+    higher, lower = int((values_ > 0).sum()), int((values_ < 0).sum())
+    bars = "" if errors is None else "; lines: one standard error"
+    title = f"{higher} classes higher, {lower} lower, {len(values_) - higher - lower} equal{bars}"
     if len(order) <= FEW:
         figure, [axes] = _figure(0.9 + 0.34 * len(order))
-        _named_bars(axes, [names[i] for i in order], values_[order], title)
+        _named_bars(axes, [names[i] for i in order], values_[order], errors_[order], title)
         return figure
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     parts = figure.subplot_mosaic([["all", "all"], ["best", "worst"]], height_ratios=(1, 1.35))
@@ -411,7 +415,7 @@ def gains(names: Sequence[str], values: Sequence[float]) -> Figure:
     parts["all"].grid(True, axis="y")
     ends = (("best", order[:10], "ten best"), ("worst", order[::-1][:10], "ten worst, the worst first"))
     for part, chosen, name in ends:
-        _named_bars(parts[part], [names[i] for i in chosen], values_[chosen], name)
+        _named_bars(parts[part], [names[i] for i in chosen], values_[chosen], errors_[chosen], name)
     return figure
 
 

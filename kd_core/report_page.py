@@ -139,7 +139,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     after, effect = None, ""
     if scaling:
         effect = (
-            f" After temperature scaling by {page.shown(scaling['temperature'], 'figure')}: "
+            f" At {LABELS['temperature']} {page.shown(scaling['temperature'], 'figure')}: "
             f"{page.shown(scaling['ece'], 'share')}."
         )
         if predictions:
@@ -175,11 +175,13 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         )
     gains = [(row["name"], row["gain"]) for row in figures["per_class"] if row.get("gain") is not None]
     if gains:
+        known = [row["gain_error"] for row in figures["per_class"] if row.get("gain_error") is not None]
+        errors = known if len(known) == len(gains) else None  # evaluations of before have none
         best, worst_class = max(gains, key=lambda pair: pair[1]), min(gains, key=lambda pair: pair[1])
         drawn["gains"] = Plot(
-            plots.gains([name for name, _ in gains], [gain for _, gain in gains]),
-            f"Bars of each class's {LABELS['gain']}. Best: {best[0]}, "
-            f"{page.shown(best[1], 'points')}; worst: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
+            plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
+            f"Bars of each class's {LABELS['gain']}. Highest: {best[0]}, "
+            f"{page.shown(best[1], 'points')}; lowest: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
             "Each class's accuracy minus that of the same student trained alone. With few images most of this is "
             "chance: the table of classes has each standard error.",
         )
