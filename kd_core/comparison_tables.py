@@ -135,27 +135,28 @@ def _gaps(pivoted: dict[str, Any]) -> list[str]:
     """What a paper's table lacks, in words: its empty cells, and cells of fewer seeds than others of the column."""
     lines = [(f"student {ALONE}", pivoted["alone"])] if any(pivoted["alone"]) else []
     lines += list(zip(pivoted["rows"], pivoted["cells"], strict=True))
-    gaps: dict[str, list[str]] = {"empty, no finished run": [], "fewer seeds than others of the column": []}
+    empty, fewer, untold = "missing, no finished run", "missing seeds that others of the column have", "missing figures"
+    gaps: dict[str, list[str]] = {empty: [], fewer: [], untold: []}
     for row, cells in lines:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
             lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
             if cell is None:
-                gaps["empty, no finished run"].append(f"{row} in {column}")
+                gaps[empty].append(f"{row} in {column}")
             elif lacking:
                 seeds = ", ".join(map(str, lacking[0]))
-                gaps["fewer seeds than others of the column"].append(f"{row} in {column} (without seeds {seeds})")
+                gaps[fewer].append(f"{row} in {column} ({seeds})")
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
         if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):
-            gaps.setdefault("empty, not told by the runs", []).append(f"teacher in {column}")
+            gaps[untold].append(f"teacher in {column}")
     return [f"{reason}: {'; '.join(cells)}" for reason, cells in gaps.items() if cells]
 
 
 def _marks(pivoted: dict[str, Any]) -> str:
     """What a mark in a paper's table means."""
     level = f"{100 * pivoted['confidence_level']:g}%"
-    rule = f"if the {level} interval of its difference to the next one, the student alone included, leaves out 0"
+    rule = f"if the {level} interval of its difference to the next one, the student alone counted, leaves out 0"
     marked = any(cell and cell["mark"] for row in pivoted["cells"] for cell in row)
-    return f"the best and the second of a column are marked {rule}{'' if marked else '; none does'}"
+    return f"the best of a column, and then the second, is marked only {rule}{'' if marked else '; none is here'}"
 
 
 def remarks(compared: dict[str, Any]) -> list[str]:

@@ -437,16 +437,16 @@ def test_a_papers_table(tmp_path):
     assert "| 85.00 ± 7.07 (2) |" in comparison_tables.markdown(table)
     left, right = found["cols"]
     notes = [
-        f"empty, no finished run: student alone in {right}; {C} in {right}",
-        f"fewer seeds than others of the column: {C} in {left} (without seeds 2, 3, 4)",
-        f"empty, not told by the runs: teacher in {right}",
+        f"missing, no finished run: student alone in {right}; {C} in {right}",
+        f"missing seeds that others of the column have: {C} in {left} (2, 3, 4)",
+        f"missing figures: teacher in {right}",
     ]
     below = tex.partition(r"\end{tabular}")[2]
     assert "mean $\\pm$ sample deviation (number of seeds n)" in below and r"\footnotesize" in below
     for note in notes:
         assert f"note: {note}" in lines and note in table.notes
         assert comparison_tables.tex_escape(note) in below
-    assert "none does" in table.notes[-1]
+    assert "none is here" in table.notes[-1]
 
 
 CLOSE = [value - shift for value, shift in zip(VALUES, (0.002, -0.004, 0.003, -0.002, 0.001), strict=True)]
@@ -486,7 +486,7 @@ def test_a_best_is_marked_where_its_interval_leaves_out_the_next(alone, methods,
     table = comparison_tables.table_of(found)
     assert comparison_tables.latex(table).count(r"\textbf") == marks.count("best")
     assert comparison_tables.terminal(table).count("*") == 2 * marks.count("best")  # once in the legend
-    assert ("none does" in table.notes[-1]) == ("best" not in marks)
+    assert ("none is here" in table.notes[-1]) == ("best" not in marks)
 
 
 def test_figures_of_a_real_evaluation():
@@ -632,7 +632,7 @@ def test_a_papers_table_as_files(tmp_path):
     assert (C, "cifar_vgg13") not in cells
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "<strong>" not in page and "Bold" not in page and "train_kd.py --config" in page
-    assert "empty, no finished run: student alone in" in page
+    assert "missing, no finished run: student alone in" in page
     clear = several(A) + several(B, BELOW) + several(C, LOWEST) + several(LABEL_ONLY, LOWEST)
     found = pivot(Found(clear, []), "kd.type", "pair")
     comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
