@@ -19,22 +19,16 @@ from kd_core.config import Config
 from kd_core.errors import printable
 from kd_core.exports import ABOUT, OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
+from kd_core.labels import LABELS
 from kd_core.models import LoadedModel, count_parameters
 from kd_core.privacy import redacted
 from kd_core.teachers import EXPOSED
 from kd_core.tracking import code_version
 
-# Figures of an evaluation, and how a card calls them; the Hub's name for those that it knows.
-FIGURES = {
-    "accuracy": ("accuracy", "accuracy"),
-    "top5": ("top-5 accuracy", None),
-    "macro_accuracy": ("accuracy, mean over classes", None),
-    "auroc": ("AUROC, one-vs-rest, macro", "roc_auc"),
-    "nll": ("negative log-likelihood (nats)", None),
-    "brier": ("Brier score", "brier_score"),
-    "ece": ("calibration error (ECE, 15 bins)", None),
-    "ece_adaptive": ("adaptive calibration error", None),
-}
+HUB = {"accuracy": "accuracy", "auroc": "roc_auc", "brier": "brier_score"}  # figures that the Hub has a name for
+SHOWN = ("accuracy", "top5", "macro_accuracy", "auroc", "nll", "brier", "ece", "ece_adaptive")
+# Figures of an evaluation: how a card calls them, and the Hub's name.
+FIGURES = {key: (LABELS[key], HUB.get(key)) for key in SHOWN}
 SHARES = ("accuracy", "top5", "macro_accuracy")  # which are written in percent
 SECTIONS = ("data", "model", "teachers", "kd", "training")  # of the settings: those that shape a student
 LIBRARIES = ("torch", "torchvision", "timm")

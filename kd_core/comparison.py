@@ -6,16 +6,19 @@ What the figures mean, with sources: docs/comparing.md.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 import kd_methods
+from kd_core import uncertainty
 from kd_core.config import IMPORTS
 from kd_core.errors import UserError
 from kd_core.page import lookup
@@ -27,7 +30,7 @@ DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
 HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
 LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
 # of the figures that are better when higher, those that are shares of images
-PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain)"
+PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain|gain_error)"
 
 
 def higher_is_better(metric: str) -> bool | None:
@@ -42,21 +45,34 @@ def is_percent(metric: str) -> bool:
     return bool(re.fullmatch(PERCENT, re.split(r"[/.]", metric)[-1]))
 
 
+def limits(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have; infinite where there is none."""
+    last = re.split(r"[/.]", metric)[-1]
+    if re.fullmatch(r"gain", last):
+        return -1.0, 1.0
+    if is_percent(metric) or re.fullmatch(r"auroc|ece\w*", last):
+        return 0.0, 1.0
+    return (0.0 if re.fullmatch(LOWER, last) else -math.inf), math.inf
+
+
 # ------------------------------------------------------------------------------------------------------ statistics
 
+ANY = (-math.inf, math.inf)
 
-def spread(values: Sequence[float], confidence: float) -> dict[str, Any]:
-    """{n, mean, deviation, interval} of the values of several seeds.
 
-    deviation is the sample standard deviation (divisor n - 1), interval the t confidence interval of the mean; both
-    None where n is 1, the interval also where all values are equal, which says nothing about how far seeds spread.
+def spread(values: Sequence[float], confidence: float, within: tuple[float, float] = ANY) -> dict[str, Any]:
+    """{n, mean, deviation, interval} of the values of several seeds, all `within` two limits.
+
+    deviation is the sample standard deviation (divisor n - 1), interval the t confidence interval of the mean, cut at
+    the limits; both None where n is 1, the interval also where all values are equal, which says nothing about how far
+    seeds spread.
     """
     array = np.asarray(values, dtype=np.float64)
     several = len(array) > 1
     interval = None
     if several and not _constant(array, array):
         low, high = stats.t.interval(confidence, len(array) - 1, loc=array.mean(), scale=stats.sem(array))
-        interval = [float(low), float(high)]
+        interval = _cut([low, high], within)
     return {
         "n": len(array),
         "mean": float(array.mean()),
@@ -65,8 +81,16 @@ def spread(values: Sequence[float], confidence: float) -> dict[str, Any]:
     }
 
 
-def difference(own: dict[int, float], other: dict[int, float], confidence: float) -> dict[str, Any]:
-    """How far one group's values are from another's; both are {seed: value}.
+def _cut(interval: Iterable[float], within: tuple[float, float]) -> list[float]:
+    """An interval of a mean without what no mean can be: it covers the true one as often."""
+    low, high = within
+    return [float(min(max(edge, low), high)) for edge in interval]
+
+
+def difference(
+    own: dict[int, float], other: dict[int, float], confidence: float, within: tuple[float, float] = ANY
+) -> dict[str, Any]:
+    """How far one group's values are from another's; both are {seed: value}, all `within` two limits.
 
     {kind, seeds, mean, interval, p, why}.  `paired`: of the seeds that both have, by the t test of their differences
     (Student 1908); `unpaired`, if they share none: by Welch's t test (1947).  p is two-sided.  Where no test is
@@ -84,7 +108,8 @@ def difference(own: dict[int, float], other: dict[int, float], confidence: float
         one = min(len(a), len(b)) < 2
         why = "one seed" if one else "equal values" if _constant(a, a) and _constant(b, b) else None
         test = None if why else stats.ttest_ind(a, b, equal_var=False)
-    interval = [float(edge) for edge in test.confidence_interval(confidence)] if test else None
+    widest = within[1] - within[0]
+    interval = _cut(test.confidence_interval(confidence), (-widest, widest)) if test else None
     return {**result, "interval": interval, "p": float(test.pvalue) if test else None, "why": why}
 
 
@@ -108,9 +133,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
     """better, worse or cannot tell, by the corrected p-value `p_holm`."""
-    if found["p_holm"] is None or found["p_holm"] > 1 - confidence:
-        return "cannot tell"
-    return "better" if (found["mean"] > 0) == higher else "worse"
+    return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
 
 
 # -------------------------------------------------------------------------------------------------------- grouping
@@ -381,11 +404,13 @@ def _compare_set(
                 "experiment": one.first.config.experiment,
                 "alone": one.is_alone,
                 "kd": one.first.config.kd.model_dump(mode="json"),
-                **spread(list(values.values()), confidence),
+                **spread(list(values.values()), confidence, limits(metric)),
                 "seeds": [{"seed": s, "value": value, "run": one.runs[s].name} for s, value in values.items()],
-                "also": {name: spread(found, confidence) if found else None for name, found in others.items()},
+                "also": {
+                    name: spread(found, confidence, limits(name)) if found else None for name, found in others.items()
+                },
                 "cost": _cost(one),
-                "against_baseline": difference(values, baseline.values(metric), confidence)
+                "against_baseline": difference(values, baseline.values(metric), confidence, limits(metric))
                 if baseline and one is not baseline
                 else None,
             }
@@ -536,8 +561,11 @@ def pivot(
             columns.append(column)
             alone[column] = one
     table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
-    for index in range(len(columns)):
-        _mark([cell for row in table if (cell := row[index])], bool(higher))
+    beside = [_cell(alone.get(column), chosen, confidence) for column in columns]
+    for index, column in enumerate(columns):
+        rivals: list[Rival] = [(alone[column], None)] if column in alone else []
+        rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
+        _mark(rivals, chosen, confidence)
     return {
         "metric": chosen,
         "higher_is_better": higher,
@@ -547,7 +575,7 @@ def pivot(
         "rows": names,
         "cols": columns,
         "teachers": [_teachers(cells, column, chosen) for column in columns],
-        "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
+        "alone": beside,
         "cells": table,
         "missing": _missing(names, columns, cells, alone, row_keys, chosen),
         "warnings": warnings,
@@ -555,20 +583,31 @@ def pivot(
     }
 
 
-def _mark(cells: list[dict[str, Any]], higher: bool) -> None:
-    """Mark the best and the second mean of a column that has several; equal means share a mark."""
-    means = sorted({cell["mean"] for cell in cells}, reverse=higher)
-    for mark, mean in zip(("best", "second"), means if len(means) > 1 else (), strict=False):
-        for cell in cells:
-            if cell["mean"] == mean:
-                cell["mark"] = mark
+Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
+
+
+def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
+    """Mark the best cell of a column and then the second, each only if it is better than the next one beyond doubt.
+
+    That is so if the interval of the difference between the two leaves 0 out.  The student alone is a rival like the
+    others, and is not marked itself.
+    """
+    higher = bool(higher_is_better(metric))
+    if sum(cell is not None for _, cell in rivals) < 2:
+        return
+    ranked = sorted(rivals, key=lambda rival: fmean(rival[0].values(metric).values()), reverse=higher)
+    for mark, (own, cell), (rival, _) in zip(("best", "second"), ranked, ranked[1:], strict=False):
+        interval = difference(own.values(metric), rival.values(metric), confidence)["interval"]
+        if cell is None or interval is None or not (interval[0] > 0 if higher else interval[1] < 0):
+            return
+        cell["mark"] = mark
 
 
 def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] | None:
     if one is None:
         return None
     values = one.values(metric)
-    return {**spread(list(values.values()), confidence), "seeds": list(values), "mark": None}
+    return {**spread(list(values.values()), confidence, limits(metric)), "seeds": list(values), "mark": None}
 
 
 def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> list[dict[str, Any]]:

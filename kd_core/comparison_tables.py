@@ -126,8 +126,37 @@ def table_of(pivoted: dict[str, Any]) -> Table:
     for name, cells in zip(pivoted["rows"], pivoted["cells"], strict=True):
         rows.append([Cell(name), *(mean_and_deviation(cell, metric, count=True) for cell in cells)])
     unit = ", percent" if is_percent(metric) else ""
-    title = f"{metric}{unit}: mean ± sample deviation (number of seeds)"
-    return Table(title, [", ".join(pivoted["row_keys"]), *pivoted["cols"]], rows, list(pivoted["warnings"]), headers)
+    title = f"{metric}{unit}: mean ± sample deviation (number of seeds n)"
+    header = [", ".join(pivoted["row_keys"]), *pivoted["cols"]]
+    return Table(title, header, rows, [*pivoted["warnings"], *_gaps(pivoted), _marks(pivoted)], headers)
+
+
+def _gaps(pivoted: dict[str, Any]) -> list[str]:
+    """What a paper's table lacks, in words: its empty cells, and cells of fewer seeds than others of the column."""
+    lines = [(f"student {ALONE}", pivoted["alone"])] if any(pivoted["alone"]) else []
+    lines += list(zip(pivoted["rows"], pivoted["cells"], strict=True))
+    empty, fewer, untold = "missing, no finished run", "missing seeds that others of the column have", "missing figures"
+    gaps: dict[str, list[str]] = {empty: [], fewer: [], untold: []}
+    for row, cells in lines:
+        for column, cell in zip(pivoted["cols"], cells, strict=True):
+            lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
+            if cell is None:
+                gaps[empty].append(f"{row} in {column}")
+            elif lacking:
+                seeds = ", ".join(map(str, lacking[0]))
+                gaps[fewer].append(f"{row} in {column} ({seeds})")
+    for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
+        if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):
+            gaps[untold].append(f"teacher in {column}")
+    return [f"{reason}: {'; '.join(cells)}" for reason, cells in gaps.items() if cells]
+
+
+def _marks(pivoted: dict[str, Any]) -> str:
+    """What a mark in a paper's table means."""
+    level = f"{100 * pivoted['confidence_level']:g}%"
+    rule = f"if the {level} interval of its difference to the next one, the student alone counted, leaves out 0"
+    marked = any(cell and cell["mark"] for row in pivoted["cells"] for cell in row)
+    return f"the best of a column, and then the second, is marked only {rule}{'' if marked else '; none is here'}"
 
 
 def remarks(compared: dict[str, Any]) -> list[str]:
@@ -233,9 +262,19 @@ def latex(table: Table) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            *(f"% {one_line(note)}" for note in table.notes),
+            *_latex_notes(table),
         ]
     )
+
+
+def _latex_notes(table: Table) -> list[str]:
+    """The title, which says what the figures are, and the notes, as small print below a table."""
+    return [
+        r"\par\smallskip",
+        r"{\footnotesize",
+        *(rf"{tex_escape(line)}.\par" for line in (table.title, *table.notes)),
+        "}",
+    ]
 
 
 def csv_of(compared: dict[str, Any]) -> str:
@@ -348,7 +387,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str
         if timed:
             path = folder / f"cost{suffix}.png"
             costs = {row["label"]: (row["cost"]["training_seconds"], row["mean"], row["deviation"]) for row in timed}
-            plots.save(plots.against_cost(costs, metric, percent=percent), path)
+            plots.save(plots.against_cost(costs, metric, percent=percent, within=comparison.limits(metric)), path)
             told = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
             caption = f"{one['title']}: {metric} against the time of training, mean and deviation over the seeds."
             found.append((path, f"training time of {told}", f"{caption} Times compare on equal machines only."))

@@ -11,17 +11,21 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import kd_methods
-from kd_core import metrics
+from kd_core import metrics, uncertainty
 from kd_core.class_order import accuracies, effort, on_top_of
 from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation import Predictions
 from kd_core.inference import image_weights
+from kd_core.labels import LABELS
+from kd_core.optim import learning_rate_at
+from kd_core.uncertainty import paired_difference
 
 # Mean p(label) of a teacher on training images at the temperature of distillation: above it, all other classes
 # together get less than the 0.05 that label smoothing of 0.05 would give them for nothing.
@@ -56,6 +60,13 @@ STILL_RISES, STILL_FALLS = 0.01, 0.02
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
 FEWEST_EPOCHS = 4  # in which a course can be seen
+# A student that is right on so few of its own training images, and on nearly as many others, has not learnt what it was
+# shown.  Both are judgements: networks that fit CIFAR-100 stand 10 points higher there than on validation images, and
+# a digits student of a hundredth of the usual size at 75% on both.
+LEARNT_LITTLE, CLOSE = 0.8, 0.05
+# Learning rate of the last step, as a share of the highest, above which the schedule has not come down: one decay
+# of multistep leaves 0.1 or 0.2, and shipped recipes end below 0.01.
+STILL_HIGH = 0.25
 # Validation loss above its lowest by so much, and so many times the training loss: far more than it wavers on some
 # hundred images.
 RISEN, OVER_TRAINING = 1.5, 3.0
@@ -65,7 +76,8 @@ FEWEST_FOR_BATCH_NORM = 16
 # told from none (two standard errors).
 BLIND = 0.025
 # How far below the student a teacher is that is worse beyond doubt: in points, and in standard errors of the
-# difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723).
+# difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723), but one below the student alone, by
+# the verdict of a comparison, has to be said.
 WORSE, BEYOND_DOUBT = 0.1, 3.0
 # How much another order of classes must add to a teacher's accuracy on images to which it was not fitted.
 CLEAR_GAIN = 0.05
@@ -204,22 +216,30 @@ def idle_teachers(evidence: Evidence) -> Iterator[Finding]:
 
 
 def worse_teachers(evidence: Evidence) -> Iterator[Finding]:
-    """A teacher that is worse than its student beyond doubt."""
+    """A teacher that is far worse than its student, or worse than the student that had no teachers."""
     val = evidence.val
     if val is None or val.teachers is None:
         return
     own = metrics.predictions(val.student) == val.labels
+    alone = None if val.alone is None else metrics.predictions(val.alone) == val.labels
     for index, logits in enumerate(val.teachers):
-        gain = own.double() - (metrics.predictions(logits) == val.labels).double()
-        lead, error = _mean_and_error(gain)
-        if lead >= WORSE and lead >= BEYOND_DOUBT * error:
-            yield evidence.finding(
-                "worse teacher",
-                f"{_named(val, index)} has an accuracy of {float(own.double().mean()) - lead:.2%} on validation "
-                f"images, {100 * lead:.1f} points less than its student",
-                f"teachers.{index}",
-                "a better teacher, or none; if it should be good, --check tries other normalizations and class orders",
-            )
+        right = metrics.predictions(logits) == val.labels
+        lead, error = _mean_and_error(own.double() - right.double())
+        less = [f"{100 * lead:.1f} points less than its student"]
+        far = lead >= WORSE and lead >= BEYOND_DOUBT * error
+        if alone is not None and (beside := paired_difference(right, alone)).verdict == uncertainty.WORSE:
+            points, error = -100 * beside.images / beside.count, 100 * beside.error
+            without = f"{points:.1f} points less than the student alone, without teachers (standard error {error:.1f})"
+            less = [*(less if far else []), without]
+        elif not far:
+            continue
+        yield evidence.finding(
+            "worse teacher",
+            f"{_named(val, index)} has an accuracy of {float(right.double().mean()):.2%} on validation images, "
+            f"{' and '.join(less)}",
+            f"teachers.{index}",
+            "a better teacher, or none; if it should be good, --check tries other normalizations and class orders",
+        )
 
 
 def other_class_orders(evidence: Evidence) -> Iterator[Finding]:
@@ -405,6 +425,65 @@ def _still_learns(evidence: Evidence) -> tuple[float, float, int] | None:
     return (rise, fall, last) if rise >= STILL_RISES and fall >= STILL_FALLS else None
 
 
+def underfitting(evidence: Evidence) -> Iterator[Finding]:
+    """A student that knows its training images hardly better than others, and neither well."""
+    train, val = (
+        None if one is None else float((metrics.predictions(one.student) == one.labels).double().mean())
+        for one in (evidence.train, evidence.val)
+    )
+    if train is None or val is None:  # then what the last epoch measured, of augmented images
+        courses = evidence.course("train/accuracy"), evidence.course("val/accuracy")
+        if min(map(len, courses)) < FEWEST_EPOCHS:
+            return
+        train, val = (course[-1] for course in courses)
+    if train < LEARNT_LITTLE and train - val < CLOSE:
+        learns = _still_learns(evidence) is not None or _still_rises(evidence) is not None
+        yield evidence.finding(
+            "underfitting",
+            f"the student is right on {train:.1%} of training and {val:.1%} of validation images: it has not learnt "
+            "what it was shown",
+            "training.max_epochs" if learns else "model.name",
+            "more epochs, for it was still learning"
+            if learns
+            else "a larger student; or another learning rate, less weight decay or augmentation",
+        )
+
+
+def unfinished_schedule(evidence: Evidence) -> Iterator[Finding]:
+    """A learning rate that never came down, in a run that was still getting better."""
+    rise, training = _still_rises(evidence), evidence.config.training
+    steps = training.max_epochs * evidence.steps_per_epoch
+    rate = learning_rate_at(
+        steps - 1, total_steps=steps, steps_per_epoch=evidence.steps_per_epoch, training=training
+    )
+    if rise is None or rate < STILL_HIGH * training.learning_rate:
+        return
+    gain, error, last = rise
+    keys = {"constant": "training.schedule", "multistep": "training.milestones", "cosine": "training.min_learning_rate"}
+    yield evidence.finding(
+        "unfinished schedule",
+        f"the validation accuracy still rose by {100 * gain:.1f} points over the last {last} epochs (standard error "
+        f"{100 * error:.1f}), and the learning rate ended at {rate:.2g} of {training.learning_rate:.2g}",
+        keys[training.schedule],
+        "a schedule that comes down before the end, such as training.schedule: cosine, and more epochs",
+    )
+
+
+def _still_rises(evidence: Evidence) -> tuple[float, float, int] | None:
+    """(rise, standard error, epochs) of the validation accuracy, where its last epochs are better than those before.
+
+    It compares the means of two stretches of epochs, each a fifth of the run and at least two epochs; the standard
+    error is that of one accuracy on these images.
+    """
+    accuracy, val = evidence.course("val/accuracy"), evidence.val
+    if val is None or not FEWEST_EPOCHS <= len(accuracy) == evidence.config.training.max_epochs:
+        return None
+    last = max(2, len(accuracy) // 5)
+    before, end = fmean(accuracy[-2 * last : -last]), fmean(accuracy[-last:])
+    error = math.sqrt(max(end * (1 - end), 1 / len(val.labels)) / len(val.labels))
+    return (end - before, error, last) if end - before > error else None
+
+
 def validation_loss_rose(evidence: Evidence) -> Iterator[Finding]:
     """Overfitting: a validation loss that rises while the training loss falls."""
     val, train = evidence.course("val/loss_ce"), evidence.course("train/loss_label")
@@ -440,10 +519,10 @@ def blind_validation(evidence: Evidence) -> Iterator[Finding]:
     own = (metrics.predictions(val.student) == val.labels).double()
     if val.alone is not None:
         gain, error = _mean_and_error(own - (metrics.predictions(val.alone) == val.labels).double())
-        said = f"the gain of {100 * gain:.1f} points over the student alone has"
+        said = f"the {LABELS['gain']} of {100 * gain:+.1f} points has"
     else:
         error = math.sqrt(2) * _mean_and_error(own)[1]
-        said = "a gain over another student has"
+        said = "a difference to another student has"
     if error > BLIND:
         yield evidence.finding(
             "few validation images",
@@ -463,6 +542,8 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     learning_rate,
     training_failed,
     too_few_epochs,
+    unfinished_schedule,
+    underfitting,
     agreement,
     validation_loss_rose,
     small_batch_norm,

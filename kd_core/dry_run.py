@@ -92,7 +92,7 @@ def look_once(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
     """Show two images to a teacher's network; UserError that names the key to change if it gives no logits [2,C]."""
     assert teacher.views is not None
     where = f"teachers[{teacher.index}]"
-    side = teacher.views.recipe["image_size"]
+    side = teacher.views.recipe(predict.accelerator.device)["image_size"]
     subject = Subject(
         teacher.name, teacher.views.size, None, where, f"{where}.img_size", f"{where}.args", "data.batch_size"
     )

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from kd_core import metrics
 from kd_core.superclasses import superclasses_of
+from kd_core.uncertainty import paired_difference, wilson
 
-# Figures that an evaluation has only where there are such networks or classes.
-OPTIONAL = ("teachers", "ensemble", "against_teachers", "alone", "gain", "superclasses", "confusion")
+# Of the difference to the student alone.
+GAIN = ("gain", "gain_images", "gain_error", "gain_p", "gain_verdict")
+# Figures that an evaluation has only where there are such networks or classes, or that one of before does not have.
+OPTIONAL = (
+    "teachers", "ensemble", "against_teachers", "alone", *GAIN, "superclasses", "confusion", "accuracy_interval",
+)  # fmt: skip
 MATRIX_CLASSES = 1000  # more classes have no confusion matrix: a file of millions of zeros
 
 
@@ -68,8 +73,9 @@ def evaluate(
     """
     logits, labels, names = predictions.student, predictions.labels, predictions.class_names
     figures: dict[str, Any] = {"split": predictions.split, **classify(logits, labels)}
+    figures["accuracy_interval"] = list(wilson(figures["correct"], figures["total"]))
     predicted = metrics.predictions(logits)
-    figures["temperature_scaling"] = _scaled(logits, labels, fitted) if fitted else None
+    figures["temperature_scaling"] = _scaled(figures, logits, labels, fitted) if fitted else None
     figures["reliability"] = {
         name: values.tolist() for name, values in metrics.reliability(logits.float().softmax(1), labels).items()
     }
@@ -88,9 +94,11 @@ def evaluate(
     if predictions.alone is not None:
         alone = metrics.classification(predictions.alone, labels)
         figures["alone"] = {name: alone[name] for name in ("accuracy", "nll", "ece", "auroc")}
-        figures["gain"] = figures["accuracy"] - alone["accuracy"]
-    found: dict[str, Any] = _plain(figures)
-    return found
+        found = paired_difference(predicted == labels, metrics.predictions(predictions.alone) == labels)
+        gain = (figures["accuracy"] - alone["accuracy"], found.images, found.error, found.p, found.verdict)
+        figures |= dict(zip(GAIN, gain, strict=True))
+    plain: dict[str, Any] = _plain(figures)
+    return plain
 
 
 def logged(figures: dict[str, Any]) -> dict[str, float]:
@@ -108,15 +116,19 @@ def logged(figures: dict[str, Any]) -> dict[str, float]:
         beside = figures["against_teachers"]
         row |= {f"accuracy_{name}": beside[name]["accuracy"] for name in ("all_agree", "disagree", "all_wrong")}
         row["oracle"] = beside["oracle"]
-    if "gain" in figures:
-        row["gain"] = figures["gain"]
+    row |= {name: float(figures[name]) for name in ("gain", "gain_images", "gain_error") if name in figures}
     return {f"{split}/{name}": math.nan if value is None else value for name, value in row.items()}
 
 
-def _scaled(logits: Tensor, labels: Tensor, fitted: Predictions) -> dict[str, Any]:
+def _scaled(before: dict[str, Any], logits: Tensor, labels: Tensor, fitted: Predictions) -> dict[str, Any]:
+    """Calibration at the temperature that fits `fitted` best, and whether that `helped` on these images.
+
+    It helped if both cross-entropy and calibration error are lower than `before`.
+    """
     temperature = metrics.fit_temperature(fitted.student, fitted.labels)
     scaled = metrics.calibration(logits.float() / temperature, labels)
-    return {"temperature": temperature, "fitted_on": fitted.split, **scaled}
+    helped = all(scaled[name] < before[name] for name in ("nll", "ece"))
+    return {"temperature": temperature, "fitted_on": fitted.split, **scaled, "helped": helped}
 
 
 def _per_class(predictions: Predictions, predicted: Tensor) -> list[dict[str, Any]]:
@@ -126,7 +138,14 @@ def _per_class(predictions: Predictions, predicted: Tensor) -> list[dict[str, An
     if predictions.alone is not None:
         right = metrics.predictions(predictions.alone) == labels
         alone = metrics.accuracy_by(right, labels, len(names))[1]
-        columns |= {"alone": alone.tolist(), "gain": (accuracy - alone).tolist()}
+        own, classes = predicted == labels, (labels == number for number in range(len(names)))
+        found = [paired_difference(own[of], right[of]) if of.any() else None for of in classes]
+        columns |= {
+            "alone": alone.tolist(),
+            "gain": (accuracy - alone).tolist(),
+            "gain_images": [one.images if one else None for one in found],
+            "gain_error": [one.error if one else None for one in found],
+        }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

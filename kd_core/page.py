@@ -11,10 +11,11 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kd_core.errors import printable
+from kd_core.labels import LABELS
 
 TEMPLATES = Path(__file__).parent / "templates"
 MISSING = "–"  # stands where nothing was measured
-Kind = Literal["share", "points", "figure", "count", "bytes", "text"]
+Kind = Literal["share", "points", "error", "figure", "count", "bytes", "text"]
 
 
 def render(template_name: str, **values: Any) -> str:
@@ -46,8 +47,9 @@ def lookup(values: Any, key: str) -> Any:
 def shown(value: Any, kind: Kind) -> str:
     """How a value reads on a page.
 
-    share: a fraction in percent; points: a difference of fractions in percentage points, with its sign; figure: four
-    significant digits; count: a whole number; bytes: a size; text: as it is.  What is None or NaN reads MISSING.
+    share: a fraction in percent; points: a difference of fractions in percentage points, with its sign; error: its
+    standard error, without a sign; figure: four significant digits; count: a whole number; bytes: a size; text: as it
+    is.  What is None or NaN reads MISSING.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
@@ -55,6 +57,8 @@ def shown(value: Any, kind: Kind) -> str:
         return f"{100 * value:.2f}%"
     if kind == "points":
         return f"{100 * value:{'+' if value else ''}.2f} points".replace("-", "−")
+    if kind == "error":
+        return f"{100 * value:.2f} points"
     if kind == "figure":
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
     if kind == "count":
@@ -92,7 +96,13 @@ def _create_environment() -> Environment:
     )
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment.globals.update(
-        style=style, script=script, policy=_policy(style, script), lookup=lookup, shown=shown, MISSING=MISSING
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        lookup=lookup,
+        shown=shown,
+        labels=LABELS,
+        MISSING=MISSING,
     )
     return environment
 

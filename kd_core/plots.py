@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from kd_core.errors import printable
+from kd_core.labels import LABELS
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -124,11 +125,11 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
     figure, (loss, accuracy, rate) = _figure(3.2, 1, 3)
 
     terms = {"train/loss_total": "training, what is minimised", "train/loss_label": "training, labels' term",
-             "val/loss_ce": "validation, cross-entropy"}  # fmt: skip
+             "val/loss_ce": f"validation, {LABELS['loss_ce']}"}  # fmt: skip
     _lines(loss, rows, {name: label for name, label in terms.items() if name in known}, "loss (nats)")
     _legend(loss)
     shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation"}
-    _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, "top-1 accuracy")
+    _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, LABELS["accuracy"])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     judged = [row for row in rows if "val/accuracy" in row]
     if judged:
@@ -231,11 +232,17 @@ def seeds(
 
 
 @_styled
-def against_cost(costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool) -> Figure:
-    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation)."""
+def against_cost(
+    costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool, within: tuple[float, float]
+) -> Figure:
+    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation).
+
+    Bars of the deviation end at the limits `within` which the metric lies.
+    """
     figure, [axes] = _figure(3.6)
     for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
-        axes.errorbar(seconds, mean, yerr=deviation, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
+        bars = None if deviation is None else [[min(deviation, abs(mean - limit))] for limit in within]
+        axes.errorbar(seconds, mean, yerr=bars, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
                       markersize=8, capsize=4, linestyle="none", label=short(name, 40))  # fmt: skip
     longest = max(seconds for seconds, _, _ in costs.values())
     scale, unit = (3600, "hours") if longest >= 7200 else (60, "minutes") if longest >= 120 else (1, "seconds")
@@ -270,15 +277,15 @@ def reliability(
     axes.bar(lower, confidence - accuracy, upper - lower, accuracy, align="edge", facecolor="none",
              edgecolor=VERMILLION, hatch="////", linewidth=0.8, label="gap to the confidence")  # fmt: skip
     axes.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    title = f"calibration error (ECE) {ece:.1%}"
+    title = f"{LABELS['ece']} {ece:.1%}"
     if after:
         temperature, scaled, scaled_ece = after
         points = np.array([scaled["mean_confidence"], scaled["accuracy"]], dtype=float)
         axes.plot(*points[:, np.isfinite(points).all(0)], color=PURPLE, marker="o", markersize=4, linewidth=1.6,
-                  label=f"accuracy at temperature {temperature:.2f}")  # fmt: skip
-        title += f", {scaled_ece:.1%} at temperature {temperature:.2f}"
+                  label=f"accuracy at {LABELS['temperature']} {temperature:.2f}")  # fmt: skip
+        title += f", {scaled_ece:.1%} at {LABELS['temperature']} {temperature:.2f}"
     axes.set_title(title)
-    axes.set_ylabel("top-1 accuracy in the bin")
+    axes.set_ylabel(f"{LABELS['accuracy']} in the bin")
     axes.set_ylim(0, 1)
     axes.set_xlim(0, 1)
     axes.legend(loc="upper left")
@@ -358,35 +365,39 @@ def confusion(
     return figure
 
 
-def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, title: str = "") -> None:
-    """Horizontal bars with names and values; gains are fractions, drawn as percentage points."""
+def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, errors: np.ndarray, title: str = "") -> None:
+    """Horizontal bars with names, values and standard errors; all are fractions, drawn as percentage points."""
     places, points = np.arange(len(gains)), 100 * gains
-    axes.barh(places, points, color=[BLUE if gain >= 0 else VERMILLION for gain in gains], height=0.72)
+    colors, whiskers = [BLUE if gain >= 0 else VERMILLION for gain in gains], 100 * errors
+    axes.barh(places, points, color=colors, height=0.72, xerr=whiskers, ecolor=GREY, error_kw={"linewidth": 1.2})
     axes.set_yticks(places, [short(name, 20) for name in names])
     axes.invert_yaxis()
     axes.axvline(0, color=BLACK, linewidth=0.9)
     reach = max(1.0, float(np.abs(points).max()))
-    for place, point in enumerate(points.tolist()):
-        axes.text(point + (0.03 if point >= 0 else -0.03) * reach, place, f"{point:+.1f}".replace("-", "−"),
+    for place, (point, error) in enumerate(zip(points.tolist(), whiskers.tolist(), strict=True)):
+        beyond = error + 0.03 * reach
+        axes.text(point + (beyond if point >= 0 else -beyond), place, f"{point:+.1f}".replace("-", "−"),
                   va="center", ha="left" if point >= 0 else "right", fontsize=8.5)  # fmt: skip
     axes.margins(x=0.22, y=0.02)
-    axes.set_xlabel("gain (percentage points)")
+    axes.set_xlabel(f"{LABELS['gain']} (points)")
     axes.set_title(title)
     axes.grid(True, axis="x")
 
 
 @_styled
-def gains(names: Sequence[str], values: Sequence[float]) -> Figure:
+def gains(names: Sequence[str], values: Sequence[float], errors: Sequence[float] | None = None) -> Figure:
     """Each class's accuracy minus that of the same student trained alone, sorted; beyond FEW the ends are named.
 
-    `values` are differences of fractions, one for each name.
+    `values` are differences of fractions, one for each name, and `errors` their standard errors.
     """
     values_, order = np.array(values), np.argsort(-np.array(values), kind="stable")
-    better, worse = int((values_ > 0).sum()), int((values_ < 0).sum())
-    title = f"{better} classes better, {worse} worse, {len(values_) - better - worse} alike"
+    errors_ = np.zeros(len(values_)) if errors is None else np.array(errors)
+    higher, lower = int((values_ > 0).sum()), int((values_ < 0).sum())
+    bars = "" if errors is None else "; lines: one standard error"
+    title = f"{higher} classes higher, {lower} lower, {len(values_) - higher - lower} equal{bars}"
     if len(order) <= FEW:
         figure, [axes] = _figure(0.9 + 0.34 * len(order))
-        _named_bars(axes, [names[i] for i in order], values_[order], title)
+        _named_bars(axes, [names[i] for i in order], values_[order], errors_[order], title)
         return figure
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     parts = figure.subplot_mosaic([["all", "all"], ["best", "worst"]], height_ratios=(1, 1.35))
@@ -397,14 +408,14 @@ def gains(names: Sequence[str], values: Sequence[float]) -> Figure:
     mean = float(points.mean())
     parts["all"].axhline(mean, color=BLACK, linewidth=1.2, linestyle="--", label=f"mean {mean:+.1f}".replace("-", "−"))
     parts["all"].legend(loc="upper right")
-    parts["all"].set_xlabel("classes, from the greatest gain to the greatest loss")
-    parts["all"].set_ylabel("gain (percentage points)")
+    parts["all"].set_xlabel("classes, from the greatest rise to the greatest fall")
+    parts["all"].set_ylabel(f"{LABELS['gain']} (points)")
     parts["all"].set_title(title)
     parts["all"].margins(x=0.01)
     parts["all"].grid(True, axis="y")
     ends = (("best", order[:10], "ten best"), ("worst", order[::-1][:10], "ten worst, the worst first"))
     for part, chosen, name in ends:
-        _named_bars(parts[part], [names[i] for i in chosen], values_[chosen], name)
+        _named_bars(parts[part], [names[i] for i in chosen], values_[chosen], errors_[chosen], name)
     return figure
 
 

@@ -15,13 +15,16 @@ from kd_core.config import Config
 from kd_core.data import Data
 from kd_core.diagnosis import Finding
 from kd_core.errors import printable
+from kd_core.labels import LABELS
 from kd_core.student import Student
 from kd_core.teachers import EXPOSED, Teacher, worst_of
 from kd_core.timing import clock, peak_device_memory_mb, peak_host_memory_mb
+from kd_core.uncertainty import wilson
 
 LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
 BEYOND_DOUBT = 3  # standard errors of a difference
 MISTAKES = 5  # pairs of classes that an evaluation prints
+ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
 # of a run's summary: what W&B shows for the run
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
@@ -57,19 +60,20 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     """
     rows = []
     if baseline is not None:
-        rows.append(_row(f"student alone ({baseline['student_model']})", baseline, baseline["parameters"]))
+        rows.append(_row(f"{LABELS['alone']} ({baseline['student_model']})", baseline, baseline["parameters"]))
     for index, teacher in enumerate(summary.get("teachers", [])):
         rows.append(_row(f"teacher {index} ({teacher['name']})", teacher, teacher["parameters"]))
     if summary.get("ensemble"):
         sizes = [teacher["parameters"] for teacher in summary["teachers"]]
-        rows.append(_row("teachers' ensemble", summary["ensemble"], None if None in sizes else sum(sizes)))
+        rows.append(_row(LABELS["ensemble"], summary["ensemble"], None if None in sizes else sum(sizes)))
     kind = (
         f"distilled student ({summary['student_model']}, {summary['kd_type']})"
         if rows
         else f"student ({summary['student_model']})"
     )
     rows.append(_row(kind, summary, summary["parameters"]))
-    header = ["", "validation accuracy", "AUROC", "test accuracy", "parameters"]
+    header = ["", f"validation {LABELS['accuracy']}", f"validation {LABELS['auroc']}", f"test {LABELS['accuracy']}"]
+    header.append(LABELS["parameters"])
     if all(row[3] == "-" for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
     lines = table(header, rows)
@@ -77,6 +81,10 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
         accuracy, count = summary["val_accuracy"], summary["val_images"]
         error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
         lines += f"\n{count:,} validation images: one standard error of an accuracy here is about {error:.1f} points"
+        lines += f"\nstudent's {LABELS['accuracy_interval']}: {interval(wilson(round(accuracy * count), count))}"
+    validation = (summary.get("evaluation") or {}).get("val") or {}
+    if "gain_images" in validation:  # runs of before have none
+        lines += f"\n{difference_to_alone(validation)}"
     return "\n".join([lines, *_exposed(summary)])
 
 
@@ -101,6 +109,21 @@ def _exposed(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def interval(edges: Sequence[float]) -> str:
+    """An interval (low, high) of shares in percent."""
+    low, high = edges
+    return f"{low:.2%} to {high:.2%}"
+
+
+def difference_to_alone(figures: dict[str, Any]) -> str:
+    """One sentence: what an evaluation says of the student beside itself without teachers, and how sure that is."""
+    return (
+        f"{LABELS['gain']}: {100 * figures['gain']:+.2f} points ({figures['gain_images']} of {figures['total']:,} "
+        f"images), standard error {100 * figures['gain_error']:.2f} points: {figures['gain_verdict']} on these images "
+        f"(McNemar's p {figures['gain_p']:.2g}); {ONE_SEED}"
+    )
+
+
 def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str]:
     accuracy, area = figures.get("val_accuracy"), figures.get("val_auroc")
     test = figures.get("test_accuracy", figures.get("final_test_accuracy"))
@@ -120,24 +143,21 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
         return "-" if value is None else format(value, form)
 
     scaled = figures["temperature_scaling"] or {}
-    known = (
-        ("accuracy", "accuracy", ".2%"),
-        ("macro accuracy", "macro_accuracy", ".2%"),
-        ("top-5 accuracy", "top5", ".2%"),
-        ("AUROC, one-vs-rest, macro", "auroc", ".4f"),
-        ("cross-entropy (nats)", "nll", ".4f"),
-        ("Brier score", "brier", ".4f"),
-        ("calibration error (ECE, 15 bins)", "ece", ".4f"),
-        ("adaptive calibration error", "ece_adaptive", ".4f"),
-    )
+    known = {
+        "accuracy": ".2%", "macro_accuracy": ".2%", "top5": ".2%", "auroc": ".4f", "nll": ".4f", "brier": ".4f",
+        "ece": ".4f", "ece_adaptive": ".4f",
+    }  # fmt: skip
     rows = [["correct / total", f"{figures['correct']} / {figures['total']}", ""]]
     rows += [
-        [name, cell(figures[key], form), format(scaled[key], form) if key in scaled else ""]
-        for name, key, form in known
+        [LABELS[key], cell(figures[key], form), format(scaled[key], form) if key in scaled else ""]
+        for key, form in known.items()
     ]
+    rows.insert(2, [LABELS["accuracy_interval"], interval(figures["accuracy_interval"]), ""])
     if scaled:
-        at = f"at temperature {scaled['temperature']:.3f}, fitted on {scaled['fitted_on']}"
+        at = f"at {LABELS['temperature']} {scaled['temperature']:.3f}, from {scaled['fitted_on']}"
         blocks = [table([title, "", at], rows)]
+        if not scaled["helped"]:
+            blocks.append(no_help(figures))
     else:
         blocks = [table([title, ""], [row[:2] for row in rows])]
     if "teachers" in figures:
@@ -145,24 +165,21 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
         names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
         rows = [
             [name, *(cell(row[key], form) for key, form in forms.items())]
-            for name, row in zip([*names, "ensemble"], [*figures["teachers"], figures["ensemble"]], strict=True)
+            for name, row in zip([*names, LABELS["ensemble"]], [*figures["teachers"], figures["ensemble"]], strict=True)
         ]
-        header = ["", "accuracy", "cross-entropy", "ECE", "same class as student", "KL to student (nats)"]
-        blocks.append(table(header, rows))
+        blocks.append(table(["", *(LABELS[key] for key in forms)], rows))
         beside = figures["against_teachers"]
-        cases = (("all name one class", "all_agree"), ("differ", "disagree"), ("are all wrong", "all_wrong"))
         rows = [
-            [f"teachers {text}", cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
-            for text, key in cases
+            [LABELS[key], cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
+            for key in ("all_agree", "disagree", "all_wrong")
         ]
-        rows.append(["at least one is right", cell(beside["oracle"], ".2%"), ""])
-        blocks.append(table(["", "images", "student's accuracy"], rows))
+        rows.append([LABELS["oracle"], cell(beside["oracle"], ".2%"), ""])
+        blocks.append(table(["", "share of images", "student's accuracy there"], rows))
     if "alone" in figures:
         alone = figures["alone"]
-        blocks.append(
-            f"student alone: accuracy {alone['accuracy']:.2%}, cross-entropy {alone['nll']:.4f}, ECE {alone['ece']:.4f}"
-            f"; with its teachers {100 * figures['gain']:+.2f} points"
-        )
+        forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f"}
+        own = ", ".join(f"{LABELS[key]} {alone[key]:{form}}" for key, form in forms.items())
+        blocks.append(f"{LABELS['alone']}: {own}\n{difference_to_alone(figures)}")
     if figures["most_confused"]:
         pairs = figures["most_confused"][:MISTAKES]
         rows = [
@@ -172,21 +189,24 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def no_help(figures: dict[str, Any]) -> str:
+    """One sentence: what temperature scaling made of an evaluation's calibration, where it did not help."""
+    scaled = figures["temperature_scaling"]
+    told = [f"{LABELS[key]} {figures[key]:.4f} became {scaled[key]:.4f}" for key in ("nll", "ece")]
+    return f"temperature scaling did not help on these images: {', '.join(told)}"
+
+
 def costs(figures: dict[str, Any]) -> str:
     """A table of what `kd_core.cost.measure` found."""
     rows = [
-        ["parameters", f"{figures['parameters']:,}"],
-        ["multiply-adds an image", f"{figures['multiply_adds']:,}"],
-        ["model.safetensors (bytes)", f"{figures['checkpoint_bytes']:,}"],
+        [LABELS["parameters"], f"{figures['parameters']:,}"],
+        [LABELS["multiply_adds"], f"{figures['multiply_adds']:,}"],
+        [LABELS["checkpoint_bytes"], f"{figures['checkpoint_bytes']:,} bytes"],
     ]
-    for count, latency in figures["latency_ms"].items():
-        speed = figures["images_per_second"][count]
-        rows.append(
-            [
-                f"batch of {count}",
-                "too large" if latency is None else f"{latency:.3g} ms, {speed:,.0f} images per second",
-            ]
-        )
+    for name, form in (("latency_ms", ".3g"), ("images_per_second", ",.0f")):
+        for count, value in figures[name].items():
+            shown = "too large" if value is None else format(value, form)
+            rows.append([f"{LABELS[name]}, batch of {count}", shown])
     return table([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
 
 

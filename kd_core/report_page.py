@@ -16,8 +16,9 @@ from torch import Tensor
 from kd_core import metrics, page, plots
 from kd_core.evaluation import Predictions
 from kd_core.files import replacing_folder, write_json, write_text
+from kd_core.labels import LABELS
 from kd_core.privacy import redacted
-from kd_core.report import next_steps
+from kd_core.report import ONE_SEED, next_steps
 from kd_core.teachers import EXPOSED
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
@@ -82,6 +83,7 @@ def write_report(
                 }
                 for name, plot in drawn.items()
             },
+            one_seed=ONE_SEED,
             steps=redacted(next_steps({**summary, "run_folder": str(folder)})),
         )
         write_text(fresh / "index.html", text)
@@ -114,7 +116,7 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     drawn = {
         "training-curves": Plot(
             plots.training_curves(rows),
-            f"Three line charts over {len(epochs)} epochs: loss, top-1 accuracy, learning rate. "
+            f"Three line charts over {len(epochs)} epochs: loss, accuracy, learning rate. "
             f"In the last epoch: {', '.join(reached)}.",
             "Training figures are means over augmented images in training mode, so they may lie below those of "
             "validation. The star is the epoch whose student is the result.",
@@ -139,7 +141,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     after, effect = None, ""
     if scaling:
         effect = (
-            f" After temperature scaling by {page.shown(scaling['temperature'], 'figure')}: "
+            f" At {LABELS['temperature']} {page.shown(scaling['temperature'], 'figure')}: "
             f"{page.shown(scaling['ece'], 'share')}."
         )
         if predictions:
@@ -153,7 +155,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         "reliability": Plot(
             plots.reliability(figures["reliability"], figures["ece"], after),
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
-            f"histogram of the confidence. Calibration error {page.shown(figures['ece'], 'share')}.{effect}",
+            f"histogram of the confidence. {_capital(LABELS['ece'])}: {page.shown(figures['ece'], 'share')}.{effect}",
             "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
             "a bar is overconfidence, one within it underconfidence.",
         )
@@ -175,13 +177,15 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         )
     gains = [(row["name"], row["gain"]) for row in figures["per_class"] if row.get("gain") is not None]
     if gains:
+        known = [row["gain_error"] for row in figures["per_class"] if row.get("gain_error") is not None]
+        errors = known if len(known) == len(gains) else None  # evaluations of before have none
         best, worst_class = max(gains, key=lambda pair: pair[1]), min(gains, key=lambda pair: pair[1])
         drawn["gains"] = Plot(
-            plots.gains([name for name, _ in gains], [gain for _, gain in gains]),
-            f"Bars of each class's accuracy minus that of the student trained alone. Best: {best[0]}, "
-            f"{page.shown(best[1], 'points')}; worst: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
-            "What the teachers brought to each class. With few images a class one image is many points: see the column "
-            "of images in the table of classes.",
+            plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
+            f"Bars of each class's {LABELS['gain']}. Highest: {best[0]}, "
+            f"{page.shown(best[1], 'points')}; lowest: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
+            "Each class's accuracy minus that of the same student trained alone. With few images most of this is "
+            "chance: the table of classes has each standard error.",
         )
     if predictions is not None:
         drawn |= _of_images(predictions)
@@ -237,6 +241,10 @@ def without_images(text: str) -> str:
     return re.sub(
         r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", text, flags=re.S
     )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _mean(values: Tensor) -> str:

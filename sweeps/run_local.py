@@ -42,6 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -1342,15 +1343,39 @@ def plot(shared: SharedStudy, display: Display) -> None:
         return
     write_atomically(folder / "parallel_coordinates.png", draw_parallel(sweep, rows))
     try:
-        importance = optuna.importance.get_param_importances(shared.study)
-        varied = {parameter.name for parameter in sweep.varied}
-        importance = {name: value for name, value in importance.items() if name in varied}
-        if not importance or not all(map(math.isfinite, importance.values())):
-            raise ValueError("all values are equal")
+        importance = importances(shared.study, trials, sweep)
     except Exception as error:  # Optuna refuses for many reasons; a figure is not worth a failed sweep
         display.say(f"no importance.png: {str(error).splitlines()[0]}")
         return
-    write_atomically(folder / "importance.png", draw_importance(sweep, importance))
+    write_atomically(folder / "importance.png", draw_importance(sweep, importance, len(trials)))
+
+
+def importances(study: optuna.Study, trials: Sequence[FrozenTrial], sweep: Sweep) -> dict[str, float]:
+    """The share of each parameter that took several values, the largest first; ValueError if trials tell nothing of it.
+
+    Optuna gives equal shares where it finds no difference, and a share to a parameter that never changed, so both are
+    looked for here.
+    """
+    finite = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    values = [trial.value for trial in finite if trial.value is not None]
+    taken = [trial.user_attrs["values"] for trial in finite]
+    several = [p.name for p in sweep.varied if len({json.dumps(own.get(p.name)) for own in taken}) > 1]
+    needed = len(several) + 2  # with fewer trials than unknowns any parameter explains the differences
+    if not several:
+        raise ValueError("no parameter took more than one value in the finished trials")
+    if len(several) == 1:
+        raise ValueError(f"only {several[0]} took more than one value, so its share is all")
+    if len(finite) < needed:
+        raise ValueError(f"{len(finite)} finished trials are too few for {len(several)} parameters, {needed} would do")
+    if max(values) - min(values) <= 1e-9 * max(map(abs, values)):
+        raise ValueError(f"{sweep.metric} is the same in all {len(finite)} trials")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        found = optuna.importance.get_param_importances(study, params=several, normalize=False)
+    total = sum(found.values())
+    if not (math.isfinite(total) and total > 0):
+        raise ValueError(f"the trials with the best {sweep.metric} took the same values as all others")
+    return {name: share / total for name, share in found.items()}
 
 
 def draw_parallel(sweep: Sweep, rows: Sequence[tuple[dict[str, Any], float]]) -> bytes:
@@ -1435,8 +1460,8 @@ class _Axis:
                 self.ticks.append((position, f"{value:.3g}"))
 
 
-def draw_importance(sweep: Sweep, importance: dict[str, float]) -> bytes:
-    """Bars, the most important parameter on top."""
+def draw_importance(sweep: Sweep, importance: dict[str, float], trials: int) -> bytes:
+    """Bars, the most important parameter on top; `trials` is how many were compared."""
     from matplotlib.figure import Figure
 
     names = list(importance)
@@ -1447,7 +1472,7 @@ def draw_importance(sweep: Sweep, importance: dict[str, float]) -> bytes:
     plane.invert_yaxis()
     plane.set_xlim(0, 1.08 * max(importance.values()))
     plane.set_xlabel(f"importance for {sweep.metric} (they sum to 1)")
-    plane.set_title(f"{sweep.path.stem}: importance of parameters", fontsize=11)
+    plane.set_title(f"{sweep.path.stem}: importance of parameters, from {trials} trials", fontsize=11)
     plane.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 

@@ -88,6 +88,36 @@ def test_one_value_has_no_deviation_and_equal_ones_no_interval():
     assert spread([0.1 + 0.2, 0.3, 0.3], 0.95)["interval"] is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "low", "high"),
+    [
+        ("val/accuracy", [0.97, 1.0], 0.0, 1.0), ("test/top5", [0.999, 1.0, 0.97], 0.0, 1.0),
+        ("val/auroc", [0.999, 0.9], 0.0, 1.0), ("val/ece", [0.001, 0.03], 0.0, 1.0), ("val/gain", [0.9, -0.9], -1, 1),
+        ("val/nll", [0.001, 2.0], 0.0, math.inf), ("val/kappa", [0.97, 1.0], -math.inf, math.inf),
+    ],
+)  # fmt: skip
+def test_no_interval_goes_beyond_what_a_metric_can_be(metric, values, low, high):
+    plain, found = spread(values, 0.95), spread(values, 0.95, comparison.limits(metric))
+    assert comparison.limits(metric) == (low, high)
+    assert found["interval"] == [max(plain["interval"][0], low), min(plain["interval"][1], high)]
+    assert {**found, "interval": None} == {**plain, "interval": None}
+    own, other = seeded(values), seeded([value * 0.5 for value in values])
+    edges = difference(own, other, 0.95, comparison.limits(metric))["interval"]
+    assert edges is None or low - high <= edges[0] <= edges[1] <= high - low
+
+
+def test_a_comparisons_intervals_are_shares():
+    rows = [{"final_test_accuracy": value} for value in (0.999, 0.9)]
+    lower = [{"final_test_accuracy": value} for value in (0.02, 0.9)]
+    runs = [make(LABEL_ONLY, s, summary=row) for s, row in enumerate(lower)]
+    runs += [make(A, s, summary=row) for s, row in enumerate(rows)]
+    found = groups_of(*runs, metric="test/accuracy", also=["val/accuracy"])
+    assert found[A]["interval"][1] == 1.0 and found["alone"]["interval"] == [0.0, 1.0]
+    assert found[A]["against_baseline"]["interval"] == [-1.0, 1.0]
+    table = pivot(Found(runs, []), "kd.type", "pair")
+    assert table["alone"][0]["interval"] == [0.0, 1.0]
+
+
 def seeded(values, first=0) -> dict[int, float]:
     return dict(enumerate(values, first))
 
@@ -426,9 +456,9 @@ def test_a_papers_table(tmp_path):
     assert found["alone"][0]["mean"] == pytest.approx(np.mean(OTHERS)) and found["alone"][1] is None
     cells = [[cell and (round(cell["mean"], 3), cell["n"], cell["mark"]) for cell in row] for row in found["cells"]]
     assert cells == [
-        [(0.716, 5, "second"), (0.707, 5, "second")],
-        [(0.707, 5, None), (0.716, 5, "best")],
-        [(0.85, 2, "best"), None],
+        [(0.716, 5, None), (0.707, 5, None)],
+        [(0.707, 5, None), (0.716, 5, None)],
+        [(0.85, 2, None), None],
     ]
     table = comparison_tables.table_of(found)
     lines = comparison_tables.terminal(table).splitlines()
@@ -436,12 +466,64 @@ def test_a_papers_table(tmp_path):
     assert [line.split("  ")[0] for line in (lines[1], *lines[3:5], *lines[6:8])] == [
         "kd.type", "teacher", "student alone", A, B,
     ]  # fmt: skip
-    assert re.search(rf"^{C} +85.00 ± 7.07 \(2\)\* +-$", "\n".join(lines), re.MULTILINE)
+    assert re.search(rf"^{C} +85.00 ± 7.07 \(2\) +-$", "\n".join(lines), re.MULTILINE)
     tex = comparison_tables.latex(table)
-    assert r"\textbf{85.00 $\pm$ 7.07 (2)}" in tex and r"\underline{71.60 $\pm$ 1.18 (5)}" in tex
+    assert r"85.00 $\pm$ 7.07 (2) &" in tex and r"\textbf" not in tex and r"\underline" not in tex
     assert r"kd.type & cifar\_resnet56 $\rightarrow$ cifar\_resnet20 & cifar\_vgg13 $\rightarrow$ cifar\_vgg8 \\" in tex
     assert tex.count(r"\midrule") == 2 and r"\toprule" in tex and r"\bottomrule" in tex
-    assert "**85.00 ± 7.07 (2)**" in comparison_tables.markdown(table)
+    assert "| 85.00 ± 7.07 (2) |" in comparison_tables.markdown(table)
+    left, right = found["cols"]
+    notes = [
+        f"missing, no finished run: student alone in {right}; {C} in {right}",
+        f"missing seeds that others of the column have: {C} in {left} (2, 3, 4)",
+        f"missing figures: teacher in {right}",
+    ]
+    below = tex.partition(r"\end{tabular}")[2]
+    assert "mean $\\pm$ sample deviation (number of seeds n)" in below and r"\footnotesize" in below
+    for note in notes:
+        assert f"note: {note}" in lines and note in table.notes
+        assert comparison_tables.tex_escape(note) in below
+    assert "none is here" in table.notes[-1]
+
+
+CLOSE = [value - shift for value, shift in zip(VALUES, (0.002, -0.004, 0.003, -0.002, 0.001), strict=True)]
+BELOW = [value - shift for value, shift in zip(VALUES, (0.051, 0.049, 0.05, 0.052, 0.05), strict=True)]
+LOWEST = [value - shift for value, shift in zip(VALUES, (0.1, 0.101, 0.099, 0.1, 0.103), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("alone", "methods", "marks"),
+    [
+        (None, [VALUES, BELOW, LOWEST], ["best", "second", None]),
+        (LOWEST, [VALUES, BELOW], ["best", "second"]),
+        (None, [VALUES, BELOW], ["best", None]),  # what the second is better than, nobody knows
+        (None, [BELOW, LOWEST, VALUES], ["second", None, "best"]),
+        (None, [VALUES, CLOSE, BELOW], [None, None, None]),
+        (None, [VALUES, BELOW, [value - 0.05 for value in CLOSE]], ["best", None, None]),
+        (CLOSE, [VALUES, BELOW], [None, None]),  # the student alone is as good
+        (VALUES, [BELOW, LOWEST], [None, None]),  # and here better
+        (None, [VALUES, VALUES], [None, None]),
+        (None, [VALUES[:1], BELOW[:1]], [None, None]),  # one seed shows nothing
+        (None, [VALUES, BELOW[:1]], [None, None]),
+        (LOWEST, [VALUES], [None]),  # of one method there is no best
+    ],
+)
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_best_is_marked_where_its_interval_leaves_out_the_next(alone, methods, marks, higher):
+    def runs_of(name: str, values: list[float]) -> list[Run]:
+        shown = values if higher else [1 - value for value in values]
+        return [make(name, seed, summary={"evaluation": {"val": {"accuracy": v, "ece": v}}})
+                for seed, v in enumerate(shown)]  # fmt: skip
+
+    runs = runs_of(LABEL_ONLY, alone) if alone else []
+    for name, values in zip((A, B, C), methods, strict=False):
+        runs += runs_of(name, values)
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="val/accuracy" if higher else "val/ece")
+    assert [row[0]["mark"] for row in found["cells"]] == marks
+    table = comparison_tables.table_of(found)
+    assert comparison_tables.latex(table).count(r"\textbf") == marks.count("best")
+    assert comparison_tables.terminal(table).count("*") == 2 * marks.count("best")  # once in the legend
+    assert ("none is here" in table.notes[-1]) == ("best" not in marks)
 
 
 def test_figures_of_a_real_evaluation():
@@ -586,4 +668,10 @@ def test_a_papers_table_as_files(tmp_path):
     assert cells["teacher cifar_resnet56", "cifar_resnet56"]["mean"] == "0.75"
     assert (C, "cifar_vgg13") not in cells
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "<strong>" in page and "<u>" in page and "train_kd.py --config" in page
+    assert "<strong>" not in page and "Bold" not in page and "train_kd.py --config" in page
+    assert "missing, no finished run: student alone in" in page
+    clear = several(A) + several(B, BELOW) + several(C, LOWEST) + several(LABEL_ONLY, LOWEST)
+    found = pivot(Found(clear, []), "kd.type", "pair")
+    comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<strong>" in page and "<u>" in page and "Bold: the best" in page

@@ -232,6 +232,80 @@ def test_too_few_epochs():
     assert "too few epochs" not in found(run("--training.max_epochs=100", rows=rows))  # it was stopped early
 
 
+# Measured on digits (229 validation images) by `--teachers=[] --kd.type=baseline` on the quickstart: as it is; with
+# training.schedule=constant at 2e-3 for 40 epochs; and with a student of one block of 8 features, by its epochs.
+COSINE = [0.6114, 0.6157, 0.7555, 0.7642, 0.7773, 0.8472, 0.8297, 0.869, 0.8996, 0.917, 0.8472, 0.9127, 0.9083, 0.9258,
+          0.9214, 0.9083, 0.9389, 0.9432, 0.9389, 0.952, 0.9432, 0.9389, 0.9651, 0.9607, 0.9607, 0.9607, 0.9607, 0.9607,
+          0.9607, 0.9607]  # fmt: skip
+CONSTANT = [0.5502, 0.6681, 0.7729, 0.7991, 0.8297, 0.8821, 0.869, 0.8646, 0.8952, 0.8908, 0.8559, 0.869, 0.9083,
+            0.8996, 0.9432, 0.9301, 0.9301, 0.9214, 0.8908, 0.9258, 0.952, 0.952, 0.9301, 0.9389, 0.9258, 0.952, 0.9039,
+            0.9301, 0.9389, 0.9389, 0.9258, 0.952, 0.9389, 0.952, 0.9389, 0.917, 0.9432, 0.917, 0.9432,
+            0.9345]  # fmt: skip
+TINY_TRAIN = [0.1867, 0.382, 0.4602, 0.5242, 0.5281, 0.5773, 0.5844, 0.5805, 0.6258, 0.6125, 0.6281, 0.6609, 0.6438,
+              0.6648, 0.7016, 0.6906, 0.6945, 0.6844, 0.7023, 0.7094, 0.725, 0.7312, 0.7281, 0.7625, 0.7492, 0.7375,
+              0.7508, 0.7508, 0.7461, 0.7391]  # fmt: skip
+TINY_VAL = [0.4716, 0.476, 0.5808, 0.5546, 0.559, 0.6376, 0.6201, 0.6419, 0.6987, 0.7031, 0.7249, 0.7424, 0.7293,
+            0.7118, 0.7511, 0.7336, 0.7424, 0.7249, 0.7205, 0.7555, 0.7467, 0.7424, 0.738, 0.7598, 0.7598, 0.7555,
+            0.7555, 0.7642, 0.7642, 0.7598]  # fmt: skip
+
+
+def measured(accuracies: list[float], *more: str) -> dict[str, Finding]:
+    """Findings of a run that had these validation accuracies."""
+    rows = course(len(accuracies), val_in_accuracy=accuracies)
+    val = predictions("val", 229, 0.93, 100, settings_of())
+    return found(run(f"--training.max_epochs={len(accuracies)}", *more, rows=rows, val=val))
+
+
+@pytest.mark.parametrize("epochs", [6, 10])
+def test_a_schedule_that_never_came_down_while_validation_rose(epochs):
+    finding = measured(CONSTANT[:epochs], "--training.schedule=constant")["unfinished schedule"]
+    assert (finding.key, finding.value) == ("training.schedule", "constant") and "cosine" in finding.advice
+    assert "over the last 2 epochs (standard error 2." in finding.message
+    later = ("--training.schedule=multistep", "--training.milestones=[30, 40]")
+    assert measured(CONSTANT[:epochs], *later)["unfinished schedule"].key == "training.milestones"
+    high = "--training.min_learning_rate=3e-3"
+    assert measured(CONSTANT[:epochs], high)["unfinished schedule"].key == "training.min_learning_rate"
+    assert "unfinished schedule" not in measured(CONSTANT[:epochs])  # cosine comes down, whatever the length
+    down = ("--training.schedule=multistep", "--training.milestones=[4, 6]")
+    assert "unfinished schedule" not in measured(CONSTANT[:epochs], *down)
+
+
+def test_a_schedule_is_left_alone_where_validation_has_settled_or_the_run_was_stopped():
+    for accuracies in (CONSTANT, COSINE):
+        assert "unfinished schedule" not in measured(accuracies, "--training.schedule=constant")
+    assert "unfinished schedule" not in measured(COSINE)
+    rising = [0.5 + 0.01 * epoch for epoch in range(40)]
+    assert "unfinished schedule" in measured(rising, "--training.schedule=constant")
+    rows = course(20, val_in_accuracy=rising[:20])  # of 40: stopped early
+    stopped = run("--training.max_epochs=40", "--training.schedule=constant", rows=rows)
+    assert "unfinished schedule" not in found(stopped)
+
+
+def test_underfitting():
+    """A student too small for the task, by clean views; and by the rows where no images were looked at."""
+    planted = run()
+    planted["train"].student = answers(planted["train"].labels, 0.75, 4.0, 77)
+    planted["val"].student = answers(planted["val"].labels, 0.75, 4.0, 78)
+    finding = found(planted)["underfitting"]
+    assert finding.key == "model.name" and finding.value == "test_vit" and "larger student" in finding.advice
+    tiny = course(30, train_in_accuracy=TINY_TRAIN, val_in_accuracy=TINY_VAL)
+    assert "73.9% of training and 76.0% of val" in found(run(rows=tiny, train=None, val=None))["underfitting"].message
+    short = course(6, train_in_accuracy=TINY_TRAIN[:6], val_in_accuracy=TINY_VAL[:6],
+                   train_in_loss_total=[2.201, 1.826, 1.552, 1.401, 1.292, 1.219])  # fmt: skip
+    finding = found(run("--training.max_epochs=6", rows=short, train=None, val=None))["underfitting"]
+    assert finding.key == "training.max_epochs" and "still learning" in finding.advice
+
+
+def test_what_is_no_underfitting():
+    for seen, unseen in ((0.97, 0.93), (0.75, 0.6), (0.85, 0.84)):  # healthy; a hard task, learnt; learnt enough
+        planted = run()
+        planted["train"].student = answers(planted["train"].labels, seen, 4.0, 77)
+        planted["val"].student = answers(planted["val"].labels, unseen, 4.0, 78)
+        assert "underfitting" not in found(planted), (seen, unseen)
+    healthy = course(30, val_in_accuracy=COSINE)
+    assert "underfitting" not in found(run(rows=healthy, train=None, val=None))
+
+
 def test_training_that_diverges_or_gets_stuck():
     diverged = course(30, train_in_accuracy=[*[0.3 + 0.02 * epoch for epoch in range(20)], *[0.1] * 10])
     assert found(run(rows=diverged))["diverged"].key == "training.learning_rate"
@@ -263,6 +337,32 @@ def test_a_teacher_that_is_worse_or_has_no_weight():
     findings = found(planted)
     assert findings["worse teacher"].key == findings["idle teacher"].key == "teachers.1"
     assert findings["idle teacher"].value["model"] == "mobilenetv3_small_050"
+
+
+def test_a_teacher_that_is_worse_than_the_student_alone():
+    planted = run()
+    val = planted["val"]
+    val.teachers[2] = answers(val.labels, 0.87, 4.0, 55)  # not so far below its student
+    finding = found(planted)["worse teacher"]
+    right, alone = ((logits.argmax(1) == val.labels).double().mean() for logits in (val.teachers[2], val.alone))
+    assert finding.key == "teachers.2"
+    assert f"{100 * (alone - right):.1f} points less than the student alone" in finding.message
+    assert "than its student" not in finding.message and "standard error 1." in finding.message
+    val.alone = None  # then there is nothing to compare it with
+    assert "worse teacher" not in found(planted)
+    val.teachers[2] = answers(val.labels, 0.6, 4.0, 55)
+    assert "points less than its student" in found(planted)["worse teacher"].message
+
+
+def test_teachers_as_good_as_the_student_alone_are_no_finding():
+    planted = run()
+    val = planted["val"]
+    for seed in range(40, 45):
+        val.teachers[1] = answers(val.labels, 0.9, 4.0, seed)  # as good as the student alone
+        assert "worse teacher" not in found(planted)
+    few = predictions("val", 60, 0.9, 100, settings_of())
+    few.teachers[1] = answers(few.labels, 0.8, 4.0, 55)  # who knows, of 60 images
+    assert "worse teacher" not in found(run(val=few))
 
 
 def test_batches_and_validation_sets_that_are_too_small():

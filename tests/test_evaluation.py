@@ -3,22 +3,25 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from scipy import stats
 from test_metrics import CASES, case, sample
 
 from kd_core import metrics, report
 from kd_core.errors import UserError
-from kd_core.evaluation import Predictions, evaluate, logged
+from kd_core.evaluation import GAIN, Predictions, evaluate, logged
 from kd_core.meter import NonFinite
 from kd_core.superclasses import CIFAR100, in_one_spelling, superclasses_of
 
 PLAIN = {
     "split", "correct", "total", "accuracy", "top5", "macro_accuracy", "loss_ce", "nll", "brier", "ece", "ece_adaptive",
     "auroc", "auroc_classes_left_out", "temperature_scaling", "reliability", "per_class", "confusion", "most_confused",
+    "accuracy_interval",
 }  # fmt: skip
 BESIDE_TEACHERS = {"teachers", "ensemble", "against_teachers"}
 
@@ -41,7 +44,7 @@ def test_its_shape(name, count):
     """On every degenerate input: the keys, plain JSON without NaN, and tables and rows that can be made of it."""
     given = predictions(name, count, alone=count == 1)
     found = evaluate(given, given)
-    more = (BESIDE_TEACHERS if count else set()) | ({"alone", "gain"} if count == 1 else set())
+    more = (BESIDE_TEACHERS if count else set()) | ({"alone", *GAIN} if count == 1 else set())
     assert set(found) == PLAIN | more
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     classes = len(given.class_names)
@@ -62,10 +65,12 @@ def test_values_are_those_of_the_metrics():
         given.student, given.labels
     )
     temperature = metrics.fit_temperature(fitted.student, fitted.labels)
+    scaled = metrics.calibration(given.student / temperature, given.labels)
     assert found["temperature_scaling"] == {
         "temperature": temperature,
         "fitted_on": "val",
-        **metrics.calibration(given.student / temperature, given.labels),
+        **scaled,
+        "helped": scaled["nll"] < found["nll"] and scaled["ece"] < found["ece"],
     }
     predicted = given.student.argmax(1)
     assert given.teachers is not None and given.alone is not None
@@ -86,6 +91,44 @@ def test_values_are_those_of_the_metrics():
     assert found["gain"] == found["accuracy"] - alone["accuracy"]
 
 
+def test_the_difference_to_the_student_alone_says_how_sure_it_is():
+    given = predictions(count=1, alone=True)
+    found = evaluate(given)
+    right, alone = (logits.argmax(1) == given.labels for logits in (given.student, given.alone))
+    each = right.double() - alone.double()
+    assert found["gain_images"] == int(each.sum()) == found["correct"] - int(alone.sum())
+    assert found["gain_error"] == pytest.approx(math.sqrt(float(each.var(correction=0)) / len(each)))
+    only, other = int((right & ~alone).sum()), int((alone & ~right).sum())
+    p = stats.binomtest(only, only + other).pvalue
+    assert found["gain_p"] == pytest.approx(p) and p < 0.05 and found["gain_verdict"] == "better"
+    text = report.evaluation("a student", found)
+    assert (
+        f"difference to the student alone: {100 * found['gain']:+.2f} points ({found['gain_images']} of 510 images), "
+        f"standard error {100 * found['gain_error']:.2f} points: better on these images"
+    ) in text
+    assert "one seed each, so another may differ" in text
+    same = evaluate(replace(given, alone=given.student))
+    assert (same["gain"], same["gain_images"], same["gain_error"]) == (0.0, 0, 1 / 510)
+    assert "+0.00 points (0 of 510 images), standard error 0.20 points: cannot tell" in report.evaluation("s", same)
+
+
+def test_temperature_scaling_says_when_it_did_not_help():
+    sure, labels = predictions("random"), torch.arange(510) % 10
+    calibrated = Predictions("test", labels, 3.0 * torch.eye(10)[labels], sure.class_names)
+    cold = Predictions("val", labels, 0.2 * torch.eye(10)[(labels + 1) % 10], sure.class_names)  # all wrong
+    found = evaluate(calibrated, cold)
+    scaled = found["temperature_scaling"]
+    assert scaled["helped"] is False and scaled["nll"] > found["nll"] and scaled["ece"] > found["ece"]
+    text = report.evaluation("a student", found)
+    assert "temperature scaling did not help on these images: cross-entropy (nats)" in text
+    assert f"calibration error (ECE, 15 bins) {found['ece']:.4f} became {scaled['ece']:.4f}" in text
+    helped = evaluate(calibrated, calibrated)
+    assert helped["temperature_scaling"]["helped"] is True
+    assert "did not help" not in report.evaluation("a student", helped)
+    flat = evaluate(replace(calibrated, student=torch.zeros(510, 10)), cold)  # no temperature changes it
+    assert flat["temperature_scaling"]["nll"] == flat["nll"] and flat["temperature_scaling"]["helped"] is False
+
+
 def test_gain_per_class_equals_a_loop():
     given = predictions("a class is missing", alone=True)
     assert given.alone is not None
@@ -94,13 +137,17 @@ def test_gain_per_class_equals_a_loop():
         mine = given.labels == number
         assert row["name"] == given.class_names[number] and row["count"] == int(mine.sum())
         if not row["count"]:
-            assert row["accuracy"] is row["alone"] is row["gain"] is None
+            assert row["accuracy"] is row["alone"] is row["gain"] is row["gain_images"] is row["gain_error"] is None
             continue
         accuracy, alone = (
             float((logits[mine].argmax(1) == number).double().mean()) for logits in (given.student, given.alone)
         )
         assert (row["accuracy"], row["alone"]) == (accuracy, alone)
         assert row["gain"] == pytest.approx(accuracy - alone)
+        assert row["gain_images"] == round((accuracy - alone) * row["count"])
+        each = [(a[mine].argmax(1) == number).double() for a in (given.student, given.alone)]
+        spread = float((each[0] - each[1]).var(correction=0)) or 1 / row["count"]
+        assert row["gain_error"] == pytest.approx(math.sqrt(spread / row["count"]))
     assert found["per_class"][9]["count"] == 0
 
 

@@ -226,7 +226,7 @@ def test_the_card_says_what_the_run_measured(run):
         "| accuracy | 50.00% | 25.00% |",
         "| top-5 accuracy | 87.50% |  |",
         r"| calibration error (ECE, 15 bins) | 0.1250 |  |",
-        "| negative log-likelihood (nats) | 1.5000 |  |",
+        "| cross-entropy (nats) | 1.5000 |  |",
         "| fingerprint of the data | f00d |",
         "| training images | 4000 |",
         "| seed | 7 |",

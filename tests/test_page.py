@@ -102,6 +102,7 @@ def test_every_number_is_the_one_of_the_summary(report, tree):
     assert {re.sub(r"\d+", "0", key) for key in unshown} == {
         "run_id", "status", "findings.0.value", "evaluation.val.split", "evaluation.val.loss_ce",
         "evaluation.val.ensemble.name", "evaluation.val.alone.auroc", "teachers.0.name",
+        "evaluation.val.temperature_scaling.helped",
     }  # fmt: skip
     numbers = [text for attrs, text, _ in tree.all("td") if re.search(r"\d", text)]
     assert len(numbers) > 60
@@ -121,6 +122,7 @@ def test_numbers_in_cells_and_cards_name_their_keys(report):
     [
         (0.96071, "share", "96.07%"), (1.0, "share", "100.00%"), (0.0123, "points", "+1.23 points"),
         (-0.2, "points", "−20.00 points"), (0.0, "points", "0.00 points"), (1.5, "figure", "1.500"),
+        (0.011, "error", "1.10 points"),
         (0.00012345, "figure", "0.0001234"), (123456.7, "figure", "123,457"), (0.0, "figure", "0.000"),
         (1234567, "count", "1,234,567"), (321987, "bytes", "0.32 MB"), ("<b>", "text", "<b>"),
         (None, "share", "–"), (float("nan"), "figure", "–"),
@@ -230,6 +232,45 @@ def test_both_splits_and_no_scaling(tmp_path):
     pictures = {file.stem for file in path.parent.glob("*.png")}
     assert pictures == {"reliability-test", "gains-test", "reliability-val", "gains-val", "confusion-val",
                         "teacher-weights-val"}  # fmt: skip
+
+
+def test_the_difference_to_the_student_alone_is_no_claim(report, tree):
+    own = report[1]["summary"]["evaluation"]["val"]
+    [card] = [text for attrs, text, _ in tree.all("dl") if text.startswith("difference to the student alone")]
+    images, error = f"{own['gain_images']} of {own['total']} images", 100 * own["gain_error"]
+    assert f"{images}, standard error {error:.2f} points:" in card
+    assert f"{own['gain_verdict']} on these images" in card and "one seed each, so another may differ" in card
+    text = report[0].read_text(encoding="utf-8")
+    assert "gain by its teachers" not in text and "What the teachers brought" not in text
+
+
+@pytest.mark.parametrize("helped", [True, False])
+def test_the_page_says_when_temperature_scaling_did_not_help(tmp_path, helped):
+    made = sample_run.predictions()
+    figures = evaluate(made, made)
+    assert figures["temperature_scaling"]["helped"]
+    figures["temperature_scaling"]["helped"] = helped
+    evaluations = {"val": figures}
+    summary = sample_run.summary(made, evaluations)
+    path, _ = sample_run.report(tmp_path / "run", made, evaluations=evaluations, summary=summary)
+    words = " ".join(text for _, text, _ in Tree(path.read_text(encoding="utf-8")).all("p", "dd"))
+    assert ("Temperature scaling did not help on these images: cross-entropy (nats)" in words) is not helped
+    assert (": it did not help" in words) is not helped
+
+
+def test_an_evaluation_of_before_is_shown_without_what_it_lacks(tmp_path):
+    made = sample_run.predictions()
+    figures = evaluate(made, made)
+    for name in ("accuracy_interval", "gain_images", "gain_error", "gain_p", "gain_verdict"):
+        del figures[name]
+    del figures["temperature_scaling"]["helped"]
+    for row in figures["per_class"]:
+        del row["gain_images"], row["gain_error"]
+    summary = sample_run.summary(made, {"val": figures})
+    path, _ = sample_run.report(tmp_path / "run", made, evaluations={"val": figures}, summary=summary)
+    text = path.read_text(encoding="utf-8")
+    main = text[text.index("<main") : text.index('id="cost"')]
+    assert "standard error of the difference" not in main and "did not help" not in main and "Wilson" not in main
 
 
 def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_training_curves_are_the_rows_and_the_star_is_the_selected_epoch():
     loss, accuracy, rate = plots.training_curves(rows).axes
     shown = lines(loss)
     assert shown["training, what is minimised"] == (list(range(1, 13)), [row["train/loss_total"] for row in epochs])
-    assert shown["validation, cross-entropy"][1] == [row["val/loss_ce"] for row in epochs]
+    assert shown["validation, cross-entropy (nats)"][1] == [row["val/loss_ce"] for row in epochs]
     assert lines(accuracy)["validation"][1] == [row["val/accuracy"] for row in epochs]
     [star] = [label for label in lines(accuracy) if label.startswith("selected")]
     assert star == "selected: epoch 11, 55.0%"  # the first of two
@@ -134,12 +134,19 @@ def test_reliability_is_the_bins():
     bins |= {"mean_confidence": [None, 0.9], "accuracy": [None, 0.75]}
     scaled = {**bins, "mean_confidence": [float("nan"), 0.7], "accuracy": [float("nan"), 0.8]}
     axes, histogram = plots.reliability(bins, 0.15, (1.5, scaled, 0.1)).axes
-    assert axes.get_title(loc="left") == "calibration error (ECE) 15.0%, 10.0% at temperature 1.50"
+    assert axes.get_title(loc="left") == "calibration error (ECE, 15 bins) 15.0%, 10.0% at fitted temperature 1.50"
     accuracy, gap = (container.patches for container in axes.containers)
     assert accuracy[1].get_height() == 0.75 and np.isnan(accuracy[0].get_height())
     assert gap[1].get_y() == 0.75 and gap[1].get_height() == pytest.approx(0.15)
-    assert lines(axes)["accuracy at temperature 1.50"] == ([0.7], [0.8])
+    assert lines(axes)["accuracy at fitted temperature 1.50"] == ([0.7], [0.8])
     assert [patch.get_height() for patch in histogram.containers[0].patches] == [0, 1]
+
+
+def test_bars_of_a_deviation_end_at_what_a_figure_can_be():
+    costs = {"a": (10.0, 0.99, 0.02), "b": (20.0, 0.5, 0.1), "c": (30.0, 0.7, None)}
+    axes = plots.against_cost(costs, "val/accuracy", percent=True, within=(0.0, 1.0)).axes[0]
+    ends = [bar.get_segments()[0][:, 1].tolist() for one in axes.containers for bar in one[2]]
+    assert ends == [pytest.approx([0.97, 1.0]), pytest.approx([0.4, 0.6])]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -175,7 +182,7 @@ def test_gains_are_sorted_and_named(classes):
     bars = [patch.get_width() for patch in figure.axes[-1 if classes == 3 else 1].patches]
     named = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels() if "n" in label.get_text()]
     better, worse = int((values > 0).sum()), int((values < 0).sum())
-    assert figure.axes[0].get_title(loc="left") == f"{better} classes better, {worse} worse, 1 alike"
+    assert figure.axes[0].get_title(loc="left") == f"{better} classes higher, {worse} lower, 1 equal"
     if classes == 3:
         assert named == [names[i] for i in order]
         assert bars == pytest.approx(100 * values[order])
@@ -184,6 +191,11 @@ def test_gains_are_sorted_and_named(classes):
         assert heights == pytest.approx(100 * values[order])
         assert named == [names[i] for i in [*order[:10], *order[::-1][:10]]]
         assert bars == pytest.approx(100 * values[order[:10]])
+    sure = plots.gains(names, values.tolist(), [0.02] * classes)
+    assert sure.axes[0].get_title(loc="left").endswith("1 equal; lines: one standard error")
+    named_bars = sure.axes[-1 if classes == 3 else 1]
+    [whiskers] = [one[2][0].get_segments() for one in named_bars.containers if hasattr(one, "has_xerr")]
+    assert [end - start for (start, _), (end, _) in whiskers] == pytest.approx([4.0] * len(bars))
 
 
 def test_weights_are_split_by_whether_the_teacher_is_right():

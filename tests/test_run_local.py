@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -671,7 +672,59 @@ def test_figures(number: int, tmp_path: Path) -> None:
     width = int.from_bytes(image[16:20], "big")
     assert width == 800
     importance = {parameter.name: 0.5**i for i, parameter in enumerate(sweep.varied)}
-    assert run_local.draw_importance(sweep, importance).startswith(b"\x89PNG")
+    assert run_local.draw_importance(sweep, importance, 30).startswith(b"\x89PNG")
+
+
+GRID = {"kd.temperature": [1.0, 2.0, 4.0], "training.seed": [0, 1]}
+
+
+def plotted(folder: Path, parameters: dict[str, list[Any]], results: list[float]) -> tuple[set[str], str]:
+    """The figures of a grid whose first trials had these results, and what was said about them."""
+    given = {name: {"values": values} for name, values in parameters.items()}
+    (folder / "s.yaml").write_text(yaml.safe_dump({**GOOD, "method": "grid", "parameters": given}))
+    sweep = run_local.read_sweep(folder / "s.yaml")
+    study = optuna.create_study(direction="maximize", sampler=run_local.create_sampler(sweep))
+    for index, result in enumerate(results):
+        trial = study.ask()
+        trial.set_user_attr("index", index)
+        trial.set_user_attr("values", run_local.draw(sweep, trial))
+        trial.set_user_attr("best", result)
+        study.tell(trial, result)
+    said: list[str] = []
+    shared: Any = SimpleNamespace(
+        sweep=sweep, storage=folder / "study.journal", study=study, trials=lambda: study.trials
+    )
+    run_local.plot(shared, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    return {path.stem for path in folder.glob("*.png")}, "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "results", "why"),
+    [
+        (GRID, [0.5] * 6, "{metric} is the same in all 6 trials"),
+        (GRID, [0.1 + 0.2, 0.3, 0.3, 0.3, 0.3, 0.3], "{metric} is the same in all 6 trials"),  # but for rounding
+        (GRID, [0.0] * 6, "{metric} is the same in all 6 trials"),
+        ({**GRID, "training.seed": [0]}, [0.5, 0.6, 0.7], "only kd.temperature took more than one value"),
+        ({"kd.temperature": [1.0, 2.0]}, [0.5, 0.6], "only kd.temperature took more than one value"),
+        (GRID, [0.5, 0.6, 0.7], "3 finished trials are too few for 2 parameters, 4 would do"),
+        (GRID, [0.5, 0.6], "only training.seed took more than one value"),  # of six trials two
+    ],
+)
+def test_no_importance_is_drawn_where_trials_tell_nothing_of_it(tmp_path, parameters, results, why):
+    figures, said = plotted(tmp_path, parameters, results)
+    assert figures == {"parallel_coordinates"}
+    assert said.startswith("no importance.png: ") and why.format(metric=GOOD["metric"]["name"]) in said
+
+
+def test_importance_is_shared_by_what_took_several_values(tmp_path, monkeypatch):
+    """Optuna gives parameters that never changed a share, too."""
+    shares: dict[str, float] = {}
+    monkeypatch.setattr(run_local, "draw_importance", lambda sweep, own, trials: shares.update(own) or b"")
+    one_value = {**GRID, "training.max_epochs": [3], "kd.loss": ["kl", "kl"]}
+    figures, said = plotted(tmp_path, one_value, [0.5, 0.5, 0.6, 0.6, 0.9, 0.91])
+    assert figures == {"parallel_coordinates", "importance"} and not said
+    assert list(shares) == ["kd.temperature", "training.seed"] and sum(shares.values()) == pytest.approx(1)
+    assert shares["kd.temperature"] > shares["training.seed"]
 
 
 def test_bayes_finds_better_values_than_random(sandbox: Sandbox) -> None:

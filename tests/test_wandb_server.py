@@ -299,7 +299,8 @@ def test_a_report_is_sent_once_whenever_it_is_there(stub, client, report, tmp_pa
     assert (data_uri(report / "mistakes-val.png") in page) == with_images
     assert "http" not in re.sub("http-equiv|https?://www.w3.org", "", re.sub("base64,[^\"]*", "", page))
     table = json.loads((files / shown["classes-val"]["path"]).read_text())
-    assert table["columns"] == ["name", "count", "accuracy", "alone", "gain"] and len(table["data"]) == 10
+    columns = ["name", "count", "accuracy", "alone", "gain", "gain_images", "gain_error"]
+    assert table["columns"] == columns and len(table["data"]) == 10
 
 
 # --------------------------------------------------------------------------------------------------------- artifacts

@@ -13,7 +13,7 @@ import train_kd
 from kd_core.checkpoints import read_metrics
 from kd_core.page import MISSING, lookup, shown
 
-KINDS = ("share", "points", "figure", "count", "bytes", "text")
+KINDS = ("share", "points", "error", "figure", "count", "bytes", "text")
 VIT = "{name: test_vit, img_size: 32, args: {patch_size: 8}}"
 TEACHER = {
     "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
