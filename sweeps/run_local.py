@@ -672,7 +672,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
         output_dir, epochs = Path(config["output_dir"]).expanduser(), (config.get("training") or {}).get("max_epochs")
         settings = {key: value for key, value in config.items() if key not in ELSEWHERE}
         files = [Path(file).expanduser() for file in settings.get("import") or []]
-        if all(file.is_file() for file in files):  # own code counts by its content, as in a run
+        if files and all(file.is_file() for file in files):  # own code counts by its content, as in a run
             settings["import"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
