@@ -677,8 +677,8 @@ def import_remedy(path: Path) -> str:
     options = shlex.join(word for file in shown for word in ("--import", str(file)))
     which = f" (a copy of it lies in {shown[0].parent})" if run else ""
     return (
-        f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only if "
-        f"the command names it. If you trust it, add: {options}"
+        f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only "
+        f"if the command names it. If you trust it, add: {options}"
     )
 
 
