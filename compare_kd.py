@@ -73,7 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for index, pair in enumerate(options.same_data):
         if not re.fullmatch("[0-9a-f]{8,64}=[0-9a-f]{8,64}", pair.lower()):
             raise UserError(
-                f"--same-data: is {pair!r}, wanted are two fingerprints as A=B, each by its first 8 or more of the "
+                f"--same-data: is {pair!r}, expected two fingerprints, A=B, each by its first 8 or more of the "
                 "characters 0-9, a-f"
             )
         options.same_data[index] = tuple(pair.lower().split("="))

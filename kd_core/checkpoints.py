@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import string
 from collections.abc import Callable, Iterator
@@ -215,8 +216,15 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         changes = [
             f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
             for key in sorted({**there, **here})
-            if there.get(key) != here.get(key)
+            if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # a key added since
         ]
+        identity = folder.path / "identity.json"
+        known = read_object(identity).get("images") if identity.is_file() else data_fingerprint
+        if known != data_fingerprint:
+            changes.append(
+                f"  the data: fingerprint {str(known)[:12]} there, {data_fingerprint[:12]} here (earlier versions "
+                "counted class names in)"
+            )
         copies = folder.path / IMPORTS
         kept = {sha256_of(file) for file in copies.glob("*.py")}
         if kept != {own_code.file(name).digest for name in config.imports}:
@@ -256,7 +264,7 @@ def tell_other_data(config: Config, data_fingerprint: str) -> None:
             message = (
                 f"{path.parent}: was trained with these settings on data with fingerprint {old}, these have {new}, so "
                 "this is another run. Earlier versions counted class names in; if images and labels are the same, "
-                f"compare both with: python compare_kd.py {config.output_dir} --same-data {old}={new}"
+                f"compare both with: python compare_kd.py {shlex.quote(config.output_dir)} --same-data {old}={new}"
             )
             tqdm.write(printable(message))
 

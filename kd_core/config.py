@@ -516,7 +516,7 @@ class Config(Section):
                 teacher["weights"] = content  # what a file holds matters, not where it lies or what it is called
             if teacher["logits"] and (file := Path(teacher["logits"]).expanduser()).is_file():
                 teacher["logits"] = sha256_of(file)
-            del teacher["trained_on"]  # what is told of it changes nothing that is learnt
+            del teacher["trained_on"]  # it changes nothing that is learned
             for key in ("logits", "class_order"):
                 if teacher[key] is None:
                     del teacher[key]  # runs of before there were such settings go on
@@ -754,8 +754,8 @@ def read_record(path: Path, origin: str = "") -> Layer:
 
     The files of own code that it names are left out: they are run only if a command names them.
     """
-    values = {key: value for key, value in read_yaml(path).items() if key != "import"}
-    if own := own_code.files():
+    values = read_yaml(path)
+    if values.pop("import", None) and (own := own_code.files()):
         values["import"] = [str(file.path) for file in own]  # those that a command has named
     return Layer(origin or str(path), values, path)
 

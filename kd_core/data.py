@@ -58,6 +58,7 @@ class Data:
     image_size: side of the stored square images.
     notes: what was guessed, cut or dropped, one line each.
     fingerprint: of the content of the training split and, if it is a source split of its own, the validation split.
+    cut_from: int64 [n], the labels of the images that validation is cut from: readable, and not cut for the test split.
     """
 
     train: Split
@@ -69,6 +70,7 @@ class Data:
     image_size: int
     notes: list[str]
     fingerprint: str
+    cut_from: np.ndarray
     _open_test: Callable[[], Split | None]
     _test: list[Split | None] = field(default_factory=list)
 
@@ -166,16 +168,16 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
 
     # ----------------------------------------------------------------------------------------- validation
     val: Split | None = None
-    fingerprint = stored.fingerprint
+    fingerprint, cut_from = stored.fingerprint, labels[rows]
     if val_name is not None:
         _, own = open_split(val_name, classes, side)
         val = _split(own, _readable(own, "val", notes), "val")
         notes.append(f"val: split {val_name!r}, {len(val):,} images")
         fingerprint = hashlib.sha256(f"{fingerprint} {own.fingerprint}".encode()).hexdigest()
     else:
-        count = _val_count(config, labels[rows], side, len(names))
+        count = _val_count(config, cut_from, side, len(names))
         if count:
-            cut = stratified(labels[rows], rows, count, seed=config.split_seed, stream=VAL)
+            cut = stratified(cut_from, rows, count, seed=config.split_seed, stream=VAL)
             rows = np.setdiff1d(rows, cut)
             val = _split(stored, cut, "val")
             notes.append(
@@ -214,6 +216,7 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         image_size=side,
         notes=notes,
         fingerprint=fingerprint,
+        cut_from=cut_from,
         _open_test=open_test,
     )
 
@@ -413,7 +416,7 @@ def validation_size(config: DataConfig, data: Data) -> int:
 
     UserError if they cannot be cut.
     """
-    return _val_count(config, data.train.labels.numpy(), data.image_size, data.num_classes)
+    return _val_count(config, data.cut_from, data.image_size, data.num_classes)
 
 
 def _count(key: str, size: int | float, labels: np.ndarray) -> int:

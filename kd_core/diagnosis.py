@@ -31,7 +31,7 @@ from kd_core.uncertainty import paired_difference
 # together get less than the 0.05 that label smoothing of 0.05 would give them for nothing.
 SATURATED = 0.95
 # By how much more a saturated teacher believes in training labels than in validation labels, at temperature 1: less,
-# and it is sure since the task is easy, not since it has learnt its images by heart.
+# and it is sure since the task is easy, not since it has learned its images by heart.
 BY_HEART = 0.05
 # Mean distance of an image's teacher weights from 1/K, as a share of 1/K: with less the distillation term is, on
 # average, within 2% of the plain mean's.
@@ -60,10 +60,10 @@ STILL_RISES, STILL_FALLS = 0.01, 0.02
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
 FEWEST_EPOCHS = 4  # in which a course can be seen
-# A student that is right on so few of its own training images, and on nearly as many others, has not learnt what it was
+# A student that is right on so few of its own training images, and on nearly as many others, has not learned what it was
 # shown.  Both are judgements: networks that fit CIFAR-100 stand 10 points higher there than on validation images, and
 # a digits student of a hundredth of the usual size at 75% on both.
-LEARNT_LITTLE, CLOSE = 0.8, 0.05
+LEARNED_LITTLE, CLOSE = 0.8, 0.05
 # Learning rate of the last step, as a share of the highest, above which the schedule has not come down: one decay
 # of multistep leaves 0.1 or 0.2, and shipped recipes end below 0.01.
 STILL_HIGH = 0.25
@@ -338,7 +338,7 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         plain = not data.crop_padding and not data.flip
         yield evidence.finding(
             "memorised",
-            f"{said}: it has learnt the training images by heart",
+            f"{said}: it has learned the training images by heart",
             "data.crop_padding" if plain else "training.weight_decay",
             "augmentation (data.crop_padding, data.flip) with view: shared for the teachers, more weight decay, or "
             "more training images",
@@ -418,7 +418,7 @@ def too_few_epochs(evidence: Evidence) -> Iterator[Finding]:
 def _still_learns(evidence: Evidence) -> tuple[float, float, int] | None:
     """What an epoch still changes at the end, if that is much: rise of accuracy, fall of the loss, over how many."""
     accuracy, loss = evidence.course("train/accuracy"), evidence.course("train/loss_total")
-    if not 2 <= len(accuracy) == evidence.config.training.max_epochs:  # else stopped early, for it learnt no more
+    if not 2 <= len(accuracy) == evidence.config.training.max_epochs:  # else stopped early, for it learned no more
         return None
     last = max(1, len(accuracy) // 5)
     rise, fall = (accuracy[-1] - accuracy[-1 - last]) / last, (1 - loss[-1] / loss[-1 - last]) / last
@@ -436,11 +436,11 @@ def underfitting(evidence: Evidence) -> Iterator[Finding]:
         if min(map(len, courses)) < FEWEST_EPOCHS:
             return
         train, val = (course[-1] for course in courses)
-    if train < LEARNT_LITTLE and train - val < CLOSE:
+    if train < LEARNED_LITTLE and train - val < CLOSE:
         learns = _still_learns(evidence) is not None or _still_rises(evidence) is not None
         yield evidence.finding(
             "underfitting",
-            f"the student is right on {train:.1%} of training and {val:.1%} of validation images: it has not learnt "
+            f"the student is right on {train:.1%} of training and {val:.1%} of validation images: it has not learned "
             "what it was shown",
             "training.max_epochs" if learns else "model.name",
             "more epochs, for it was still learning"

@@ -65,7 +65,7 @@ def precision(asked: str | None, environ: Mapping[str, str]) -> str:
     if told and told not in PRECISIONS:
         raise UserError(
             f"{PRECISION}: is {told!r}, allowed: {', '.join(PRECISIONS)}; it comes from 'accelerate launch "
-            "--mixed_precision' or accelerate's config file; training.mixed_precision in the settings goes before it"
+            "--mixed_precision' or accelerate's config file; training.mixed_precision in the settings overrides it"
         )
     return told or "no"
 
@@ -156,7 +156,7 @@ def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
         for name in names:
             text = environ.get(name, "-1").strip()
             if not text.removeprefix("-").isdecimal() or int(text) < -1:
-                problems.append(f"{name}: is {environ[name]!r}, a whole number from 0 on is wanted")
+                problems.append(f"{name}: is {environ[name]!r}, must be a whole number, 0 or more")
             elif int(text) >= 0 and key not in ranks:  # -1 is "not set" to Accelerate, too
                 ranks[key], source[key] = int(text), name
     if problems:
@@ -186,5 +186,5 @@ def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
         )
     port = environ["MASTER_PORT"].strip()
     if not port.isdecimal() or not 1 <= int(port) <= 65535:
-        problems.append(f"MASTER_PORT: is {environ['MASTER_PORT']!r}, a port from 1 to 65535 is wanted")
+        problems.append(f"MASTER_PORT: is {environ['MASTER_PORT']!r}, must be a port from 1 to 65535")
     return ranks, problems

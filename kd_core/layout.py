@@ -357,7 +357,7 @@ def _classes(
         split = next((part for parts in deeper.values() for part in parts if roles_in(part)), None)
         remedy = "give the folder that holds the class folders as data.path"
         if split:
-            remedy = f"{split!r} is named as a split: have the splits outside the classes, as in {split}/{name}"
+            remedy = f"{split!r} is named as a split: put the splits outside the classes, as in {split}/{name}"
         raise UserError(
             f"data.folders: {where}: images lie deeper than one folder per class, such as {image!r}; {remedy}, or set "
             f"data.folders={advised} if {_shown(full)} are the classes, with all that lies in them"

@@ -329,7 +329,7 @@ class Panel:
             if teacher.saw_validation in EXPOSED:
                 lines.append(
                     f"teacher {index} {EXPOSED[teacher.saw_validation]}, so this figure may say nothing about it "
-                    f"(teachers.{index}.trained_on says what it was trained on)"
+                    f"(set teachers.{index}.trained_on if you know what it was trained on)"
                 )
             if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
                 lines.append(

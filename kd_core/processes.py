@@ -183,8 +183,7 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     """Run `main` with the command line's words, and end the process with its exit status.
 
     A mistake of the user is one message, anything else a traceback and what to report, unless it comes from the user's
-    own code.  `after_stop` says what somebody
-    may do whose script was stopped by a signal.
+    own code.  `after_stop` says what somebody may do whose script was stopped by a signal.
     """
     escape_what_cannot_be_shown()
     try:
@@ -209,7 +208,7 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
         traceback.print_exc()
         if place := own_code.place_of(error):
             said = f"{type(error).__name__}: {first_line(error, 300)}"
-            _last_words(name, f"{place}: {said}. That file is your own code, which --import has named: mend it there")
+            _last_words(name, f"{place}: {said}. That file is your own code, which --import has named: fix it there")
             sys.exit(exit_status(error))
         python = sys.version.split()[0]
         _last_words(

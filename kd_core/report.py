@@ -96,7 +96,8 @@ def _exposed(summary: dict[str, Any]) -> list[str]:
     teachers = summary.get("teachers") or []
     words = [teacher.get("saw_validation") for teacher in teachers]
     lines = [
-        f"{mark.strip()} {EXPOSED[word]}, on which its accuracy may say nothing; teachers[].trained_on says otherwise"
+        f"{mark.strip()} {EXPOSED[word]}, on which its accuracy may say nothing; set teachers[].trained_on if you know "
+        "better"
         for word, mark in MARKS.items()
         if word in words
     ]
@@ -234,7 +235,8 @@ def summarize(
             row["test_accuracy"] = found["accuracy"]
         for place, word in enumerate(exposed):
             own = figures[place]
-            if word == "possibly" and _far_above(
+            # Test images that were cut from training prove nothing: the teacher may have seen these, too.
+            if word == "possibly" and config.data.test_size is None and _far_above(
                 own["val_accuracy"], len(data.val or ()), own["test_accuracy"], tested["total"]
             ):
                 exposed[place] = "yes"

@@ -23,7 +23,7 @@ from kd_core.teachers import ON_DEMAND, export_in
 # figures that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
 # Keys of `data` that say where images lie and what their columns are called, not which they are.
-PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "image_column", "label_column")
+PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
 WANDB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
@@ -179,7 +179,8 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
         if images in named:
             data = run.identity["data"]
             place = places.setdefault(same[images], {key: data[key] for key in PLACE_OF_DATA if key in data})
-            run.identity = {**run.identity, "images": same[images], "data": {**data, **place}}
+            own = {key: value for key, value in data.items() if key not in PLACE_OF_DATA}
+            run.identity = {**run.identity, "images": same[images], "data": own | place}
 
 
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
@@ -287,7 +288,13 @@ def _read_wandb(run: Any) -> Run:
         raise NotImported(f"{error}\nit was trained with own code; add --import FILE for {', '.join(own)}") from None
     identity = config.identity(fingerprint)
     if isinstance(own, dict):
-        identity["import"] = sorted(str(digest) for digest in own.values())
+        known = {file.digest: file for file in own_code.files()}
+        codes = sorted(map(str, own.values()))
+        alone = [code for code in codes if code in known and known[code].adds_methods_alone]
+        if others := [code for code in codes if code not in alone]:
+            identity["import"] = others
+        if alone:
+            identity["kd"]["code"] = alone
     return Run(
         name="/".join(run.path),
         run_id=run.id,

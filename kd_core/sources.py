@@ -148,8 +148,12 @@ def _added_source(config: DataConfig) -> Source:
                     )
             return found
 
+        def labels() -> tuple[list[Any], list[str] | None]:
+            values, names = raw.labels()
+            return [value.item() if isinstance(value, np.generic) else value for value in values], names
+
         # what was decoded is found again by the key: other code may give other images under the same one
-        return replace(raw, images=images, key=_digest("added", file.digest if file else "", raw.key))
+        return replace(raw, labels=labels, images=images, key=_digest("added", file.digest if file else "", raw.key))
 
     source = _added[name](config)
     require(source, Source)
@@ -160,17 +164,20 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _listing(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What tells, without reading the files, whether they have changed: name, size and time; -1 where there is none."""
+Fact = tuple[str, int, int, int]
 
-    def state(file: str | Path) -> tuple[int, int]:
-        try:
-            found = os.stat(file)
-        except OSError:  # whoever reads it reports that
-            return -1, -1
-        return found.st_size, found.st_mtime_ns
 
-    return [(str(file), *state(file)) for file in files]
+def _fact(name: str, about: os.stat_result) -> Fact:
+    """What tells, without reading a file, whether it has changed: name, size and both times.
+
+    A copy that keeps the time of its content has a new time of its entry.
+    """
+    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _listing(files: Iterable[str | Path]) -> list[Fact]:
+    """The state of each file; of one that is not there, whoever reads it reports that."""
+    return [_fact(str(file), os.stat(file)) if os.path.exists(file) else (str(file), -1, -1, -1) for file in files]
 
 
 # -------------------------------------------------------------------------------- Hugging Face data sets
@@ -321,7 +328,7 @@ def _imagefolder(folder: Path, config: DataConfig) -> Source:
         used = sorted({table for file in files if (table := layout.table_of(file, tables)) and None in classes})
         return RawSplit(
             name=name,
-            key=_digest([(file, *listing.facts[file]) for file in [*files, *used]], list(classes), column),
+            key=_digest(str(folder.absolute()), [listing.facts[file] for file in files + used], list(classes), column),
             labels=labels,
             images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
             notes=[f"{name}: labels are in {', '.join(used)}"] if used else _about_classes(name, list(classes)),
@@ -336,10 +343,10 @@ def _named(config: DataConfig) -> dict[str, str | None]:
 
 @dataclass
 class _Listing:
-    """All files below a folder, by their paths within it: what each is, its size and times, and what tells it apart."""
+    """All files below a folder, by their paths within it: what each is, its state, and what tells it from others."""
 
     kinds: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
     identities: dict[str, tuple[int, int]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
 
@@ -360,18 +367,18 @@ def _walk(folder: Path) -> _Listing:
             try:
                 about = entry.stat()
             except OSError:
-                listing.kinds[name] = "that links to nothing" if entry.is_symlink() else "that cannot be read"
+                listing.kinds[name] = "with a broken link" if entry.is_symlink() else "without permission to read"
                 continue
             identity = (about.st_dev, about.st_ino)
             if stat.S_ISDIR(about.st_mode) and identity in around:
-                listing.kinds[name] = "that links to a folder around it"
+                listing.kinds[name] = "linking to a folder around it"
             elif stat.S_ISDIR(about.st_mode):
                 look(name, (*around, identity))
             elif not stat.S_ISREG(about.st_mode):
-                listing.kinds[name] = "that is no regular file"
+                listing.kinds[name] = "of a special kind (no regular file)"
             else:
                 listing.kinds[name] = layout.kind_of(name) or _kind_by_content(folder / name)
-                listing.facts[name] = (about.st_size, about.st_mtime_ns)
+                listing.facts[name] = _fact(name, about)
                 listing.identities[name] = identity
 
     about = folder.stat()
@@ -659,7 +666,7 @@ def _why_no_label(feature: Any) -> str:
     """What is wrong with a column of labels of a type that `_may_be_label` does not take."""
     name = _type_name(feature)
     if isinstance(feature, (datasets.List, datasets.LargeList)):
-        return f"{name}: several labels an image, which is not supported"
+        return f"{name}: several labels per image, which is not supported"
     if name == "null":
         return "null: all values are missing"
     return name
@@ -710,7 +717,7 @@ def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: s
         problem = f"column {named!r} is {_type_name(features[named])}, not images" if named else "cannot be guessed"
     else:
         reasons = [f"column {name!r} is {_why_no_label(features[name])}" for name in meant]
-        right = "needed is one class number (whole) or class name (text) an image, or true and false"
+        right = "expected per image: one class number (whole), one class name (text), or true/false"
         problem = "; ".join([*(reasons or ["cannot be guessed"]), right])
     labels, images = _label_columns(dataset), _image_columns(dataset)
     others = [f"{name} is {_type_name(features[name])}" for name in features if name not in (*labels, *images)]

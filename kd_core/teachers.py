@@ -56,8 +56,8 @@ INHERITED_DATA = (
 )
 # Of these keys those that decide which images validation is, for the same images: the fingerprint covers the others.
 SPLIT_KEYS = set(INHERITED_DATA) - {
-    "source", "name", "subset", "revision", "path", "image_column", "label_column", "train_split", "val_split",
-    "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
+    "source", "name", "subset", "revision", "path", "folders", "image_column", "label_column", "train_split",
+    "val_split", "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
 }  # fmt: skip
 # Whether a network has been trained on the validation images; what is said of it if so.
 Exposure = Literal["no", "possibly", "yes"]

@@ -670,13 +670,25 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
     try:
         config = yaml.safe_load(result.stdout)
         output_dir, epochs = Path(config["output_dir"]).expanduser(), (config.get("training") or {}).get("max_epochs")
-        settings = {key: value for key, value in config.items() if key not in ELSEWHERE}
+        settings = _without_new_defaults({key: value for key, value in config.items() if key not in ELSEWHERE})
         files = [Path(file).expanduser() for file in settings.get("import") or []]
         if files and all(file.is_file() for file in files):  # own code counts by its content, as in a run
             settings["import"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         raise Mistake(f"{sweep.path}: {shlex.join(command)} printed no YAML with output_dir") from None
+
+
+def _without_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without keys that earlier versions lacked, at their defaults: sweeps that these began go on."""
+    if not settings.get("import"):
+        settings.pop("import", None)
+    for section, keys in (("data", ("folders", "test_size")), *((t, ("trained_on",)) for t in settings["teachers"])):
+        part = settings[section] if isinstance(section, str) else section
+        for key in keys:
+            if part.get(key) is None:
+                part.pop(key, None)
+    return settings
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

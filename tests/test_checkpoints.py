@@ -21,6 +21,20 @@ def run(tmp_path):
     return run
 
 
+def test_a_run_on_other_data_says_so(tmp_path):
+    """Keys that a run of an earlier version lacks are no difference where they say nothing."""
+    config = Config.model_validate({"output_dir": str(tmp_path), "data": {"source": "digits"}, "kd": {"type": "baseline"}})
+    old = checkpoints.create_run(config, "a" * 64, "ab12cd34")
+    settings = (old.path / "config.yaml").read_text()
+    lines = [line for line in settings.splitlines() if line.strip() not in ("import: []", "test_size: null")]
+    assert len(lines) == len(settings.splitlines()) - 2
+    (old.path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        checkpoints.open_run(config, "b" * 64, str(old.path))
+    assert "the data: fingerprint aaaaaaaaaaaa there, bbbbbbbbbbbb here" in str(error.value)
+    assert "import" not in str(error.value) and "test_size" not in str(error.value)
+
+
 def test_what_was_saved_is_loaded(run):
     path, training, state = checkpoints.load_latest(run, pytest.fail)
     assert path == run.checkpoint("latest") and state == STATE and training["a"].equal(torch.ones(3))

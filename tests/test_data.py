@@ -823,8 +823,8 @@ def test_labels_as_pandas_writes_them(labels: pandas.Series, names: list[str], t
     [
         ([0.0, 0.5, 1.0], "row 1 has label 0.5, of type float"),
         ([0.0, NAN, 1.0], "row 1 has no label"),
-        ([[0], [1], [0, 1]], "column 'label' is list of int64: several labels an image"),
-        ([decimal.Decimal("1.0")] * 3, r"column 'label' is decimal128\(2, 1\); needed is one class number"),
+        ([[0], [1], [0, 1]], "column 'label' is list of int64: several labels per image"),
+        ([decimal.Decimal("1.0")] * 3, r"column 'label' is decimal128\(2, 1\); expected per image: one class number"),
         ([date(2026, 1, 1)] * 3, "column 'label' is date32; needed"),
         ([pandas.Timestamp(2026, 1, 1)] * 3, r"column 'label' is timestamp\[\w+\]; needed"),
         ([{"name": "cat", "id": 1}] * 3, "column 'label' is struct of (id, name|name, id); needed"),

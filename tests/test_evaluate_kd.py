@@ -256,6 +256,7 @@ def test_on_demand_teachers_of_an_export_are_found_where_they_were_trained(taugh
         ({"weights": "hf-hub:me/kd/model"}, False),
         ({"weights": "wandb:model-a:best"}, False),
         ({"weights": "pretrained", "model": "resnet18"}, False),
+        ({"weights": "runs/mine.pth", "model": "hf-hub:me/model"}, False),
         ({"weights": "runs/mine"}, True),
         ({"logits": "logits.safetensors"}, True),
         ({"model": "a", "train": "configs/teachers/digits.yaml"}, True),

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sample_run import predictions, report
 
 import evaluate_kd
@@ -22,6 +24,7 @@ from kd_core.config import TeacherConfig
 from kd_core.data import Data, load_data
 from kd_core.errors import UserError
 from kd_core.evaluation import evaluate
+from kd_core.labels import LABELS
 from kd_core.logits_file import write_logits
 from kd_core.report import results, summarize
 
@@ -90,6 +93,21 @@ def test_a_run_of_ours_shows_what_its_student_has_seen(home, run, data):
         "fewer": "yes",
         "a part, and none held out": "possibly",
     }
+
+
+def test_a_cut_test_split_does_not_confuse_it(home):
+    """Validation is cut from what the test split has left."""
+    for number in range(200):
+        file = home / "photos" / f"class {number % 10}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    same = {"source": "imagefolder", "path": str(home / "photos"), "val_size": 0.1}
+    cut = settings(home, test_size=0.15, **same)
+    assert len(data_of(cut).val) == 17
+    assert exposure(cut, data_of(cut), export(home, "cut the same", test_size=0.15, **same)) == "no"
+    named = export(home, "the same folders", test_size=0.15, folders="classes", **same)
+    assert exposure(cut, data_of(cut), named) == "no"
+    assert exposure(cut, data_of(cut), export(home, "nothing cut", **same)) == "yes"
 
 
 def test_what_no_run_vouches_for_is_marked(home, run, data):
@@ -170,14 +188,16 @@ def test_the_closing_table_shows_test_accuracies_and_marks():
         "val_accuracy": 0.97, "val_auroc": 0.9, "test_accuracy": 0.81, "saw_validation": "yes"
     }  # fmt: skip
     lines = results(found, None).splitlines()
-    assert re.split(r"  +", lines[0].strip()) == ["validation accuracy", "AUROC", "test accuracy", "parameters"]
+    assert re.split(r"  +", lines[0].strip()) == [
+        "validation accuracy", f"validation {LABELS['auroc']}", "test accuracy", "parameters"
+    ]  # fmt: skip
     rows = [re.split(r"  +", line) for line in lines[2:7]]
     assert [row[0] for row in rows] == [
         "teacher 0 (t0) **", "teacher 1 (t1) *", "teacher 2 (t2)", "teachers' ensemble **",
         f"distilled student (s, {found['kd_type']})",
     ]  # fmt: skip
     assert [row[3] for row in rows] == ["80.00%", "70.00%", "72.00%", "81.00%", "45.00%"]
-    assert f"* {MAY}, on which its accuracy may say nothing; teachers[].trained_on says otherwise" in lines
+    assert f"* {MAY}, on which its accuracy may say nothing; set teachers[].trained_on if you know better" in lines
     assert (
         "teacher 0 (t0) has seen the validation images: it is right on 99.00% of them, and on 80.00% of the test images"
     ) in lines
@@ -260,7 +280,7 @@ def test_a_teacher_that_knows_the_training_images_by_heart_is_found_out(home, da
         return folder, capsys.readouterr().out
 
     folder, text = train("marked", f"logits: {home}/heart.safetensors")
-    assert f"teacher 0 {MAY}, so this figure may say nothing about it (teachers.0.trained_on says" in text
+    assert f"teacher 0 {MAY}, so this figure may say nothing about it (set teachers.0.trained_on if" in text
     assert f"; a member {MAY}" in text  # before training nobody has looked at test images
     assert "is right on 100.00% of them, and on 80.00% of the test images" in text
     summary = json.loads((folder / "summary.json").read_text())

@@ -100,8 +100,8 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("two candidates for training", "{trainA,trainB,testA}/{cat,dog}/*2", {}, "data.train_split"),
     ("the same, one named", "{trainA,trainB,testA}/{cat,dog}/*2", {"train_split": "trainB"},
      {"trainB": CATS, "testA": CATS}),
-    ("splits within classes", "{cat,dog}/{train,test}/*2", {}, "have the splits outside the classes"),
-    ("one split within classes", "{cat,dog}/train/*2", {}, "have the splits outside the classes"),
+    ("splits within classes", "{cat,dog}/{train,test}/*2", {}, "put the splits outside the classes"),
+    ("one split within classes", "{cat,dog}/train/*2", {}, "put the splits outside the classes"),
     ("kinds within classes", "{cat,dog}/{indoor,outdoor}/*2", {}, "deeper than one folder per class"),
     ("the same, settled", "{cat,dog}/{indoor,outdoor}/*1", {"folders": "classes"}, {"train": CATS}),
     ("kinds within classes of splits", "{train,test}/{cat,dog}/{in,out}/*1", {}, "data.folders=splits"),
@@ -354,7 +354,7 @@ def test_what_is_left_out_is_counted_and_odd_names_are_read(tmp_path: Path) -> N
     (folder / "cat/gone.png").symlink_to(folder / "nowhere.png")
     data = load(tmp_path, path=str(folder))
     assert data.class_names == ["cat", "dog", "owl"] and len(data.train) == 10
-    told = "ignored: 1 file .txt, 1 file hidden, 1 file that links to nothing, 1 file without a suffix"
+    told = "ignored: 1 file .txt, 1 file hidden, 1 file with a broken link, 1 file without a suffix"
     assert told in data.notes
 
 
@@ -367,7 +367,7 @@ def test_links_are_followed_but_one_image_is_not_in_two_places(tmp_path: Path) -
     (folder / "train/around").symlink_to(folder)  # without an end, if it were followed
     data = load(tmp_path, path=str(folder))
     assert greens(data.train) == {0, 1} and greens(data.test()) == {100, 101}
-    assert "ignored: 1 file that links to a folder around it" in data.notes
+    assert "ignored: 1 file linking to a folder around it" in data.notes
     (folder / "test").unlink()
     (folder / "test").symlink_to(tmp_path / "elsewhere/a")
     with pytest.raises(UserError, match="are the same file"):
@@ -430,9 +430,11 @@ def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
     before = load(tmp_path, path=str(folder)).train.images.clone()
     file = folder / "cat/0.png"
     times = file.stat()
-    Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(file)
-    assert file.stat().st_size != times.st_size
+    Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(tmp_path / "new.png")
+    new = (tmp_path / "new.png").read_bytes()
+    file.write_bytes(new + bytes(times.st_size - len(new)))  # of equal size, too; decoders stop at a PNG's end
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
     after = load(tmp_path, path=str(folder)).train.images
     assert not after.equal(before) and (after[0] == 9).all()
 
@@ -455,6 +457,19 @@ def test_a_class_that_training_lacks_is_told_at_the_start(tmp_path: Path) -> Non
     (folder / "test/dog").rename(folder / "test/cow")
     data = load(tmp_path, path=str(folder))
     assert "test: class 'cow' does not occur in training, so this split cannot be evaluated" in data.notes
+
+
+def test_two_folders_that_look_alike_are_two(tmp_path: Path) -> None:
+    """Archives with fixed times leave files of equal names, sizes and times."""
+    for name, red in (("a", 50), ("b", 90)):
+        for number in range(4):
+            file = tmp_path / name / f"class {number % 2}" / f"{number}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(red, red + 9, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+            os.utime(file, ns=(10**18, 10**18))
+    first, second = (load(tmp_path, path=str(tmp_path / name)) for name in "ab")
+    assert first.fingerprint != second.fingerprint and second.train.images.min() >= 90
 
 
 def test_a_split_that_is_no_training_split_does_not_train(tmp_path: Path) -> None:

@@ -321,6 +321,19 @@ def test_a_file_of_methods_alone_sets_only_methods_apart(tmp_path):
     assert teachers.training_config(own, 0).imports == []  # no teacher is trained anew for it
 
 
+def test_numpys_labels_of_a_source_are_numbers():
+    """As NumPy makes them: an array, or a list of its numbers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for number, labels in enumerate((np.arange(12) % 3, list(np.arange(12) % 3))):
+
+        def open_split(name, labels=labels):
+            return sources.RawSplit(name, name, lambda: (labels, None), lambda i, j: list(pixels[i:j]), [])
+
+        sources.add(f"numbers{number}", lambda config: sources.Source("numbers", ["train"], open_split))
+        raw = sources.open_source(DataConfig.model_validate({"source": f"numbers{number}"})).open("train")
+        assert raw.labels() == ([0, 1, 2] * 4, None)
+
+
 def test_wandbs_echo_of_what_was_recorded_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_TRIAL", "abcdefgh")
     file = imported(tmp_path, "x = 5\n")
