@@ -1090,7 +1090,8 @@ def _explain(problem: Any, origins: dict[str, str]) -> str:
         allowed = re.findall("'(.*?)'", context["expected"])
         text = f"is {shown}, allowed: {context['expected']}{_nearest(given, allowed)}"
     elif kind == "list_type":
-        text = f"is {shown}, but is a list, such as {key}: [{{key: value}}]"
+        item = "{key: value}" if parts[:1] == ["teachers"] else "a, b"
+        text = f"is {shown}, but is a list, such as {key}: [{item}]"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         text = f"is {shown}, but is a section: give keys below it, such as {key}: {{key: value}}"
         if origin == COMMAND_LINE and isinstance(given, str) and ":" in given:  # it takes {a:1,b:2} apart

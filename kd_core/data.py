@@ -109,8 +109,9 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     writable_folder(Path(cache_dir), "cache.dir")
     source = open_source(config)
     train_name, val_name, test_name = _split_names(source, config)
+    unused = [name for name in source.split_names if name not in (train_name, val_name, test_name)]
     largest = config.store_size or round(max(model_sizes) * 8 / 7)
-    notes = [*source.notes]
+    notes = [*source.notes, *(f"split {name!r} is not used{_why_unused(name, config)}" for name in unused)]
 
     def open_split(name: str, training: Classes | None, side: int | None) -> tuple[RawSplit, Stored]:
         raw = source.open(name)
@@ -245,6 +246,11 @@ def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, s
     return train, val, test
 
 
+def _why_unused(name: str, config: DataConfig) -> str:
+    cut = roles_in(name) == {"val"} and config.val_size is not None
+    return f", since data.val_size is {config.val_size}" if cut else ""
+
+
 def _split(stored: Stored, rows: np.ndarray, name: str) -> Split:
     return Split(from_numpy(stored.images), from_numpy(stored.labels), from_numpy(rows), name, stored.fingerprint)
 
@@ -263,8 +269,9 @@ def _statistics(
     """Mean and standard deviation per channel over all pixels of `rows`, from exact integer sums."""
     total, squares = stored.sums[rows].sum(axis=0) / (len(rows) * stored.side**2)
     mean, std = total / 255, np.sqrt(np.maximum(squares - total**2, 0)) / 255
-    if std.min() < 1e-4:
-        raise UserError(f"data.image_column: all training images of {source.where} are one even colour")
+    if std.max() < 1e-4:
+        raise UserError(f"data.image_column: all training images of {source.where} are one even color")
+    std = np.where(std < 1e-4, 1.0, std)  # a channel that never changes, as in fluorescence images
     red, green, blue = ((round(float(m), 4), round(float(s), 4)) for m, s in zip(mean, std, strict=True))
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
@@ -424,6 +431,11 @@ def _count(key: str, size: int | float, labels: np.ndarray) -> int:
     classes = len(np.unique(labels))
     count = round(size * len(labels)) if isinstance(size, float) and size < 1 else int(size)
     most = len(labels) - (classes if key in ("val_size", "test_size") else 0)
+    if most < classes:
+        raise UserError(
+            f"data.{key}: nothing can be cut from {len(labels)} training images of {classes} classes: each class needs "
+            "two; is data.label_column the right one?"
+        )
     if not classes <= count <= most:
         raise UserError(
             f"data.{key}: {size} means {count} of the {len(labels)} training images; with {classes} classes it "

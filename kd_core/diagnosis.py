@@ -60,9 +60,9 @@ STILL_RISES, STILL_FALLS = 0.01, 0.02
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
 FEWEST_EPOCHS = 4  # in which a course can be seen
-# A student that is right on so few of its own training images, and on nearly as many others, has not learned what it was
-# shown.  Both are judgements: networks that fit CIFAR-100 stand 10 points higher there than on validation images, and
-# a digits student of a hundredth of the usual size at 75% on both.
+# A student that is right on so few of its own training images, and on nearly as many others, has not learned what it
+# was shown.  Both are judgments: networks that fit CIFAR-100 stand 10 points higher there than on validation images, a
+# digits student of a hundredth of the usual size at 75% on both.
 LEARNED_LITTLE, CLOSE = 0.8, 0.05
 # Learning rate of the last step, as a share of the highest, above which the schedule has not come down: one decay
 # of multistep leaves 0.1 or 0.2, and shipped recipes end below 0.01.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -28,6 +29,7 @@ PLUGINS = {
     "ACCELERATE_IN_TPU_POD": "a TPU pod",
     "ACCELERATE_DYNAMO_BACKEND": "dynamo (training.compile=true compiles the student)",
 }
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 STEPS = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 FLAGS = (
     "ACCELERATE_USE_CPU",
@@ -128,6 +130,9 @@ def _unreadable(environ: Mapping[str, str]) -> Iterator[str]:
             str_to_bool(environ.get(name, "false"))
         except ValueError:
             yield f"{name}: is {environ[name]!r}, allowed: true, false; or unset it"
+    level = environ.get("ACCELERATE_LOG_LEVEL", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        yield f"ACCELERATE_LOG_LEVEL: is {level!r}, allowed: {', '.join(LEVELS)}; or unset it"
     if environ.get(STEPS) == "":
         yield f"{STEPS}: is empty; unset it"
     device = environ.get("ACCELERATE_TORCH_DEVICE")

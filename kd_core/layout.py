@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
@@ -23,6 +23,7 @@ SPLIT_WORDS = {
 }
 ENDINGS = "sets?|data|images?|imgs?|splits?"  # trainset, testdata: a split's word and what it is of, run together
 ROLE_OF = {word: role for role, words in SPLIT_WORDS.items() for word in words}
+LIKE_A_SPLIT = re.compile("train|val|dev|test|eval", re.IGNORECASE)
 IMAGE = "image"
 METADATA = "metadata"  # a table of labels beside images
 TABLE = "table"
@@ -199,26 +200,44 @@ def image_folders(
     if splits is not None and base.images:
         raise _beside(base, "the folders of splits", splits, where)
 
-    metadata = {name for name, kind in files.items() if kind == METADATA}
+    metadata = tables_by_folder(files)
     for name, folder in (splits or {"train": base}).items():
         inner = folder
         if splits and not by_table:
             inner = _unwrapped(folder, lambda _, inside, split=name: roles_in(inside) <= roles_in(split))  # type: ignore[misc]
         labelled = by_table or all(table_of(image, metadata) for image in inner.images)
         classes = _classes(inner, by_table, labelled, folders, "splits" if splits else "classes", where)
-        if classes is None and roles_in(name) != {"train"} and any(part.full for part in (splits or {}).values()):
+        told_elsewhere = any(part.full for part in (splits or {}).values())
+        if classes is None and roles_in(name) != {"train"} and told_elsewhere and name not in wanted.values():
             found.ignored[f"in folder {folder.path!r}, which has no class folders, so it is no split"] += _size(folder)
         elif classes is None:
-            raise _no_classes(inner, where, found.ignored)
+            raise _no_classes(inner, splits, where, found.ignored)
         else:
             found.splits[name] = classes
             if inner is not folder:
                 found.notes.append(f"{name}: its class folders are those in {inner.path!r}")
+    _leave_out_strangers(found, wanted)
     used = {table_of(image, metadata) for classes in found.splits.values() for image in classes.get(None, ())}
-    if spare := len(metadata - used):
-        found.ignored["of metadata, since the folders are the classes (data.label_column takes a column)"] += spare
+    for name, kind in files.items():
+        if kind == METADATA and name not in used:
+            beside = metadata[str(PurePosixPath(name).parent)] in used
+            reason = "since the folders are the classes (data.label_column takes a column)"
+            found.ignored[f"of metadata, {'beside the one that is read' if beside else reason}"] += 1
     found.ignored = +found.ignored
     return found
+
+
+def _leave_out_strangers(found: Layout, wanted: Mapping[str, str]) -> None:
+    """Leave out each other split of whose classes training has none: its folders mean something else."""
+    train = next((name for name in found.splits if name == wanted.get("train") or roles_in(name) == {"train"}), None)
+    known = {label for label, files in found.splits.get(train or "", {}).items() if files}
+    for name, classes in list(found.splits.items()):
+        if name != train and known and None not in (*known, *classes) and not known & set(classes):
+            folders = _shown(str(label) for label in classes)
+            found.notes.append(f"{name}: its folders, {folders}, are no classes of training, so it is no split")
+            count = sum(map(len, classes.values()))
+            found.ignored[f"in split {name!r}, whose folders are no classes of training"] += count
+            del found.splits[name]
 
 
 def _tree(files: Mapping[str, str], empty: Iterable[str]) -> _Folder:
@@ -232,13 +251,16 @@ def _tree(files: Mapping[str, str], empty: Iterable[str]) -> _Folder:
     return top
 
 
-def table_of(image: str, metadata: Collection[str]) -> str | None:
+def tables_by_folder(files: Mapping[str, str]) -> dict[str, str]:
+    """The table of labels in each folder that has one; of several the first in METADATA_NAMES."""
+    found = [name for name, kind in files.items() if kind == METADATA]
+    found.sort(key=lambda name: METADATA_NAMES.index(PurePosixPath(name).name.lower()), reverse=True)
+    return {str(PurePosixPath(name).parent): name for name in found}
+
+
+def table_of(image: str, tables: Mapping[str, str]) -> str | None:
     """The table of labels that speaks of an image: the nearest in its folder or above it; None without one."""
-    for parent in PurePosixPath(image).parents:
-        for name in METADATA_NAMES:
-            if (table := str(parent / name)) in metadata:
-                return table
-    return None
+    return next((tables[str(parent)] for parent in PurePosixPath(image).parents if str(parent) in tables), None)
 
 
 def _size(folder: _Folder) -> int:
@@ -291,24 +313,20 @@ def _split_folders(
 
 
 def _require_one_split(images: Iterable[str], where: str) -> None:
-    """UserError if all names of files tell a split, such as train_1.png and test_1.png, and not all the same one."""
+    """UserError if most names of files tell a split, such as train_1.png and test_1.png, and not all the same one."""
     told: dict[str, str] = {}
-    for image in images:
-        roles = roles_in(PurePosixPath(image).stem)
-        if not roles:
-            return
-        told.update((role, image) for role in roles)
-    if len(told) > 1:
+    count = telling = 0
+    for count, image in enumerate(images, 1):
+        stem = image.rpartition("/")[2]
+        if LIKE_A_SPLIT.search(stem):  # which is fast, and seldom so
+            roles = roles_in(stem.rpartition(".")[0] or stem)
+            telling += bool(roles)
+            told.update((role, image) for role in roles)
+    if len(told) > 1 and 2 * telling > count:
         raise UserError(
             f"data.folders: {where}: files are named as splits, such as {_shown(told.values())}; put those of each "
             "split into a folder of its own, or set data.folders=classes if their names mean nothing"
         )
-
-
-def split_words(values: Iterable[object]) -> dict[str, str]:
-    """The roles that texts of a table's column tell, each with a text that does: {} unless every text tells one."""
-    told = {str(value): roles_in(str(value)) for value in values}
-    return {role: text for text, roles in told.items() for role in roles} if all(told.values()) else {}
 
 
 def _require_clear(full: Mapping[str, _Folder], where: str) -> None:
@@ -316,11 +334,12 @@ def _require_clear(full: Mapping[str, _Folder], where: str) -> None:
     splits = [name for name in full if roles_in(name)]
     others = [name for name in full if not roles_in(name)]
     if others:
-        first = next((name for name in splits if roles_in(name) == {"train"}), splits[0])
+        first = next((name for name in splits if roles_in(name) == {"train"}), others[0])
+        test = next((f" data.test_split={name}" for name in splits if roles_in(name) == {"test"}), "")
         raise UserError(
             f"data.folders: {where}: {_shown(splits)} could be splits, but {_shown(others)} beside them could not; set "
             "data.folders=classes if all of them are classes, or name the splits, such as "
-            f"data.train_split={first}, and the others are left out"
+            f"data.train_split={first}{test}, and the others are left out"
         )
     if unclear := next((name for name in splits if len(roles_in(name)) > 1), None):
         raise UserError(
@@ -355,13 +374,17 @@ def _classes(
         name, inside = next(iter(deeper.items()))
         image = next(iter(next(iter(inside.values())).everything()))
         split = next((part for parts in deeper.values() for part in parts if roles_in(part)), None)
-        remedy = "give the folder that holds the class folders as data.path"
+        problem = f"data.folders: {where}: images lie deeper than one folder per class, such as {image!r}"
         if split:
-            remedy = f"{split!r} is named as a split: put the splits outside the classes, as in {split}/{name}"
-        raise UserError(
-            f"data.folders: {where}: images lie deeper than one folder per class, such as {image!r}; {remedy}, or set "
-            f"data.folders={advised} if {_shown(full)} are the classes, with all that lies in them"
-        )
+            raise UserError(
+                f"{problem}; {split!r} is named as a split: put the splits outside the classes, as in {split}/{name}; "
+                f"data.folders={advised} would take all that lies in {_shown(full)} together, whatever split it is"
+            )
+        remedies = [f"set data.folders={advised} if {_shown(full)} are the classes, with all that lies in them"]
+        if len(deeper) > 1 and not folder.path and set.intersection(*map(set, deeper.values())):
+            remedies.append("name the splits if they are such (data.train_split, data.test_split)")
+        remedies.insert(0, "give the folder that holds the class folders as data.path")
+        raise UserError(f"{problem}; {', or '.join(remedies)}")
     # A folder without a file is a class without images, unless it is called as a split is.
     spare = {name for name, inner in folder.folders.items() if not inner.folders and not roles_in(name)}
     return {name: sorted(folder.folders[name].everything()) for name in sorted(full.keys() | spare)}
@@ -375,12 +398,12 @@ def _beside(folder: _Folder, what: str, folders: Iterable[str], where: str) -> U
     )
 
 
-def _no_classes(folder: _Folder, where: str, ignored: Mapping[str, int]) -> UserError:
+def _no_classes(folder: _Folder, splits: Iterable[str] | None, where: str, ignored: Mapping[str, int]) -> UserError:
     beside = f" ({_counted(ignored)} beside them)" if ignored else ""
     return UserError(
         f"data.path: {where}: {folder} holds {len(folder.images):,} images and no class folders{beside}; put the "
         "images of each class into a folder of its own, or list them in a metadata.csv beside them with the columns "
-        "file_name and label"
+        "file_name and label" + (f"; or set data.folders=classes if {_shown(splits)} are the classes" if splits else "")
     )
 
 
@@ -400,6 +423,8 @@ def tables(
     Raises:
         UserError: what the names leave open; begins with the setting to change.
     """
+    if TABLE not in files.values():  # then a table called metadata.parquet is the data
+        files = {name: TABLE if name.lower().endswith("metadata.parquet") else kind for name, kind in files.items()}
     usual = {name for name, kind in files.items() if kind == TABLE}
     found = Layout(where, ignored=Counter(_table_reason(n, kind) for n, kind in files.items() if kind != TABLE))
     if not usual:
@@ -429,10 +454,18 @@ def tables(
         splits = {"train": unnamed}
         configurations = {str(PurePosixPath(name).parent): name for name in unnamed}
     if len(configurations) > 1:
+        inner = [str(PurePosixPath(where, name)) for name in sorted(configurations) if name != "."]
+        remedy = f"give one of these, such as data.path={inner[-1]}"
+        if len(inner) < len(configurations) or len(splits) == len(configurations):
+            remedy += ", or have the files that belong together in one folder of their own"
         raise UserError(
-            f"data.path: {where}: holds several data sets, in the folders {_shown(sorted(configurations))}; give "
-            "one of these, such as data.path=" + str(PurePosixPath(where, sorted(configurations)[-1]))
+            f"data.path: {where}: holds several data sets, in the folders {_shown(sorted(configurations))}; {remedy}"
         )
+    for split, own_files in splits.items():
+        _require_one_role(split, own_files, where)
+        _require_whole(split, own_files, where)
+        if len(own_files) > 1 and not any(SHARD.search(PurePosixPath(name).stem) for name in own_files):
+            found.notes.append(f"{split}: {len(own_files)} files, one after another: {_shown(own_files)}")
     for role in SPLIT_WORDS:
         own = (named or {}).get(role)
         meant = [name for name in splits if roles_in(name) == {role} and name not in wanted]
@@ -447,6 +480,36 @@ def tables(
                 found.ignored[f"of split {name!r}, which was not asked for"] += len(splits.pop(name))
     found.splits = {name: {None: own} for name, own in splits.items()}
     return found
+
+
+SHARD = re.compile(r"(\d+)[-_.]of[-_.](\d+)")
+
+
+def _require_one_role(split: str, files: list[str], where: str) -> None:
+    """UserError if a split that the settings name takes in files of several."""
+    told = {role: n for n in files for part in PurePosixPath(n).parts for role in roles_in(part)}
+    if len(told) > 1 and not roles_in(split):
+        raise UserError(
+            f"data.train_split, data.val_split, data.test_split: {where}: {split!r} names files of several splits, "
+            f"{_shown(told.values())}; name each by more of its name"
+        )
+
+
+def _require_whole(split: str, files: list[str], where: str) -> None:
+    """UserError if shards of a split are missing, or are there twice: train-00000-of-00003 tells how many there are."""
+    shards = [SHARD.search(PurePosixPath(name).stem) for name in files]
+    totals = {int(shard[2]) for shard in shards if shard}
+    numbers = sorted(int(shard[1]) for shard in shards if shard)
+    if not totals:
+        return
+    total = max(totals)
+    if len(totals) > 1 or not all(shards) or len(set(numbers)) < len(numbers):
+        problem = "are shards of several sets, or beside a file that is none"
+    elif numbers not in (list(range(total)), list(range(1, total + 1))):
+        problem = f"are {len(numbers)} of {total} shards"
+    else:
+        return
+    raise UserError(f"data.path: {where}: the files of split {split!r} {problem}: {_shown(files)}; keep one whole set")
 
 
 def _table_reason(name: str, kind: str) -> str:

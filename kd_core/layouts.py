@@ -34,6 +34,7 @@ CONTAINERS = (
     "weights",
 )
 AVERAGED = {"ema", "swa", "averaged"}  # words in a key that say so, as in "state_dict_ema"
+OTHERS = {"optimizer", "optim", "teacher", "discriminator"}  # words of what else is trained or stored beside it
 DEPTH = 4  # levels of containers, and of modules around a network
 WRAPPERS = ("module", "_orig_mod")  # in front of every name, by DataParallel and torch.compile
 INNER_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # within a name, too
@@ -65,7 +66,7 @@ def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) ->
     ranked = sorted(candidates, key=lambda candidate: _rank(candidate[0]))
     path, chosen = ranked[0]
     others = [_shown(other) for other, _ in ranked[1:]]
-    if others and _rank(path) == _rank(ranked[1][0]) and _rank(path) == len(CONTAINERS):
+    if others and _rank(path) == _rank(ranked[1][0]) and _rank(path) >= len(CONTAINERS):
         raise UserError(
             f"{origin}: holds several state dicts ({', '.join([_shown(path), *others])}) and does not say which is the "
             "network's; save the state dict of the network alone"
@@ -73,7 +74,7 @@ def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) ->
     if others:
         averaged = "the averaged weights " if _rank(path) < 0 else ""
         notify(f"{averaged}{_shown(path)} are taken; the file also holds {', '.join(others)}")
-    elif path and _rank(path) == len(CONTAINERS):
+    elif path and _rank(path) >= len(CONTAINERS):
         notify(f"the weights under {_shown(path)} are taken")
     return _without_wrappers(_tensors(chosen), origin)
 
@@ -102,7 +103,10 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 def _rank(path: tuple[str, ...]) -> int:
     """The place of a state dict among several: the lowest is taken."""
-    if any(AVERAGED & set(re.split(r"[\W_]+", key.lower())) for key in path):
+    words = {word for key in path for word in re.split(r"[\W_]+", key.lower())}
+    if words & OTHERS:
+        return len(CONTAINERS) + 1
+    if words & AVERAGED:
         return -1
     name = path[-1].lower() if path else ""
     return CONTAINERS.index(name) if name in CONTAINERS else len(CONTAINERS)

@@ -14,7 +14,7 @@ import shlex
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,8 @@ MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one ima
 LABEL_TYPES = r"u?int\d+|float\d+|bool|(large_)?string(_view)?"  # of plain columns
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 IMAGE_WORDS = ("image", "img")
-COLUMNS_OF_SPLITS = ("split", "set", "subset", "partition", "usage")
+COLUMNS_OF_SPLITS = {"split", "splits", "set", "subset", "partition", "usage", "phase", "fold"}  # words in their names
+FEW = 20  # values of a column that may tell splits
 WAYS_OUT = """three ways out:
   1. download it on a machine with network, copy that machine's Hugging Face cache and set HF_HOME to the copy
   2. use local files: --data.source=parquet --data.path=FOLDER (or imagefolder, disk, cifar_python)
@@ -205,8 +206,11 @@ def _hub(config: DataConfig) -> Source:
             f"data.name: {config.name!r} is not in the local cache and the Hub cannot be reached "
             f"({first_line(error)}); {WAYS_OUT}"
         ) from None
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data.name, data.subset: {where}: {first_line(error)}") from None
+    except (ValueError, RuntimeError, OSError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"data.name, data.subset: {where}: {first_line(error, 300)}; right is the name of a Hub data set, "
+            "ORG/NAME, and files on this machine are read with data.source and data.path"
+        ) from None
     return Source(where, list(found), lambda name: _from_dataset(found[name], name, where, config))
 
 
@@ -279,6 +283,8 @@ def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
         return found
 
     note = f"{parts[0].name}: class names differ between its files, and are translated by name"
+    if len({json.dumps(names) for _, names in read()}) == 1:
+        note = f"{parts[0].name}: its files have other columns, or columns of other types, beside the same labels"
     key = _digest([part.key for part in parts])
     return RawSplit(parts[0].name, key, labels, images, [*parts[0].notes, note], parts[0].columns)
 
@@ -292,9 +298,9 @@ def _kind_of_labels(values: list[Any], names: list[str] | None) -> str:
 def _imagefolder(folder: Path, config: DataConfig) -> Source:
     """Folders named by class, within folders named by split if there are such; or a table of labels beside images."""
     listing = _walk(folder)
-    tables = {name for name, kind in listing.kinds.items() if kind == METADATA}
+    tables = layout.tables_by_folder(listing.kinds)
     column = config.label_column
-    columns = {table: _read_table(folder / table).column_names for table in sorted(tables)} if column else {}
+    columns = {table: _read_table(folder / table).column_names for table in sorted(tables.values())} if column else {}
     by_table = any(column in names for names in columns.values())
     if column not in (None, "label") and not by_table:
         known = "; ".join(f"{table}: {', '.join(names)}" for table, names in columns.items())
@@ -313,6 +319,8 @@ def _imagefolder(folder: Path, config: DataConfig) -> Source:
         where=str(folder),
     )
     _require_distinct(found, listing)
+    if config.folders is None and column is None:
+        _require_agreement(found, folder, tables)
     found.notes += _unknown_classes(found, layout.split_for("train", found.splits, config.train_split, str(folder)))
 
     def open_split(name: str) -> RawSplit:
@@ -331,7 +339,7 @@ def _imagefolder(folder: Path, config: DataConfig) -> Source:
             key=_digest(str(folder.absolute()), [listing.facts[file] for file in files + used], list(classes), column),
             labels=labels,
             images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
-            notes=[f"{name}: labels are in {', '.join(used)}"] if used else _about_classes(name, list(classes)),
+            notes=[f"{name}: labels are in {', '.join(used)}"] if None in classes else _about_classes(name, classes),
         )
 
     return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
@@ -422,17 +430,21 @@ def _unknown_classes(found: layout.Layout, train: str | None) -> list[str]:
     ]
 
 
-def _about_classes(split: str, names: list[Any]) -> list[str]:
-    """A note on the order of classes that are numbers, which other programs sort in another way."""
-    if not all(re.fullmatch(r"\d+", name) for name in names) or names == sorted(names, key=int):
+def _about_classes(split: str, classes: Iterable[str | None]) -> list[str]:
+    """A note on the order of classes that are numbered, which other programs sort in another way."""
+    names = [str(name) for name in classes]
+    parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name) for name in names]
+    numbers = [int(part[2]) for part in parts if part]
+    alike = len(numbers) == len(names) and len({(part[1], part[3]) for part in parts if part}) == 1
+    if not alike or numbers == sorted(numbers):
         return []
     return [
-        f"{split}: the class folders are numbers, sorted as text: {', '.join(names[:4])}, ...; a teacher whose outputs "
-        "are sorted by number needs teachers[].class_order=natural"
+        f"{split}: the class folders are numbered, and sorted as text: {', '.join(names[:4])}, ...; a teacher whose "
+        "outputs are sorted by number needs teachers[].class_order=natural"
     ]
 
 
-def _labels_of(files: list[str], folder: Path, tables: set[str], column: str | None) -> list[Any]:
+def _labels_of(files: list[str], folder: Path, tables: dict[str, str], column: str | None) -> list[Any]:
     """The label that the nearest table of labels states for each image.
 
     UserError unless each has one, and the tables speak of no image that is not there.
@@ -442,14 +454,20 @@ def _labels_of(files: list[str], folder: Path, tables: set[str], column: str | N
     for table in sorted({found for file in files if (found := layout.table_of(file, tables))}):
         content, around = _read_table(folder / table), Path(table).parent
         columns[table] = _column_of_labels(content.column_names, column, folder / table)
-        for split in (name for name in content.column_names if name.lower() in COLUMNS_OF_SPLITS):
-            _require_one_split(split, content.column(split).unique().to_pylist(), str(folder / table))
+        for other in set(content.column_names) - {"file_name", columns[table]}:
+            _about_splits(other, content.column(other).unique().to_pylist(), str(folder / table))
         names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
-        stated.update(zip(names, content.column(columns[table]).to_pylist(), strict=True))
+        for name, label in zip(names, content.column(columns[table]).to_pylist(), strict=True):
+            if stated.setdefault(name, label) != label:
+                raise UserError(
+                    f"data.label_column: {folder / table}: {name!r} has several labels, {stated[name]!r} and "
+                    f"{label!r}, and an image has one"
+                )
     lacking = [file for file in files if stated.get(os.path.normpath(file)) is None]
     if lacking or not columns:
         raise UserError(
-            f"data.path: {folder}: {len(lacking):,} of {len(files):,} images have no label in {', '.join(columns)}, "
+            f"data.path: {folder}: {len(lacking):,} of {len(files):,} images have no label in "
+            f"{', '.join(columns) or 'a metadata.csv, which is not there'}, "
             f"such as {lacking[0]!r}; add them or remove the images"
         )
     known = {os.path.normpath(file) for file in files}
@@ -462,15 +480,38 @@ def _labels_of(files: list[str], folder: Path, tables: set[str], column: str | N
     return [stated[os.path.normpath(file)] for file in files]
 
 
-def _read_table(file: Path) -> pyarrow.Table:
+def _require_agreement(found: layout.Layout, folder: Path, tables: dict[str, str]) -> None:
+    """UserError if a table beside class folders has labels, and within one folder several of them."""
+    for table in set(tables.values()):
+        content = _read_table(folder / table, required=False)
+        column = next((word for word in LABEL_WORDS if word in content.column_names), None)
+        if column is None or "file_name" not in content.column_names:
+            continue
+        names = [os.path.normpath(Path(table).parent / str(name)) for name in content["file_name"].to_pylist()]
+        stated = dict(zip(names, content[column].to_pylist(), strict=True))
+        for classes in found.splits.values():
+            for name, files in classes.items():
+                told = {stated[file] for file in files if stated.get(file) is not None}
+                if name is not None and len(told) > 1:
+                    raise UserError(
+                        f"data.label_column: {folder / table}: column {column!r} has several labels for images of the "
+                        f"folder {name!r}; set data.label_column={column} to take the table's labels, or "
+                        "data.folders=classes if the folders are the classes"
+                    )
+
+
+def _read_table(file: Path, *, required: bool = True) -> pyarrow.Table:
+    names_are_text = pyarrow.csv.ConvertOptions(column_types={"file_name": pyarrow.string()})
     readers: dict[str, Callable[[Path], pyarrow.Table]] = {
-        ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table
-    }  # fmt: skip
+        ".csv": partial(pyarrow.csv.read_csv, convert_options=names_are_text),
+        ".jsonl": pyarrow.json.read_json,
+        ".parquet": pyarrow.parquet.read_table,
+    }
     try:
         table = readers[file.suffix.lower()](file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
-    if "file_name" not in table.column_names:
+    if required and "file_name" not in table.column_names:
         raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
     return table
 
@@ -566,8 +607,12 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     label_column = _label_column(dataset, where, config.label_column)
     feature = dataset.features[label_column]
     others = [column for column in _label_columns(dataset) if column != label_column]
-    for column in (word for word in dataset.column_names if word.lower() in COLUMNS_OF_SPLITS and word != label_column):
-        _require_one_split(column, dataset.unique(column), where)
+    mixed = [
+        told
+        for column, kind in dataset.features.items()
+        if column not in (image_column, label_column) and _may_be_label(kind)
+        for told in _about_splits(column, _named_values(dataset.unique(column), kind), where)
+    ]
     note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
     images = dataset.select_columns([image_column]).with_format("arrow")
     first = images[:1].column(0).to_pylist() if len(images) else []
@@ -589,18 +634,37 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
         key=_digest(dataset._fingerprint, image_column, label_column, _listing(_named_files(images, folders))),
         labels=read_labels,
         images=read_images,
-        notes=[note + (f" (there is also {', '.join(others)})" if others else "")],
+        notes=[note + (f" (there is also {', '.join(others)})" if others else ""), *mixed],
         columns=(image_column, label_column),
     )
 
 
-def _require_one_split(column: str, values: list[Any], where: str) -> None:
-    """UserError if the rows of one split say that they belong to several."""
-    if len(told := layout.split_words(values)) > 1:
+def _named_values(values: list[Any], kind: Any) -> list[Any]:
+    """Values of a column, by name where they are numbers of classes."""
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    return [names[v] if names and isinstance(v, int) and 0 <= v < len(names) else v for v in values]
+
+
+def _about_splits(column: str, values: list[Any], where: str) -> list[str]:
+    """A note on a column that may tell the split of each row; none for other columns.
+
+    UserError if it does tell, and rows of several splits are in one: `split` with train and test, `is_train` with two
+    values.
+    """
+    values = [value for value in values if value not in (None, "")]
+    if not 1 < len(values) <= FEW:
+        return []
+    told = [role for role in map(layout.roles_in, map(str, values)) if role]
+    named = bool(set(re.findall("[a-z]+", column.lower())) & COLUMNS_OF_SPLITS)
+    all_tell = len(told) == len(values) and len(set().union(*told)) > 1
+    flags = bool(layout.roles_in(column)) and len(values) == 2
+    if all_tell or (named and told) or flags:
         raise UserError(
             f"data.path: {where}: column {column!r} says that the rows of this split belong to several, "
-            f"{', '.join(map(repr, told.values()))}; write the rows of each split into files or folders of their own"
+            f"{', '.join(map(repr, values[:4]))}; write the rows of each split into files or folders of their own"
         )
+    shown = ", ".join(map(repr, values[:4])) + (", ..." if len(values) > 4 else "")
+    return [f"column {column!r} ({shown}) is not read: rows of all its values are taken together"] if named else []
 
 
 def _encoded(cell: Any, folders: list[Path]) -> Any:

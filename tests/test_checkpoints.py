@@ -23,7 +23,8 @@ def run(tmp_path):
 
 def test_a_run_on_other_data_says_so(tmp_path):
     """Keys that a run of an earlier version lacks are no difference where they say nothing."""
-    config = Config.model_validate({"output_dir": str(tmp_path), "data": {"source": "digits"}, "kd": {"type": "baseline"}})
+    own = {"output_dir": str(tmp_path), "data": {"source": "digits"}, "kd": {"type": "baseline"}}
+    config = Config.model_validate(own)
     old = checkpoints.create_run(config, "a" * 64, "ab12cd34")
     settings = (old.path / "config.yaml").read_text()
     lines = [line for line in settings.splitlines() if line.strip() not in ("import: []", "test_size: null")]

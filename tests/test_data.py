@@ -307,13 +307,19 @@ def test_text_in_one_file_and_numbers_in_another(tmp_path: Path) -> None:
 def test_a_column_of_splits_is_not_trained_over(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     file, rows = tmp_path / "data/images.parquet", rows_of(6)
-    for words, refused in ((["train", "test"], True), (["train", "train"], False), (["a", "test"], False)):
-        table = datasets.Dataset.from_dict(rows | {"split": words * 3}).cast_column("image", datasets.Image())
+    for column, words, refused in (
+        ("split", ["train", "test"], True), ("split", ["train", "train"], False), ("data_split", ["tr", "test"], True),
+        ("phase", ["train", "val"], True), ("origin", ["train", "eval"], True), ("is_train", [True, False], True),
+        ("is_test", [0, 1], True), ("origin", ["a", "test"], False), ("fold", [0, 1], False),
+    ):  # fmt: skip
+        table = datasets.Dataset.from_dict(rows | {column: words * 3}).cast_column("image", datasets.Image())
         table.to_parquet(file)
         if refused:
-            assert "column 'split'" in refuse(tmp_path, source="parquet", path=str(file.parent), val_size=0)
+            assert f"column {column!r}" in refuse(tmp_path, source="parquet", path=str(file.parent), val_size=0)
         else:
-            assert len(load(tmp_path, source="parquet", path=str(file.parent), val_size=0).train) == 6
+            data = load(tmp_path, source="parquet", path=str(file.parent), val_size=0)
+            told = any("column 'fold' (0, 1) is not read" in note for note in data.notes)
+            assert len(data.train) == 6 and told == (column == "fold")
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])

@@ -77,6 +77,10 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
      {"train": {"test": 1, "train": 1, "val": 1}, "test": {"test": 1, "train": 1, "val": 1}}),
     ("other classes in a split", "train/{cat,dog,owl}/*1 test/{cat,dog}/*1", {},
      {"train": {"cat": 1, "dog": 1, "owl": 1}, "test": {"cat": 1, "dog": 1}}),
+    ("a test split of other folders", "train/{cat,dog}/*2 test/unknown/*5", {}, {"train": CATS}),
+    ("Tiny-ImageNet's folders", "train/{cat,dog}/images/*2 {val,test}/images/*4 val/val_annotations.txt",
+     {"folders": "splits"}, {"train": CATS}),
+    ("a flat test split that is asked for", "train/{cat,dog}/*2 test/*5", {"test_split": "test"}, "no class folders"),
     ("a test split without labels", "train/{cat,dog}/*2 test/*5", {}, {"train": CATS}),
     ("a split without an image", "{train,test}/{cat,dog}/*2 val/", {}, BOTH),
     ("splits with tables of labels", "{train,test}/*4 train/metadata.csv test/metadata.csv", {},
@@ -90,6 +94,13 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("splits and one more folder", "{seg_train,seg_test}/{cat,dog}/*2 seg_pred/*3", {}, "'seg_pred' beside them"),
     ("the same, splits named", "{seg_train,seg_test}/{cat,dog}/*2 seg_pred/*3", {"train_split": "seg_train"},
      {"seg_train": CATS, "seg_test": CATS}),
+    ("one split is named otherwise", "trainval/{cat,dog}/*2 test/{cat,dog}/*2", {},
+     "data.train_split=trainval data.test_split=test"),
+    ("splits in short", "{tr,te}/{cat,dog}/*2", {}, "or name the splits if they are such"),
+    ("the same, named", "{tr,te}/{cat,dog}/*2", {"train_split": "tr", "test_split": "te"}, {"te": CATS, "tr": CATS}),
+    ("flat classes of two words", "{test_pattern,train_station}/*2", {}, "or set data.folders=classes if"),
+    ("the same with one more name of theirs", "{test_pattern,train_station}/*2", {"folders": "classes"},
+     {"train": {"test_pattern": 2, "train_station": 2}}),
     ("a compound word beside classes", "{bus,bullet_train}/*2", {}, "data.folders=classes"),
     ("kinds of trains", "{bullet_train,steam_train}/*2", {}, "several folders could be meant"),
     ("the same, settled", "{bullet_train,steam_train}/*2", {"folders": "classes"},
@@ -112,6 +123,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("files named as splits", "cat/train_0.png cat/test_0.png dog/train_1.png", {}, "files are named as splits"),
     ("the same, settled", "cat/train_0.png cat/test_0.png dog/train_1.png", {"folders": "classes"},
      {"train": {"cat": 2, "dog": 1}}),
+    ("the same, and a cover", "cat/train_0.png cat/test_0.png dog/train_1.png dog/cover.png", {}, "files are named as"),
     ("files named for their class", "bus/bus_0.png bullet/train_0.png", {}, {"train": {"bullet": 1, "bus": 1}}),
     ("images beside splits", "{train,test}/{cat,dog}/*2 logo.png", {}, "lie beside the folders of splits"),
     ("images beside classes of a split", "{train,test}/{cat,dog}/*2 train/x.png", {}, "lie beside the class folders"),
@@ -142,6 +154,14 @@ TABLES: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("parts in several folders", "{a,b}/part-0", {}, "holds several data sets"),
     ("one more file beside splits", "train test extra", {}, "'extra.parquet' say nothing of a split"),
     ("the same, splits named", "train test extra", {"test_split": "extra"}, {"train": 1, "extra": 1}),
+    ("two configurations, one on top", "{train,test} data/{train,test}", {}, "in one folder of their own"),
+    ("splits apart", "a/train b/test", {}, "in one folder of their own"),
+    ("a name of both splits", "mnist-{train,test}", {"train_split": "mnist"}, "'mnist' names files of several splits"),
+    ("a folder of both splits", "data/{train,test}", {"train_split": "data"}, "'data' names files of several splits"),
+    ("a shard that is missing", "train-00000-of-00003 train-00002-of-00003", {}, "are 2 of 3 shards"),
+    ("shards from 1 on", "train-1-of-2 train-2-of-2", {}, {"train": 2}),
+    ("a set of shards and the whole", "train train-00000-of-00001", {}, "shards of several sets"),
+    ("two sets of shards", "train-0-of-1 train-0-of-2 train-1-of-2", {}, "shards of several sets"),
     ("two roles in one name", "train test_val", {}, "could be test or val"),
     ("a file and its folder differ", "train/test-0", {}, "could be test or train"),
     ("two candidates", "train-clean train-other test", {}, "data.train_split"),
@@ -184,8 +204,8 @@ def sizes(found: Layout) -> dict[str, Any]:
 def everything_is_told(found: Layout, files: dict[str, str]) -> bool:
     """Whether each file is used in one split, is counted as ignored, or is a table of labels that is used."""
     used = Counter(name for own in found.splits.values() for names in own.values() for name in names)
-    tables = {name for name, kind in files.items() if kind == layout.METADATA}
-    read = {layout.table_of(name, tables) for own in found.splits.values() for name in own.get(None, ())} - {None}
+    by_folder = layout.tables_by_folder(files)
+    read = {layout.table_of(name, by_folder) for own in found.splits.values() for name in own.get(None, ())} - {None}
     return max(used.values()) == 1 and len(used) + len(read) + sum(found.ignored.values()) == len(files)
 
 
@@ -380,6 +400,10 @@ def test_numbers_as_class_names_say_their_order(tmp_path: Path) -> None:
         draw(tmp_path / f"digits/{number}/b.png", number, 1)
     data = load(tmp_path, path=str(tmp_path / "digits"))
     assert data.class_names == ["1", "10", "2"]
+    for label in ("1", "2", "10"):
+        (tmp_path / f"digits/{label}").rename(tmp_path / f"digits/no {label}")
+    notes = load(tmp_path, path=str(tmp_path / "digits")).notes
+    assert any("sorted as text: no 1, no 10, no 2" in note for note in notes)
     assert any("sorted as text: 1, 10, 2" in note and "class_order" in note for note in data.notes)
 
 
@@ -403,6 +427,9 @@ def test_a_table_of_labels_beside_images(tmp_path: Path) -> None:
     (folder / "train/7.png").unlink()
     with pytest.raises(UserError, match="names 1 images that are not there, such as 'train/7.png'"):
         load(tmp_path, path=str(folder))
+    (folder / "train/metadata.csv").write_text("file_name,label\n0.png,cat\n0.png,dog\n")
+    with pytest.raises(UserError, match="'train/0.png' has several labels, 'cat' and 'dog'"):
+        load(tmp_path, path=str(folder))
     (folder / "train/metadata.csv").write_text("path,label\n0.png,cat\n")
     with pytest.raises(UserError, match="has no column file_name"):
         load(tmp_path, path=str(folder))
@@ -423,6 +450,37 @@ def test_a_table_beside_class_folders_takes_nothing_away(tmp_path: Path) -> None
     assert load(tmp_path, path=str(folder), label_column="age").class_names == ["old", "young"]
     with pytest.raises(UserError, match="no column 'size' .metadata.csv: file_name, age."):
         load(tmp_path, path=str(folder), label_column="size")
+
+
+def test_a_table_whose_labels_are_not_the_folders_is_not_passed_over(tmp_path: Path) -> None:
+    """All images in one folder, or in parts, and a table that tells their labels."""
+    for number in range(8):
+        draw(tmp_path / f"skin/part_{number // 4}/{number:02}", 50 + number, number % 3)
+    rows = [f"part_{number // 4}/{number:02},{'benign malign'.split()[number % 2]}" for number in range(8)]
+    (tmp_path / "skin/Metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    with pytest.raises(UserError, match="set data.label_column=label to take the table's labels, or data.folders=clas"):
+        load(tmp_path, path=str(tmp_path / "skin"))
+    assert load(tmp_path, path=str(tmp_path / "skin"), label_column="label").class_names == ["benign", "malign"]
+    assert load(tmp_path, path=str(tmp_path / "skin"), folders="classes").class_names == ["part_0", "part_1"]
+
+
+def test_a_table_in_one_split_alone(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets", "train", "test")
+    rows = [f"{name}/{number}.png,x" for name in ("cat", "dog") for number in range(4)]
+    (folder / "test/metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    with pytest.raises(UserError, match="8 of 8 images have no label in a metadata.csv, which is not there"):
+        load(tmp_path, path=str(folder), label_column="label")
+
+
+def test_splits_that_are_not_used_are_told(tmp_path: Path) -> None:
+    data = load(tmp_path, path=str(pets(tmp_path / "pets", "train", "val")), val_size=2)
+    assert "split 'val' is not used, since data.val_size is 2" in data.notes
+
+
+def test_a_channel_that_never_changes_is_no_mistake(tmp_path: Path) -> None:
+    for number in range(8):
+        draw(tmp_path / f"cells/{number % 2}/{number}.png", 50 + number)
+    assert load(tmp_path, path=str(tmp_path / "cells")).std[1] == 1.0
 
 
 def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
@@ -488,7 +546,7 @@ def test_random_folders_on_disk(names: set[str], tmp_path_factory: pytest.TempPa
         path = folder / name
         if not path.exists() and not any(parent.is_file() for parent in path.parents):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(name.encode())
+            path.write_text("file_name,note\n" if path.name == "metadata.csv" else name)
     kinds = {name: layout.kind_of(name) or "of another kind" for name in names if (folder / name).is_file()}
     outcomes: list[Any] = []
     for attempt in (
