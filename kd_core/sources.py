@@ -32,7 +32,7 @@ from torch import from_numpy
 from kd_core import decoding, layout, own_code
 from kd_core.errors import UserError, first_line
 from kd_core.files import local_path, read_object
-from kd_core.layout import IMAGE, METADATA
+from kd_core.layout import IMAGE
 from kd_core.stratify import stratified
 
 if TYPE_CHECKING:

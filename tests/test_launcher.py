@@ -79,12 +79,12 @@ def test_what_fits_together_is_taken(environ, several, monkeypatch):
         ({**TORCHRUN, "RANK": "2"}, ["RANK: is 2, but WORLD_SIZE is 2"]),
         ({**TORCHRUN, "LOCAL_RANK": "2"}, ["LOCAL_RANK: is 2, but LOCAL_WORLD_SIZE is 2"]),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, ["LOCAL_WORLD_SIZE: is 4, more than WORLD_SIZE"]),
-        ({**TORCHRUN, "RANK": "one"}, ["RANK: is 'one', a whole number"]),
-        ({"WORLD_SIZE": ""}, ["WORLD_SIZE: is '', a whole number"]),
+        ({**TORCHRUN, "RANK": "one"}, ["RANK: is 'one', must be a whole number"]),
+        ({"WORLD_SIZE": ""}, ["WORLD_SIZE: is '', must be a whole number"]),
         ({"WORLD_SIZE": "2.0"}, ["WORLD_SIZE: is '2.0'"]),
         ({"LOCAL_RANK": "-2"}, ["LOCAL_RANK: is '-2'"]),
         ({"WORLD_SIZE": "\u00b2"}, ["WORLD_SIZE"]),
-        ({**TORCHRUN, "MASTER_PORT": "http"}, ["MASTER_PORT: is 'http', a port"]),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, ["MASTER_PORT: is 'http', must be a port"]),
         ({**TORCHRUN, "MASTER_PORT": "70000"}, ["MASTER_PORT: is '70000'"]),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE=4", "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not"]),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, ["PMI_SIZE=2, PMI_RANK=0", "LOCAL_RANK, MASTER_ADDR, MASTER_PORT not"]),
@@ -174,6 +174,7 @@ def test_all_that_is_refused_is_one_message():
         ("ACCELERATE_TORCH_DEVICE", "mps"),
         ("ACCELERATE_TORCH_DEVICE", "cuda:99"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""),
+        ("ACCELERATE_LOG_LEVEL", "foo"),
     ],
 )
 def test_what_accelerate_could_not_read_is_named(name, value):
