@@ -316,8 +316,8 @@ def _require_one_split(images: Iterable[str], where: str) -> None:
     """UserError if most names of files tell a split, such as train_1.png and test_1.png, and not all the same one."""
     told: dict[str, str] = {}
     count = telling = 0
-    for count, image in enumerate(images, 1):
-        stem = image.rpartition("/")[2]
+    for image in images:
+        count, stem = count + 1, image.rpartition("/")[2]
         if LIKE_A_SPLIT.search(stem):  # which is fast, and seldom so
             roles = roles_in(stem.rpartition(".")[0] or stem)
             telling += bool(roles)
