@@ -113,9 +113,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
     check_pictures(options)
     check_export(options)
-    overrides = configuration.parse_overrides(rest)
     layers = [configuration.read_layer(options.config)] if options.config else []
-    options.own_code = configuration.import_code(options.imports, *layers, overrides)
+    overrides, options.own_code = configuration.parse_with_code(rest, options.imports, *layers)
     return options, overrides
 
 

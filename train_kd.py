@@ -760,11 +760,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resol
         configuration.import_code(options.imports, *files)
         print(f"{__doc__}\n{configuration.describe_keys()}")
         sys.exit(0)
-    overrides = configuration.parse_overrides(rest)
-    if configuration.in_trial():
-        overrides = configuration.without_echoes(overrides)
-    layers = [configuration.read_layer(options.config or configuration.QUICKSTART), overrides]
-    layers.append(configuration.import_code(options.imports, *layers))
+    layers = [configuration.read_layer(options.config or configuration.QUICKSTART)]
+    overrides, code = configuration.parse_with_code(rest, options.imports, *layers)
+    layers += [overrides, code]
     if options.resume not in ("auto", "never"):
         configuration.require_code(local_path(options.resume, "--resume") / "config.yaml")
     if options.no_wandb:
@@ -838,7 +836,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             attempt(lambda: create_optimizer(pupil.model, training, torch.device("cpu")))
         if len(problems) == before and not trained:
             wanted, predict = own.model, Predictor(job.accelerator, own)
-            usual = models.input_size(wanted.name, None, wanted.stem)
+            usual = models.usual_size(wanted.name, wanted.stem)
             subject = dry_run.Subject(wanted.name, pupil.preprocess.size, usual, **keys)
             attempt(lambda: dry_run.train_once(pupil, own, data, predict, subject))
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import kd_methods
 from kd_core.config import in_trial
 
 LAUNCHERS = ("accelerate", "torchrun")
@@ -61,5 +62,6 @@ def to_go_on(script: str, arguments: list[str]) -> str:
 
 def another_method(script: str, arguments: list[str], method: str) -> str:
     """The user's own command with another `kd.type` than `method`, whose settings have their defaults."""
+    another = [name for name in kd_methods.names() if name not in (method, kd_methods.LABEL_ONLY)][-1]
     words = without(without(own_command(script, arguments), r"kd(\..*)?|resume"), "fresh", switch=True)
-    return shlex.join([*words, f"--kd.type={'confidence' if method != 'confidence' else 'dynamic'}"])
+    return shlex.join([*words, f"--kd.type={another}"])

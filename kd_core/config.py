@@ -803,11 +803,27 @@ def import_code(named: list[str], *layers: Layer) -> Layer:
         files = layer.values.pop("import", [])
         files = [files] if isinstance(files, str) else files
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            raise UserError(f"{layer.origin}: import: is {files!r:.60}, wanted is a list of .py files")
+            raise UserError(f"{layer.origin}: import: is {files!r:.60}, expected a list of .py files")
         found += own_code.run(files, f"{layer.origin}: import")
         if layer.record:
             require_code(layer.record)
     return Layer("--import", {"import": list(dict.fromkeys(str(file.path) for file in found))} if found else {})
+
+
+def parse_with_code(arguments: list[str], named: list[str], *layers: Layer) -> tuple[Layer, Layer]:
+    """The settings among the words of the command line, and what `import_code` gives for them and `layers`.
+
+    Own code runs first, since it may add settings, whose types decide how words are read.  In a sweep's trial W&B's
+    echoes are left out.
+    """
+
+    def read() -> Layer:
+        layer = parse_overrides(arguments)
+        return without_echoes(layer) if in_trial() else layer
+
+    code, overrides = import_code(named, *layers, read()), read()
+    overrides.values.pop("import", None)
+    return overrides, code
 
 
 def parse_overrides(arguments: list[str]) -> Layer:

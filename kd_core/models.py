@@ -214,6 +214,12 @@ def input_size(name: str, img_size: int | None = None, stem: str = "default", wh
     return int(cfg["input_size"][-1])
 
 
+def usual_size(name: str, stem: str = "default") -> int | None:
+    """The side of the square input that a known network is made for; None if it does not say so, as one's own may."""
+    registered = current_name(name) if stem == "default" else architecture(name, stem)
+    return _pretrained_cfg(registered, "model").get("input_size", (None,))[-1]
+
+
 def count_parameters(model: nn.Module) -> int:
     """The number of parameters, frozen ones included, buffers not."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -90,7 +90,6 @@ FORBIDDEN = re.compile(
     re.VERBOSE,
 )
 ALLOWED = {
-    ("kd_core/config.py", "yaml.load"): "with a loader that is a SafeLoader, as tested below",
     ("kd_core/checkpoints.py", "torch.load"): "weights_only=True",
     ("kd_core/exports.py", "torch.load"): "weights_only=True",
     ("kd_core/weights.py", "torch.load"): "weights_only=True",

@@ -303,7 +303,7 @@ def test_a_run_is_bit_for_bit_that_without_the_pass(tmp_path, monkeypatch, resum
         words = words_of(
             home, "--kd.type=average", "--model={name: resnet10t, img_size: 32, args: {drop_rate: 0.5}}",
             f"--teachers=[{{model: cifar_resnet8, train: {recipe}}}]", "--cache.mode=off", "--data.train_size=600",
-            "--training.max_epochs=2",
+            "--training.max_epochs=2", "--name=tried",
         )  # fmt: skip
         if resumed:
             with monkeypatch.context() as patch:
@@ -318,7 +318,7 @@ def test_a_run_is_bit_for_bit_that_without_the_pass(tmp_path, monkeypatch, resum
                 with pytest.raises(KeyboardInterrupt):
                     train_kd.main(words)
         train_kd.main(words)
-        [folder] = (home / "runs").glob("average-*")
+        [folder] = (home / "runs").glob("tried-*")
         found = read_metrics(folder / "metrics.jsonl")
         timed = ("time", "perf/")
         rows.append([{key: row[key] for key in row if not any(word in key for word in timed)} for row in found])

@@ -313,7 +313,7 @@ def test_images_that_are_programs_are_not_opened():
         assert image.format == "EPS"
     with pytest.raises(decoding.Image.UnidentifiedImageError):
         decoding.decode(eps.getvalue(), 32)
-    assert decoding._size(eps.getvalue()) is None
+    assert decoding.size_of(eps.getvalue()) is None
 
 
 def test_text_in_a_png_does_not_unfold():

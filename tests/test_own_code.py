@@ -271,7 +271,7 @@ def test_a_configuration_names_files_beside_it(tmp_path, monkeypatch):
     config = resolved("--config", "sub/a.yaml", "--import", "two.py")
     assert config.imports == [str(tmp_path / "two.py"), str(tmp_path / "sub" / "one.py")]
     (tmp_path / "sub" / "b.yaml").write_text("import: [3]\n")
-    with pytest.raises(UserError, match=r"sub/b.yaml: import: is \[3\], wanted is a list of .py files"):
+    with pytest.raises(UserError, match=r"sub/b.yaml: import: is \[3\], expected a list of .py files"):
         resolved("--config", "sub/b.yaml")
 
 
@@ -385,7 +385,7 @@ kd_methods.add_loss("squares", squares)
             "own.py: line 2: there is a network 'resnet18' already; choose another name",
         ),
         (
-            "import kd_methods\nkd_methods.add('average', kd_methods.average)\n",
+            "import kd_methods\nkd_methods.add('average', kd_methods)\n",
             "own.py: line 2: ValueError: method 'average': there is one of this name already",
         ),
         ("import kd_methods\nkd_methods.add('Mine', 1)\n", "a name consists of lower-case letters"),
