@@ -359,7 +359,7 @@ def _kind(values: list[Any], names: list[str] | None, here: str) -> str:
         return "boolean"
     if not types <= {int, float}:
         listed = ", ".join(sorted(kind.__name__ for kind in types))
-        raise UserError(f"{here}: labels are of type {listed}; needed are whole numbers, text, or true and false")
+        raise UserError(f"{here}: labels are of type {listed}; expected whole numbers, text, or true/false")
     row = next((row for row, v in enumerate(values) if isinstance(v, float) and not v.is_integer()), None)
     if row is not None:
         raise UserError(

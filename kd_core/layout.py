@@ -7,6 +7,7 @@ test images, or give images wrong labels, and nothing would show it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -230,14 +231,20 @@ def image_folders(
 def _leave_out_strangers(found: Layout, wanted: Mapping[str, str]) -> None:
     """Leave out each other split of whose classes training has none: its folders mean something else."""
     train = next((name for name in found.splits if name == wanted.get("train") or roles_in(name) == {"train"}), None)
-    known = {label for label, files in found.splits.get(train or "", {}).items() if files}
+    known = {_plain(label) for label, files in found.splits.get(train or "", {}).items() if files}
     for name, classes in list(found.splits.items()):
-        if name != train and known and None not in (*known, *classes) and not known & set(classes):
+        strange = None not in classes and not known & {_plain(label) for label in classes}
+        if name != train and known and "" not in known and strange:
             folders = _shown(str(label) for label in classes)
             found.notes.append(f"{name}: its folders, {folders}, are no classes of training, so it is no split")
             count = sum(map(len, classes.values()))
             found.ignored[f"in split {name!r}, whose folders are no classes of training"] += count
             del found.splits[name]
+
+
+def _plain(label: str | None) -> str:
+    """A class's name by which near misses, such as Cat for cat, are told from other names; empty for None."""
+    return " ".join(unicodedata.normalize("NFKC", label or "").casefold().split())
 
 
 def _tree(files: Mapping[str, str], empty: Iterable[str]) -> _Folder:

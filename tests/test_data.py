@@ -231,7 +231,7 @@ def test_folders_named_by_split(tmp_path: Path) -> None:
     assert data.val is not None and len(data.val) == 12 and data.image_size == 32
     test = data.test()
     assert test is not None and test.labels.tolist() == [1] * 4  # by name, though it is the only class there
-    (folder / "test/dog").rename(folder / "test/cow")
+    image_tree(folder / "test", "cow")
     with pytest.raises(UserError, match="class 'cow' does not occur in training"):
         load(tmp_path, source="imagefolder", path=str(folder)).test()
 
@@ -761,7 +761,7 @@ def test_class_numbers(values: Any, names: Any, training: Any, labels: Any, clas
         ([True, None], None, None, r"row 1 has no label \(None\)"),
         ([0.0, 0.5], None, None, "row 1 has label 0.5, of type float; class numbers must be whole"),
         ([0.0, float("inf")], None, None, "row 1 has label inf, of type float"),
-        (["a", 1], None, None, "labels are of type int, str; expected are whole numbers, text"),
+        (["a", 1], None, None, "labels are of type int, str; expected whole numbers, text"),
         ([True, 1], None, None, "labels are of type bool, int; expected"),
         ([[1], [0]], None, None, "labels are of type list; expected"),
         ([decimal.Decimal(1)], None, None, "labels are of type Decimal; expected"),

@@ -78,6 +78,8 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("other classes in a split", "train/{cat,dog,owl}/*1 test/{cat,dog}/*1", {},
      {"train": {"cat": 1, "dog": 1, "owl": 1}, "test": {"cat": 1, "dog": 1}}),
     ("a test split of other folders", "train/{cat,dog}/*2 test/unknown/*5", {}, {"train": CATS}),
+    ("a test split whose classes are spelled otherwise", "train/{cat,dog}/*2 test/{Cat,Dog}/*2", {},
+     {"train": CATS, "test": {"Cat": 2, "Dog": 2}}),
     ("Tiny-ImageNet's folders", "train/{cat,dog}/images/*2 {val,test}/images/*4 val/val_annotations.txt",
      {"folders": "splits"}, {"train": CATS}),
     ("a flat test split that is asked for", "train/{cat,dog}/*2 test/*5", {"test_split": "test"}, "no class folders"),
