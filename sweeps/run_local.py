@@ -683,11 +683,12 @@ def _without_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without keys that earlier versions lacked, at their defaults: sweeps that these began go on."""
     if not settings.get("import"):
         settings.pop("import", None)
-    for section, keys in (("data", ("folders", "test_size")), *((t, ("trained_on",)) for t in settings["teachers"])):
-        part = settings[section] if isinstance(section, str) else section
+    added = [(settings.get("data") or {}, ("folders", "test_size"))]
+    added += [(teacher, ("trained_on",)) for teacher in settings.get("teachers") or []]
+    for section, keys in added:
         for key in keys:
-            if part.get(key) is None:
-                part.pop(key, None)
+            if section.get(key) is None:
+                section.pop(key, None)
     return settings
 
 
