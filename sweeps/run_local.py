@@ -683,7 +683,7 @@ def _without_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without keys that earlier versions lacked, at their defaults: sweeps that these began go on."""
     if not settings.get("import"):
         settings.pop("import", None)
-    added = [(settings.get("data") or {}, ("folders", "test_size"))]
+    added: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings.get("data") or {}, ("folders", "test_size"))]
     added += [(teacher, ("trained_on",)) for teacher in settings.get("teachers") or []]
     for section, keys in added:
         for key in keys:
