@@ -255,7 +255,7 @@ def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
     [
         ([], "say what to compare"),
         (["RUNS", "--same-data=abc=def"], "--same-data: is 'abc=def', expected two fingerprints, A=B"),
-        (["RUNS", "--same-data=01234567"], "--same-data: is '01234567', wanted are two"),
+        (["RUNS", "--same-data=01234567"], "--same-data: is '01234567', expected two fingerprints, A=B"),
         (["RUNS", "--same-data=01234567=89abcdef"], "--same-data: 01234567: no run's data have such a fingerprint"),
         (["nowhere"], "nowhere: no such folder; wanted are run folders"),
         (["tests/nowhere"], "tests/nowhere: no such folder"),
