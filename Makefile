@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 
 audit: $(VENV)/.installed-dev  ## do the installed packages fit together, and are they those that the code uses?
 	$(BIN)/python -m pip check
-	$(BIN)/python -m pytest -q tests/test_dependencies.py
+	$(BIN)/python -m pytest -q tests/project/test_dependencies.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

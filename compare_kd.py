@@ -38,11 +38,13 @@ import argparse
 import re
 import sys
 
-from kd_core import comparison, comparison_tables, own_code, runs
-from kd_core.config import CommandLine
+from kd_core.comparison import compare as comparison
+from kd_core.comparison import runs
+from kd_core.comparison import tables as comparison_tables
+from kd_core.config import CommandLine, own_code
 from kd_core.errors import UserError
 from kd_core.files import check_writable, local_path
-from kd_core.processes import run_script
+from kd_core.run.script import run_script
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -60,22 +60,31 @@ from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import artifacts, card, cost, exports, metrics, models, own_code, pictures, report, teachers
 from kd_core import config as configuration
-from kd_core.checkpoints import RunFolder, new_run_id, read_metrics
-from kd_core.config import Config, Layer, TeacherConfig
-from kd_core.data import Data, Split, load_data
+from kd_core import metrics
+from kd_core.config import Config, Layer, TeacherConfig, own_code
+from kd_core.data.dataset import Data, Split, load_data
+from kd_core.data.views import fixed_view_ids
 from kd_core.errors import UserError, first_line, printable
-from kd_core.evaluation import OPTIONAL, Predictions, evaluate, logged
+from kd_core.evaluation import cost
+from kd_core.evaluation.figures import OPTIONAL, Predictions, evaluate, logged
+from kd_core.evaluation.predictions import Observer, Pupil, pupil_of
+from kd_core.export import card
+from kd_core.export import predict_files as pictures
+from kd_core.export import write as exports
 from kd_core.files import check_writable, local_path, read_object, sha256_of, writable_folder, write_json
-from kd_core.inference import Images, Predictor
-from kd_core.logits_file import write_logits
-from kd_core.observation import Observer, Pupil, pupil_of
-from kd_core.panel import Panel
+from kd_core.loop.processes import create_accelerator, is_first_process
+from kd_core.models import build as models
+from kd_core.models.predict import Images, Predictor
 from kd_core.privacy import redacted
-from kd_core.processes import create_accelerator, is_first_process, run_script
-from kd_core.tracking import start_tracking
-from kd_core.views import fixed_view_ids
+from kd_core.report import console as report
+from kd_core.run import artifacts
+from kd_core.run.folder import RunFolder, new_run_id, read_metrics
+from kd_core.run.script import run_script
+from kd_core.run.tracking import start_tracking
+from kd_core.teachers import load as teachers
+from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits_file import write_logits
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -581,7 +590,7 @@ def write_page(
     found: Predictions,
 ) -> Path:
     """The report in folder `home`; a run's report and summary keep what they knew and these figures do not tell."""
-    from kd_core.report_page import SPLITS, write_report  # and with it matplotlib, which takes a second
+    from kd_core.report.run_page import SPLITS, write_report  # and with it matplotlib, which takes a second
 
     evaluations, rows = {found.split: figures}, []
     told = {"cost": figures["cost"]} if "cost" in figures else {}

@@ -55,9 +55,36 @@ from tqdm import tqdm
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
-from kd_core import commands, dry_run, interface, launcher, models, own_code, report, student, teachers, trials
 from kd_core import config as configuration
-from kd_core.checkpoints import (
+from kd_core.config import Config, Layer, commands, own_code
+from kd_core.data.dataset import Data, load_data
+from kd_core.data.views import EpochPlan, epoch_order, random_bits
+from kd_core.errors import NonFinite, UserError, printable
+from kd_core.evaluation import teacher_check as trials
+from kd_core.evaluation.cost import measure as measure_cost
+from kd_core.evaluation.diagnosis import Finding, diagnose
+from kd_core.evaluation.figures import Predictions, evaluate
+from kd_core.evaluation.predictions import SAMPLE, Observer, Pupil, load_pupil
+from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
+from kd_core.loop import launcher
+from kd_core.loop.meter import Meter, require_finite, require_scale
+from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.loop.processes import (
+    create_accelerator,
+    is_first_process,
+    random_state,
+    set_random_state,
+    share_buffers,
+    shares_batch_norm,
+)
+from kd_core.loop.signals import Stopped, StopSignals
+from kd_core.loop.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
+from kd_core.models import build as models
+from kd_core.models import interface
+from kd_core.models import network as student
+from kd_core.models.predict import Images, Predictor, score
+from kd_core.report import console as report
+from kd_core.run.folder import (
     RunFolder,
     find_or_create,
     load_latest,
@@ -65,32 +92,11 @@ from kd_core.checkpoints import (
     read_metrics,
     save_latest,
 )
-from kd_core.config import Config, Layer
-from kd_core.cost import measure as measure_cost
-from kd_core.data import Data, load_data
-from kd_core.diagnosis import Finding, diagnose
-from kd_core.errors import UserError, printable
-from kd_core.evaluation import Predictions, evaluate
-from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
-from kd_core.inference import Images, Predictor, score
-from kd_core.meter import Meter, NonFinite, require_finite, require_scale
-from kd_core.observation import SAMPLE, Observer, Pupil, load_pupil
-from kd_core.optim import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.panel import Panel, teacher_rows
-from kd_core.processes import (
-    Stopped,
-    StopSignals,
-    create_accelerator,
-    is_first_process,
-    random_state,
-    run_script,
-    set_random_state,
-    share_buffers,
-    shares_batch_norm,
-)
-from kd_core.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
-from kd_core.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
-from kd_core.views import EpochPlan, epoch_order, random_bits
+from kd_core.run.script import run_script
+from kd_core.run.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
+from kd_core.teachers import dry_run
+from kd_core.teachers import load as teachers
+from kd_core.teachers.logits import Panel, teacher_rows
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
@@ -482,7 +488,7 @@ def run(
                 copy_folder(best, folder.student)
             if inspected:
                 # It draws with matplotlib, whose import takes long where nothing is drawn.
-                from kd_core.report_page import write_report
+                from kd_core.report.run_page import write_report
 
                 rows = read_metrics(folder.metrics_file)
                 findings = diagnose(
@@ -709,7 +715,9 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         own = configuration.with_seed(config, seed)
         folders += train_student(own, job, members, resume, arguments, bool(options.config))
     if len(options.seeds) > 1 and accelerator.is_main_process:
-        from kd_core import comparison_tables  # plots and statistics take a second, which other runs need not wait
+        from kd_core.comparison import (
+            tables as comparison_tables,  # plots and statistics take a second, which other runs need not wait
+        )
 
         job.say(f"\n{comparison_tables.of_folders(folders)}")
     accelerator.end_training()

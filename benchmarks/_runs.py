@@ -11,8 +11,8 @@ from unittest import mock
 
 import kd_methods
 import train_kd
-from kd_core.checkpoints import read_metrics
-from kd_core.processes import StopSignals
+from kd_core.loop.signals import StopSignals
+from kd_core.run.folder import read_metrics
 
 # A network so fast that the loop around it is what takes the time.
 TINY: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}

@@ -16,7 +16,7 @@ CHILD = """
 import statistics, sys, torch
 from benchmarks._measure import seconds_of
 from benchmarks.step import bare_step
-from kd_core.processes import keep_freed_memory
+from kd_core.loop.processes import keep_freed_memory
 
 torch.set_num_threads(1)
 name, heap, repeats = sys.argv[1:]

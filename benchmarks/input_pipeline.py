@@ -26,9 +26,9 @@ from torchvision import transforms
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
 from kd_core.config import DataConfig
-from kd_core.data import ImageStore, load_data
-from kd_core.preprocess import Preprocess
-from kd_core.views import EpochPlan, Views
+from kd_core.data.dataset import ImageStore, load_data
+from kd_core.data.preprocess import Preprocess
+from kd_core.data.views import EpochPlan, Views
 
 BATCH, PADDING = 128, 4
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Figure, Options, Result, compare, interleave
-from kd_core.cache import logits_folder
+from kd_core.teachers.cache import logits_folder
 
 BATCH, TEACHERS, CLASSES = 128, 3, 100
 ALONE = "without teachers"

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Figure, Options, Result, Target, compare, interleave, seconds_of
-from kd_core import models
 from kd_core.config import TrainingConfig
-from kd_core.optim import create_optimizer
+from kd_core.loop.optimizer import create_optimizer
+from kd_core.models import build as models
 
 BATCH, CLASSES, VAL, LOG_EVERY = 128, 100, 200, 25
 STUDENTS = ("cifar_resnet8", "cifar_resnet20")

@@ -24,7 +24,7 @@ from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, interleave
 from benchmarks.input_pipeline import ArrayDataset, open_parquet
-from kd_core import models
+from kd_core.models import build as models
 
 BATCH, CLASSES, VAL, TEMPERATURE = 64, 100, 200, 4.0
 TEACHER, STUDENT = "cifar_resnet32x4", "cifar_resnet8x4"

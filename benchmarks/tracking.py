@@ -30,7 +30,7 @@ import torch
 import kd_methods
 import train_kd
 from benchmarks._measure import compare
-from kd_core import tracking
+from kd_core.run import tracking
 
 STEPS = 200
 

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend."""
+"""The one exception type for mistakes that a user can mend, and how messages are written."""
 
 
 class UserError(Exception):
@@ -9,6 +9,10 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class NonFinite(UserError):
+    """A loss, gradient, metric or weight became NaN or infinite."""
 
 
 def printable(text: str) -> str:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
-from kd_core.errors import UserError, first_line
-from kd_core.meter import NonFinite
+from kd_core.errors import NonFinite, UserError, first_line
 
 BINS = 15  # of calibration errors and reliability diagrams
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures that `fit_temperature` gives at most

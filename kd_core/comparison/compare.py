@@ -1,0 +1,690 @@
+"""Runs side by side: seeds of one experiment together, experiments that may be compared, and how sure a difference is.
+
+What the figures mean, with sources: docs/comparing.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+import kd_methods
+from kd_core.comparison.runs import Found, Run, number
+from kd_core.config import IMPORTS
+from kd_core.errors import UserError
+from kd_core.evaluation import uncertainty
+from kd_core.report.html import lookup
+
+ALONE = "alone"  # the group without teachers
+PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
+DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
+HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
+LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
+# of the figures that are better when higher, those that are shares of images
+PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain|gain_error)"
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Whether more of a metric is better; None if that is not known.  Its name's last part says so."""
+    words = [word for word in re.split(r"[/.]", metric) if not word.isdigit()]
+    last = words[-1] if words else ""
+    return True if re.fullmatch(HIGHER, last) else False if re.fullmatch(LOWER, last) else None
+
+
+def is_percent(metric: str) -> bool:
+    """Whether a metric is a share of images, to be shown in percent."""
+    return bool(re.fullmatch(PERCENT, re.split(r"[/.]", metric)[-1]))
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have; infinite where there is none."""
+    last = re.split(r"[/.]", metric)[-1]
+    if re.fullmatch(r"gain", last):
+        return -1.0, 1.0
+    if is_percent(metric) or re.fullmatch(r"auroc|ece\w*", last):
+        return 0.0, 1.0
+    return (0.0 if re.fullmatch(LOWER, last) else -math.inf), math.inf
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+ANY = (-math.inf, math.inf)
+
+
+def spread(values: Sequence[float], confidence: float, within: tuple[float, float] = ANY) -> dict[str, Any]:
+    """{n, mean, deviation, interval} of the values of several seeds, all `within` two limits.
+
+    deviation is the sample standard deviation (divisor n - 1), interval the t confidence interval of the mean, cut at
+    the limits; both None where n is 1, the interval also where all values are equal, which says nothing about how far
+    seeds spread.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    several = len(array) > 1
+    interval = None
+    if several and not _constant(array, array):
+        low, high = stats.t.interval(confidence, len(array) - 1, loc=array.mean(), scale=stats.sem(array))
+        interval = _cut([low, high], within)
+    return {
+        "n": len(array),
+        "mean": float(array.mean()),
+        "deviation": float(array.std(ddof=1)) if several else None,
+        "interval": interval,
+    }
+
+
+def _cut(interval: Iterable[float], within: tuple[float, float]) -> list[float]:
+    """An interval of a mean without what no mean can be: it covers the true one as often."""
+    low, high = within
+    return [float(min(max(edge, low), high)) for edge in interval]
+
+
+def difference(
+    own: dict[int, float], other: dict[int, float], confidence: float, within: tuple[float, float] = ANY
+) -> dict[str, Any]:
+    """How far one group's values are from another's; both are {seed: value}, all `within` two limits.
+
+    {kind, seeds, mean, interval, p, why}.  `paired`: of the seeds that both have, by the t test of their differences
+    (Student 1908); `unpaired`, if they share none: by Welch's t test (1947).  p is two-sided.  Where no test is
+    possible interval and p are None, and `why` says why.
+    """
+    common = sorted(own.keys() & other.keys())
+    if common:
+        a, b = (np.array([values[seed] for seed in common], dtype=np.float64) for values in (own, other))
+        result: dict[str, Any] = {"kind": "paired", "seeds": common, "mean": float((a - b).mean())}
+        why = "one seed" if len(common) < 2 else "equal differences" if _constant(a - b, a) else None
+        test = None if why else stats.ttest_rel(a, b)
+    else:
+        a, b = (np.array(list(values.values()), dtype=np.float64) for values in (own, other))
+        result = {"kind": "unpaired", "seeds": [], "mean": float(a.mean() - b.mean())}
+        one = min(len(a), len(b)) < 2
+        why = "one seed" if one else "equal values" if _constant(a, a) and _constant(b, b) else None
+        test = None if why else stats.ttest_ind(a, b, equal_var=False)
+    widest = within[1] - within[0]
+    interval = _cut(test.confidence_interval(confidence), (-widest, widest)) if test else None
+    return {**result, "interval": interval, "p": float(test.pvalue) if test else None, "why": why}
+
+
+def _constant(values: np.ndarray, scale: np.ndarray) -> bool:
+    """Whether values are equal but for rounding of numbers of this scale."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(scale).max())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the given order (Holm, Scandinavian Journal of Statistics 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1, is at least its predecessor and at most 1.  The chance that any
+    true hypothesis is rejected stays below the level, whatever the dependence.
+    """
+    array = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(array, kind="stable")
+    adjusted = np.empty_like(array)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(array[order] * np.arange(len(array), 0, -1)))
+    return [float(value) for value in adjusted]
+
+
+def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
+    """better, worse or cannot tell, by the corrected p-value `p_holm`."""
+    return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
+
+
+# -------------------------------------------------------------------------------------------------------- grouping
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {'section.key': value}; an empty list or section is the same as none."""
+    if not isinstance(values, (dict, list)):
+        return {prefix[:-1]: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {key: leaf for name, value in items for key, leaf in flat(value, f"{prefix}{name}.").items()}
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but the seed: {seed: run}."""
+
+    runs: dict[int, Run]
+    label: str = ""
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
+
+    @property
+    def is_alone(self) -> bool:
+        return not self.first.config.teachers
+
+    @property
+    def method(self) -> str:
+        return ALONE if self.is_alone else self.first.config.kd.type
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that shaped it but the seed."""
+        own = flat(self.first.identity)
+        own.pop("training.seed", None)
+        return own
+
+    @property
+    def surroundings(self) -> dict[str, Any]:
+        """What must be equal in groups that are compared: all but the method's own settings, the teachers aside."""
+        own = self.settings
+        return {key: own[key] for key in own if key.split(".")[0] not in ("kd", "teachers", "fixed_views")}
+
+    @property
+    def panel(self) -> dict[str, Any]:
+        """The teachers, and what depends on them."""
+        own = self.settings
+        return {key: own[key] for key in own if key.split(".")[0] in ("teachers", "fixed_views")}
+
+    def values(self, metric: str) -> dict[int, float]:
+        """{seed: figure} of the runs that have it."""
+        found = {seed: run.figure(metric) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
+    """Groups in the order in which they first occur, and notes: of equal runs with one seed the newest counts."""
+    groups: dict[str, Group] = {}
+    notes = []
+    for run in runs:
+        own = Group({run.seed: run})
+        there = groups.setdefault(_key(own.settings), own)
+        other = there.runs.setdefault(run.seed, run)
+        if other is not run:
+            newest, older = sorted((run, other), key=lambda one: one.modified, reverse=True)
+            there.runs[run.seed] = newest
+            notes.append(f"seed {run.seed} twice with the same settings: {newest.name} counts, {older.name} is older")
+    for one in groups.values():
+        one.runs = dict(sorted(one.runs.items()))
+    return list(groups.values()), notes
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def comparable_sets(groups: list[Group]) -> list[list[Group]]:
+    """Groups that differ in their methods alone, together, the largest sets first.
+
+    A group without teachers joins every set of its kind.
+    """
+    sets: dict[tuple[str, str], list[Group]] = {}
+    for one in groups:
+        if not one.is_alone:
+            sets.setdefault((_key(one.surroundings), _key(one.panel)), []).append(one)
+    for one in groups:
+        if one.is_alone:
+            kind = _key(one.surroundings)
+            joined = [members for (surroundings, _), members in sets.items() if surroundings == kind]
+            for members in joined:
+                members.insert(0, one)
+            if not joined:
+                sets[kind, ""] = [one]
+    return sorted(sets.values(), key=len, reverse=True)
+
+
+def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """{key: its value in each} of the keys in which settings differ; None where one has no such key."""
+    keys = dict.fromkeys(key for one in many for key in one)
+    rows = {key: [one.get(key) for one in many] for key in keys}
+    return {key: values for key, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
+
+
+def _shared(members: list[Group]) -> dict[str, Any]:
+    """What the groups of a set have in common: the teachers are those of the groups that have any."""
+    one = next((one for one in members if not one.is_alone), members[0])
+    return {**one.surroundings, **one.panel}
+
+
+def _titles(sets: list[list[Group]]) -> list[str]:
+    """A name for each set: its networks, and what else tells it from those with the same."""
+    pairs = [
+        "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
+        for members in sets
+    ]
+    return _told_apart(pairs, [_shared(members) for members in sets])
+
+
+def label(groups: list[Group]) -> None:
+    """Name the groups of one set by their methods, and by what else tells those of one method apart."""
+    names = _told_apart([one.method for one in groups], [one.settings for one in groups])
+    for one, name in zip(groups, names, strict=True):
+        one.label = name
+
+
+def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """The names, equal ones followed by settings in which they differ: all of the method, others while they help."""
+    told = []
+    for name, own in zip(names, settings, strict=True):
+        same = [other for its, other in zip(names, settings, strict=True) if its == name]
+        apart = differing(same)
+        keys = [key for key in apart if key.startswith("kd.")]
+        for key in apart:
+            if key not in keys and _distinct(same, [*keys, key]) > _distinct(same, keys):
+                keys.append(key)
+        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in keys)
+        told.append(f"{name} ({details})" if details else name)
+    return told
+
+
+def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
+    return len({json.dumps([own.get(key) for key in keys]) for own in settings})
+
+
+def short(value: Any) -> str:
+    """A setting's value for a reader: digests by their first characters."""
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:8] if re.fullmatch("[0-9a-f]{16,}", text) else text
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+
+
+def choose_metric(groups: list[Group], metric: str | None) -> str:
+    """The metric to compare by.  UserError if no run has it, or if it is not known which way is better."""
+    runs = [run for one in groups for run in one.runs.values()]
+    if metric is None:
+        complete = [name for name in DEFAULT_METRICS if all(run.figure(name) is not None for run in runs)]
+        some = [name for name in reversed(DEFAULT_METRICS) if any(run.figure(name) is not None for run in runs)]
+        metric = next(iter([*complete, *some]), DEFAULT_METRICS[-1])
+    require_figure(runs, metric, "--metric")
+    if higher_is_better(metric) is None:
+        raise UserError(f"--metric: {metric}: it is not known whether more of it is better; show it by --also")
+    return metric
+
+
+def require_figure(runs: list[Run], name: str, key: str) -> None:
+    """UserError, which begins with `key`, if no run has a figure of this name."""
+    if not any(run.figure(name) is not None for run in runs):
+        known = sorted({figure for run in runs for figure in run.figures()})
+        shown = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
+        raise UserError(f"{key}: {name}: no run has such a figure; there are {shown or 'none at all'}")
+
+
+def compare(
+    found: Found,
+    *,
+    metric: str | None = None,
+    also: Sequence[str] = (),
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Everything that is known of the runs, ready for JSON; docs/comparing.md names the keys.
+
+    UserError if there is nothing to compare, no such metric or baseline, or a confidence that is none.
+    """
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence: is {confidence:g}, must lie between 0 and 1, such as 0.95")
+    if not found.runs:
+        reasons = [f"  {name}: {why}" for name, why in found.left_out]
+        raise UserError("\n".join(["no finished run to compare", *reasons]))
+    groups, notes = group(found.runs)
+    notes = [*found.notes, *notes]
+    chosen = choose_metric(groups, metric)
+    for name in also:
+        require_figure(found.runs, name, "--also")
+    left_out = [{"run": name, "reason": reason} for name, reason in found.left_out]
+    for one in groups:
+        without = [run for run in one.runs.values() if run.figure(chosen) is None]
+        left_out += [{"run": run.name, "reason": f"has no finite {chosen}"} for run in without]
+    groups = [one for one in groups if one.values(chosen)]
+    apart = comparable_sets(groups)
+    sets = [groups] if force else apart
+    against = [_find_baseline(members, baseline) for members in sets]
+    if baseline is not None and not any(against):
+        known = sorted({name for one in groups for name in (one.label, one.method, one.first.config.experiment)})
+        raise UserError(f"--baseline: no group is called {baseline!r}; there are {', '.join(known)}")
+    differences = differing([_shared(members) for members in apart])
+    if fingerprints := [short(one) for one in dict.fromkeys(differences.get("images", ())) if one]:
+        notes.append(
+            f"the data's fingerprints differ ({', '.join(fingerprints)}); if images and labels are the same, as where "
+            f"an earlier version counted class names in: --same-data {fingerprints[0]}={fingerprints[-1]}"
+        )
+    return {
+        "metric": chosen,
+        "higher_is_better": higher_is_better(chosen),
+        "also": list(also),
+        "confidence_level": confidence,
+        "forced": force and len(apart) > 1,
+        "left_out": left_out,
+        "notes": notes,
+        "differences": [{"key": key, "values": values} for key, values in differences.items()],
+        "apart": _titles(apart),
+        "sets": [
+            {"title": title, **_compare_set(members, base, chosen, also, confidence)}
+            for title, members, base in zip(_titles(sets), sets, against, strict=True)
+        ],
+    }
+
+
+def _find_baseline(members: list[Group], name: str | None) -> Group | None:
+    """The group that others of the set are compared with.  UserError if several have the name."""
+    label(members)
+    if name is None:
+        return next((one for one in members if one.is_alone), members[0])
+    for names in (lambda one: (one.label,), lambda one: (one.method, one.first.config.kd.type), _experiments):
+        fitting = [one for one in members if name in names(one)]
+        if len(fitting) > 1:
+            raise UserError(f"--baseline: {name!r} may be each of {', '.join(repr(one.label) for one in fitting)}")
+        if fitting:
+            return fitting[0]
+    return None
+
+
+def _experiments(one: Group) -> set[str]:
+    return {run.config.experiment for run in one.runs.values()}
+
+
+def _compare_set(
+    members: list[Group], baseline: Group | None, metric: str, also: Sequence[str], confidence: float
+) -> dict[str, Any]:
+    higher = bool(higher_is_better(metric))
+    label(members)  # a group without teachers is in several sets
+    ordered = sorted(members, key=lambda one: one is not baseline)
+    rows = []
+    for one in ordered:
+        values = one.values(metric)
+        others = {name: list(one.values(name).values()) for name in also}
+        rows.append(
+            {
+                "label": one.label,
+                "method": one.first.config.kd.type,
+                "experiment": one.first.config.experiment,
+                "alone": one.is_alone,
+                "kd": one.first.config.kd.model_dump(mode="json"),
+                **spread(list(values.values()), confidence, limits(metric)),
+                "seeds": [{"seed": s, "value": value, "run": one.runs[s].name} for s, value in values.items()],
+                "also": {
+                    name: spread(found, confidence, limits(name)) if found else None for name, found in others.items()
+                },
+                "cost": _cost(one),
+                "against_baseline": difference(values, baseline.values(metric), confidence, limits(metric))
+                if baseline and one is not baseline
+                else None,
+            }
+        )
+    tested = [row["against_baseline"] for row in rows if row["against_baseline"]]
+    corrected = iter(holm([test["p"] for test in tested if test["p"] is not None]))
+    for test in tested:
+        test["p_holm"] = None if test["p"] is None else next(corrected)
+        test["verdict"] = verdict(test, higher, confidence)
+    return {
+        "baseline_label": baseline.label if baseline else None,
+        "warnings": _warnings(rows, baseline.label if baseline else None),
+        "groups": rows,
+    }
+
+
+def _cost(one: Group) -> dict[str, float | None]:
+    """Means over the runs of what training and the student cost."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    runs = one.runs.values()
+    return {
+        "training_seconds": mean(run.training_seconds for run in runs),
+        "parameters": mean(number(run.summary.get("parameters")) for run in runs),
+        "multiply_adds": mean(number(lookup(run.summary, "cost.multiply_adds")) for run in runs),
+    }
+
+
+def _warnings(rows: list[dict[str, Any]], baseline: str | None) -> list[str]:
+    found = []
+    seeds = {row["label"]: [one["seed"] for one in row["seeds"]] for row in rows}
+    if len({tuple(own) for own in seeds.values()}) > 1:
+        listed = "; ".join(f"{name}: {_numbers(own)}" for name, own in seeds.items())
+        found.append(f"the seeds differ ({listed}): differences are of the seeds that both groups have")
+    for row in rows:
+        test = row["against_baseline"]
+        if test and test["kind"] == "unpaired":
+            found.append(f"{row['label']} and {baseline} have no seed in common: compared by Welch's test, unpaired")
+        if test and test["why"] in ("equal differences", "equal values"):
+            found.append(f"{row['label']}: {test['why']} in all seeds, by which no test can judge")
+    few = [name for name, own in seeds.items() if len(own) < 3]
+    if few:
+        found.append(f"fewer than three seeds: {', '.join(few)}; expect wide intervals, or train more seeds")
+    return found
+
+
+def _numbers(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+# ------------------------------------------------------------------------------------------------ rows and columns
+
+
+def _keys(text: str, runs: list[Run], option: str) -> list[str]:
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if "training.seed" in keys:
+        raise UserError(f"{option}: training.seed: over the seeds cells are averaged; take another key")
+    for key in keys:
+        if key != PAIR and not any(_has(run, key) for run in runs):
+            raise UserError(
+                f"{option}: {key}: no run has such a setting; wanted is '{PAIR}' or a key of config.yaml, such as "
+                "kd.type, kd.loss, model.name, training.learning_rate; several are separated by commas"
+            )
+    if not keys:
+        raise UserError(f"{option}: is {text!r}, wanted are keys of config.yaml, or '{PAIR}'")
+    return keys
+
+
+def _has(run: Run, key: str) -> bool:
+    section, _, last = key.rpartition(".")
+    values = run.config.model_dump(mode="json")
+    found = lookup(values, section) if section else values
+    return isinstance(found, dict) and last in found
+
+
+def _value(run: Run, key: str) -> str | None:
+    """What a run has at a key of rows or columns, None if its method has no such setting."""
+    value = run.pair if key == PAIR else lookup(run.config.model_dump(mode="json"), key)
+    return None if value is None else short(value)
+
+
+def pivot(
+    found: Found,
+    rows: str,
+    cols: str,
+    *,
+    metric: str | None = None,
+    confidence: float = 0.95,
+    force: bool = False,
+) -> dict[str, Any]:
+    """A paper's table, ready for JSON: a cell for each pair of values of the settings `rows` and `cols`.
+
+    `rows` and `cols` are keys of the configuration or 'pair', several separated by commas.  The students alone and the
+    teachers make rows of their own.  UserError if a cell would hold several experiments, or if those of a column differ
+    in more than their methods and are not `force`d together.
+    """
+    compared = compare(found, metric=metric, confidence=confidence, force=force)
+    chosen, higher = compared["metric"], compared["higher_is_better"]
+    groups = [one for one in group(found.runs)[0] if one.values(chosen)]
+    label(groups)
+    taught = [one for one in groups if not one.is_alone]
+    examples = [one.first for one in taught or groups]
+    row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
+
+    def name(one: Group, keys: list[str]) -> str:
+        values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
+        plain = (PAIR, "kd.type", "model.name")
+        parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
+        return ", ".join(parts) or "none"
+
+    cells: dict[tuple[str, str], Group] = {}
+    for one in taught:
+        place = (name(one, row_keys), name(one, col_keys))
+        there = cells.setdefault(place, one)
+        if there is not one:
+            keys = ", ".join(differing([there.settings, one.settings]))
+            raise UserError(
+                f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
+                f"{keys}; add such a key to --rows or --cols, or leave runs out"
+            )
+    columns = list(dict.fromkeys(place[1] for place in cells))
+    names = list(dict.fromkeys(place[0] for place in cells))
+    warnings = list(compared["notes"])
+    alone: dict[str, Group] = {}
+    for column in columns:
+        members = [one for place, one in cells.items() if place[1] == column]
+        apart = differing([{**one.surroundings, **one.panel} for one in members])
+        if apart:
+            told = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, values)))}" for key, values in apart.items())
+            warning = f"in column {column!r} more differs than the method: {told}"
+            if not force:
+                raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
+            warnings.append(warning)
+        kinds = {_key(one.surroundings) for one in members}
+        fitting = [one for one in groups if one.is_alone and _key(one.surroundings) in kinds]
+        if len(fitting) == 1:
+            alone[column] = fitting[0]
+        elif fitting:
+            warnings.append(f"column {column!r}: several students alone fit, none is shown")
+    used = {id(one) for one in alone.values()}
+    unused = [one for one in groups if one.is_alone and id(one) not in used]
+    for one in unused:  # a student alone whose pupil has no teachers yet
+        column = name(one, col_keys)
+        if column not in columns:
+            columns.append(column)
+            alone[column] = one
+    table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
+    beside = [_cell(alone.get(column), chosen, confidence) for column in columns]
+    for index, column in enumerate(columns):
+        rivals: list[Rival] = [(alone[column], None)] if column in alone else []
+        rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
+        _mark(rivals, chosen, confidence)
+    return {
+        "metric": chosen,
+        "higher_is_better": higher,
+        "confidence_level": confidence,
+        "row_keys": row_keys,
+        "col_keys": col_keys,
+        "rows": names,
+        "cols": columns,
+        "teachers": [_teachers(cells, column, chosen) for column in columns],
+        "alone": beside,
+        "cells": table,
+        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
+        "warnings": warnings,
+        "left_out": compared["left_out"],
+    }
+
+
+Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
+
+
+def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
+    """Mark the best cell of a column and then the second, each only if it is better than the next one beyond doubt.
+
+    That is so if the interval of the difference between the two leaves 0 out.  The student alone is a rival like the
+    others, and is not marked itself.
+    """
+    higher = bool(higher_is_better(metric))
+    if sum(cell is not None for _, cell in rivals) < 2:
+        return
+    ranked = sorted(rivals, key=lambda rival: fmean(rival[0].values(metric).values()), reverse=higher)
+    for mark, (own, cell), (rival, _) in zip(("best", "second"), ranked, ranked[1:], strict=False):
+        interval = difference(own.values(metric), rival.values(metric), confidence)["interval"]
+        if cell is None or interval is None or not (interval[0] > 0 if higher else interval[1] < 0):
+            return
+        cell["mark"] = mark
+
+
+def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    values = one.values(metric)
+    return {**spread(list(values.values()), confidence, limits(metric)), "seeds": list(values), "mark": None}
+
+
+def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> list[dict[str, Any]]:
+    """Name and figure of each teacher of a column; the figure is None where runs do not tell it."""
+    one = next((found for place, found in cells.items() if place[1] == column), None)
+    if one is None:
+        return []
+    split, _, rest = metric.partition("/")
+    told = []
+    for index, name in enumerate(one.first.teachers):
+        keys = (f"evaluation.{split}.teachers.{index}.{rest}", f"teachers.{index}.{split}_{rest}")
+        values = [value for key in keys if (value := number(lookup(one.first.summary, key))) is not None]
+        told.append({"name": name, "value": values[0] if values else None})
+    return told
+
+
+def _missing(
+    names: list[str],
+    columns: list[str],
+    cells: dict[tuple[str, str], Group],
+    alone: dict[str, Group],
+    row_keys: list[str],
+    metric: str,
+) -> list[dict[str, Any]]:
+    """What the table lacks, cells or seeds, each with the command that trains it."""
+    missing = []
+    for column in columns:
+        models = [one for place, one in cells.items() if place[1] == column]
+        there = [*models, *([alone[column]] if column in alone else [])]
+        wanted = sorted({seed for one in there for seed in one.runs})
+        for row in [None, *names]:
+            own = alone.get(column) if row is None else cells.get((row, column))
+            if row is not None and not models:
+                continue  # a student without teachers: no run says which to give it
+            seeds = [seed for seed in wanted if own is None or seed not in own.runs]
+            if not seeds:
+                continue
+            like = own or next((one for place, one in cells.items() if place[0] == row), None)
+            base = own or models[0]
+            words = _overrides(base.first, None if row is None else like.first if like else None, row_keys)
+            tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
+            words = [*_own_code_of(base), *words]
+            command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
+            missing.append(
+                {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
+            )
+    return missing
+
+
+def _config_of(one: Group) -> str:
+    local = next((run for run in one.runs.values() if run.folder), None)
+    return str(local.folder / "config.yaml") if local and local.folder else "resolved_config.yaml"
+
+
+def _own_code_of(one: Group) -> list[str]:
+    """The words that take up the own code of a group's runs."""
+    local = next((run.folder for run in one.runs.values() if run.folder), None)
+    files = sorted((local / IMPORTS).glob("*.py")) if local else []
+    return [word for file in files for word in ("--import", str(file))]
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"--seeds={','.join(map(str, seeds))}" if len(seeds) > 1 else f"--training.seed={seeds[0]}"
+
+
+def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
+    """The words that make `base`'s configuration one with `like`'s method and row, or without teachers if None."""
+    if like is None:
+        return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
+    here, there = (flat(run.config.kd.model_dump(mode="json")) for run in (base, like))
+    usual = flat(kd_methods.config_class(like.config.kd.type).model_validate({}).model_dump(mode="json"))
+    changed = {
+        f"kd.{key}": value
+        for key, value in there.items()
+        if (here[key] != value if key in here else usual.get(key) != value)
+    }
+    for key in row_keys:
+        if not key.startswith("kd.") and key != PAIR and _value(base, key) != _value(like, key):
+            changed[key] = lookup(like.config.model_dump(mode="json"), key)
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]

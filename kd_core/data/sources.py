@@ -1,0 +1,929 @@
+"""Where labelled images come from: each source lists its splits, and opens one without reading the others."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import chain, groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import huggingface_hub.constants
+import numpy as np
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+import torch.nn.functional as F
+from torch import from_numpy
+
+from kd_core.config import own_code
+from kd_core.data import decoding
+from kd_core.data import splits as layout
+from kd_core.data.splits import IMAGE
+from kd_core.data.stratify import stratified
+from kd_core.errors import UserError, first_line
+from kd_core.files import local_path, read_object
+
+if TYPE_CHECKING:
+    from kd_core.config import DataConfig
+
+MAX_CLASSES = 100_000
+MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
+LABEL_TYPES = r"u?int\d+|float\d+|bool|(large_)?string(_view)?"  # of plain columns
+LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
+IMAGE_WORDS = ("image", "img")
+COLUMNS_OF_SPLITS = {"split", "splits", "set", "subset", "partition", "usage", "phase", "fold"}  # words in their names
+FEW = 20  # values of a column that may tell splits
+WAYS_OUT = """three ways out:
+  1. download it on a machine with network, copy that machine's Hugging Face cache and set HF_HOME to the copy
+  2. use local files: --data.source=parquet --data.path=FOLDER (or imagefolder, disk, cifar_python)
+  3. use the data set that needs no download: --data.source=digits"""
+
+
+@dataclass
+class RawSplit:
+    """One split, not decoded.
+
+    key: changes whenever the split's content or the choice of columns does.
+    labels: reads one label a row (class numbers or names) and, where the source has them, the class names.
+    images: reads the images of rows start to stop: encoded bytes, paths, or decoded uint8 arrays [H,W,3].
+    notes: what was guessed, one line each.
+    columns: those of images and labels, where the source is a table.
+    """
+
+    name: str
+    key: str
+    labels: Callable[[], tuple[list[Any], list[str] | None]]
+    images: Callable[[int, int], list[Any]]
+    notes: list[str]
+    columns: tuple[str, ...] = ()
+
+
+@dataclass
+class Source:
+    """where: how messages name it.  notes: what was guessed or left out, one line each."""
+
+    where: str
+    split_names: list[str]
+    open: Callable[[str], RawSplit]
+    notes: list[str] = field(default_factory=list)
+
+
+Opener = Callable[["DataConfig"], Source]
+_added: dict[str, Opener] = {}
+
+
+def add(name: str, opener: Opener) -> None:
+    """Make `opener`, which gives a Source for the settings `data`, the data source `name`.
+
+    Its images may be encoded bytes, paths, or uint8 arrays [H,W,3].  ValueError for a name that is taken.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"data source {name!r}: a name consists of lower-case letters, digits and _")
+    if name in added() or name in ("hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"):
+        raise ValueError(f"data source {name!r}: there is one of this name already; choose another name")
+    _added[name] = opener
+
+
+def added() -> list[str]:
+    """Names of the data sources that were added."""
+    return list(_added)
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that `data.source` names.
+
+    Raises:
+        UserError: a path that is missing or of the wrong kind, a Hub data set that cannot be had.
+    """
+    if config.source in _added:
+        return _added_source(config)
+    if config.source == "hub":
+        return _hub(config)
+    if config.source == "digits":
+        return Source("digits", ["train", "test"], _digits)
+    folder = Path(config.path or "").expanduser()
+    if not folder.is_dir():
+        found = "a file, and a folder is needed" if folder.exists() else "no such folder"
+        raise UserError(f"data.path: {folder}: {found} (data.source={config.source})")
+    local = {"parquet": _parquet, "imagefolder": _imagefolder, "disk": _disk, "cifar_python": _cifar_python}
+    return local[config.source](folder, config)
+
+
+def _added_source(config: DataConfig) -> Source:
+    """A source of the user's own, checked."""
+    name: str = config.source
+    file = own_code.provider(own_code.SOURCE, name)
+
+    def require(found: Any, kind: type) -> None:
+        if not isinstance(found, kind):
+            given = f"{type(found).__module__}.{type(found).__name__}"
+            raise UserError(f"data.source {name!r}: must give a kd_core.data.sources.{kind.__name__}, gave {given}")
+
+    def open_split(split: str) -> RawSplit:
+        raw = source.open(split)
+        require(raw, RawSplit)
+
+        def images(start: int, stop: int) -> list[Any]:
+            found = list(raw.images(start, stop))
+            if len(found) != stop - start:
+                raise UserError(f"data.source {name!r}: gave {len(found)} images for rows {start} to {stop}")
+            for image in found:
+                if isinstance(image, np.ndarray) and (
+                    image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3
+                ):
+                    raise UserError(
+                        f"data.source {name!r}: gave an array {image.dtype} {list(image.shape)}; images are uint8 "
+                        "[height, width, 3], or encoded bytes, or paths"
+                    )
+            return found
+
+        def labels() -> tuple[list[Any], list[str] | None]:
+            values, names = raw.labels()
+            return [value.item() if isinstance(value, np.generic) else value for value in values], names
+
+        # what was decoded is found again by the key: other code may give other images under the same one
+        return replace(raw, labels=labels, images=images, key=_digest("added", file.digest if file else "", raw.key))
+
+    source = _added[name](config)
+    require(source, Source)
+    return replace(source, open=open_split)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+Fact = tuple[str, int, int, int]
+
+
+def _fact(name: str, about: os.stat_result) -> Fact:
+    """What tells, without reading a file, whether it has changed: name, size and both times.
+
+    A copy that keeps the time of its content has a new time of its entry.
+    """
+    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _listing(files: Iterable[str | Path]) -> list[Fact]:
+    """The state of each file; of one that is not there, whoever reads it reports that."""
+    return [_fact(str(file), os.stat(file)) if os.path.exists(file) else (str(file), -1, -1, -1) for file in files]
+
+
+# -------------------------------------------------------------------------------- Hugging Face data sets
+
+
+def _hub(config: DataConfig) -> Source:
+    where = config.name if config.subset is None else f"{config.name} ({config.subset})"
+    local, parts = local_path(config.name, "data.name"), config.name.split("/")
+    if local.exists() or local.is_absolute() or {".", ".."} & set(parts):
+        missing = "" if local.exists() else " (and there is nothing there)"
+        raise UserError(
+            f"data.name: {config.name!r} is a path{missing}, not the name of a Hub data set; for local files give "
+            f"--data.path={shlex.quote(config.name)} and --data.source=imagefolder (folders of images), parquet, or "
+            "disk (what save_to_disk wrote)"
+        )
+    try:
+        found = datasets.load_dataset(config.name, config.subset, revision=config.revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UserError(
+            f"data.name: {config.name!r} (revision {config.revision or 'main'}): {first_line(error)}; right is "
+            "the name of a public Hub data set, or of one that `hf auth login` gives access to"
+        ) from None
+    except ConnectionError as error:
+        raise UserError(
+            f"data.name: {config.name!r} is not in the local cache and the Hub cannot be reached "
+            f"({first_line(error)}); {WAYS_OUT}"
+        ) from None
+    except (ValueError, RuntimeError, OSError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"data.name, data.subset: {where}: {first_line(error, 300)}; right is the name of a Hub data set, "
+            "ORG/NAME, and files on this machine are read with data.source and data.path"
+        ) from None
+    return Source(where, list(found), lambda name: _from_dataset(found[name], name, where, config))
+
+
+def _parquet(folder: Path, config: DataConfig) -> Source:
+    """Files named by split (train-00000-of-00003.parquet), or in folders named by split; else all is training."""
+    listing = _walk(folder)
+    found = layout.tables(listing.kinds, named=_named(config), where=str(folder))
+
+    def open_split(name: str) -> RawSplit:
+        files = [folder / file for file in found.splits[name][None]]
+        for file in files:
+            _check_parquet(file)
+        groups = _alike(files)
+        parts = [_from_dataset(_load_parquet(folder, group), name, str(folder), config) for group in groups]
+        raw = parts[0] if len(parts) == 1 else _joined(parts, groups)
+        raw.key = _digest(raw.key, _listing(files))
+        return raw
+
+    return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
+
+
+def _alike(files: list[Path]) -> list[list[Path]]:
+    """Neighbors with the same columns and class names: datasets takes the first file's for all that it is given."""
+
+    def columns(file: Path) -> str:
+        try:
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError):
+            return ""  # damaged: opening it says so
+        return repr(sorted(features.items(), key=lambda item: item[0]))
+
+    return [list(group) for _, group in groupby(files, key=columns)]
+
+
+def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
+    """The rows of all parts, one after another, their labels translated by the class names of each."""
+    files = [group[0].name for group in groups]
+    if len({part.columns for part in parts}) > 1:
+        told = "; ".join(f"{file}: {', '.join(part.columns)}" for file, part in zip(files, parts, strict=True))
+        raise UserError(f"data.image_column, data.label_column: the files of one split have other columns: {told}")
+
+    @cache
+    def read() -> list[tuple[list[Any], list[str] | None]]:
+        return [part.labels() for part in parts]
+
+    def labels() -> tuple[list[Any], list[str] | None]:
+        kinds = {file: _kind_of_labels(*each) for file, each in zip(files, read(), strict=True)}
+        if len({kind for kind in kinds.values() if kind != "names"}) > 1 or set(kinds.values()) == {"names", "numbers"}:
+            told = ", ".join(f"{file} has {kind}" for file, kind in kinds.items())
+            raise UserError(f"data.label_column: the files of one split have labels of other kinds: {told}")
+        if "names" not in kinds.values():
+            return [value for values, _ in read() for value in values], None
+        known = list(dict.fromkeys(name for _, names in read() for name in names or []))
+        number = {name: index for index, name in enumerate(known)}
+        everything: list[Any] = []
+        for file, (values, names) in zip(files, read(), strict=True):
+            for value in values:
+                name = names[value] if names is not None and value is not None and 0 <= value < len(names) else value
+                if isinstance(name, str) and name not in number:
+                    raise UserError(f"data.label_column: {file}: class {name!r} does not occur in the other files")
+                everything.append(number.get(name, value) if isinstance(name, str) else value)
+        return everything, known
+
+    def images(start: int, stop: int) -> list[Any]:
+        found, offset = [], 0
+        for part, (values, _) in zip(parts, read(), strict=True):
+            first, last = max(start - offset, 0), min(stop - offset, len(values))
+            found += part.images(first, last) if first < last else []
+            offset += len(values)
+        return found
+
+    note = f"{parts[0].name}: class names differ between its files, and are translated by name"
+    if len({json.dumps(names) for _, names in read()}) == 1:
+        note = f"{parts[0].name}: its files have other columns, or columns of other types, beside the same labels"
+    key = _digest([part.key for part in parts])
+    return RawSplit(parts[0].name, key, labels, images, [*parts[0].notes, note], parts[0].columns)
+
+
+def _kind_of_labels(values: list[Any], names: list[str] | None) -> str:
+    if names is not None:
+        return "names"
+    return "text" if any(isinstance(value, str) for value in values) else "numbers"
+
+
+def _imagefolder(folder: Path, config: DataConfig) -> Source:
+    """Folders named by class, within folders named by split if there are such; or a table of labels beside images."""
+    listing = _walk(folder)
+    tables = layout.tables_by_folder(listing.kinds)
+    column = config.label_column
+    columns = {table: _read_table(folder / table).column_names for table in sorted(tables.values())} if column else {}
+    by_table = any(column in names for names in columns.values())
+    if column not in (None, "label") and not by_table:
+        known = "; ".join(f"{table}: {', '.join(names)}" for table, names in columns.items())
+        raise UserError(
+            f"data.label_column: {folder} has no column {column!r} ({known or 'and no metadata.csv'}); leave it out "
+            "where the folders are the classes"
+        )
+    if config.image_column not in (None, "image", "file_name"):
+        raise UserError(f"data.image_column: is {config.image_column!r}, but images are files here; leave it out")
+    found = layout.image_folders(
+        listing.kinds,
+        listing.empty,
+        named=_named(config),
+        folders=config.folders,
+        by_table=by_table,
+        where=str(folder),
+    )
+    _require_distinct(found, listing)
+    if config.folders is None and column is None:
+        _require_agreement(found, folder, tables)
+    found.notes += _unknown_classes(found, layout.split_for("train", found.splits, config.train_split, str(folder)))
+
+    def open_split(name: str) -> RawSplit:
+        classes = found.splits[name]
+        files = [file for own in classes.values() for file in own]
+
+        def labels() -> tuple[list[Any], list[str] | None]:
+            if None in classes:
+                return _labels_of(files, folder, tables, column), None
+            names = [str(one) for one in classes]
+            return [number for number, own in enumerate(classes.values()) for _ in own], names
+
+        used = sorted({table for file in files if (table := layout.table_of(file, tables)) and None in classes})
+        return RawSplit(
+            name=name,
+            key=_digest(str(folder.absolute()), [listing.facts[file] for file in files + used], list(classes), column),
+            labels=labels,
+            images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
+            notes=[f"{name}: labels are in {', '.join(used)}"] if None in classes else _about_classes(name, classes),
+        )
+
+    return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
+
+
+def _named(config: DataConfig) -> dict[str, str | None]:
+    return {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+
+
+@dataclass
+class _Listing:
+    """All files below a folder, by their paths within it: what each is, its state, and what tells it from others."""
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
+    identities: dict[str, tuple[int, int]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+
+def _walk(folder: Path) -> _Listing:
+    """What lies in `folder`, links followed."""
+    listing = _Listing()
+
+    def look(inside: str, around: tuple[tuple[int, int], ...]) -> None:
+        try:
+            entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"data.path: {folder / inside}: cannot be read: {error.strerror}") from None
+        if inside and not entries:
+            listing.empty.append(inside)
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            try:
+                about = entry.stat()
+            except OSError:
+                listing.kinds[name] = "with a broken link" if entry.is_symlink() else "without permission to read"
+                continue
+            identity = (about.st_dev, about.st_ino)
+            if stat.S_ISDIR(about.st_mode) and identity in around:
+                listing.kinds[name] = "linking to a folder around it"
+            elif stat.S_ISDIR(about.st_mode):
+                look(name, (*around, identity))
+            elif not stat.S_ISREG(about.st_mode):
+                listing.kinds[name] = "of a special kind (no regular file)"
+            else:
+                listing.kinds[name] = layout.kind_of(name) or _kind_by_content(folder / name)
+                listing.facts[name] = _fact(name, about)
+                listing.identities[name] = identity
+
+    about = folder.stat()
+    look("", ((about.st_dev, about.st_ino),))
+    return listing
+
+
+def _kind_by_content(file: Path) -> str:
+    """What a file is whose name does not tell."""
+    if decoding.size_of(str(file)) is not None:
+        return IMAGE
+    return file.suffix.lower() or "without a suffix"
+
+
+def _require_distinct(found: layout.Layout, listing: _Listing) -> None:
+    """UserError if one file is in two splits or classes, as links make it."""
+    seen: dict[tuple[int, int], tuple[str, str, str | None]] = {}
+    for split, classes in found.splits.items():
+        for label, files in classes.items():
+            for file in files:
+                first = seen.setdefault(listing.identities[file], (file, split, label))
+                if first[1:] != (split, label):
+                    raise UserError(
+                        f"data.path: {found.where}: {first[0]!r} and {file!r} are the same file, by a link; an image "
+                        "belongs to one split and one class"
+                    )
+
+
+def _unknown_classes(found: layout.Layout, train: str | None) -> list[str]:
+    """A note on each split with a class that training lacks: it cannot be evaluated."""
+    trained = found.splits.get(train or "", {None: []})
+    lacking = {
+        name: next((label for label, files in classes.items() if label and files and not trained.get(label)), None)
+        for name, classes in found.splits.items()
+        if None not in trained
+    }
+    return [
+        f"{name}: class {label!r} does not occur in training, so this split cannot be evaluated"
+        for name, label in lacking.items()
+        if label
+    ]
+
+
+def _about_classes(split: str, classes: Iterable[str | None]) -> list[str]:
+    """A note on the order of classes that are numbered, which other programs sort in another way."""
+    names = [str(name) for name in classes]
+    parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name) for name in names]
+    numbers = [int(part[2]) for part in parts if part]
+    alike = len(numbers) == len(names) and len({(part[1], part[3]) for part in parts if part}) == 1
+    if not alike or numbers == sorted(numbers):
+        return []
+    return [
+        f"{split}: the class folders are numbered, and sorted as text: {', '.join(names[:4])}, ...; a teacher whose "
+        "outputs are sorted by number needs teachers[].class_order=natural"
+    ]
+
+
+def _labels_of(files: list[str], folder: Path, tables: dict[str, str], column: str | None) -> list[Any]:
+    """The label that the nearest table of labels states for each image.
+
+    UserError unless each has one, and the tables speak of no image that is not there.
+    """
+    stated: dict[str, Any] = {}
+    columns: dict[str, str] = {}
+    for table in sorted({found for file in files if (found := layout.table_of(file, tables))}):
+        content, around = _read_table(folder / table), Path(table).parent
+        columns[table] = _column_of_labels(content.column_names, column, folder / table)
+        for other in set(content.column_names) - {"file_name", columns[table]}:
+            _about_splits(other, content.column(other).unique().to_pylist(), str(folder / table))
+        names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
+        for name, label in zip(names, content.column(columns[table]).to_pylist(), strict=True):
+            if stated.setdefault(name, label) != label:
+                raise UserError(
+                    f"data.label_column: {folder / table}: {name!r} has several labels, {stated[name]!r} and "
+                    f"{label!r}, and an image has one"
+                )
+    lacking = [file for file in files if stated.get(os.path.normpath(file)) is None]
+    if lacking or not columns:
+        raise UserError(
+            f"data.path: {folder}: {len(lacking):,} of {len(files):,} images have no label in "
+            f"{', '.join(columns) or 'a metadata.csv, which is not there'}, "
+            f"such as {lacking[0]!r}; add them or remove the images"
+        )
+    known = {os.path.normpath(file) for file in files}
+    gone = [name for name in stated if name not in known and not (folder / name).is_file()]
+    if gone:
+        raise UserError(
+            f"data.path: {folder}: {', '.join(columns)} names {len(gone):,} images that are not there, such as "
+            f"{gone[0]!r}; remove the rows or add the images"
+        )
+    return [stated[os.path.normpath(file)] for file in files]
+
+
+def _require_agreement(found: layout.Layout, folder: Path, tables: dict[str, str]) -> None:
+    """UserError if a table beside class folders has labels, and within one folder several of them."""
+    for table in set(tables.values()):
+        content = _read_table(folder / table, required=False)
+        column = next((word for word in LABEL_WORDS if word in content.column_names), None)
+        if column is None or "file_name" not in content.column_names:
+            continue
+        names = [os.path.normpath(Path(table).parent / str(name)) for name in content["file_name"].to_pylist()]
+        stated = dict(zip(names, content[column].to_pylist(), strict=True))
+        for classes in found.splits.values():
+            for name, files in classes.items():
+                told = {stated[file] for file in files if stated.get(file) is not None}
+                if name is not None and len(told) > 1:
+                    raise UserError(
+                        f"data.label_column: {folder / table}: column {column!r} has several labels for images of the "
+                        f"folder {name!r}; set data.label_column={column} to take the table's labels, or "
+                        "data.folders=classes if the folders are the classes"
+                    )
+
+
+def _read_table(file: Path, *, required: bool = True) -> pyarrow.Table:
+    names_are_text = pyarrow.csv.ConvertOptions(column_types={"file_name": pyarrow.string()})
+    readers: dict[str, Callable[[Path], pyarrow.Table]] = {
+        ".csv": partial(pyarrow.csv.read_csv, convert_options=names_are_text),
+        ".jsonl": pyarrow.json.read_json,
+        ".parquet": pyarrow.parquet.read_table,
+    }
+    try:
+        table = readers[file.suffix.lower()](file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
+    if required and "file_name" not in table.column_names:
+        raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
+    return table
+
+
+def _column_of_labels(names: list[str], wanted: str | None, file: Path) -> str:
+    others = [name for name in names if name != "file_name"]
+    likely = [word for word in LABEL_WORDS if word in others] or (others if len(others) == 1 else [])
+    if wanted in others:
+        return str(wanted)
+    if wanted is not None or not likely:
+        problem = f"no column {wanted!r}" if wanted else "cannot be guessed"
+        raise UserError(f"data.label_column: {problem}; {file} has {', '.join(others) or 'file_name alone'}")
+    return likely[0]
+
+
+def _load_parquet(folder: Path, files: list[Path]) -> datasets.Dataset:
+    """The rows of these files, one after another."""
+    datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
+    try:
+        return datasets.load_dataset(
+            "parquet",
+            # `datasets` keeps what it read under the files' names and times alone, and would give that for a file of
+            # another size, too.  The configuration's name is part of the place where it keeps it.
+            name=_digest(_listing(files))[:16],
+            split="train",
+            data_files=[glob.escape(str(file)) for file in files],
+        )
+    except Exception as error:  # damaged files and what they say of themselves make it fail in any of a dozen ways
+        cause = error.__cause__ or error  # datasets wraps what went wrong
+        raise UserError(f"data.path: {folder}: cannot be read as parquet: {first_line(cause, 160)}") from None
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _disk(folder: Path, config: DataConfig) -> Source:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    if (folder / "dataset_dict.json").is_file():
+        listed = read_object(folder / "dataset_dict.json")
+        if not isinstance(listed.get("splits"), list):
+            raise UserError(f"data.path: {folder / 'dataset_dict.json'}: has no list 'splits'")
+        folders = {_inside(str(name), folder): folder / str(name) for name in listed["splits"]}
+    elif (folder / "state.json").is_file():
+        folders = {"train": folder}
+    else:
+        raise UserError(f"data.path: {folder}: was not written by save_to_disk (no dataset_dict.json, state.json)")
+
+    def open_split(name: str) -> RawSplit:
+        for listed in read_object(folders[name] / "state.json").get("_data_files") or []:
+            _inside(str(listed["filename"]) if isinstance(listed, dict) else "", folders[name])
+        try:
+            dataset = datasets.load_from_disk(str(folders[name]))
+        except Exception as error:  # as above
+            raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error, 160)}") from None
+        raw = _from_dataset(dataset, name, str(folder), config)
+        raw.key = _digest(raw.key, _listing(sorted(folders[name].glob("*"))))
+        return raw
+
+    return Source(str(folder), list(folders), open_split)
+
+
+def _inside(name: str, folder: Path) -> str:
+    """`name`, if it is that of something directly in `folder`; else UserError."""
+    if Path(name).name != name or name == "..":
+        raise UserError(f"data.path: {folder}: names {name!r}, which does not lie in it")
+    return name
+
+
+def _check_parquet(file: Path) -> None:
+    """UserError for a file that would unfold into more than its size allows for."""
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError):  # opening it says so
+        return
+    if metadata.num_rows > file.stat().st_size // MIN_IMAGE_BYTES:
+        raise UserError(
+            f"data.path: {file}: claims {metadata.num_rows:,} rows in {file.stat().st_size:,} bytes, less than "
+            f"{MIN_IMAGE_BYTES} bytes an image"
+        )
+    about = (metadata.metadata or {}).get(b"huggingface", b"")
+    if any(int(count) > MAX_CLASSES for count in re.findall(rb'"num_classes": *(\d{1,18})', about)):
+        raise UserError(f"data.path: {file}: claims more than {MAX_CLASSES:,} classes")
+
+
+def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
+    """folders: those in which the images may lie that the data set names by their paths."""
+    try:
+        dataset.data.validate(full=True)  # unchecked, Arrow reads wherever damaged offsets point, and dies there
+    except ValueError as error:
+        raise UserError(f"data.path: {where}: split {name!r} is damaged: {first_line(error, 160)}") from None
+    caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    folders = [Path(folder).expanduser().absolute() for folder in (caches if config.source == "hub" else [where])]
+    image_column = _image_column(dataset, where, config.image_column)
+    label_column = _label_column(dataset, where, config.label_column)
+    feature = dataset.features[label_column]
+    others = [column for column in _label_columns(dataset) if column != label_column]
+    mixed = [
+        told
+        for column, kind in dataset.features.items()
+        if column not in (image_column, label_column) and _may_be_label(kind)
+        for told in _about_splits(column, _named_values(dataset.unique(column), kind), where)
+    ]
+    note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
+    images = dataset.select_columns([image_column]).with_format("arrow")
+    first = images[:1].column(0).to_pylist() if len(images) else []
+    if first and isinstance(first[0], dict) and first[0]["bytes"] is None and first[0]["path"] is not None:
+        path = _encoded(first[0], folders)
+        if path is None or not os.path.isfile(path):
+            raise _paths_only(image_column, first[0]["path"], where)
+
+    def read_labels() -> tuple[list[Any], list[str] | None]:
+        column = dataset.select_columns([label_column]).with_format("arrow")[:].column(0)
+        return column.to_pylist(), list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def read_images(start: int, stop: int) -> list[Any]:
+        cells = images[start:stop].column(0).to_pylist()  # as stored: nothing is decoded here
+        return [_encoded(cell, folders) for cell in cells]
+
+    return RawSplit(
+        name=name,
+        key=_digest(dataset._fingerprint, image_column, label_column, _listing(_named_files(images, folders))),
+        labels=read_labels,
+        images=read_images,
+        notes=[note + (f" (there is also {', '.join(others)})" if others else ""), *mixed],
+        columns=(image_column, label_column),
+    )
+
+
+def _named_values(values: list[Any], kind: Any) -> list[Any]:
+    """Values of a column, by name where they are numbers of classes."""
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    return [names[v] if names and isinstance(v, int) and 0 <= v < len(names) else v for v in values]
+
+
+def _about_splits(column: str, values: list[Any], where: str) -> list[str]:
+    """A note on a column that may tell the split of each row; none for other columns.
+
+    UserError if it does tell, and rows of several splits are in one: `split` with train and test, `is_train` with two
+    values.
+    """
+    values = [value for value in values if value not in (None, "")]
+    if not 1 < len(values) <= FEW:
+        return []
+    told = [role for role in map(layout.roles_in, map(str, values)) if role]
+    named = bool(set(re.findall("[a-z]+", column.lower())) & COLUMNS_OF_SPLITS)
+    all_tell = len(told) == len(values) and len(set().union(*told)) > 1
+    flags = bool(layout.roles_in(column)) and len(values) == 2
+    if all_tell or (named and told) or flags:
+        raise UserError(
+            f"data.path: {where}: column {column!r} says that the rows of this split belong to several, "
+            f"{', '.join(map(repr, values[:4]))}; write the rows of each split into files or folders of their own"
+        )
+    shown = ", ".join(map(repr, values[:4])) + (", ..." if len(values) > 4 else "")
+    return [f"column {column!r} ({shown}) is not read: rows of all its values are taken together"] if named else []
+
+
+def _encoded(cell: Any, folders: list[Path]) -> Any:
+    """The bytes or the path in a cell of an image column; None where there is neither, or a path elsewhere."""
+    if not isinstance(cell, dict):
+        return cell
+    if cell["bytes"] is not None or cell["path"] is None:
+        return cell["bytes"]
+    for folder in folders:  # absolute ones
+        path = os.path.normpath(folder / cell["path"])
+        if Path(path).is_relative_to(folder):
+            return path
+    return None
+
+
+def _paths_only(column: str, path: str, where: str) -> UserError:
+    return UserError(
+        f"data.image_column: {where}: column {column!r} holds paths such as {path!r} instead of images; write the "
+        "images' bytes into it, or keep them as files with data.source=imagefolder and a metadata.csv with the columns "
+        "file_name and label"
+    )
+
+
+def _named_files(images: datasets.Dataset, folders: list[Path]) -> list[str]:
+    """The files that a column of images, in Arrow's format, names where it does not hold their bytes."""
+    column = images[:].column(0)
+    if not pyarrow.types.is_struct(column.type):
+        return []
+    without = column.filter(pyarrow.compute.is_null(pyarrow.compute.struct_field(column, "bytes")))
+    return [path for cell in without.to_pylist() if (path := _encoded(cell, folders))]
+
+
+def _image_columns(dataset: datasets.Dataset) -> list[str]:
+    """Columns of images, also as plain parquet files spell them: a struct of bytes and path."""
+    return [
+        name
+        for name, feature in dataset.features.items()
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() >= {"bytes", "path"})
+    ]
+
+
+def _label_columns(dataset: datasets.Dataset) -> list[str]:
+    return [name for name, feature in dataset.features.items() if _may_be_label(feature)]
+
+
+def _may_be_label(feature: Any) -> bool:
+    """Class numbers (pandas may have made them floats), class names, or true and false; the values are read later."""
+    return isinstance(feature, datasets.ClassLabel) or (
+        isinstance(feature, datasets.Value) and bool(re.fullmatch(LABEL_TYPES, feature.dtype))
+    )
+
+
+def _type_name(feature: Any) -> str:
+    """How messages name a column's type."""
+    if isinstance(feature, datasets.Value):
+        return str(feature.dtype)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"list of {_type_name(feature.feature)}"
+    return f"struct of {', '.join(feature)}" if isinstance(feature, dict) else type(feature).__name__
+
+
+def _why_no_label(feature: Any) -> str:
+    """What is wrong with a column of labels of a type that `_may_be_label` does not take."""
+    name = _type_name(feature)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"{name}: several labels per image, which is not supported"
+    if name == "null":
+        return "null: all values are missing"
+    return name
+
+
+def _image_column(dataset: datasets.Dataset, where: str, named: str | None) -> str:
+    columns = _image_columns(dataset)
+    binary = [
+        name
+        for name, feature in dataset.features.items()
+        if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    ]
+    if named is not None:
+        if named in columns or named in binary:
+            return named
+        raise _no_column("image", named, dataset, where)
+    preferred = [word for word in IMAGE_WORDS if word in columns] or columns
+    for name in [] if preferred else dataset.column_names:
+        text = dataset[:1][name]
+        if text and isinstance(text[0], str) and layout.kind_of(text[0]) == IMAGE:
+            raise _paths_only(name, text[0], where)
+    if not preferred or (len(columns) > 1 and preferred == columns):
+        raise _no_column("image", None, dataset, where)
+    return preferred[0]
+
+
+def _label_column(dataset: datasets.Dataset, where: str, named: str | None) -> str:
+    columns = _label_columns(dataset)
+    if named is not None:
+        if named in columns:
+            return named
+        raise _no_column("label", named, dataset, where)
+    class_labels = [name for name in columns if isinstance(dataset.features[name], datasets.ClassLabel)]
+    preferred = [word for word in LABEL_WORDS if word in columns]
+    if not preferred and len(class_labels) == 1:
+        preferred = class_labels
+    if not preferred:
+        raise _no_column("label", None, dataset, where)
+    return preferred[0]
+
+
+def _no_column(kind: str, named: str | None, dataset: datasets.Dataset, where: str) -> UserError:
+    features = dataset.features
+    meant = [named] if named else [word for word in LABEL_WORDS if kind == "label" and word in features]
+    if named and named not in features:
+        problem = f"column {named!r} does not exist"
+    elif kind == "image":
+        problem = f"column {named!r} is {_type_name(features[named])}, not images" if named else "cannot be guessed"
+    else:
+        reasons = [f"column {name!r} is {_why_no_label(features[name])}" for name in meant]
+        right = "expected per image: one class number (whole), one class name (text), or true/false"
+        problem = "; ".join([*(reasons or ["cannot be guessed"]), right])
+    labels, images = _label_columns(dataset), _image_columns(dataset)
+    others = [f"{name} is {_type_name(features[name])}" for name in features if name not in (*labels, *images)]
+    return UserError(
+        f"data.{kind}_column: {problem}; {where} has {', '.join(features)}; images are in: "
+        f"{', '.join(images) or 'none'}; labels could be: {', '.join(labels) or 'none'}"
+        + (f"; neither: {', '.join(others)}" if others else "")
+    )
+
+
+# -------------------------------------------------------------------------------- CIFAR's original files
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Reads arrays, lists, dicts, strings and numbers; any other name in the file is refused, never imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes in protocol 2
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which CIFAR's files do not contain")
+        return allowed[module, name]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _read_pickle(file: Path) -> dict[str, Any]:
+    try:
+        content = file.read_bytes()
+        for opcode, argument, _ in pickletools.genops(content):  # which fails where the content ends too early
+            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # it would make room for as many
+                raise pickle.UnpicklingError("asks for too much memory")
+        found = _CifarUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"data.path: {file}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise UserError(f"data.path: {file}: is no CIFAR file: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"data.path: {file}: is no CIFAR file: holds a {type(found).__name__}, not a dict")
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
+
+
+def _cifar_python(folder: Path, config: DataConfig) -> Source:
+    """cifar-100-python or cifar-10-batches-py, or the folder that holds it."""
+    layouts = {
+        "cifar-100-python": ({"train": ["train"], "test": ["test"]}, "meta"),
+        "cifar-10-batches-py": (
+            {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
+            "batches.meta",
+        ),
+    }
+    for name, (splits, meta) in layouts.items():
+        for base in (folder, folder / name):
+            if all((base / file).is_file() for file in [meta, *splits["train"]]):
+                return Source(str(base), list(splits), _cifar_opener(base, splits, meta, config))
+    wanted = "; ".join(f"{name}: {meta}, {', '.join(s['train'])}" for name, (s, meta) in layouts.items())
+    raise UserError(f"data.path: {folder}: CIFAR's python files are not there; wanted is one of: {wanted}")
+
+
+def _cifar_opener(base: Path, splits: dict[str, list[str]], meta: str, config: DataConfig) -> Callable[[str], RawSplit]:
+    columns = {"labels": "label_names"}
+    if meta == "meta":
+        columns = {"fine_labels": "fine_label_names", "coarse_labels": "coarse_label_names"}
+    column = config.label_column or next(iter(columns))
+    column = column if column.endswith("s") else f"{column}s"  # as the Hub's columns are called
+    if column not in columns:
+        allowed = ", ".join(name.removesuffix("s") for name in columns)
+        raise UserError(f"data.label_column: {base} has no {config.label_column!r}; it has: {allowed}")
+
+    def open_split(name: str) -> RawSplit:
+        files = [base / file for file in splits[name]]
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"data.path: {file}: no such file, and the {name} split needs it")
+
+        @cache
+        def batches() -> list[tuple[np.ndarray, list[Any]]]:
+            return [_cifar_batch(file, column) for file in files]
+
+        def labels() -> tuple[list[Any], list[str] | None]:
+            names = _read_pickle(base / meta).get(columns[column])
+            if not isinstance(names, list):
+                raise UserError(f"data.path: {base / meta}: has no list {columns[column]!r}")
+            texts = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
+            return [label for _, labels in batches() for label in labels], texts
+
+        def images(start: int, stop: int) -> list[Any]:
+            rows = islice(chain.from_iterable(planes for planes, _ in batches()), start, stop)
+            return [row.reshape(3, 32, 32).transpose(1, 2, 0) for row in rows]
+
+        return RawSplit(
+            name=name,
+            key=_digest(_listing([*files, base / meta]), column),
+            labels=labels,
+            images=images,
+            notes=[f"{name}: labels are {column.removesuffix('s')!r}"],
+        )
+
+    return open_split
+
+
+def _cifar_batch(file: Path, column: str) -> tuple[np.ndarray, list[Any]]:
+    batch = _read_pickle(file)
+    data, labels = batch.get("data"), batch.get(column)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise UserError(f"data.path: {file}: 'data' is not uint8 [N, 3072]")
+    if data.nbytes > file.stat().st_size:
+        raise UserError(f"data.path: {file}: 'data' is larger than the file")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        raise UserError(f"data.path: {file}: {column!r} is not a list of {len(data)} labels")
+    return data, labels
+
+
+# ------------------------------------------------------------------------------------------------- digits
+
+
+def _digits(name: str) -> RawSplit:
+    """scikit-learn's 1,797 digits: 8x8 grey, enlarged to 32x32x3; a fixed 15% per class are the test split."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    labels = found.target.astype(np.int64)
+    test = stratified(labels, np.arange(len(labels)), round(0.15 * len(labels)), seed=0, stream=0)
+    rows = test if name == "test" else np.setdiff1d(np.arange(len(labels)), test)
+    grey = from_numpy(found.images[rows] * (255 / 16)).float()[:, None]
+    large = F.interpolate(grey, (32, 32), mode="bicubic", align_corners=False).clamp(0, 255).round()
+    pixels = large.byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    return RawSplit(
+        name=name,
+        key=_digest("digits", name),
+        labels=lambda: (labels[rows].tolist(), [str(digit) for digit in range(10)]),
+        images=lambda start, stop: list(pixels[start:stop]),
+        notes=[],
+    )

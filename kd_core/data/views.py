@@ -1,0 +1,314 @@
+"""Which images a step takes and how they are augmented: functions of (seed, epoch, row), on the device.
+
+A view is one integer, `flip * G * G + dy * G + dx` with G = 2 * crop_padding + 1 crop offsets per axis.  It
+is all the randomness there is, so that a view can be replayed, cached, and shown at another size to another
+model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_core.data.preprocess import Preprocess
+
+MASK = (1 << 64) - 1
+FLOAT_RESIZE = 2  # version of resizing in floats: another number computes anew the cached logits that rest on it
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+# ---------------------------------------------------------------------------------------------- randomness
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer: torch has no full uint64 arithmetic."""
+    value &= MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64: the arithmetic shift's copies of the sign bit are masked off."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def random_bits(seed: int, stream: int, rows: Tensor) -> Tensor:
+    """64 random bits per row, as int64 with the shape of `rows`; the same on every device, forever.
+
+    Counter-based: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of the row, on a sequence chosen by
+    (seed, stream), so that a row's bits depend neither on which other rows are asked for nor on the library's
+    generators.
+    """
+    return _mix(rows * _signed(GOLDEN) + _key(seed, stream))
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, stream: int) -> int:
+    key = 0
+    for part in (seed, stream):
+        key = int(_mix(torch.tensor(_signed(key + GOLDEN * (part + 1)))))
+    return key
+
+
+def _mix(value: Tensor) -> Tensor:
+    """splitmix64's output function on int64, whose products wrap as unsigned ones do."""
+    value = (value ^ _shift_right(value, 30)) * _signed(MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
+# ------------------------------------------------------------------------------------------------- sampler
+
+
+def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
+    """The permutation of `rows` (int64 [n]) that epoch `epoch` goes through: int64 [n] on their device."""
+    return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
+
+
+# -------------------------------------------------------------------------------------------------- resizing
+
+
+def resized(pixels: Tensor, side: int, interpolation: str) -> Tensor:
+    """Pixels [B,C,H,W] in [0, 255] -> [B,C,side,side]: whole gray levels, within two of Pillow's.
+
+    uint8 stays uint8; all else is computed and given in float32, as bytes are on a device other than the CPU: PyTorch
+    resizes bytes there alone.  Pillow goes across first and keeps bytes between the two passes, which cuts off what
+    bicubic overshoots; without that, hard edges would come out up to 31 levels off.
+    """
+    options: dict[str, Any] = {"mode": interpolation, "align_corners": False, "antialias": True}
+    if pixels.device.type == "cpu" and pixels.dtype == torch.uint8:  # ten times as fast as floats
+        return F.interpolate(pixels, (side, side), **options)
+    across = _as_bytes(F.interpolate(pixels.float(), (pixels.shape[2], side), **options))
+    return _as_bytes(F.interpolate(across, (side, side), **options))
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    """The values that a byte can hold, halves rounded up as Pillow does; in place."""
+    return pixels.add_(0.5).floor_().clamp_(0, 255)
+
+
+# --------------------------------------------------------------------------------------------------- views
+
+
+def num_views(crop_padding: int, flip: bool) -> int:
+    """How many views an image has: 162 for padding 4 with flips."""
+    return (2 * crop_padding + 1) ** 2 * (2 if flip else 1)
+
+
+def clean_view_id(crop_padding: int) -> int:
+    """The view at the centre, not flipped: for a native-size model the image itself."""
+    return crop_padding * (2 * crop_padding + 1) + crop_padding
+
+
+def view_ids(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
+    """The view of each row in an epoch: int64 [B] in [0, num_views), from rows int64 [B], on their device."""
+    return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % num_views(crop_padding, flip)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a batch is shown: `ids` int64 [B] are its views; a teacher's cache knows them by `numbers` int64 [B]."""
+
+    ids: Tensor
+    numbers: Tensor
+
+
+def draw_views(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool, fixed: int | None = None) -> View:
+    """The view of each row int64 [B] in an epoch, on their device: one of all, or of the `fixed` ones of the row.
+
+    A row's fixed views are the same for every seed, so that their logits can be computed once.
+    """
+    ids = view_ids(seed, epoch, rows, crop_padding=crop_padding, flip=flip)
+    if fixed is None:
+        return View(ids, ids)
+    numbers = _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % fixed
+    return View(fixed_view_ids(rows, numbers, crop_padding=crop_padding, flip=flip), numbers)
+
+
+def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
+    """The view ids int64 [B] of each row's fixed view with that number."""
+    bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
+    return _shift_right(bits, 32) % num_views(crop_padding, flip)
+
+
+class Batch(NamedTuple):
+    """One process's part of a step, all int64 [B]: rows, their views, and the numbers by which a cache knows these."""
+
+    rows: Tensor
+    ids: Tensor
+    numbers: Tensor
+
+
+class EpochPlan:
+    """What the steps of one epoch take: made at once for all, on the host and on the device, so that no step waits.
+
+    Args:
+        rows: int64 [n], on the host, those of the training split.
+        device: of the networks.
+        batch_size: of all processes together.  An epoch has `n // batch_size` steps; what is left over is not used.
+        rank, world_size: which process this is, and how many share each step.
+        fixed: views are drawn from so many of each row's own, None: from all.
+
+    Order and views are functions of (seed, epoch, row): the number of processes only divides them.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        device: torch.device,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        crop_padding: int,
+        flip: bool,
+        fixed: int | None = None,
+    ):
+        assert batch_size % world_size == 0, (batch_size, world_size)
+        steps, share = len(rows) // batch_size, batch_size // world_size
+        order = epoch_order(seed, epoch, rows)[: steps * batch_size]
+        own = order.view(steps, world_size, share)[:, rank].flatten()
+        view = draw_views(seed, epoch, own, crop_padding=crop_padding, flip=flip, fixed=fixed)
+        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
+        self._device = self._host.to(device)
+        self._latest: dict[str, tuple[int, Batch]] = {}
+
+    def __len__(self) -> int:
+        return self._host.shape[1]
+
+    def batch(self, step: int, device: torch.device) -> Batch:
+        """Step `step`, on the host or on the plan's device."""
+        latest, batch = self._latest.get(device.type, (None, None))
+        if batch is None or latest != step:  # the parts of a step ask one after the other
+            batch = Batch(*(part[step] for part in self.whole(device)))
+            self._latest[device.type] = step, batch
+        return batch
+
+    def whole(self, device: torch.device) -> Batch:
+        """All steps, each int64 [steps,B], on the host or on the plan's device."""
+        return Batch(*(self._host if device.type == "cpu" else self._device).unbind())
+
+
+class Views:
+    """Views of stored images for one model: cropped, flipped, at its size and with its normalisation.
+
+    Args:
+        preprocess: the model's `size`, `resize`, `interpolation`, `mean` and `std`.
+        image_size: side of the stored square images.
+        crop_padding, flip: the augmentation that view ids stand for.
+
+    A model of the stored size sees a crop of the image with `crop_padding` black pixels around it.  For any
+    other size the image is resized to 8/7 of the model's side, and the crop is a box at one of G evenly
+    spaced offsets per axis.  Without crops (padding 0) the whole image is resized.
+
+    Raises:
+        UserError: the model's resize is smaller than its crop.
+    """
+
+    def __init__(self, preprocess: Preprocess, image_size: int, *, crop_padding: int, flip: bool):
+        if preprocess.resize < preprocess.size:
+            raise UserError(
+                f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
+            )
+        self.size, self.resize = preprocess.size, preprocess.resize
+        self._recipe = {**asdict(preprocess), "image_size": image_size}
+        self.interpolation = preprocess.interpolation
+        self.offsets, self.flip = 2 * crop_padding + 1, flip
+        self.padding = crop_padding if image_size == self.size else 0
+        if image_size == self.size or crop_padding == 0:
+            self.canvas = self.size + 2 * self.padding
+        else:
+            self.canvas = round(self.size * 8 / 7)
+        self._resizes = not image_size == self.resize == self.canvas - 2 * self.padding
+        mean = torch.tensor(preprocess.mean, dtype=torch.float64)
+        std = torch.tensor(preprocess.std, dtype=torch.float64)
+        # For whole rows of pixels: an inner loop over three channels would be slow.
+        self._scale = (1 / (255 * std)).float().repeat(self.size)
+        self._shift = (-mean / std).float().repeat(self.size)
+        slack = self.canvas - self.size
+        self._offset = torch.tensor([round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)])
+
+    def recipe(self, device: torch.device) -> dict[str, Any]:
+        """All that a clean view depends on besides the image, for the key of what is cached about it."""
+        in_floats = self._resizes and device.type != "cpu"
+        return {**self._recipe, **({"float_resize": FLOAT_RESIZE} if in_floats else {})}
+
+    def train(
+        self,
+        images: Tensor,
+        view_ids: Tensor,
+        out_dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> Tensor:
+        """Augmented views: float [B,3,size,size] of uint8 images [B,H,W,3] and view ids int64 [B]."""
+        self._to(images.device)
+        view_ids = view_ids.to(images.device, non_blocking=True)
+        plane, slack = self.offsets**2, self.canvas - self.size
+        top = self._offset[view_ids % plane // self.offsets]
+        left = self._offset[view_ids % self.offsets]
+        if self.flip:  # of the stored bytes, before the crop, whose offset from the left then mirrors too
+            mirror = view_ids >= plane
+            images = _mirrored_where(mirror, images)
+            left = torch.where(mirror, slack - left, left)
+        if self.padding:
+            canvas = F.pad(images, (0, 0, *[self.padding] * 4))
+        else:
+            canvas = self._resized(images, self.canvas)
+        return self._normalised(self._crop(canvas, top, left), out_dtype, channels_last)
+
+    def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
+        """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""
+        self._to(images.device)
+        start = round((self.resize - self.size) / 2)
+        stop = start + self.size
+        view = self._resized(images, self.resize)[:, start:stop, start:stop]
+        return self._normalised(view.flatten(2), out_dtype, channels_last)
+
+    def _to(self, device: torch.device) -> None:
+        if self._scale.device != device:
+            self._scale, self._shift, self._offset = (
+                constant.to(device) for constant in (self._scale, self._shift, self._offset)
+            )
+
+    def _resized(self, images: Tensor, side: int) -> Tensor:
+        """[B,H,W,3] -> [B,side,side,3]."""
+        if images.shape[1] == side:
+            return images
+        return resized(images.permute(0, 3, 1, 2), side, self.interpolation).permute(0, 2, 3, 1)
+
+    def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """[B,S,S,3] -> rows of pixels [B,size,size*3] at the offsets int64 [B] from the top and the left.
+
+        Every run of size*3 values that starts at a pixel is a row of one overlapping strided tensor;
+        selecting such rows copies whole runs, where indexing by pixel would copy values one by one.
+        """
+        canvas = canvas.contiguous()
+        count, side = canvas.shape[:2]
+        runs = canvas.as_strided((count * side * side - self.size + 1, self.size * 3), (3, 1))
+        steps = torch.arange(max(count, self.size), device=canvas.device)
+        first = (steps[:count] * side + top) * side + left
+        return runs.index_select(0, (first[:, None] + steps[: self.size] * side).flatten()).view(
+            count, self.size, self.size * 3
+        )
+
+    def _normalised(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        """Rows of pixels [B,size,size*3] in [0, 255] -> normalised [B,3,size,size]."""
+        values = torch.addcmul(self._shift, view.float(), self._scale).to(dtype)
+        image = values.unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
+        return image if channels_last else image.contiguous()
+
+
+def _mirrored_where(mirror: Tensor, images: Tensor) -> Tensor:
+    """Images [B,H,W,3], those where `mirror` (bool [B]) is set with left and right exchanged."""
+    both = torch.cat([images, images.flip(2)])
+    return both.index_select(0, torch.arange(len(images), device=images.device) + mirror * len(images))

@@ -1,0 +1,1 @@
+"""What the training loop runs on: processes, signals, optimizer, running means, clocks."""

@@ -1,0 +1,126 @@
+"""Processes and devices: starting Accelerate, keeping processes in step, and stopping them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, broadcast_object_list, is_bf16_available
+from torch import nn
+from torch.distributed import DistNetworkError, DistStoreError
+
+from kd_core.errors import UserError, first_line
+from kd_core.loop import launcher
+from kd_core.loop.signals import StopSignals, ended_by_signals
+
+# One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
+PATIENCE = timedelta(hours=24)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def create_accelerator(mixed_precision: str | None, *, deterministic: bool = False) -> Accelerator:
+    """The process's Accelerator: on a GPU if there is one, else on the CPU, in however many processes were started.
+
+    `mixed_precision` is the settings'; if it is None the first process's launcher decides for all, and what is returned
+    says what that was.
+
+    UserError for a precision that the device lacks, for what a launcher asks for and the training loop does not do, and
+    for variables of launchers that do not fit together (`launcher.check`).
+    """
+    several = launcher.check(os.environ)
+    precision = launcher.precision(mixed_precision, os.environ)
+    on_gpu = launcher.uses_gpu(os.environ)
+    key = launcher.PRECISION if mixed_precision is None else "training.mixed_precision"
+    if precision == "fp16" and not on_gpu:
+        raise UserError(f"{key}: fp16 needs a GPU; on a CPU use bf16 or no")
+    if precision == "bf16" and on_gpu and not is_bf16_available(True):
+        raise UserError(f"{key}: this GPU has no bf16; use fp16 or no")
+    notice = launcher.about_precision(mixed_precision, os.environ)
+    if notice and is_first_process():
+        print(notice)
+    # Accelerate joins several processes on a CPU only if it is told to use the CPU; otherwise each would train alone.
+    # Apple's GPUs lack float64, in which metrics are summed.
+    if several:
+        _join(cpu=not on_gpu)
+        [precision] = broadcast_object_list([precision])
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic  # batches all have one shape
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large blocks that are freed, for the next ones; nothing where there is no glibc.
+
+    Every step allocates its activations anew.  By default glibc gives blocks of 32 MiB back to the system each time,
+    and fetching their pages again takes a fifth of a ResNet-8x4 step (docs/performance.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap,
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose free end is kept up to this size
+
+
+def _join(*, cpu: bool) -> None:
+    """Meet the other processes; UserError if they cannot be met, and the first signal ends the process meanwhile."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        with StopSignals().installed(), ended_by_signals(f"waiting for the other processes at {address}"):
+            PartialState(cpu, timeout=PATIENCE)
+    except (DistNetworkError, DistStoreError) as error:
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: the processes cannot meet at {address}: {first_line(error, 200)}; is the port "
+            "taken, or the first process gone?"
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all, also before Accelerate is started."""
+    return launcher.is_first(os.environ)
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's buffers: BatchNorm statistics differ after a step, and one set is exported."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+
+def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:
+    """Whether BatchNorm's statistics are those of all processes: as `training.sync_bn` asks, on GPUs."""
+    return sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where this process's random generators stand, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Continue this process's random generators from what `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"], device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,0 +1,125 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: they wait for the end of a step, or end a process that waits for others."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+QUIET_SECONDS = 10.0  # of waiting for other processes, after which the user is told
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end.  Not an Exception: nothing that guards against failures may catch it."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status: 130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+        return 128 + self.number
+
+    @property
+    def preempted(self) -> bool:
+        """Whether it was a machine that wants to go on elsewhere or later, not a person."""
+        return self.number != signal.SIGINT
+
+
+class StopSignals:
+    """SIGTERM, SIGUSR1 (batch systems) and Ctrl-C.
+
+    Within `deferred` the first of them waits until `agreed` is asked, so that a step is finished and no file is left
+    half-written.  Elsewhere, and the second time anywhere, it raises `Stopped` at once.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._deferring = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals within the block; must be the main thread."""
+        before = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the first signal wait until `agreed` is asked, within the block."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._deferring and not self._received:
+            self._received = number
+        else:
+            raise Stopped(number)
+
+    def agreed(self, accelerator: Accelerator, *, together: bool, due: bool = False) -> tuple[int, bool]:
+        """The number of a signal that any process has received, 0 for none, and whether a checkpoint is `due` on any.
+
+        Processes must stop and save at the same step: several of them agree only where all call this with `together`,
+        since that costs an exchange.
+        """
+        received = self._received
+        if accelerator.num_processes == 1:
+            return received, due
+        if not together:
+            return 0, False
+        told = torch.tensor([received, int(due)], device=accelerator.device)
+        highest = accelerator.gather(told).view(-1, 2).amax(0)
+        return int(highest[0]), bool(highest[1])
+
+
+@contextmanager
+def ended_by_signals(doing: str) -> Iterator[None]:
+    """Let the first signal end the process at once, though its main thread waits in code that runs no Python.
+
+    Python's own handlers run between two steps of the main thread's Python, which there are none of; what the signal's
+    arrival writes to the wakeup descriptor another thread reads.  After `QUIET_SECONDS` that thread says what the
+    process is `doing`.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # as set_wakeup_fd demands
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process a machine
+
+    def watch() -> None:
+        if speaks and not select.select([reader], [], [], QUIET_SECONDS)[0]:
+            print(f"{doing} (process {os.environ['RANK']} of {os.environ['WORLD_SIZE']})", file=sys.stderr, flush=True)
+        while received := reader.recv(1):
+            if received[0] in StopSignals.NUMBERS:
+                if speaks:
+                    print(f"stopped by {signal.Signals(received[0]).name}, {doing}", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(128 + received[0])
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno())
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()  # ends the watcher
+        watcher.join()
+        reader.close()

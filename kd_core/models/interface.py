@@ -1,0 +1,78 @@
+"""What a user's own network and method must offer, checked before anything is trained; CONTRIBUTING.md lists it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kd_methods
+from kd_core.config import own_code
+from kd_core.errors import UserError
+from kd_core.models.predict import image_weights
+
+
+def require_module(network: Any, who: str) -> None:
+    """UserError, which begins with `who`, for what is no nn.Module."""
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{who}: gives a {type(network).__name__}, a torch.nn.Module is needed")
+
+
+@torch.no_grad()
+def check_network(network: nn.Module, channels: int, size: int, num_classes: int, who: str) -> None:
+    """UserError, which begins with `who`, unless two images [2,channels,size,size] give logits [2,num_classes].
+
+    In evaluation mode; no weight, statistic or random generator changes.
+    """
+    training = network.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = network.eval()(torch.rand(2, channels, size, size))
+    except Exception as error:
+        raise UserError(f"{who}: fails on images [2, {channels}, {size}, {size}]: {own_code.told(error)}") from error
+    finally:
+        network.train(training)
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{who}: its state_dict holds {name!r}, a {type(value).__name__}; checkpoints hold tensors")
+    if not isinstance(found, Tensor):
+        raise UserError(f"{who}: gives a {type(found).__name__}, one tensor of logits is needed")
+    if found.shape != (2, num_classes) or not found.is_floating_point():
+        raise UserError(
+            f"{who}: gives {found.dtype} {list(found.shape)} for two images; logits of shape [2, {num_classes}] are "
+            "needed, one number a class of the data (num_classes)"
+        )
+
+
+def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes: int) -> None:
+    """UserError unless a method or loss that a user has added gives what training and its report need.
+
+    That is: a loss [] with a gradient, metrics `loss_label`, `loss_distill`, `kd_weight` and `teacher/K/weight` of each
+    teacher, and all of it image by image under torch.vmap, too.  No random generator changes.
+    """
+    loss = getattr(config, "loss", "")
+    own = own_code.provider(own_code.METHOD, config.type) or own_code.provider(own_code.LOSS, str(loss))
+    if own is None:
+        return
+    who = f"kd.type {config.type!r}, kd.loss {loss!r} ({own.path.name})" if loss else f"kd.type {config.type!r}"
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, num_classes, generator=generator, requires_grad=True)
+    labels = torch.randint(num_classes, (4,), generator=generator)
+    try:
+        method = kd_methods.build(config, num_classes=num_classes)
+        taught = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
+        value, measures = method(kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(taught), labels, 0.5)
+        wanted = ["loss_label", "loss_distill", "kd_weight"]
+        wanted += [f"teacher/{index}/weight" for index in range(num_teachers)] if method.requires_teachers else []
+        if missing := [name for name in wanted if name not in measures]:
+            raise UserError(f"{who}: lacks the metric {missing[0]!r}; kd_methods.common_metrics gives those needed")
+        if value.shape != () or not value.requires_grad:
+            raise UserError(f"{who}: its loss has shape {list(value.shape)}; one number with a gradient is needed")
+        image_weights(method, student.detach(), taught, labels)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{who}: fails on a batch of four images, or image by image under torch.vmap: {own_code.told(error)}"
+        ) from error

@@ -1,0 +1,169 @@
+"""Logits of a network over a split: sharded over processes without padding, gathered once, in the split's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kd_core import metrics
+from kd_core.config import Config
+from kd_core.data.dataset import ImageStore, Split
+from kd_core.data.views import Views
+from kd_core.errors import NonFinite
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs
+
+LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
+CHUNK = 1024  # images whose own metrics are computed together
+T = TypeVar("T")
+
+
+@dataclass
+class Predictor:
+    """How networks are evaluated in this run: where, and in what batches and memory format."""
+
+    accelerator: Accelerator
+    config: Config
+
+    def __post_init__(self) -> None:
+        asked, usual = self.config.evaluation.batch_size, self.config.data.batch_size
+        on_gpu = self.accelerator.device.type == "cuda"
+        self._batch_size = asked or (max(usual, LARGEST) if on_gpu else usual)
+
+    def in_batches(self, work: Callable[[int], T]) -> T:
+        """`work(batch size of one process)`, which is done again with smaller batches while memory does not suffice."""
+
+        def attempt(batch_size: int) -> T:
+            self._batch_size = batch_size  # which the next one begins with
+            return work(max(1, batch_size // self.accelerator.num_processes))
+
+        return find_executable_batch_size(attempt, starting_batch_size=self._batch_size)()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """`model` on the device and in the run's memory format."""
+        model = model.to(self.accelerator.device)
+        return model.to(memory_format=torch.channels_last) if self.config.training.channels_last else model
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Images,
+        views: Views,
+        label: str | None = None,
+        show: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Logits float32 [n,C] of `images`, on every process, on the device, in the split's order.
+
+        The network is in evaluation mode; its mode is restored afterwards.  It sees the clean view, or what
+        `show(pixels, rows)` makes of images uint8 [B,H,W,3] in rows int64 [B].  Process r of R computes rows r, r+R,
+        ...; a progress bar is shown if `label` is given.
+        """
+        accelerator, training = self.accelerator, model.training
+        channels_last = self.config.training.channels_last
+        model.eval()
+        mine = images.rows[accelerator.process_index :: accelerator.num_processes]
+        hidden = label is None or not accelerator.is_main_process
+
+        def work(batch_size: int) -> Tensor:
+            parts = []
+            for rows in tqdm(mine.split(batch_size), desc=label, leave=False, disable=hidden or None):
+                pixels, _ = images.store.gather(rows)
+                view = show(pixels, rows) if show else views.clean(pixels, channels_last=channels_last)
+                with accelerator.autocast():
+                    parts.append(model(view).float())
+            return torch.cat(parts)
+
+        own = self.in_batches(work)
+        model.train(training)
+        if accelerator.num_processes == 1:
+            return own
+        gathered = accelerator.gather(accelerator.pad_across_processes(own, dim=0))
+        shares = gathered.view(accelerator.num_processes, -1, own.shape[1])
+        return shares.transpose(0, 1).reshape(-1, own.shape[1])[: len(images)]
+
+
+class Images:
+    """A split that is ready for use on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
+
+    `rows` lie where the pixels do: rows on the device would make a gather in host memory wait for the device.
+    """
+
+    def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
+        self.split = split
+        self.store = ImageStore(split, device, on_device=where)
+        self.rows = split.rows.to(self.store.index_device)
+        self.labels = split.labels[split.rows].to(device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@torch.no_grad()
+def score(
+    method: KDMethod,
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    batch_size: int,
+    progress: float,
+) -> dict[str, float]:
+    """accuracy, auroc, loss_ce and loss_total of logits [n,C], teachers' logits [K,n,C], labels int64 [n].
+
+    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.  NonFinite
+    if logits or loss are not finite.
+    """
+    figures = metrics.classification(logits, labels)
+    method.eval()
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for start in range(0, len(labels), batch_size):
+        chunk = slice(start, start + batch_size)
+        teachers = TeacherOutputs(None if teacher_logits is None else teacher_logits[:, chunk])
+        loss, _ = method(StudentOutput(logits[chunk]), teachers, labels[chunk], progress=progress)
+        total += loss.double() * len(labels[chunk])
+    method.train()
+    if not total.isfinite():
+        raise NonFinite(f"loss_total of the {len(labels)} images to judge by not finite")
+    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(figures["auroc_classes_left_out"])
+    return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}
+
+
+@torch.no_grad()
+def per_image(method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """The method's metrics of each image, as if it was a batch of its own: {name: float32 [N]}.
+
+    logits [N,C], teachers' logits [K,N,C] (None for a method without teachers), labels int64 [N].  In evaluation mode
+    and at the end of training (progress 1).  Under scope "batch" training averages weights over a batch before it uses
+    them; these here are what went into that average.  One process's images alone: nothing is reduced over processes.
+    """
+
+    def one(own: Tensor, taught: Tensor | None, label: Tensor) -> dict[str, Tensor]:
+        teachers = TeacherOutputs(None if taught is None else taught[:, None])
+        return method(StudentOutput(own[None]), teachers, label[None])[1]
+
+    training, reduce_mean = method.training, method.reduce_mean
+    method.eval()
+    method.reduce_mean = lambda values: values
+    try:
+        taught = None if teacher_logits is None else 1
+        return torch.vmap(one, (0, taught, 0), chunk_size=CHUNK)(logits.float(), teacher_logits, labels)
+    finally:
+        method.reduce_mean = reduce_mean
+        method.train(training)
+
+
+def image_weights(
+    method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+) -> Tensor | None:
+    """The method's weight of each teacher for each image, float32 [K,N]; None for a method without teachers."""
+    if teacher_logits is None or not method.requires_teachers:
+        return None
+    measures = per_image(method, logits, teacher_logits, labels)
+    return torch.stack([measures[f"teacher/{index}/weight"] for index in range(len(teacher_logits))])

@@ -1,0 +1,344 @@
+"""What a run tells: its cost beforehand, a line an epoch, its summary and the table of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from kd_core.config import Config
+from kd_core.data.dataset import Data
+from kd_core.errors import printable
+from kd_core.evaluation.diagnosis import Finding
+from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.uncertainty import wilson
+from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
+from kd_core.models.network import Student
+from kd_core.teachers.load import EXPOSED, Teacher, worst_of
+
+LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
+BEYOND_DOUBT = 3  # standard errors of a difference
+MISTAKES = 5  # pairs of classes that an evaluation prints
+ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
+# of a run's summary: what W&B shows for the run
+HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Plain-text table: first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
+    """One line about an epoch: what was reached, at what speed, how long it will still take (`left`, seconds)."""
+    validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
+    return (
+        f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}  train {row['train/accuracy']:.2%}"
+        f"{validation}  lr {row['learning_rate']:.2g}  {row['perf/epoch_time']:.1f} s  left {clock(left)}"
+        f"{'  best' if best and validation else ''}"
+    )
+
+
+def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    """Student alone, each teacher, their ensemble and the distilled student: accuracy, AUROC, parameters.
+
+    Test accuracies stand beside where the test split was opened; networks that may have been trained on the validation
+    images are marked.
+    """
+    rows = []
+    if baseline is not None:
+        rows.append(_row(f"{LABELS['alone']} ({baseline['student_model']})", baseline, baseline["parameters"]))
+    for index, teacher in enumerate(summary.get("teachers", [])):
+        rows.append(_row(f"teacher {index} ({teacher['name']})", teacher, teacher["parameters"]))
+    if summary.get("ensemble"):
+        sizes = [teacher["parameters"] for teacher in summary["teachers"]]
+        rows.append(_row(LABELS["ensemble"], summary["ensemble"], None if None in sizes else sum(sizes)))
+    kind = (
+        f"distilled student ({summary['student_model']}, {summary['kd_type']})"
+        if rows
+        else f"student ({summary['student_model']})"
+    )
+    rows.append(_row(kind, summary, summary["parameters"]))
+    header = ["", f"validation {LABELS['accuracy']}", f"validation {LABELS['auroc']}", f"test {LABELS['accuracy']}"]
+    header.append(LABELS["parameters"])
+    if all(row[3] == "-" for row in rows):
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    lines = table(header, rows)
+    if summary["val_images"]:
+        accuracy, count = summary["val_accuracy"], summary["val_images"]
+        error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
+        lines += f"\n{count:,} validation images: one standard error of an accuracy here is about {error:.1f} points"
+        lines += f"\nstudent's {LABELS['accuracy_interval']}: {interval(wilson(round(accuracy * count), count))}"
+    validation = (summary.get("evaluation") or {}).get("val") or {}
+    if "gain_images" in validation:  # runs of before have none
+        lines += f"\n{difference_to_alone(validation)}"
+    return "\n".join([lines, *_exposed(summary)])
+
+
+MARKS = {"possibly": " *", "yes": " **"}  # of networks that `teachers.EXPOSED` speaks of
+
+
+def _exposed(summary: dict[str, Any]) -> list[str]:
+    """What the marks in the table of results mean, and which teachers have seen the validation images."""
+    teachers = summary.get("teachers") or []
+    words = [teacher.get("saw_validation") for teacher in teachers]
+    lines = [
+        f"{mark.strip()} {EXPOSED[word]}, on which its accuracy may say nothing; set teachers[].trained_on if you know "
+        "better"
+        for word, mark in MARKS.items()
+        if word in words
+    ]
+    for index, teacher in enumerate(teachers):
+        if words[index] == "yes" and teacher.get("test_accuracy") is not None:
+            lines.append(
+                f"teacher {index} ({teacher['name']}) has seen the validation images: it is right on "
+                f"{teacher['val_accuracy']:.2%} of them, and on {teacher['test_accuracy']:.2%} of the test images"
+            )
+    return lines
+
+
+def interval(edges: Sequence[float]) -> str:
+    """An interval (low, high) of shares in percent."""
+    low, high = edges
+    return f"{low:.2%} to {high:.2%}"
+
+
+def difference_to_alone(figures: dict[str, Any]) -> str:
+    """One sentence: what an evaluation says of the student beside itself without teachers, and how sure that is."""
+    return (
+        f"{LABELS['gain']}: {100 * figures['gain']:+.2f} points ({figures['gain_images']} of {figures['total']:,} "
+        f"images), standard error {100 * figures['gain_error']:.2f} points: {figures['gain_verdict']} on these images "
+        f"(McNemar's p {figures['gain_p']:.2g}); {ONE_SEED}"
+    )
+
+
+def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str]:
+    accuracy, area = figures.get("val_accuracy"), figures.get("val_auroc")
+    test = figures.get("test_accuracy", figures.get("final_test_accuracy"))
+    return [
+        name + MARKS.get(figures.get("saw_validation") or "", ""),
+        "-" if accuracy is None else f"{accuracy:.2%}",
+        "-" if area is None else f"{area:.4f}",
+        "-" if test is None else f"{test:.2%}",
+        "-" if parameters is None else f"{parameters:,}",
+    ]
+
+
+def evaluation(title: str, figures: dict[str, Any]) -> str:
+    """Tables of what `kd_core.evaluation.figures.evaluate` found; `title` names the student and the images."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    scaled = figures["temperature_scaling"] or {}
+    known = {
+        "accuracy": ".2%", "macro_accuracy": ".2%", "top5": ".2%", "auroc": ".4f", "nll": ".4f", "brier": ".4f",
+        "ece": ".4f", "ece_adaptive": ".4f",
+    }  # fmt: skip
+    rows = [["correct / total", f"{figures['correct']} / {figures['total']}", ""]]
+    rows += [
+        [LABELS[key], cell(figures[key], form), format(scaled[key], form) if key in scaled else ""]
+        for key, form in known.items()
+    ]
+    rows.insert(2, [LABELS["accuracy_interval"], interval(figures["accuracy_interval"]), ""])
+    if scaled:
+        at = f"at {LABELS['temperature']} {scaled['temperature']:.3f}, from {scaled['fitted_on']}"
+        blocks = [table([title, "", at], rows)]
+        if not scaled["helped"]:
+            blocks.append(no_help(figures))
+    else:
+        blocks = [table([title, ""], [row[:2] for row in rows])]
+    if "teachers" in figures:
+        forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f", "agreement": ".2%", "kl": ".4f"}
+        names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
+        rows = [
+            [name, *(cell(row[key], form) for key, form in forms.items())]
+            for name, row in zip([*names, LABELS["ensemble"]], [*figures["teachers"], figures["ensemble"]], strict=True)
+        ]
+        blocks.append(table(["", *(LABELS[key] for key in forms)], rows))
+        beside = figures["against_teachers"]
+        rows = [
+            [LABELS[key], cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
+            for key in ("all_agree", "disagree", "all_wrong")
+        ]
+        rows.append([LABELS["oracle"], cell(beside["oracle"], ".2%"), ""])
+        blocks.append(table(["", "share of images", "student's accuracy there"], rows))
+    if "alone" in figures:
+        alone = figures["alone"]
+        forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f"}
+        own = ", ".join(f"{LABELS[key]} {alone[key]:{form}}" for key, form in forms.items())
+        blocks.append(f"{LABELS['alone']}: {own}\n{difference_to_alone(figures)}")
+    if figures["most_confused"]:
+        pairs = figures["most_confused"][:MISTAKES]
+        rows = [
+            [f"{row['label']} taken for {row['predicted']}", str(row["count"]), f"{row['share']:.1%}"] for row in pairs
+        ]
+        blocks.append(table(["most frequent mistakes", "images", "of the class"], rows))
+    return "\n\n".join(blocks)
+
+
+def no_help(figures: dict[str, Any]) -> str:
+    """One sentence: what temperature scaling made of an evaluation's calibration, where it did not help."""
+    scaled = figures["temperature_scaling"]
+    told = [f"{LABELS[key]} {figures[key]:.4f} became {scaled[key]:.4f}" for key in ("nll", "ece")]
+    return f"temperature scaling did not help on these images: {', '.join(told)}"
+
+
+def costs(figures: dict[str, Any]) -> str:
+    """A table of what `kd_core.evaluation.cost.measure` found."""
+    rows = [
+        [LABELS["parameters"], f"{figures['parameters']:,}"],
+        [LABELS["multiply_adds"], f"{figures['multiply_adds']:,}"],
+        [LABELS["checkpoint_bytes"], f"{figures['checkpoint_bytes']:,} bytes"],
+    ]
+    for name, form in (("latency_ms", ".3g"), ("images_per_second", ",.0f")):
+        for count, value in figures[name].items():
+            shown = "too large" if value is None else format(value, form)
+            rows.append([f"{LABELS[name]}, batch of {count}", shown])
+    return table([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
+
+
+def summarize(
+    config: Config,
+    data: Data,
+    student: Student,
+    teachers: list[Teacher],
+    measured: list[dict[str, float]],
+    state: dict[str, Any],
+    test: dict[str, float],
+    evaluations: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    `measured`: of the teachers and their ensemble; `state`: the checkpoint's; `evaluations`: by split,
+    what `evaluate` gave.
+    """
+    best, final = state["best"], state["metrics"]
+    figures: list[dict[str, Any]] = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
+    figures = figures or [{} for _ in [*teachers, "ensemble"]]
+    exposed = [teacher.saw_validation for teacher in teachers]
+    if (tested := evaluations.get("test", {})) and "teachers" in tested:
+        for row, found in zip(figures, [*tested["teachers"], tested["ensemble"]], strict=True):
+            row["test_accuracy"] = found["accuracy"]
+        for place, word in enumerate(exposed):
+            own = figures[place]
+            # Test images that were cut from training prove nothing: the teacher may have seen these, too.
+            if word == "possibly" and config.data.test_size is None and _far_above(
+                own["val_accuracy"], len(data.val or ()), own["test_accuracy"], tested["total"]
+            ):
+                exposed[place] = "yes"
+    if data.val is not None:
+        for row, word in zip(figures, [*exposed, worst_of(exposed)], strict=True):
+            row["saw_validation"] = word
+    return {
+        "student_model": student.architecture,
+        "parameters": student.parameters,
+        "kd_type": config.kd.type,
+        "seed": config.training.seed,
+        "epochs": state["epoch"],
+        "best_epoch": best["epoch"],
+        "val_images": len(data.val) if data.val else 0,
+        "val_accuracy": best.get("val/accuracy"),
+        "val_auroc": best.get("val/auroc"),
+        "best_val_accuracy": best.get("val/accuracy"),
+        "final_val_accuracy": final.get("val/accuracy"),
+        "final_test_accuracy": test.get("test/accuracy"),
+        "teachers": [
+            {"name": teacher.name, "parameters": teacher.parameters, **own}
+            for teacher, own in zip(teachers, figures, strict=False)
+        ],
+        "ensemble": figures[-1] if teachers and figures[-1] else None,
+        "evaluation": {split: short(figures) for split, figures in evaluations.items()},
+    }
+
+
+def _far_above(first: float, images: int, second: float, others: int) -> bool:
+    """Whether an accuracy lies above one on other images by more than chance: `BEYOND_DOUBT` standard errors.
+
+    The images are independent, so the variances p (1 - p) / n add up; each is at least that of one wrong image.
+    """
+
+    def variance(accuracy: float, count: int) -> float:
+        return max(accuracy * (1 - accuracy), (1 - 1 / count) / count) / count
+
+    return first - second > BEYOND_DOUBT * math.sqrt(variance(first, images) + variance(second, others))
+
+
+def short(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json holds of an evaluation."""
+    return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
+
+
+def findings_lines(findings: list[Finding]) -> str:
+    """What each finding says, the setting to change and what to try; empty without findings."""
+    if not findings:
+        return ""
+    lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
+    for finding in findings:
+        now = "" if isinstance(finding.value, (dict, list)) else f" (now {json.dumps(finding.value)})"
+        lines += [f"  {finding.message}", f"    {finding.key}{now}: {finding.advice}"]
+    return printable("\n".join(lines))
+
+
+def next_steps(summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = ()) -> str:
+    """Where the results are, `page` among them, and how to test the student; `imports`: files that this must name."""
+    folder = shlex.quote(summary["run_folder"])
+    own = "".join(f" --import {shlex.quote(file)}" for file in imports)
+    lines = [
+        f"run folder:  {folder}",
+        *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
+        f"test it:     python evaluate_kd.py{own} --checkpoint {folder} --split test",
+    ]
+    return "\n".join(lines)
+
+
+def cost(
+    config: Config,
+    data: Data,
+    accelerator: Accelerator,
+    teachers: list[str],
+    to_train: int,
+    *,
+    parameters: int,
+    loss: str,
+    steps_per_epoch: int,
+    seconds: float,
+) -> str:
+    """What a run will take, from `seconds` a step and its settings.
+
+    `loss` is the loss in words, `to_train` the number of teachers that must be trained first.
+    """
+    device, processes = accelerator.device, accelerator.num_processes
+    training, batch = config.training, config.data.batch_size
+    # weights and two moments in `latest` and in its successor, weights in `best` and in `student`
+    disk = 4 * parameters * (3 + 3 + 1 + 1) / 1e6
+    total = seconds * steps_per_epoch * training.max_epochs
+    memory = peak_device_memory_mb(device) or peak_host_memory_mb()
+    validation = len(data.val) if data.val else 0
+    uncounted = [f"{to_train} teacher(s) to be trained first"] * bool(to_train)
+    uncounted += ["the comparison without teachers"] * training.compare_with_baseline + ["validation"]
+    pixels = data.train.images.numel() / 1e6
+    return f"""check passed; nothing was trained or kept
+  data      {len(data.train):,} training, {validation:,} validation images, {data.num_classes} classes
+  student   {config.model.name}, {parameters:,} parameters
+  teachers  {", ".join(teachers) or "none"}
+  loss      {loss.removeprefix("loss = ")}
+  schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
+  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
+  speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms a step
+  time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
+  memory    {memory:,.0f} MB at the peak, on {device}
+  disk      about {disk:,.0f} MB for checkpoints and the export, {pixels:,.0f} MB for decoded training images"""

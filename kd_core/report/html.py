@@ -1,0 +1,110 @@
+"""Self-contained HTML pages: one file that loads nothing, whatever the names in it hold."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kd_core.errors import printable
+from kd_core.evaluation.labels import LABELS
+
+TEMPLATES = Path(__file__).parent / "templates"
+MISSING = "–"  # stands where nothing was measured
+Kind = Literal["share", "points", "error", "figure", "count", "bytes", "text"]
+
+
+def render(template_name: str, **values: Any) -> str:
+    """The page that `template_name` in kd_core/report/templates makes of `values`.  It extends base.html.
+
+    Strings in `values` are data: they are escaped, and control characters are spelled out.  A name that the template
+    wants and `values` lacks is an error (jinja2.UndefinedError).
+    """
+    return _environment.get_template(template_name).render(**values)
+
+
+def data_uri(path: Path) -> str:
+    """The PNG file `path` as a URI that holds it."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def lookup(values: Any, key: str) -> Any:
+    """The value under a dotted key such as 'evaluation.val.teachers.0.ece'; None where it does not exist."""
+    for part in key.split("."):
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and part.isdecimal() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return None
+    return values
+
+
+def shown(value: Any, kind: Kind) -> str:
+    """How a value reads on a page.
+
+    share: a fraction in percent; points: a difference of fractions in percentage points, with its sign; error: its
+    standard error, without a sign; figure: four significant digits; count: a whole number; bytes: a size; text: as it
+    is.  What is None or NaN reads MISSING.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    if kind == "share":
+        return f"{100 * value:.2f}%"
+    if kind == "points":
+        return f"{100 * value:{'+' if value else ''}.2f} points".replace("-", "−")
+    if kind == "error":
+        return f"{100 * value:.2f} points"
+    if kind == "figure":
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+    if kind == "count":
+        return f"{value:,}"
+    if kind == "bytes":
+        return f"{value / 1e6:,.2f} MB"
+    return str(value)
+
+
+def _finalize(value: Any) -> Any:
+    """Spell out control characters in what will be escaped; HTML that a macro made has passed here in parts."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _policy(style: str, script: str) -> str:
+    """A Content-Security-Policy: this style and this script, images that the page holds itself, and nothing else."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _create_environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment.globals.update(
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        lookup=lookup,
+        shown=shown,
+        labels=LABELS,
+        MISSING=MISSING,
+    )
+    return environment
+
+
+_environment = _create_environment()

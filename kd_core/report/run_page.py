@@ -1,0 +1,262 @@
+"""The report of a run: plots, figures and tables in one page, report/index.html in the run folder.
+
+Whatever number the page tells is one of summary.json's, under the key that its element names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kd_core import metrics
+from kd_core.evaluation.figures import Predictions
+from kd_core.evaluation.labels import LABELS
+from kd_core.files import replacing_folder, write_json, write_text
+from kd_core.privacy import redacted
+from kd_core.report import html as page
+from kd_core.report import plots
+from kd_core.report.console import ONE_SEED, next_steps
+from kd_core.teachers.load import EXPOSED
+
+SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
+MISTAKES = "mistakes"  # the plot that shows images of the data
+SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside the student's
+
+
+@dataclass
+class Plot:
+    """A figure, what it shows to those who do not see it, and how to read it."""
+
+    figure: Figure
+    alt: str
+    caption: str
+
+
+def write_report(
+    folder: Path,
+    *,
+    summary: dict[str, Any],
+    settings: str,
+    environment: dict[str, Any],
+    rows: list[dict[str, Any]],
+    evaluations: dict[str, dict[str, Any]],
+    predictions: Predictions | None = None,
+) -> Path:
+    """Write folder/report anew, all of it or nothing: plots, evaluation-SPLIT.json, and index.html, whose path returns.
+
+    Args:
+        folder: the run folder.
+        summary: what summary.json holds, with `evaluation`, `cost` and `findings` where there are such.
+        settings: the resolved settings as YAML.
+        environment: versions and hardware, of `tracking.environment`.
+        rows: of metrics.jsonl.
+        evaluations: per split all that `evaluation.evaluate` returns.
+        predictions: those of the split whose weights of teachers and mistakes are shown.
+
+    A part whose values do not exist is left out.
+    """
+    summary, environment, evaluations = redacted(summary), redacted(environment), redacted(evaluations)
+    splits = {split: title for split, title in SPLITS.items() if split in evaluations}
+    drawn = draw(summary, rows, {split: evaluations[split] for split in splits}, predictions)
+    with replacing_folder(folder / "report") as fresh:
+        for name, plot in drawn.items():
+            plots.save(plot.figure, fresh / f"{name}.png")
+        for split, figures in evaluations.items():
+            write_json(fresh / f"evaluation-{split}.json", figures)
+        text = page.render(
+            "report.html",
+            name=folder.resolve().name,
+            summary=summary,
+            settings=redacted(settings),
+            environment=dict(_flat(environment)),
+            splits=splits,
+            exposed=EXPOSED,
+            plots={
+                name: {
+                    "uri": page.data_uri(fresh / f"{name}.png"),
+                    "alt": plot.alt,
+                    "caption": plot.caption,
+                    "images": name.startswith(MISTAKES),
+                }
+                for name, plot in drawn.items()
+            },
+            one_seed=ONE_SEED,
+            steps=redacted(next_steps({**summary, "run_folder": str(folder)})),
+        )
+        write_text(fresh / "index.html", text)
+    return folder / "report" / "index.html"
+
+
+def draw(
+    summary: dict[str, Any],
+    rows: list[dict[str, Any]],
+    evaluations: dict[str, dict[str, Any]],
+    predictions: Predictions | None,
+) -> dict[str, Plot]:
+    """All plots that the values allow, under the names of their files."""
+    teachers = [teacher["name"] for teacher in summary.get("teachers") or []]
+    drawn = _over_epochs(rows, teachers)
+    for split, figures in evaluations.items():
+        own = predictions if predictions and predictions.split == split else None
+        drawn |= {f"{name}-{split}": plot for name, plot in _of_split(figures, own).items()}
+    return drawn
+
+
+def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, Plot]:
+    epochs = [row for row in rows if "train/loss_total" in row]
+    if not epochs:
+        return {}
+    last = epochs[-1]
+    reached = [f"training loss {page.shown(last['train/loss_total'], 'figure')}"]
+    for name, words in (("train/accuracy", "training accuracy"), ("val/accuracy", "validation accuracy")):
+        reached += [f"{words} {page.shown(last[name], 'share')}"] * (name in last)
+    drawn = {
+        "training-curves": Plot(
+            plots.training_curves(rows),
+            f"Three line charts over {len(epochs)} epochs: loss, accuracy, learning rate. "
+            f"In the last epoch: {', '.join(reached)}.",
+            "Training figures are means over augmented images in training mode, so they may lie below those of "
+            "validation. The star is the epoch whose student is the result.",
+        )
+    }
+    if panels := plots.method_panels(rows, teachers):
+        ends = [
+            f"{title}: " + ", ".join(f"{label} {page.shown(last.get(name), 'figure')}" for name, label in own.items())
+            for title, own in panels.items()
+        ]
+        drawn["method"] = Plot(
+            plots.method_metrics(rows, teachers),
+            f"Line charts over {len(epochs)} epochs of what the method measured. In the last epoch: {'; '.join(ends)}.",
+            "What the method itself measured, under the names of metrics.jsonl: what it minimises, how it mixes labels "
+            "and teachers, and how it weighs each teacher.",
+        )
+    return drawn
+
+
+def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[str, Plot]:
+    scaling = figures.get("temperature_scaling")
+    after, effect = None, ""
+    if scaling:
+        effect = (
+            f" At {LABELS['temperature']} {page.shown(scaling['temperature'], 'figure')}: "
+            f"{page.shown(scaling['ece'], 'share')}."
+        )
+        if predictions:
+            probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
+            after = (
+                scaling["temperature"],
+                metrics.reliability(probabilities, predictions.labels),
+                scaling["ece"],
+            )
+    drawn = {
+        "reliability": Plot(
+            plots.reliability(figures["reliability"], figures["ece"], after),
+            f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
+            f"histogram of the confidence. {_capital(LABELS['ece'])}: {page.shown(figures['ece'], 'share')}.{effect}",
+            "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
+            "a bar is overconfidence, one within it underconfidence.",
+        )
+    }
+    classes = [row["name"] for row in figures["per_class"]]
+    if "confusion" in figures:
+        worst = "; ".join(
+            f"{row['label']} taken for {row['predicted']} {row['count']} times" for row in figures["most_confused"][:3]
+        )
+        grouped = predictions.superclasses if predictions else None
+        drawn["confusion"] = Plot(
+            plots.confusion(
+                figures["confusion"], classes, grouped, predictions.superclass_names if predictions else None
+            ),
+            f"Confusion matrix of {len(classes)} classes; accuracy {page.shown(figures['accuracy'], 'share')}. "
+            f"Most frequent mistakes: {worst or 'none'}.",
+            "Rows are true classes, columns predictions; the diagonal is right. The root scale makes rare mistakes "
+            "visible.",
+        )
+    gains = [(row["name"], row["gain"]) for row in figures["per_class"] if row.get("gain") is not None]
+    if gains:
+        known = [row["gain_error"] for row in figures["per_class"] if row.get("gain_error") is not None]
+        errors = known if len(known) == len(gains) else None  # evaluations of before have none
+        best, worst_class = max(gains, key=lambda pair: pair[1]), min(gains, key=lambda pair: pair[1])
+        drawn["gains"] = Plot(
+            plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
+            f"Bars of each class's {LABELS['gain']}. Highest: {best[0]}, "
+            f"{page.shown(best[1], 'points')}; lowest: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
+            "Each class's accuracy minus that of the same student trained alone. With few images most of this is "
+            "chance: the table of classes has each standard error.",
+        )
+    if predictions is not None:
+        drawn |= _of_images(predictions)
+    return drawn
+
+
+def _of_images(predictions: Predictions) -> dict[str, Plot]:
+    drawn, labels, teachers = {}, predictions.labels, predictions.teachers
+    names = predictions.teacher_names
+    if predictions.weights is not None and teachers is not None and len(teachers) > 1:
+        weights, right = predictions.weights.float(), metrics.predictions(teachers) == labels
+        means = "; ".join(
+            f"{name} {_mean(weights[i][right[i]])} where right, {_mean(weights[i][~right[i]])} where wrong"
+            for i, name in enumerate(names)
+        )
+        drawn["teacher-weights"] = Plot(
+            plots.teacher_weights(weights, right, names),
+            f"Histograms of the weight of each teacher, for images that it has right and wrong. Means: {means}.",
+            "A method that tells good advice from bad gives a teacher more weight where it is right. The dotted line "
+            "is the weight that all teachers have if they are weighed alike.",
+        )
+    if predictions.pixels:
+        probabilities = predictions.student.float().softmax(1)
+        confidence, predicted = probabilities.max(1).values, metrics.predictions(predictions.student)
+        wrong = (predicted != labels).nonzero().flatten()
+        chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
+        if len(chosen):
+            first = int(chosen[0])
+            true, taken = (predictions.class_names[int(classes[first])] for classes in (labels, predicted))
+            first_teachers = [] if teachers is None else list(teachers[:BESIDE, chosen].float().softmax(-1))
+            drawn[MISTAKES] = Plot(
+                plots.mistakes(
+                    predictions.pixels(chosen),
+                    labels[chosen],
+                    [probabilities[chosen], *first_teachers],
+                    ["student", *names[:BESIDE]],
+                    predictions.class_names,
+                ),
+                f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
+                f"network. The first is of class {true}, taken for {taken} with "
+                f"{page.shown(float(confidence[first]), 'share')}.",
+                "The mistakes that the student is surest of, beside what its (first) teachers say. Ticks and green "
+                "bars mark the true class.",
+            )
+    return drawn
+
+
+def without_images(text: str) -> str:
+    """The page `text` without the plot of images of the data, for places where those must not go.
+
+    What the template writes into that figure is escaped, so its end is the first end of a figure.
+    """
+    return re.sub(
+        r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", text, flags=re.S
+    )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _mean(values: Tensor) -> str:
+    return page.shown(float(values.mean()) if len(values) else None, "figure")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Any:
+    """(dotted key, value) of each leaf."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -1,0 +1,373 @@
+"""The run folder: configuration, metrics, checkpoints and the exported student, all written atomically.
+
+runs/<name>-<run_id>/
+    config.yaml  identity.json  metrics.jsonl  summary.json
+    imports/               copies of the user's own code, if a run has any
+    checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
+    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt: all that resuming needs
+    checkpoints/.latest.previous/    the one before, in case that is damaged
+    student/               the selected student in timm's own format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import string
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import SoftFileLease
+from tqdm import tqdm
+
+from kd_core.config import IMPORTS, Config, own_code, read_yaml
+from kd_core.errors import UserError, printable
+from kd_core.files import (
+    finite,
+    held_lock,
+    json_text,
+    local_path,
+    previous_of,
+    read_object,
+    remove_unfinished,
+    replacing_folder,
+    sha256_of,
+    still_held,
+    writable_folder,
+    write_json,
+    write_text,
+    writing,
+)
+from kd_core.loop.signals import Stopped
+from kd_core.models.weights import unfolds
+from kd_core.privacy import redacted
+from kd_core.run.script import exit_status
+
+
+def new_run_id() -> str:
+    """Eight characters, as W&B's own ids."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+@dataclass
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+    owner: SoftFileLease | None = None  # in the process that has locked it
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def identity_file(self) -> Path:
+        """All settings that shape the result, with the content of the files that they name."""
+        return self.path / "identity.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def student(self) -> Path:
+        """The selected student, once the run has finished."""
+        return self.path / "student"
+
+    def has_selected(self, export: Path) -> bool:
+        """Whether an exported student in folder `export` is the one that the run has selected, not a checkpoint's."""
+        return export.resolve() == self.student.resolve()
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary().get("status") == "finished")
+
+    def checkpoint(self, kind: str) -> Path:
+        """`kind` is 'best' or 'latest'."""
+        return self.path / "checkpoints" / kind
+
+    def summary(self) -> dict[str, Any]:
+        return read_object(self.summary_file)
+
+    def lock(self, notify: Callable[[str], None] | None = None) -> SoftFileLease:
+        """Make the folder this process's own.  If another one trains in it: UserError, or with `notify` it waits."""
+
+        def busy(owner: str) -> None:
+            if notify is None:
+                raise UserError(
+                    f"{self.path}: is being trained by {owner}; --fresh starts a second run with these settings"
+                )
+            notify(f"{self.path} is being trained by {owner}; waiting for it")
+
+        self.owner = held_lock(self.path / ".owner", busy)
+        return self.owner
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a block that writes here: UserError if the folder is this process's no more, or the disk is full."""
+        if self.owner and not still_held(self.owner):
+            raise UserError(
+                f"{self.path}: has vanished, or another process has taken it over since this one gave no sign of life "
+                f"for {self.owner.lease_duration:g} seconds; nothing more is written"
+            )
+        with writing(self.path):
+            yield
+
+    def keep_best(self, export: Path) -> None:
+        """Make the exported student in `export` the best one."""
+        with replacing_folder(self.checkpoint("best")) as path:
+            shutil.copytree(export, path / "student", symlinks=True)
+
+    def record_failure(self, error: BaseException | None) -> None:
+        """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
+        if error is None or not (self.owner and still_held(self.owner)) or self.finished:
+            return
+        if isinstance(error, UserError) and not self.metrics_file.exists():
+            shutil.rmtree(self.path)
+            return
+        preempted = isinstance(error, Stopped) and error.preempted
+        interrupted = isinstance(error, (Stopped, KeyboardInterrupt))
+        try:
+            self.write_summary(
+                status="preempted" if preempted else "interrupted" if interrupted else "failed",
+                exit_status=exit_status(error),
+                error=str(error) or type(error).__name__,
+            )
+        except OSError as full:  # the error itself is what counts
+            tqdm.write(f"{self.summary_file}: cannot be written: {full.strerror}")
+
+    def write_summary(self, **values: Any) -> dict[str, Any]:
+        """Add `values` to summary.json; a new status takes the error of the last one away."""
+        merged = self.summary() if self.summary_file.exists() else {}
+        if "status" in values:
+            merged.pop("error", None)
+        merged.update(redacted(values))
+        write_json(self.summary_file, merged)
+        return merged
+
+
+def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
+    """A new run folder with its resolved configuration.  UserError if `output_dir` cannot be written."""
+    output = writable_folder(Path(config.output_dir), "output_dir")
+    folder = RunFolder(output / f"{config.experiment}-{run_id}")
+    folder.path.mkdir(exist_ok=True)
+    write_text(folder.path / "config.yaml", config.to_yaml())
+    keep_own_code(config, folder.path / IMPORTS)
+    write_json(folder.identity_file, redacted(config.identity(data_fingerprint)))  # files it names may change later
+    folder.write_summary(
+        run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
+    )
+    return folder
+
+
+def keep_own_code(config: Config, target: Path) -> None:
+    """Copies in `target` of the user's own code that a run was started with, as it was when it was read."""
+    files = [own_code.file(path) for path in config.imports]
+    if not files:
+        return
+    names = [file.path.name for file in files]
+    with replacing_folder(target) as folder:
+        for file in files:
+            alone = names.count(file.path.name) == 1
+            name = file.path.name if alone else f"{file.path.stem}-{file.digest[:8]}.py"
+            (folder / name).write_bytes(file.content)
+
+
+def find_run(
+    config: Config, data_fingerprint: str, run_id: str | None = None, *, finished: bool = False
+) -> RunFolder | None:
+    """The newest run in `output_dir` with this configuration's digest, else None.
+
+    With `run_id` only that run, with `finished` only runs that came to their end.
+    """
+    digest, found = config.digest(data_fingerprint), []
+    for path in Path(config.output_dir).glob("*/summary.json"):
+        try:
+            summary = read_object(path)
+        except UserError as error:
+            tqdm.write(f"skipped: {error}")
+            continue
+        if summary.get("config_digest") != digest:
+            continue
+        if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
+            found.append((path.stat().st_mtime, path.parent))
+    return RunFolder(max(found)[1]) if found else None
+
+
+def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
+    """The run folder named by --resume; UserError if it is none, or if its settings differ: each is listed."""
+    folder = RunFolder(local_path(path, "--resume"))
+    if not folder.summary_file.is_file():
+        raise UserError(
+            f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"
+        )
+    if folder.summary().get("config_digest") != config.digest(data_fingerprint):
+        there, here = (
+            dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
+        )
+        changes = [
+            f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({**there, **here})
+            if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # a key added since
+        ]
+        identity = folder.path / "identity.json"
+        known = read_object(identity).get("images") if identity.is_file() else data_fingerprint
+        if known != data_fingerprint:
+            changes.append(
+                f"  the data: fingerprint {str(known)[:12]} there, {data_fingerprint[:12]} here (earlier versions "
+                "counted class names in)"
+            )
+        copies = folder.path / IMPORTS
+        kept = {sha256_of(file) for file in copies.glob("*.py")}
+        if kept != {own_code.file(name).digest for name in config.imports}:
+            changes.append(f"  the content of the files that --import names: what it was trained with lies in {copies}")
+        raise UserError(
+            "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
+            + "\ngive the same --config and overrides, or start anew with --fresh"
+        )
+    return folder
+
+
+def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
+    """The run to work on.  `resume`: auto (continue what has the same settings), never, or a run folder.
+
+    `run_id` is an id that a sweep agent prescribes.
+    """
+    if resume not in ("auto", "never"):
+        return open_run(config, data_fingerprint, resume)
+    found = find_run(config, data_fingerprint, run_id) if resume == "auto" else None
+    if found is None:
+        tell_other_data(config, data_fingerprint)
+    return found or create_run(config, data_fingerprint, run_id or new_run_id())
+
+
+def tell_other_data(config: Config, data_fingerprint: str) -> None:
+    """Say of each run in `output_dir` that differs from this one by nothing but its data's fingerprint that it does."""
+    own = redacted(config.identity(data_fingerprint))
+    for path in sorted(Path(config.output_dir).glob("*/identity.json")):
+        try:
+            there = read_object(path)
+        except UserError as error:
+            tqdm.write(f"skipped: {error}")
+            continue
+        images = there.get("images")
+        if images != data_fingerprint and {**there, "images": data_fingerprint} == own:
+            old, new = str(images)[:12], data_fingerprint[:12]
+            message = (
+                f"{path.parent}: was trained with these settings on data with fingerprint {old}, these have {new}, so "
+                "this is another run. Earlier versions counted class names in; if images and labels are the same, "
+                f"compare both with: python compare_kd.py {shlex.quote(config.output_dir)} --same-data {old}={new}"
+            )
+            tqdm.write(printable(message))
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix[:-1], values
+
+
+# ---------------------------------------------------------------------------------------------- training state
+
+
+def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
+    state = finite(state)  # as it will be read, for its checksum
+    with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
+        export(path / "student")
+        torch.save(training, path / "training.pt")
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        checksums = {str(file.relative_to(path)): sha256_of(file) for file in files}
+        write_json(path / "state.json", {**state, "checksums": checksums | {"state.json": _checksum(state)}})
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """(path, training, state) of the last complete checkpoint, or None if the run has none yet.
+
+    A damaged one is skipped, with a notice, in favour of the one before it.
+    """
+    latest = folder.checkpoint("latest")
+    remove_unfinished(latest)
+    candidates = [path for path in (latest, previous_of(latest)) if path.is_dir()]
+    for path in candidates:
+        try:
+            state = read_object(path / "state.json")
+            stated = state.pop("checksums", None)
+            if not isinstance(stated, dict) or stated.pop("state.json", _checksum(state)) != _checksum(state):
+                raise UserError(f"{path / 'state.json'}: damaged (its checksum differs)")
+            there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"state.json"}
+            if set(stated) != there:  # nothing else is read, wherever it lies
+                raise UserError(f"{path / 'state.json'}: damaged, names other files than there are")
+            for name, checksum in stated.items():
+                if sha256_of(path / name) != checksum:
+                    raise UserError(f"{path / name}: damaged (its checksum differs)")
+            if unfolds(path / "training.pt"):
+                raise UserError(f"{path / 'training.pt'}: damaged, or it would unfold into more than its size")
+            return path, torch.load(path / "training.pt", map_location="cpu", weights_only=True), state
+        except (UserError, OSError) as error:
+            notify(f"checkpoint skipped: {error}")
+    if candidates:
+        raise UserError(f"{folder.path}: no checkpoint can be read; start anew with --fresh")
+    return None
+
+
+# --------------------------------------------------------------------------------------------------- metrics
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers.
+
+    What is not finite is null there.
+    """
+
+    def __init__(self, path: Path, offset: int | None = None):
+        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
+        if offset is not None:
+            if not 0 <= offset <= path.stat().st_size:
+                raise UserError(f"{path}: damaged, the checkpoint knows of {offset} bytes; start anew with --fresh")
+            self._file.truncate(offset)
+            self._file.seek(0, os.SEEK_END)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write(json_text(row).encode() + b"\n")
+        self._file.flush()
+
+    @property
+    def offset(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl; UserError names the file and the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; put the file back, or start anew "
+                "with --fresh"
+            )
+        rows.append(row)
+    return rows

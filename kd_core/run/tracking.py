@@ -1,0 +1,550 @@
+"""Weights & Biases and the local metrics.jsonl.  The local file is always written; W&B never stops a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from kd_core.config import PROJECT_ROOT, Config, Layer, WandbConfig, read_yaml, resolve
+from kd_core.data.dataset import Data
+from kd_core.errors import UserError
+from kd_core.files import finite, json_text, read_json, read_object, write_json, write_text
+from kd_core.loop.signals import Stopped
+from kd_core.privacy import redacted
+from kd_core.report.console import HEADLINES
+from kd_core.run import artifacts
+from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
+from kd_core.run.script import exit_status
+
+# what about.json tells wandb.init, which would take much else, too
+ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
+SENT = "sent"  # file in a run's wandb folder: the server has all of it
+# axes of the metrics, see docs/metrics.md
+AXES = {
+    "train_step/*": "train_step/step",
+    "train/*": "epoch",
+    "val/*": "epoch",
+    "test/*": "epoch",
+    "perf/*": "epoch",
+    "teacher/*": "epoch",
+    "learning_rate": "epoch",
+}
+
+
+def wandb_mode(config: Config) -> str:
+    """online, offline or disabled.  WANDB_MODE wins over the configuration; auto is online if credentials exist."""
+    mode = os.environ.get("WANDB_MODE") or config.wandb.mode
+    if mode == "auto":
+        return "online" if _has_credentials() else "offline"
+    # The client's own words for these are accepted too.
+    modes = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    if mode not in modes:
+        raise UserError(f"WANDB_MODE: is {mode!r}, allowed: auto, online, offline, disabled")
+    return modes[mode]
+
+
+def _has_credentials() -> bool:
+    """Whether W&B's own client finds credentials for its server: environment, netrc, settings; asks nobody."""
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    try:
+        host = wandb_setup.singleton().settings.base_url
+        return wbauth.authenticate_session(host=host, source="kd", prompt=False, update_session=False) is not None
+    except Exception:  # noqa: BLE001 - a malformed key or address: starting online says what is wrong, and goes on
+        return True
+
+
+def code_version() -> dict[str, Any]:
+    """Git commit of this project and whether files differ from it; empty outside a git checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git_commit": commit.stdout.strip(), "git_modified": bool(changed.stdout.strip())}
+
+
+def command_line() -> str:
+    """The command as it can be typed again; a launcher before it shows in the number of processes only."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def environment() -> dict[str, Any]:
+    """What the results may depend on besides the settings: command, versions and hardware; not whose machine it is."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "wandb")
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": command_line(),
+        **code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.version.cuda,
+        "gpus": devices,
+    }
+
+
+_preparing: threading.Thread | None = None
+
+
+def prepare(config: Config) -> None:
+    """Start W&B's service in the background, if it will be used, and import what a run's start imports.
+
+    Together they take three quarters of a second, which go beside the loading of data here.
+    """
+    global _preparing
+    if _preparing is None and wandb_mode(config) != "disabled":
+
+        def setup() -> None:
+            with suppress(Exception):  # whatever is wrong, starting the run meets it again and tells it
+                import wandb.apis.public
+
+                wandb.setup()
+
+        _preparing = threading.Thread(target=setup, name="wandb-setup", daemon=True)
+        _preparing.start()
+
+
+def start_tracking(
+    config: Config,
+    folder: RunFolder,
+    *,
+    run_id: str,
+    enabled: bool,
+    use_wandb: bool,
+    notify: Callable[[str], None],
+    group: str,
+    job_type: str = "train",
+    run_name: str | None = None,
+    tags: list[str] | None = None,
+    facts: dict[str, Any] | None = None,
+    offset: int | None = None,
+) -> Tracker:
+    """The tracker of one run; nothing but a stand-in where `enabled` is false, as on all processes but the main one.
+
+    Args:
+        facts: what W&B's configuration of the run shall hold besides the settings and the environment.
+        offset: length in bytes that metrics.jsonl had at the checkpoint from which the run goes on; None: a new run.
+    """
+    file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
+    mode = wandb_mode(config) if enabled and use_wandb else "disabled"
+    if mode == "disabled":
+        return Tracker(folder, config.wandb, None, mode, notify, file)
+    about = {
+        "project": config.wandb.project,
+        "entity": config.wandb.entity,
+        "id": run_id,
+        "name": run_name or config.wandb.name or folder.path.name,
+        "group": config.wandb.group or group,
+        "job_type": job_type,
+        "tags": list(dict.fromkeys([*config.wandb.tags, config.kd.type, *(tags or [])])),
+        "notes": config.wandb.notes,
+        "config": redacted({**config.model_dump(mode="json"), **(facts or {}), "environment": environment()}),
+    }
+    (folder.path / "wandb").mkdir(exist_ok=True)
+    if file:
+        write_json(folder.path / "wandb" / "about.json", about)
+    return Tracker(folder, config.wandb, about, mode, notify, file)
+
+
+class Tracker:
+    """Metrics of one run, in metrics.jsonl and in W&B.
+
+    The step that W&B knows a row by is its number in metrics.jsonl.  So the history there is the file, row by row,
+    also after a crash and a resumption: what was sent before is not sent again, what was not is made up for.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: WandbConfig,
+        about: dict[str, Any] | None,
+        mode: str,
+        notify: Callable[[str], None],
+        file: MetricsFile | None,
+        *,
+        insist: bool = False,
+    ):
+        """`about`: what W&B is to know of the run, as arguments of wandb.init; None: no W&B.
+
+        If W&B cannot be started as `mode` says: UserError for those who `insist`, else offline, else not at all.
+        """
+        self.mode, self._settings, self._notify, self._folder, self._file = mode, settings, notify, folder, file
+        self._run: Any = None
+        self._uploads: artifacts.Uploads | None = None
+        self._last_upload = time.monotonic()
+        self._row = 0  # number of the next row
+        self._known = 0  # how many rows W&B has
+        self._known_file = folder.path / "wandb" / "rows"
+        self._sent_file = folder.path / "wandb" / SENT
+        if about is not None:
+            self._start(about, insist)
+        if file:
+            for row in read_metrics(folder.metrics_file):  # of a run that is resumed
+                self._send(row)
+
+    def _start(self, about: dict[str, Any], insist: bool) -> None:
+        self._place_artifacts()
+        os.environ["WANDB_DIR"] = str(self._folder.path.resolve())
+        import wandb
+
+        if _preparing:
+            _preparing.join()
+        resume = self._settings.resume if about["job_type"] == "train" else None
+
+        # Warnings of libraries name files in the home folder.
+        console: Any = os.environ.get("WANDB_CONSOLE", "off")
+
+        def init(mode: Any) -> Any:
+            options = wandb.Settings(
+                init_timeout=_seconds("WANDB_INIT_TIMEOUT", 30),
+                finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
+                finish_timeout_raises=True,
+                silent=True,
+                # What the client would tell of the machine and of whose it is; `environment` says what helps.
+                x_disable_meta=True,
+                save_code=False,
+                program=Path(sys.argv[0]).name,
+                host=os.environ.get("WANDB_HOST", "unnamed"),
+                console=console,
+            )
+            return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
+
+        def init_offline() -> Any:
+            wandb.teardown()  # else the client holds the id for the start that failed
+            return init("offline")
+
+        try:
+            self._run = init(self.mode)
+        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
+            what = f"W&B could not be started {self.mode}: {artifacts.explain(error)}"
+            if insist:
+                raise UserError(what) from None
+            self._notify(what)
+            self.mode = "offline"
+            self._place_artifacts()
+            self._run = self._guard("start offline either", init_offline)
+            if self._run is not None:
+                self._notify("this run is recorded offline instead")
+        if self._run is not None:
+            self._known = self._rows_known()
+            patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
+            self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
+            if about["job_type"] == "train":  # else the client would add epoch 0, the axis of figures without epochs
+                self._guard("define the axes", self._define_axes)
+            self._guard("save the settings", lambda: self._save_files(about))
+
+    def _place_artifacts(self) -> None:
+        """Say where the files of artifacts are read: in the run folder, else those of offline runs would get lost.
+
+        Online its path is hidden by a link, since W&B stores with an artifact where its files lay.
+        """
+        self._place = self._folder.path.resolve()
+        if self.mode == "online":
+            self._link = TemporaryDirectory(prefix="kd-", ignore_cleanup_errors=True)
+            link = Path(self._link.name) / "run"
+            with suppress(OSError):  # a system without links
+                link.symlink_to(self._place, target_is_directory=True)
+                self._place = link
+        os.environ["WANDB_DATA_DIR"] = str(self._place / "wandb" / "data")
+
+    def _save_files(self, about: dict[str, Any]) -> None:
+        """The resolved settings and the environment, as files of the run."""
+        environment = json_text(about["config"]["environment"], indent=2)
+        settings = self._folder.path / "config.yaml"
+        files = {"environment.json": environment}
+        # Under another name: W&B writes a config.yaml of its own, through the links it makes.
+        if settings.is_file() and not settings.is_symlink():
+            files["resolved_config.yaml"] = settings.read_text(encoding="utf-8")
+        for name, text in files.items():
+            path = Path(self._run.dir) / name
+            path.write_text(text, encoding="utf-8")
+            self._run.save(str(path), base_path=self._run.dir, policy="now")
+
+    def _define_axes(self) -> None:
+        self._run.define_metric("epoch")
+        self._run.define_metric("train_step/step")
+        for pattern, axis in AXES.items():
+            self._run.define_metric(pattern, step_metric=axis)
+
+    def _rows_known(self) -> int:
+        """How many rows of this run W&B has: as the server says, or, offline, as earlier attempts noted."""
+        if self.mode == "online":
+            return int(self._run.starting_step) if self._run.resumed else 0
+        if self._file is None or not self._known_file.exists():
+            return 0
+        try:
+            return int(self._known_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # no attempt gave W&B less than what the last checkpoint knew of
+            return len(read_metrics(self._folder.metrics_file))
+
+    def _guard(self, what: str, action: Callable[[], Any]) -> Any:
+        """Run a W&B call; a failure is told and never reaches training."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001
+            self._notify(
+                f"W&B could not {what}: {artifacts.explain(error)}; the work goes on, and metrics.jsonl is complete"
+            )
+            return None
+
+    @property
+    def offset(self) -> int:
+        return self._file.offset if self._file else 0
+
+    @property
+    def url(self) -> str | None:
+        return self._run.url if self._run is not None and self.mode == "online" else None
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One row of metrics, under exactly these names."""
+        if self._file:
+            with self._folder.writing():
+                self._file.append(row)
+        self._send(row)
+
+    def _send(self, row: dict[str, Any]) -> None:
+        """Give W&B the next row, unless it has it.  It knows NaN, which is what null in metrics.jsonl stands for."""
+        number, self._row = self._row, self._row + 1
+        if self._run is not None and number >= self._known:
+            known = {name: math.nan if value is None else value for name, value in finite(row).items()}
+            self._guard("take a row of metrics", lambda: self._run.log(known, step=number, commit=True))
+            if self._file:
+                self._guard("note how much it has", lambda: self._note(number + 1))
+
+    def _note(self, rows: int) -> None:
+        """What `_rows_known` reads; training does not wait for the disk, and a note that is lost is done without."""
+        write_text(self._known_file, str(rows), durable=False)
+
+    def record_report(self, folder: Path) -> None:
+        """Show the report that `write_report` left in `folder`, if any, under report/*; after all rows were logged.
+
+        It is the row after the last one of metrics.jsonl, which W&B gets once however often a run is resumed or sent.
+        """
+        if self._run is not None and self._row >= self._known and (folder / "index.html").is_file():
+            shown = self._guard("take the report", lambda: _report(folder, self._settings.log_images))
+            if shown:
+                self._send(shown)
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Final values of the run; what is None was not measured."""
+        known = {name: redacted(value) for name, value in values.items() if value is not None}
+        if self._run is not None:
+            self._guard("take the summary", lambda: self._run.summary.update(known))
+
+    def use_artifact(self, name: str) -> None:
+        """Record lineage, where W&B is online (offline runs cannot)."""
+        if self._run is not None and self.mode == "online":
+            self._guard("record the lineage", lambda: self._run.use_artifact(name))
+
+    def record_data(self, data: Data) -> None:
+        """Record which data set was used, if the settings ask for it and W&B is online (offline runs cannot)."""
+        if self._uploads and self.mode == "online" and self._settings.log_data:
+            self._uploads.record_data(data.fingerprint, data.describe())
+
+    def store_best(self) -> None:
+        """Store a better student, at most every `wandb.upload_every_minutes`; offline the end is soon enough."""
+        due = time.monotonic() - self._last_upload >= 60 * self._settings.upload_every_minutes
+        if due and self.mode == "online":
+            self._store(self._folder.checkpoint("best") / "student", ["best"], final=False)
+            self._last_upload = time.monotonic()
+
+    def store_final(self) -> None:
+        """The best student, then the final one last, so that `latest` is what it says.
+
+        Equal content is one version for W&B, whoever sent it before.
+        """
+        if self._uploads is None:
+            return
+        best, final = self._folder.student, self._folder.checkpoint("latest") / "student"
+        if read_json(best / "metrics.json")["epoch"] == read_json(final / "metrics.json")["epoch"]:
+            self._store(best, ["best", "latest"], final=True)
+        else:
+            self._store(best, ["best"], final=True)
+            self._store(final, ["latest"], final=True)
+
+    def _store(self, export: Path, aliases: list[str], *, final: bool) -> None:
+        if self._uploads and self._settings.log_model:
+            place = self._place / export.relative_to(self._folder.path)
+            self._uploads.store(place, read_json(export / "metrics.json"), aliases, final=final)
+
+    def finish(self, error: BaseException | None = None) -> bool:
+        """Close the local file and the W&B run, and say how to send what the server lacks; whether it has all.
+
+        `error` is what ended the run early, if anything did: after a signal W&B's agents start it again.
+        """
+        kept = self._file is not None
+        if self._file:
+            self._file.close()
+            self._file = None
+        if self._run is None or self._uploads is None:
+            return False
+        run, self._run = self._run, None
+        if kept and self._folder.finished:
+            error = None  # a signal came after the work was done
+        settled = False
+        try:
+            if error is None:
+                settled = self._uploads.settle()
+            else:
+                self._uploads.abandon()
+            if isinstance(error, Stopped) and error.preempted:
+                ended = self.mode == "online" and self._guard("say if the trial is to end", lambda: _to_end(run))
+                if not ended:
+                    self._guard("mark the run as preempted", run.mark_preempting)
+        finally:  # a signal while students are on their way
+            complete = False
+            try:
+                finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
+                complete = bool(finished) and (settled or error is not None)
+            finally:
+                self._tell_how_to_send(run, complete, kept)
+        return complete
+
+    def _tell_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
+        """Name the command that brings the server what it lacks; if it has all, note so and tidy up."""
+        records = Path(run.dir).parent.parent
+        parts = sorted(records.glob(f"offline-run-*-{run.id}"))  # one for each attempt
+        if self.mode == "offline":
+            unsent = [part for part in parts if not list(part.glob("*.synced"))]
+            self._notify(f"recorded offline; to send it later: wandb sync {_words(*unsent)}")
+        elif complete and kept:
+            artifacts.remove_copies(self._folder.path / "wandb" / "data")
+            for part in parts:  # the server has their rows from this attempt
+                (part / f"run-{run.id}.wandb.synced").touch()
+            if self._folder.finished:
+                self._sent_file.touch()
+        elif kept and self._folder.finished:  # not `wandb sync`: it would send the rows that have arrived once more
+            self._notify(
+                f"W&B lacks some of this run; to send it later: python -m kd_core.tracking {_words(self._folder.path)}"
+            )
+        elif not complete:
+            self._notify("W&B lacks some of this run; the same command sends it")
+
+
+def _report(folder: Path, with_images: bool) -> dict[str, Any]:
+    """The files of a report as W&B shows them: plots, the page, each split's classes as a table."""
+    import wandb
+
+    from kd_core.report import run_page as report_page  # imports matplotlib
+
+    def own(pattern: str) -> list[Path]:  # links could lead anywhere
+        return [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.is_symlink()]
+
+    page = "".join(path.read_text(encoding="utf-8") for path in own("index.html"))
+    shown: dict[str, Any] = {
+        f"report/{path.stem}": wandb.Image(str(path))
+        for path in own("*.png")
+        if with_images or not path.stem.startswith(report_page.MISTAKES)
+    }
+    # Unless told not to, the client adds a style sheet of its own server.
+    shown["report/page"] = wandb.Html(page if with_images else report_page.without_images(page), inject=False)
+    for path in own("evaluation-*.json"):
+        classes = read_object(path)["per_class"]
+        columns: list[Any] = list(classes[0])
+        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in classes])
+        shown[f"report/classes-{path.stem.removeprefix('evaluation-')}"] = table
+    return shown
+
+
+def _to_end(run: Any) -> bool:
+    """Whether the server wants this trial to end for good: its sweep ended it early, or somebody pressed a button.
+
+    Agents end such a trial by the very signal that they pass on when they are preempted themselves, and W&B gives a
+    preempted trial out again.  The client has no public call that tells.
+    """
+    if not run.sweep_id:
+        return False
+    import wandb
+    from wandb.apis.public import sweeps
+
+    api = wandb.Api(timeout=10)
+    trials = sweeps._sweep_with_runs(api, run.sweep_id, "{}", project=run.project, entity=run.entity)["runs"]
+    return any(trial["name"] == run.id and (trial["stopped"] or trial["shouldStop"]) for trial in trials)
+
+
+def _seconds(variable: str, default: float) -> float:
+    """A limit that the environment may set; W&B's own names."""
+    return float(os.environ.get(variable) or default)
+
+
+def _words(*paths: Path) -> str:
+    """Paths as they can be typed in the working folder."""
+    here = Path.cwd()
+    absolute = [path.resolve() for path in paths]
+    return shlex.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in absolute)
+
+
+# ------------------------------------------------------------------------------------------------- sending later
+
+
+def send(path: Path, notify: Callable[[str], None]) -> None:
+    """Send W&B what it lacks of the finished run in folder `path`, and nothing that it has.
+
+    UserError if the folder holds no finished run that was recorded with W&B, or if W&B cannot be reached.
+    """
+    folder = RunFolder(path)
+    if not folder.summary_file.is_file():
+        raise UserError(f"{path}: is no run folder (it has no summary.json)")
+    summary, about = folder.summary(), path / "wandb" / "about.json"
+    if not folder.finished:
+        raise UserError(
+            f"{path}: has not finished (status {summary.get('status')!r}); the command that trained it continues it "
+            "and sends what W&B lacks"
+        )
+    if not about.is_file():
+        raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
+    described = read_object(about)
+    if set(described) != ABOUT or not isinstance(described["config"], dict):
+        raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
+    settings = read_yaml(path / "config.yaml")
+    config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
+    file = MetricsFile(folder.metrics_file)
+    tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
+    tracker.summarize({name: summary[name] for name in HEADLINES})
+    tracker.record_report(path / "report")
+    tracker.store_final()
+    if not tracker.finish():
+        raise UserError(f"{path}: W&B still lacks some of it")
+
+
+def send_rest(config: Config, path: Path, notify: Callable[[str], None]) -> None:
+    """Send W&B what it lacks of the finished run in folder `path`, if an online run was cut off while it was ending."""
+    started = (path / "wandb" / "about.json").is_file() and list((path / "wandb").glob("run-*"))
+    if started and not (path / "wandb" / SENT).exists() and wandb_mode(config) == "online":
+        try:
+            send(path, notify)
+        except UserError as error:
+            notify(str(error))
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError("usage: python -m kd_core.tracking RUN_FOLDER  - sends W&B what it lacks of a finished run")
+    send(Path(arguments[0]), print)

@@ -1,0 +1,1 @@
+"""Teachers: loaded or trained, and their logits, cached or computed."""

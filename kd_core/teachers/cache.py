@@ -1,0 +1,389 @@
+"""Teacher cache: a teacher's logits, computed once for each view of each image, shared by all runs on a machine.
+
+    python -m kd_core.cache [--dir FOLDER]                 what is cached: size, filled share, last use
+    python -m kd_core.cache [--dir FOLDER] --erase all|KEY...
+
+A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under a key that covers everything they
+depend on.  Beside each row of logits stands its checksum, 0 where the row is not filled: so a store can be filled in
+any order by any number of processes, an interruption loses nothing, and a damaged or half-written row is just missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, SoftFileLease
+from torch import Tensor
+
+from kd_core.data.views import Batch
+from kd_core.errors import UserError
+from kd_core.files import existing_part, held_lock, read_object, reserve, write_json, writing
+from kd_core.teachers.logits_file import FileStore
+
+VERSION = 2  # of the files' layout and of the way that logits are computed
+GIGABYTE = 10**9
+MERSENNE = 2**31 - 1  # a prime
+SHAPE = {"views", "rows", "classes"}
+
+
+# ---------------------------------------------------------------------------------------------------- one store
+
+
+def row_checksums(logits: Tensor) -> Tensor:
+    """Checksums int32 [B], never 0, of fp16 logits [B,C].
+
+    The values' bits, each times a factor of its own, summed modulo a prime.  Doubles are exact below 2^53, which C up
+    to 2^16 keeps.
+    """
+    sums = logits.view(torch.int16).double() @ _factors(logits.shape[1])
+    return (sums.remainder_(MERSENNE) + 1).int()
+
+
+@lru_cache(maxsize=16)
+def _factors(count: int) -> Tensor:
+    """Different odd numbers below 2^22, float64 [count]."""
+    return ((2 * torch.arange(count) + 1) * 0x9E3779B1 & 0x3FFFFF).double()
+
+
+class Store:
+    """Logits of one teacher for the images of one source split: fp16 [views, rows, classes].
+
+    A slot is `view * rows + row`.  Processes may read and write at the same time.
+    """
+
+    def __init__(self, folder: Path, views: int, rows: int, classes: int):
+        self.folder, self.views, self.rows, self.classes = folder, views, rows, classes
+        count, (logits, checks) = views * rows, _files(folder, views, rows, classes)
+        self._file = open(logits, "r+b", buffering=0)
+        values = torch.from_file(str(logits), shared=True, size=count * classes, dtype=torch.float16)
+        self._logits = values.view(count, classes)
+        self._checks = torch.from_file(str(checks), shared=True, size=count, dtype=torch.int32)
+
+    @classmethod
+    def create(cls, folder: Path, **shape: int) -> Store:
+        """An empty store in a new folder.  Its logits are holes at first, which take no room."""
+        folder.mkdir()
+        (logits, size), (checks, room) = _files(folder, **shape).items()
+        with open(logits, "wb") as file:
+            file.truncate(size)
+        reserve(checks, room)
+        return cls(folder, **shape)
+
+    @staticmethod
+    def size(views: int, rows: int, classes: int) -> int:
+        """Bytes of a store once it is filled."""
+        return views * rows * (2 * classes + 4)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """Logits fp16 [n,C] of slots int64 [n] on the CPU, whatever stands there."""
+        return self._logits.index_select(0, slots)
+
+    def sound(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
+        """bool [n]: whether each of slots int64 [n] is filled and undamaged."""
+        found = [row_checksums(self.read(part)) == self._checks.index_select(0, part) for part in slots.split(chunk)]
+        return torch.cat(found) if found else slots.bool()
+
+    def write(self, slots: Tensor, logits: Tensor) -> None:
+        """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU.  OSError on a full disk."""
+        data, width = memoryview(logits.numpy().tobytes()), 2 * self.classes
+        # Runs of neighbours, on the host: only what has just been computed is written, once, after a forward pass.
+        breaks = ((slots.diff() != 1).nonzero().flatten() + 1).tolist()
+        starts = [0, *breaks, len(slots)] if len(slots) else []
+        for (start, end), slot in zip(pairwise(starts), slots[starts[:-1]].tolist(), strict=True):
+            # to the file, not to its map: where a hole cannot be filled this is an error, and that the process's end
+            part = data[start * width : end * width]
+            if os.pwrite(self._file.fileno(), part, slot * width) < len(part):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._checks.index_copy_(0, slots, row_checksums(logits))
+
+    def missing(self, slots: Tensor) -> Tensor:
+        """Those of the slots int64 [n] that are not filled, or damaged."""
+        return slots[~self.sound(slots)]
+
+    def damaged(self, slots: Tensor) -> int:
+        """How many of the slots int64 [n], which are missing, hold something that cannot be used."""
+        return int((self._checks.index_select(0, slots) != 0).sum())
+
+    def lock(self, notify: Callable[[str], None]) -> SoftFileLease:
+        """Held by who fills the store; while another run does, says so and waits."""
+        return held_lock(
+            self.folder / ".owner",
+            lambda owner: notify(f"{owner} is filling the cache of this teacher; waiting for it"),
+        )
+
+    def filled(self) -> float:
+        """The share of slots that hold something."""
+        return float((self._checks != 0).float().mean())
+
+
+def _files(folder: Path, views: int, rows: int, classes: int) -> dict[Path, int]:
+    """A store's logits and checksums, and how many bytes each must have."""
+    count = views * rows
+    return {folder / "logits": 2 * count * classes, folder / "checks": 4 * count}
+
+
+class CachedTeacher:
+    """A teacher's logits by row and view: read if they are there, else computed and kept.
+
+    Args:
+        store: what is kept, of this project's or a file of logits.
+        per_view: whether a slot depends on the view, or there is the clean view alone.
+        notify: is told, once, of rows that are damaged; they are computed again.
+
+    index_device: where `begin_epoch` wants its rows.
+    """
+
+    def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
+        self.store, self.per_view, self._notify = store, per_view, notify
+        self._damage_told = False
+        self.index_device = torch.device("cpu")
+        self._table: Tensor | None = None
+        self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
+        self.hits = self.asked = 0
+
+    def begin_epoch(self, batches: Batch) -> None:
+        """Look up at once what the steps of an epoch, all int64 [steps,B], will find: no step then has to."""
+        rows = batches.rows
+        self._slots = batches.numbers * self.store.rows + rows if self.per_view else rows
+        self.asked += rows.numel()
+        if self._table is not None:
+            self.hits += rows.numel()
+            return
+        self._there = self.store.sound(self._slots.flatten()).view_as(rows)
+        self._complete = self._there.all(1).tolist()  # on the host, once an epoch: no wait
+        self.hits += int(self._there.sum())
+        self.tell_damage(self._slots[~self._there])
+
+    def __call__(self, step: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits fp16 [B,C] of a step of the epoch, on `device`, without waiting for it.
+
+        `compute(positions)` gives, on the device, those at positions int64 [n] of the batch.
+        """
+        slots = self._slots[step]
+        if self._table is not None:
+            return self._table.index_select(0, slots)
+        logits = self.store.read(slots)
+        if device.type == "cuda":
+            logits = logits.pin_memory().to(device, non_blocking=True)
+        if not self._complete[step]:
+            lacking = (~self._there[step]).nonzero().flatten()
+            # A network may round a single image's logits otherwise than a batch's.
+            positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
+            there_too = positions.to(device, non_blocking=True)
+            fresh = compute(there_too)
+            logits[there_too] = fresh
+            self._keep_later(slots[positions], fresh)
+        return logits
+
+    def tell_damage(self, slots: Tensor) -> None:
+        """Say so if any of the slots int64 [n], which are missing, are damaged."""
+        if not self._damage_told and (count := self.store.damaged(slots)):
+            self._damage_told = True
+            self._notify(f"{self.store.folder}: damaged, {count} or more teachers' logits are computed again")
+
+    def keep(self, slots: Tensor, logits: Tensor) -> None:
+        """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; what is not finite is left missing."""
+        fine = logits.isfinite().all(1)
+        with writing(self.store.folder):
+            self.store.write(slots[fine], logits[fine])
+
+    def _keep_later(self, slots: Tensor, logits: Tensor) -> None:
+        """`keep` logits that may lie on a GPU, once their copy has arrived."""
+        if logits.device.type != "cuda":
+            return self.keep(slots, logits)
+        copy = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True).copy_(logits, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._coming.append((slots, copy, arrived))
+        while self._coming and self._coming[0][2].query():
+            self._keep_first()
+
+    def _keep_first(self) -> None:
+        slots, copy, arrived = self._coming.popleft()
+        arrived.synchronize()
+        self.keep(slots, copy)
+
+    def keep_on(self, device: torch.device, rows: Tensor) -> None:
+        """Copy the store to a GPU if all of rows int64 [n] is there, and less than a fifth of its free memory goes."""
+        if device.type != "cuda":
+            return
+        store = self.store
+        size = store.views * store.rows * store.classes * 2
+        if size > 0.2 * torch.cuda.mem_get_info(device)[0]:
+            return
+        table = torch.empty((store.views * store.rows, store.classes), dtype=torch.float16, device=device)
+        for view in range(store.views):
+            for part in rows.split(1 << 18):
+                slots = view * store.rows + part
+                if not bool(store.sound(slots).all()):
+                    return
+                table[slots.to(device)] = store.read(slots).to(device)
+        self._table, self.index_device = table, device
+
+    def hit_rate(self) -> float:
+        """The share of logits that were read since the last call; what was computed has been kept."""
+        while self._coming:
+            self._keep_first()
+        rate = self.hits / self.asked if self.asked else 0.0
+        self.hits = self.asked = 0
+        return rate
+
+
+# ---------------------------------------------------------------------------------------------- all of a machine
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """The name of the store whose logits depend on `parts` and nothing else."""
+    return hashlib.sha256(json.dumps([VERSION, parts], sort_keys=True).encode()).hexdigest()[:20]
+
+
+def open_store(
+    folder: Path,
+    parts: dict[str, Any],
+    *,
+    views: int,
+    rows: int,
+    classes: int,
+    about: dict[str, Any],
+    max_gb: float,
+    notify: Callable[[str], None] = print,
+) -> Store:
+    """The store for `parts` in `folder`; it is made if there is none, or, with a notice, if what is there is damaged.
+
+    Before, the stores that were not used for longest are removed until all fit into `max_gb` gigabytes.  `about` is for
+    people: the teacher's name and so on.  UserError if the folder cannot be written or the disk has too little room:
+    writing to a memory map beyond that would end the process without a word.
+    """
+    parts = json.loads(json.dumps(parts))  # as they are read back
+    own = folder / key_of(parts)
+    shape = {"views": views, "rows": rows, "classes": classes}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            described = _described(own)
+            sound = described.get("shape") == shape and described.get("parts") == parts and _has_files(own, shape)
+            if own.exists() and not sound:
+                notify(f"{own}: damaged, all of these teacher's logits are computed again")
+                shutil.rmtree(own)
+            if not sound:
+                make_room(folder, max_gb, Store.size(**shape))
+                wanted, free = Store.size(**shape) / GIGABYTE, free_gigabytes(folder)
+                if wanted > free:
+                    raise UserError(
+                        f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "
+                        "make room, or choose another cache.dir or cache.mode"
+                    )
+                store = Store.create(own, **shape)
+                write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
+                return store
+            os.utime(own / "about.json")  # the time of its last use
+            return Store(own, **shape)
+    except OSError as error:
+        raise UserError(f"cache.dir: cannot keep teachers' logits in {folder}: {error.strerror}") from None
+
+
+def free_gigabytes(folder: Path) -> float:
+    """What the disk of `folder`, which need not exist yet, has free."""
+    return shutil.disk_usage(existing_part(folder)).free / GIGABYTE
+
+
+def _has_files(store: Path, shape: dict[str, int]) -> bool:
+    counted = all(isinstance(count, int) and count > 0 for count in shape.values())
+    return counted and all(
+        path.is_file() and path.stat().st_size == size for path, size in _files(store, **shape).items()
+    )
+
+
+def _described(store: Path) -> dict[str, Any]:
+    try:
+        return read_object(store / "about.json")
+    except UserError:
+        return {}
+
+
+@dataclass
+class Listed:
+    """One store as people see it."""
+
+    key: str
+    teacher: str
+    view: str
+    gigabytes: float
+    filled: float
+    used: float  # seconds since 1970
+
+    @property
+    def line(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
+        size = f"{self.gigabytes:8.3f} GB  {self.filled:6.1%} filled"
+        return f"{self.key}  {size}  last used {when}  {self.teacher}, {self.view}"
+
+
+def listed(folder: Path) -> list[Listed]:
+    """The stores in `folder`, the last used first.  What is damaged is listed as empty."""
+    found = []
+    for path in folder.glob("*/about.json"):
+        about, store = _described(path.parent), path.parent
+        shape = about.get("shape")
+        sound = isinstance(shape, dict) and set(shape) == SHAPE and _has_files(store, shape)
+        # what it takes on the disk: holes take nothing
+        size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
+        teacher, view = (str(about.get(name, "damaged")) for name in ("teacher", "view"))
+        filled = Store(store, **shape).filled() if sound and shape else 0.0
+        found.append(Listed(store.name, teacher, view, size, filled, path.stat().st_mtime))
+    return sorted(found, key=lambda store: -store.used)
+
+
+def make_room(folder: Path, max_gb: float, wanted: int) -> None:
+    """Remove the stores that were used longest ago until `wanted` bytes more fit.
+
+    A store that another process reads goes on serving it: its files live until it lets go of them.
+    """
+    stores = listed(folder)
+    while stores and sum(store.gigabytes for store in stores) + wanted / GIGABYTE > max_gb:
+        shutil.rmtree(folder / stores.pop().key)
+
+
+def main(arguments: list[str]) -> None:
+    from kd_core.config import CacheConfig  # the scripts' default folder
+
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_core.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dir", type=Path, help="the cache's folder (cache.dir); default: $KD_CACHE_DIR or ~/.cache/kd"
+    )
+    parser.add_argument("--erase", nargs="+", metavar="KEY", help="remove these stores, or all")
+    options = parser.parse_args(arguments)
+    folder = logits_folder(options.dir or CacheConfig().folder)
+    stores = listed(folder)
+    if options.erase:
+        known = {store.key for store in stores}
+        chosen = known if options.erase == ["all"] else set(options.erase)
+        if unknown := chosen - known:
+            raise UserError(f"--erase: no such store: {', '.join(sorted(unknown))}; without --erase they are listed")
+        for key in chosen:
+            shutil.rmtree(folder / key)
+        print(f"{len(chosen)} store(s) removed from {folder}")
+        return
+    print("\n".join(store.line for store in stores) or f"no teachers' logits in {folder}")
+    print(f"{sum(store.gigabytes for store in stores):.3f} GB in {folder}")
+
+
+def logits_folder(cache: Path) -> Path:
+    """Where a cache folder keeps teachers' logits."""
+    return cache / "logits"

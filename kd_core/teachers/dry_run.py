@@ -1,0 +1,185 @@
+"""One pass before training, by which networks that cannot be trained or asked are told from those that can."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+import kd_methods
+from kd_core.config import Config
+from kd_core.data.dataset import Data, ImageStore
+from kd_core.errors import UserError, first_line
+from kd_core.loop.processes import random_state, set_random_state, shares_batch_norm
+from kd_core.models.network import Student
+from kd_core.models.predict import Predictor
+from kd_core.teachers.load import Reordered, Teacher
+from kd_methods import StudentOutput, TeacherOutputs
+
+TRAINED = "be trained on"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network that is tried, and where its settings are: `model`, `img_size`, `args` and `batch_size` are keys."""
+
+    name: str
+    size: int  # side of its input in pixels
+    usual_size: int | None  # for which it was made; None if nobody knows
+    model: str = "model.name"
+    img_size: str = "model.img_size"
+    args: str = "model.args"
+    batch_size: str = "data.batch_size"
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.name!r}"
+
+
+def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, subject: Subject) -> None:
+    """One training pass, forward, loss and backward, at this process's share of the batch, and one image in evaluation.
+
+    In the run's precision and memory format, on the first training images, without an optimizer's step.  The random
+    generators stand afterwards where they stood.  Weights and statistics do not: `pupil` is to be thrown away.
+
+    UserError that names the key to change: the network fails on images of this size, BatchNorm sees one value, the
+    outputs are not one tensor of logits [B,C], the device's memory is full.
+    """
+    accelerator = predict.accelerator
+    share = config.data.batch_size // accelerator.num_processes
+    method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
+    before = random_state(accelerator.device)
+    try:
+        model = predict.prepare(pupil.model)
+        if shares_batch_norm(accelerator, config.training.sync_bn):
+            model = convert_sync_batchnorm(model)
+        store = ImageStore(data.train, accelerator.device, on_device="host")
+        pixels, labels = store.gather(data.train.rows[:share])
+        channels_last = config.training.channels_last
+        view = pupil.views.clean(pixels, channels_last=channels_last)
+        model.train()
+        with _explained(subject, TRAINED, share, config, predict):
+            with accelerator.autocast():
+                output = model(view)
+            _require_logits(output, subject, share, data.num_classes, "in training")
+            student = StudentOutput(output.float())
+        taught = student.logits.detach().expand(len(config.teachers), -1, -1)  # any teachers do
+        loss, _ = method(student, TeacherOutputs(taught if method.requires_teachers else None), labels, progress=0.0)
+        with _explained(subject, TRAINED, share, config, predict):
+            loss.backward()
+        unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+        if unused and accelerator.num_processes > 1:
+            raise UserError(
+                f"{subject}: {len(unused)} weight(s), such as {unused[0]!r}, have no part in the logits; several "
+                "processes cannot train such a network (DistributedDataParallel): take one, or another network"
+            )
+        del output, student, loss
+        model.eval()
+        with torch.no_grad(), _explained(subject, "be evaluated on", 1, config, predict), accelerator.autocast():
+            _require_logits(model(view[:1]), subject, 1, data.num_classes, "in evaluation")
+    finally:
+        set_random_state(before, accelerator.device)
+
+
+@torch.no_grad()
+def look_once(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
+    """Show two images to a teacher's network; UserError that names the key to change if it gives no logits [2,C]."""
+    assert teacher.views is not None
+    where = f"teachers[{teacher.index}]"
+    side = teacher.views.recipe(predict.accelerator.device)["image_size"]
+    subject = Subject(
+        teacher.name, teacher.views.size, None, where, f"{where}.img_size", f"{where}.args", "data.batch_size"
+    )
+    images = torch.zeros(2, side, side, 3, dtype=torch.uint8, device=predict.accelerator.device)
+    view = teacher.views.clean(images, channels_last=predict.config.training.channels_last)
+    plain = network.network if isinstance(network, Reordered) else network
+    with _explained(subject, "run on", 2, predict.config, predict), predict.accelerator.autocast():
+        _require_logits(plain(view), subject, 2, teacher.num_classes, "in evaluation")
+
+
+def _require_logits(output: Any, subject: Subject, count: int, num_classes: int, when: str) -> None:
+    """UserError unless `output` is one tensor of logits [count,num_classes]."""
+    if isinstance(output, Tensor) and output.shape == (count, num_classes) and output.is_floating_point():
+        return
+    remedy = f"check {subject.args}"
+    if not isinstance(output, Tensor):
+        remedy = (
+            "a network with further outputs (auxiliary classifiers, distillation tokens, features) is needed without "
+            f"them; {subject.args} may switch them off, as aux_logits: false does for timm's inception_v3"
+        )
+    wanted = f"one tensor of logits [{count}, {num_classes}] is needed"
+    raise UserError(f"{subject}: gives {_described(output)} {when}, {wanted}; {remedy}")
+
+
+def _described(output: Any) -> str:
+    """What a network gives, by type and shape."""
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
+    kind = type(output).__name__
+    if isinstance(output, dict):
+        parts = [f"{key}: {_described(value)}" for key, value in list(output.items())[:4]]
+    elif isinstance(output, (list, tuple)):
+        parts = [_described(value) for value in output[:4]]
+    else:
+        return f"a {kind}"
+    return f"a {kind} of {len(output)} ({', '.join(parts)}{', ...' if len(output) > 4 else ''})"
+
+
+@contextmanager
+def _explained(subject: Subject, doing: str, count: int, config: Config, predict: Predictor) -> Iterator[None]:
+    """Turn what the network raises within the block into a UserError that names the key to change."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_explanation(error, subject, doing, count, config, predict)) from error
+
+
+def _explanation(
+    error: Exception, subject: Subject, doing: str, count: int, config: Config, predict: Predictor
+) -> str:
+    said, size = first_line(error, 200), f"{subject.size} x {subject.size} pixels"
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        remedies = [f"a smaller {subject.img_size}"]
+        if count > 2:
+            remedies.insert(0, f"a smaller {subject.batch_size} (now {config.data.batch_size})")
+        if predict.accelerator.mixed_precision == "no":
+            remedies.append("training.mixed_precision=bf16")
+        return (
+            f"{subject}: {count} images of {size} do not fit into the device's memory ({said}); try "
+            f"{' or '.join(remedies)}"
+        )
+    processes = predict.accelerator.num_processes
+    if "Expected more than 1 value per channel" in said and doing == TRAINED:
+        many = f" over {processes} processes" if processes > 1 else ""
+        return (
+            f"{subject.batch_size}: {config.data.batch_size}{many} is one image a step, too few for BatchNorm in "
+            f"{subject}, which gets one value per channel at {size}; give at least {2 * processes}"
+        )
+    kind = type(error).__name__
+    words = kind if said == kind else f"{kind}: {said}"
+    problem = f"{subject}: cannot {doing} images of {size}: {words} ({_place(error)})"
+    if "does not have a deterministic implementation" in said:
+        return f"{problem}; set training.deterministic=false, or take another network"
+    if "not implemented for 'BFloat16'" in said or "not implemented for 'Half'" in said:
+        return f"{problem}; set training.mixed_precision=no, or take another network"
+    if subject.usual_size is None:
+        return f"{problem}; usual cause: a size for which it was not made, {subject.img_size}"
+    if subject.usual_size != subject.size:
+        return f"{problem}; it was made for {subject.usual_size}: try {subject.img_size}={subject.usual_size}"
+    return f"{problem}; that is the size for which it was made: check {subject.args}, or take another network"
+
+
+def _place(error: Exception) -> str:
+    """File and line where a network's own code failed, outside of torch."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename.replace("\\", "/")]
+    frame = (own or frames)[-1]
+    return f"{frame.filename.replace(chr(92), '/').rsplit('/', 1)[-1]}, line {frame.lineno}"

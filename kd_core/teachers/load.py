@@ -1,0 +1,533 @@
+"""Teachers: where their weights or logits come from, and what they see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import kd_methods
+from kd_core.config import Config, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
+from kd_core.data.dataset import Data, validation_size
+from kd_core.data.preprocess import NORMALIZATIONS
+from kd_core.data.superclasses import in_one_spelling
+from kd_core.data.views import Views
+from kd_core.errors import UserError, printable
+from kd_core.files import read_json, read_object, sha256_of, write_json
+from kd_core.loop.processes import is_first_process
+from kd_core.models import build as models
+from kd_core.models import network as student
+from kd_core.models import weights
+from kd_core.run import artifacts
+from kd_core.run.folder import find_run
+from kd_core.teachers.class_order import outputs_in_order
+from kd_core.teachers.logits_file import LogitsFile
+
+ON_DEMAND = "teachers"  # W&B group of those that are trained on demand
+# What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
+# of the data and of the split, so that a teacher never sees the student's validation images.
+INHERITED_DATA = (
+    "source",
+    "name",
+    "subset",
+    "revision",
+    "path",
+    "folders",
+    "image_column",
+    "label_column",
+    "train_split",
+    "val_split",
+    "test_split",
+    "val_size",
+    "test_size",
+    "split_seed",
+    "train_size",
+    "store_size",
+    "allow_unreadable",
+    "store",
+    "num_workers",
+)
+# Of these keys those that decide which images validation is, for the same images: the fingerprint covers the others.
+SPLIT_KEYS = set(INHERITED_DATA) - {
+    "source", "name", "subset", "revision", "path", "folders", "image_column", "label_column", "train_split",
+    "val_split", "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
+}  # fmt: skip
+# Whether a network has been trained on the validation images; what is said of it if so.
+Exposure = Literal["no", "possibly", "yes"]
+EXPOSED = {
+    "possibly": "may have been trained on these validation images",
+    "yes": "has been trained on these validation images",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a network without building it: enough to use logits of it that are kept."""
+
+    architecture: str
+    num_classes: int
+    class_names: list[str] | None
+    preprocess: models.Preprocess
+    parameters: int
+    notes: tuple[str, ...] = ()  # which of several weights in its file were taken
+
+
+@dataclass
+class Teacher:
+    """A frozen network with its own preprocessing, which is built when it is first needed, or a file of its logits.
+
+    Args:
+        digest: of all that its logits depend on, besides what it sees.
+        parameters: how many it has; None if nobody knows.
+        build: gives the network; None if there are its logits alone.
+    """
+
+    name: str
+    num_classes: int
+    parameters: int | None
+    digest: str
+    view: str
+    views: Views | None
+    build: Callable[[], nn.Module] | None
+    file: LogitsFile | None = None
+    stated_accuracy: float | None = None  # what its file says about itself
+    artifact: str | None = None
+    index: int = 0  # in the configuration's list
+    preprocess: models.Preprocess | None = None  # as its weights say, whatever `normalization` makes of it
+    judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
+    saw_validation: Exposure | None = "possibly"  # None where there is no validation split
+    notes: list[str] = field(default_factory=list)  # what should be said about it, one line each
+
+    @cached_property
+    def model(self) -> nn.Module:
+        assert self.build is not None, self.name
+        # When it is built depends on what is cached; the weights drawn for it, and thrown away, must not move the
+        # generator from which the student's dropout draws.
+        with torch.random.fork_rng(devices=[]):
+            return self.build().eval().requires_grad_(False)
+
+
+def training_config(run: Config, index: int) -> Config:
+    """The `baseline` run that trains teacher `index` of `run`; UserError if its file asks for what it may not."""
+    teacher = run.teachers[index]
+    where = f"teachers[{index}].train"
+    assert teacher.train is not None
+    path = find_file(teacher.train, where)
+    values = read_yaml(path)
+    allowed = {"training", "data", "name"}
+    for section in values:
+        if section not in allowed:
+            raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
+    for section in ("data", "training"):
+        if not isinstance(values.get(section) or {}, dict):
+            raise UserError(f"{path}: {section}: is {values[section]!r}, but is a section: give keys below it")
+    for key in values.get("data") or {}:
+        if key in INHERITED_DATA:
+            raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
+    for key in ("mixed_precision", "compare_with_baseline"):
+        if key in (values.get("training") or {}):
+            raise UserError(f"{path}: training.{key}: is the run's, one precision a process; remove it here")
+    inherited = Layer(
+        f"{where} of the run",
+        {
+            "output_dir": run.output_dir,
+            "name": values.get("name") or f"teacher-{teacher.model}",
+            "data": {key: getattr(run.data, key) for key in INHERITED_DATA},
+            "model": {
+                "name": teacher.model,
+                "img_size": teacher.img_size,
+                "stem": teacher.stem,
+                "normalization": teacher.normalization,
+                "args": teacher.args,
+            },
+            **own_code_of(run, teacher.model),
+            "kd": {"type": kd_methods.LABEL_ONLY},
+            "training": {"mixed_precision": run.training.mixed_precision},
+            "cache": run.cache.model_dump(),
+            "wandb": {**run.wandb.model_dump(), "name": None, "group": ON_DEMAND, "notes": None},
+        },
+    )
+    return resolve([Layer(str(path), values), inherited], in_sweep=False).config
+
+
+def own_code_of(run: Config, model: str | None) -> dict[str, Any]:
+    """Setting `import` of a teacher that is trained on demand: the files that its network or its images come from."""
+    found = (own_code.provider(own_code.NETWORK, model or ""), own_code.provider(own_code.SOURCE, run.data.source))
+    files = dict.fromkeys(str(file.path) for file in found if file)
+    return {"import": list(files)} if files else {}
+
+
+def find_teacher(run: Config, index: int, data: Data) -> Path | None:
+    """The finished run folder of on-demand teacher `index`, if there is one."""
+    found = find_run(training_config(run, index), data.fingerprint, finished=True)
+    return found.path if found else None
+
+
+def input_sizes(run: Config) -> list[int]:
+    """The side of each teacher's input in pixels; artifacts are downloaded to know it."""
+    return [_input_size(teacher, f"teachers[{index}]", run) for index, teacher in enumerate(run.teachers)]
+
+
+def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
+    if config.logits:
+        return 0  # it sees nothing
+    source = config.weights or ""
+    if config.model:
+        return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
+    if source.startswith("wandb:"):
+        folder = artifacts.download(source.removeprefix("wandb:"), run.cache.folder / "artifacts", where)
+        return models.export_size(export_in(folder))
+    if known := _known(source):
+        return int(known.preprocess.size)
+    if source.startswith("hf-hub:"):
+        return models.input_size(source, where=f"{where}.weights")
+    folder = Path(source).expanduser()
+    return models.export_size(export_in(folder)) if folder.is_dir() else 0  # what is missing `load` will report
+
+
+def untrained(run: Config, index: int, data: Data) -> Teacher:
+    """A stand-in with random weights for a teacher yet to be trained: right for timing, wrong for anything else."""
+    own = student.build(training_config(run, index), data)
+    config = run.teachers[index]
+    return Teacher(
+        name=f"{own.architecture} (not trained yet)",
+        num_classes=data.num_classes,
+        parameters=own.parameters,
+        digest="",
+        view=config.view,
+        views=views_of(own.preprocess, config.normalization, data, run),
+        build=lambda: own.model,
+        index=index,
+        saw_validation="no" if data.val else None,
+    )
+
+
+class Reordered(nn.Module):
+    """A network whose outputs [B,C] are put into another order: class c is its output `order[c]`."""
+
+    order: Tensor
+
+    def __init__(self, network: nn.Module, order: list[int]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).index_select(1, self.order)
+
+
+def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
+    """Teacher `index`, its weights strictly checked.  `trained` is the run folder of one trained on demand.
+
+    A network that was built before, by any run on this machine, is built again only when it is needed: while all its
+    logits come from the cache it is not.
+
+    UserError if the weights are missing, damaged, for another architecture, class count or class order.
+    """
+    where = f"teachers[{index}]"
+    if isinstance(config.class_order, list) and len(config.class_order) != data.num_classes:
+        raise UserError(
+            f"{where}.class_order: has {len(config.class_order)} numbers, the data have {data.num_classes} classes"
+        )
+    teacher = _from_origin(config, where, data, run, trained)
+    teacher.index = index
+    if config.trained_on is not None:
+        cut = data.val is not None and data.val.fingerprint == data.train.fingerprint
+        teacher.saw_validation = "yes" if config.trained_on == "all" and cut else "no"
+    if data.val is None:
+        teacher.saw_validation = None
+    if config.model and (note := models.renamed_note(config.model, f"{where}.model")):
+        teacher.notes.append(note)
+    return teacher
+
+
+def exposure(members: list[Teacher]) -> Exposure | None:
+    """Whether any of them has been trained on the validation images; None where there are none."""
+    return worst_of([teacher.saw_validation for teacher in members])
+
+
+def worst_of(words: list[Exposure | None]) -> Exposure | None:
+    order: tuple[Exposure, ...] = ("no", "possibly", "yes")
+    return max((word for word in words if word), key=order.index, default=None)
+
+
+def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
+    """What the settings and the fingerprint in an export say of whether it saw the run's validation images."""
+    if data.val is None or not (export / "config.yaml").is_file():
+        return "possibly"
+    try:
+        extra = read_object(export / "config.json").get("extra")
+        if not isinstance(extra, dict) or extra.get("data_fingerprint") != data.fingerprint:
+            return "possibly"
+        if data.val.fingerprint != data.train.fingerprint:
+            return "no"  # a split of its own, which the fingerprint covers: it was that run's validation split, too
+        settings = {"data": read_yaml(export / "config.yaml").get("data") or {}}
+        own = resolve([Layer(str(export / "config.yaml"), settings)], in_sweep=False).config.data
+        same = all(getattr(own, key) == getattr(run.data, key) for key in SPLIT_KEYS)
+        if same and validation_size(own, data) == len(data.val):
+            return "no"
+        return "possibly" if own.train_size else "yes"
+    except UserError:  # settings of another version, or of another project
+        return "possibly"
+
+
+def _from_origin(config: TeacherConfig, where: str, data: Data, run: Config, trained: Path | None) -> Teacher:
+    source = config.weights
+    if config.logits:
+        return _from_logits(config.logits, where, data)
+    if source and source.startswith("wandb:"):
+        artifact = source.removeprefix("wandb:")
+        folder = artifacts.download(artifact, run.cache.folder / "artifacts", where)
+        teacher = _from_export(folder, config, where, data, run)
+        teacher.artifact = artifacts.version_of(artifact)
+        return teacher
+    if trained is None and source and Path(source).expanduser().is_dir():
+        trained = Path(source).expanduser()
+    if trained is not None:
+        return _from_export(trained, config, where, data, run)
+    assert source is not None
+    if source == "pretrained" or (source.startswith("hf-hub:") and not _known(source)):
+        return _from_timm(source, config, where, data, run)
+    return _from_checkpoint(source, config, where, data, run)
+
+
+def _known(source: str) -> Any:
+    return weights.KNOWN_CHECKPOINTS.get(source.removeprefix("hf-hub:"))
+
+
+def export_in(folder: Path) -> Path:
+    """The exported student in a run folder, or `folder` itself if it is an export.
+
+    Where `student/` is gone, or a file of it, a checkpoint is taken: the best, else the latest; a line says so.
+    """
+    places = [folder / part / "student" for part in ("", "checkpoints/best", "checkpoints/latest")] + [folder]
+    for names in (("config.json", "model.safetensors"), ("config.json",)):  # what lacks its weights is named as such
+        for path in places:
+            if all((path / name).is_file() for name in names):
+                if path in places[1:3]:
+                    _tell_of_checkpoint(folder, path)
+                return path
+    raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
+
+
+@cache
+def _tell_of_checkpoint(folder: Path, path: Path) -> None:
+    """Say once that a checkpoint is taken."""
+    if is_first_process():
+        kind = path.parent.name
+        tqdm.write(printable(f"{folder}: has no whole student/, its {kind} checkpoint is taken: {path}"))
+
+
+def _from_logits(name: str, where: str, data: Data) -> Teacher:
+    """A file of logits, by whatever model."""
+    file = LogitsFile(Path(name).expanduser(), f"{where}.logits", data.num_classes)
+    file.require(data.train)
+    if data.val is not None:
+        file.require(data.val)
+    view = "shared" if file.views(data.train) else "clean"
+    return Teacher(file.path.name, data.num_classes, None, file.path.name, view, views=None, build=None, file=file)
+
+
+def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """The student that a run or somebody else exported."""
+
+    def build() -> models.LoadedModel:
+        try:
+            return models.load_export(export)
+        except UserError as error:
+            raise UserError(f"{where}.weights: {error}") from None
+
+    try:
+        export = export_in(folder)
+    except UserError as error:
+        raise UserError(f"{where}.weights: {error}") from None
+    files = {name: export / name for name in ("config.json", "model.safetensors")}
+    origin = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    if own_code.files():
+        origin |= _code_of(str(read_object(files["config.json"]).get("architecture")))
+    facts, digest, network = _facts_of(origin, build, run)
+    wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
+    if wanted != facts.architecture:
+        raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
+    check_classes(facts, data, f"{where} {folder}", config)
+    teacher = _teacher(facts, digest, network, config, data, run)
+    teacher.saw_validation = _exposure_of_export(export, data, run)
+    if (export / "metrics.json").is_file():
+        stated = read_object(export / "metrics.json").get("val/accuracy")
+        teacher.stated_accuracy = stated if isinstance(stated, float) else None
+    return teacher
+
+
+def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """A plain state-dict file, local or one of the known checkpoints on the Hub."""
+    known = _known(source)
+    name = models.architecture(config.model or known.model, config.stem) if known or config.model else None
+    if name is None:
+        raise UserError(f"{where}.model: a checkpoint file does not say its architecture; name it")
+    if known:
+        path = download_from_hub(source.removeprefix("hf-hub:"), known.filename, f"{where}.weights")
+    elif Path(source).expanduser().is_file():
+        path = Path(source).expanduser()
+    else:
+        raise UserError(
+            f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
+            "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
+        )
+
+    said: list[str] = []
+
+    def build() -> models.LoadedModel:
+        model = models.create_model(
+            name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
+        )
+        said.clear()
+        found = weights.read_state_dict(path, f"{where}.weights", said.append)
+        weights.load_strict(model, found, f"{where} {name!r}", data.num_classes)
+        preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
+        return models.LoadedModel(model, name, data.num_classes, None, preprocess, {})
+
+    origin = {
+        "weights": sha256_of(path),
+        "reading": weights.READING,
+        "model": name,
+        "num_classes": data.num_classes,
+        "img_size": config.img_size,
+        "args": config.args,
+        "known": source if known else None,
+        **_code_of(name),
+    }
+    facts, digest, network = _facts_of(origin, build, run, said)
+    teacher = _teacher(facts, digest, network, config, data, run)
+    teacher.notes += [f"{where}.weights: {path}: {note}" for note in facts.notes]
+    return teacher
+
+
+def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
+    """timm's own weights or a timm model of the Hub; which file that means timm knows, so it is always built."""
+    name = config.model or source
+    model = models.create_model(
+        name if source == "pretrained" else source,
+        num_classes=data.num_classes,
+        img_size=config.img_size,
+        stem=config.stem,
+        pretrained=True,
+        args=config.args,
+        where=f"{where}.model",
+    )
+    content = hashlib.sha256("".join([name, *_code_of(name).values()]).encode())
+    for key, tensor in model.state_dict().items():
+        content.update(key.encode())
+        content.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    preprocess = models.preprocess_of(model, img_size=config.img_size)
+    facts = Facts(name, data.num_classes, None, preprocess, models.count_parameters(model))
+    return _teacher(facts, content.hexdigest(), lambda: model, config, data, run)
+
+
+def _code_of(name: str) -> dict[str, str]:
+    """What else the logits of a network depend on if a user's file has registered it."""
+    file = own_code.provider(own_code.NETWORK, name)
+    return {"code": file.digest} if file else {}
+
+
+def _facts_of(
+    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config, said: list[str] | None = None
+) -> tuple[Facts, str, Callable[[], nn.Module]]:
+    """What is known of the network that `origin` identifies, the digest of that, and what gives the network.
+
+    A note in the cache says it if the network was built before; otherwise it is built now, and the note written.
+    `said` holds what `build` has to say.
+    """
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    note = run.cache.folder / "teachers" / f"{digest}.json"
+    if run.cache.mode != "off" and note.is_file():
+        try:
+            return TypeAdapter(Facts).validate_python(read_json(note)), digest, lambda: build().model
+        except (ValidationError, UserError):
+            pass  # damaged: it is written anew
+    loaded = build()
+    parameters = models.count_parameters(loaded.model)
+    facts = Facts(
+        loaded.architecture,
+        loaded.num_classes,
+        loaded.class_names,
+        loaded.preprocess,
+        parameters,
+        tuple(said or ()),
+    )
+    if run.cache.mode != "off":
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, asdict(facts))
+    return facts, digest, lambda: loaded.model
+
+
+def _teacher(
+    facts: Facts, digest: str, build: Callable[[], nn.Module], config: TeacherConfig, data: Data, run: Config
+) -> Teacher:
+    views = views_of(facts.preprocess, config.normalization, data, run)
+    if config.class_order is not None:
+        order, plain = outputs_in_order(config.class_order, data.class_names), build
+        digest = hashlib.sha256(json.dumps([digest, order]).encode()).hexdigest()
+
+        def build() -> nn.Module:
+            return Reordered(plain(), order)
+
+    teacher = Teacher(facts.architecture, data.num_classes, facts.parameters, digest, config.view, views, build)
+    teacher.preprocess = facts.preprocess
+    return teacher
+
+
+def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run: Config) -> Views:
+    """What a network with this preprocessing sees under a setting `normalization`."""
+    if normalization != "auto":
+        mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
+        preprocess = replace(preprocess, mean=mean, std=std)
+    return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
+
+
+def check_classes(
+    known: Facts | models.LoadedModel, data: Data, where: str, teacher: TeacherConfig | None = None
+) -> None:
+    """UserError if a network has another number of classes than the data, or has them in another order.
+
+    A teacher's outputs are first put into its `class_order`.
+    """
+    if known.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
+    names, wanted = in_one_spelling(known.class_names or []), in_one_spelling(data.class_names)
+    if sorted(names) != sorted(wanted):
+        return
+    outputs = [names[number] for number in outputs_in_order(teacher.class_order if teacher else None, data.class_names)]
+    if outputs != wanted:
+        right = f"; set class_order: {[names.index(name) for name in wanted]}" if teacher else ""
+        raise UserError(
+            f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
+            f"in the data it is {wanted[0]!r}{right}"
+        )
+
+
+def download_from_hub(repository: str, filename: str, where: str) -> Path:
+    """One file of a Hub repository, from the local cache if it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(repository, filename))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{where}: {repository}/{filename} is not in the local Hub cache and cannot be downloaded "
+            f"({type(error).__name__}); download it on a machine with network and give the file as weights"
+        ) from None
+    stated = path.resolve().name  # the Hub's cache keeps large files under their SHA-256, and compares sizes alone
+    if re.fullmatch("[0-9a-f]{64}", stated) and sha256_of(path) != stated:
+        raise UserError(f"{where}: {path}: damaged, its SHA-256 is not {stated}, as the Hub says; delete it, try again")
+    return path

@@ -1,0 +1,143 @@
+"""Files of logits, by which any model of any framework can teach.
+
+A safetensors file.  For each source split that it covers it holds a tensor under a name of its own (such as "train"):
+
+    [N,C]    logits of the un-augmented images, row i of the image that the source has in row i
+    [N,V,C]  logits of the V fixed views of each image (`kd_core.views.fixed_view_ids`), for cache.mode=fixed
+
+and in its metadata, under the same name, the fingerprint of the split that the rows are for; for views also
+"crop_padding" and "flip", as in the configuration.  `evaluate_kd.py --dump-logits` writes such files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kd_core.data.dataset import Split
+from kd_core.errors import UserError, first_line
+from kd_core.files import writable_folder
+from kd_core.metrics import ensemble_logits
+
+FP16_MAX = torch.finfo(torch.float16).max
+
+
+class LogitsFile:
+    """An opened file, every tensor of which has been checked.
+
+    Raises:
+        UserError: beginning with `where`; no such file, no safetensors file, a tensor of another kind or number of
+            classes, values that are not finite or that fp16 cannot hold.
+    """
+
+    def __init__(self, path: Path, where: str, num_classes: int):
+        self.path, self._where = path, f"{where}: {path}"
+        if not path.is_file():
+            raise UserError(f"{self._where}: no such file; evaluate_kd.py --dump-logits writes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.about: dict[str, str] = file.metadata() or {}
+                self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            raise UserError(f"{self._where}: damaged, or not a safetensors file ({first_line(error, 160)})") from None
+        for name, tensor in self._tensors.items():
+            if tensor.ndim not in (2, 3) or not tensor.is_floating_point() or tensor.shape[-1] != num_classes:
+                raise UserError(
+                    f"{self._where}: {name!r} is {tensor.dtype} of shape {list(tensor.shape)}; logits are floats "
+                    f"[images,{num_classes}] or [images,views,{num_classes}]"
+                )
+            if not all(bool((part.abs() <= FP16_MAX).all()) for part in tensor.split(1 << 16)):
+                raise UserError(f"{self._where}: {name!r} has logits that are not finite, or too large for fp16")
+
+    def require(self, split: Split) -> None:
+        """UserError unless the file has logits of the split's images."""
+        names = [name for name in self._tensors if self.about.get(name) == split.fingerprint]
+        if not names:
+            stated = ", ".join(f"{name!r} for {self.about.get(name, 'unknown images')}" for name in self._tensors)
+            raise UserError(
+                f"{self._where}: has no logits of split {split.name!r}, whose images have the fingerprint "
+                f"{split.fingerprint}; it has {stated or 'none at all'}. The metadata must say the fingerprint under "
+                "the tensor's name"
+            )
+        for name in names:
+            if len(self._tensors[name]) != len(split.labels):
+                raise UserError(
+                    f"{self._where}: {name!r} has {len(self._tensors[name]):,} rows, the images are "
+                    f"{len(split.labels):,}"
+                )
+
+    def _of(self, split: Split, dimensions: int) -> Tensor | None:
+        self.require(split)
+        found = (name for name in self._tensors if self.about.get(name) == split.fingerprint)
+        return next((self._tensors[name] for name in found if self._tensors[name].ndim == dimensions), None)
+
+    def views(self, split: Split) -> int:
+        """How many fixed views of each image the file has; 0 if it has the clean ones alone."""
+        tensor = self._of(split, 3)
+        return 0 if tensor is None else tensor.shape[1]
+
+    def check_views(self, split: Split, *, crop_padding: int, flip: bool, fixed: int | None) -> None:
+        """UserError if the file has views of the images, and training shows others to the student."""
+        views = self.views(split)
+        stated = tuple(self.about.get(key) for key in ("crop_padding", "flip"))
+        if views and fixed != views:
+            raise UserError(
+                f"{self._where}: has logits of {views} fixed views of each image; training must show these: "
+                f"--cache.mode=fixed --cache.views={views}"
+            )
+        if views and stated != (wanted := (str(crop_padding), str(flip).lower())):
+            raise UserError(
+                f"{self._where}: its views were made with data.crop_padding={stated[0]} and data.flip={stated[1]}, "
+                f"here they are {wanted[0]} and {wanted[1]}"
+            )
+
+    def clean(self, split: Split) -> Tensor:
+        """Logits fp16 [n,C] of the split's un-augmented images; where there are views alone, of their ensemble."""
+        clean = self._of(split, 2)
+        if clean is not None:
+            return clean[split.rows].half()
+        views = self._of(split, 3)
+        assert views is not None
+        return ensemble_logits(views[split.rows].transpose(0, 1)).half()
+
+    def store(self, split: Split) -> FileStore:
+        """What training reads: the views if the file has them, else the clean logits."""
+        logits = self._of(split, 3)
+        if logits is None:
+            clean = self._of(split, 2)
+            assert clean is not None
+            logits = clean[:, None]
+        return FileStore(self.path.parent, logits)
+
+
+class FileStore:
+    """Logits [rows,views,C] of a file, read by slot as those of `kd_core.teachers.cache.Store`; all are there."""
+
+    def __init__(self, folder: Path, logits: Tensor):
+        self.folder, self._logits = folder, logits
+        self.rows, self.views, self.classes = logits.shape
+
+    def read(self, slots: Tensor) -> Tensor:
+        """Logits fp16 [n,C] of slots int64 [n]."""
+        return self._logits[slots % self.rows, slots // self.rows].half()
+
+    def sound(self, slots: Tensor) -> Tensor:
+        return torch.ones(len(slots), dtype=torch.bool)
+
+    def damaged(self, slots: Tensor) -> int:
+        return 0
+
+    def write(self, slots: Tensor, logits: Tensor) -> None:
+        raise AssertionError("nothing is missing in a file of logits")
+
+
+def write_logits(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write logits by split name and what `about` says of them; the file appears whole or not at all."""
+    writable_folder(path.parent, "--dump-logits")
+    fresh = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, fresh, metadata=about)
+    fresh.replace(path)

@@ -1,0 +1,678 @@
+"""Statistics against independent formulas; which runs are compared with which; what tables do with names."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import re
+import shlex
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import kd_methods
+import train_kd
+from kd_core.comparison import compare as comparison
+from kd_core.comparison import tables as comparison_tables
+from kd_core.comparison.compare import compare, difference, holm, pivot, spread, verdict
+from kd_core.comparison.runs import Found, Run, as_same_data
+from kd_core.config import Layer, resolve
+from kd_core.errors import UserError
+from kd_core.evaluation.figures import Predictions, evaluate
+from kd_core.files import csv_text
+
+LABEL_ONLY = kd_methods.LABEL_ONLY
+TEACHER = {"model": "cifar_resnet56", "weights": "teacher.pth"}
+A, B, C = [name for name in kd_methods.names() if name != LABEL_ONLY][:3]
+VALUES = [0.713, 0.702, 0.725, 0.709, 0.731]
+OTHERS = [0.701, 0.699, 0.708, 0.712, 0.715]
+
+
+def make(method=A, seed=0, accuracy=0.5, images="f" * 64, modified=0.0, summary=None, rows=(), **sections) -> Run:
+    """A finished run that was never trained; `sections` change its settings."""
+    values = {
+        "kd": {"type": method},
+        "model": {"name": "cifar_resnet20"},
+        "teachers": [] if method == LABEL_ONLY else [TEACHER],
+        "training": {"seed": seed, **sections.pop("training", {})},
+        **sections,
+    }
+    if isinstance(values["kd"], dict):
+        values["kd"] = {"type": method, **values["kd"]}
+    config = resolve([Layer("test", values)], in_sweep=False).config
+    number = next(COUNTER)
+    return Run(
+        name=f"runs/{config.experiment}-{number:08d}",
+        run_id=f"{number:08d}",
+        config=config,
+        identity=config.identity(images),
+        summary={"best_val_accuracy": accuracy, "parameters": 1000, "best_epoch": 1, **(summary or {})},
+        rows=list(rows),
+        modified=modified,
+    )
+
+
+COUNTER = itertools.count()
+
+
+def several(method=A, values=VALUES, first=0, **more) -> list[Run]:
+    return [make(method, seed, value, **more) for seed, value in enumerate(values, first)]
+
+
+def groups_of(*runs: Run, **options) -> dict[str, dict]:
+    """The groups of the only set, by their labels."""
+    [one] = compare(Found(list(runs), []), **options)["sets"]
+    return {row["label"]: row for row in one["groups"]}
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+def test_mean_deviation_and_interval_are_the_textbooks():
+    found = spread(VALUES, 0.9)
+    n, mean = len(VALUES), sum(VALUES) / len(VALUES)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in VALUES) / (n - 1))
+    half = stats.t.ppf(0.95, n - 1) * deviation / math.sqrt(n)
+    assert found["n"] == 5 and found["mean"] == pytest.approx(mean)
+    assert found["deviation"] == pytest.approx(deviation)
+    assert found["interval"] == pytest.approx([mean - half, mean + half])
+
+
+def test_one_value_has_no_deviation_and_equal_ones_no_interval():
+    assert spread([0.7], 0.95) == {"n": 1, "mean": 0.7, "deviation": None, "interval": None}
+    assert spread([0.1 + 0.2, 0.3, 0.3], 0.95)["interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "low", "high"),
+    [
+        ("val/accuracy", [0.97, 1.0], 0.0, 1.0), ("test/top5", [0.999, 1.0, 0.97], 0.0, 1.0),
+        ("val/auroc", [0.999, 0.9], 0.0, 1.0), ("val/ece", [0.001, 0.03], 0.0, 1.0), ("val/gain", [0.9, -0.9], -1, 1),
+        ("val/nll", [0.001, 2.0], 0.0, math.inf), ("val/kappa", [0.97, 1.0], -math.inf, math.inf),
+    ],
+)  # fmt: skip
+def test_no_interval_goes_beyond_what_a_metric_can_be(metric, values, low, high):
+    plain, found = spread(values, 0.95), spread(values, 0.95, comparison.limits(metric))
+    assert comparison.limits(metric) == (low, high)
+    assert found["interval"] == [max(plain["interval"][0], low), min(plain["interval"][1], high)]
+    assert {**found, "interval": None} == {**plain, "interval": None}
+    own, other = seeded(values), seeded([value * 0.5 for value in values])
+    edges = difference(own, other, 0.95, comparison.limits(metric))["interval"]
+    assert edges is None or low - high <= edges[0] <= edges[1] <= high - low
+
+
+def test_a_comparisons_intervals_are_shares():
+    rows = [{"final_test_accuracy": value} for value in (0.999, 0.9)]
+    lower = [{"final_test_accuracy": value} for value in (0.02, 0.9)]
+    runs = [make(LABEL_ONLY, s, summary=row) for s, row in enumerate(lower)]
+    runs += [make(A, s, summary=row) for s, row in enumerate(rows)]
+    found = groups_of(*runs, metric="test/accuracy", also=["val/accuracy"])
+    assert found[A]["interval"][1] == 1.0 and found["alone"]["interval"] == [0.0, 1.0]
+    assert found[A]["against_baseline"]["interval"] == [-1.0, 1.0]
+    table = pivot(Found(runs, []), "kd.type", "pair")
+    assert table["alone"][0]["interval"] == [0.0, 1.0]
+
+
+def seeded(values, first=0) -> dict[int, float]:
+    return dict(enumerate(values, first))
+
+
+def test_a_paired_difference_is_the_one_sample_test_of_the_differences():
+    found = difference(seeded(VALUES), seeded(OTHERS), 0.95)
+    d = np.subtract(VALUES, OTHERS)
+    error = d.std(ddof=1) / math.sqrt(len(d))
+    assert found["kind"] == "paired" and found["seeds"] == [0, 1, 2, 3, 4] and found["mean"] == pytest.approx(d.mean())
+    assert found["p"] == pytest.approx(2 * stats.t.sf(abs(d.mean() / error), len(d) - 1))
+    half = stats.t.ppf(0.975, len(d) - 1) * error
+    assert found["interval"] == pytest.approx([d.mean() - half, d.mean() + half])
+    assert found["p"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+
+
+def test_only_common_seeds_are_paired():
+    found = difference(seeded(VALUES, 0), seeded(OTHERS, 2), 0.95)
+    assert found["seeds"] == [2, 3, 4]
+    assert found["p"] == pytest.approx(stats.ttest_1samp(np.subtract(VALUES[2:], OTHERS[:3]), 0).pvalue)
+
+
+def test_without_common_seeds_it_is_welchs_test():
+    found = difference(seeded(VALUES, 0), seeded(OTHERS[:3], 10), 0.95)
+    a, b = np.array(VALUES), np.array(OTHERS[:3])
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    t = (a.mean() - b.mean()) / math.sqrt(va + vb)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(va + vb)
+    assert found["kind"] == "unpaired" and found["p"] == pytest.approx(2 * stats.t.sf(abs(t), freedom))
+    assert found["interval"] == pytest.approx([a.mean() - b.mean() - half, a.mean() - b.mean() + half])
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "why"),
+    [
+        ({0: 0.7}, {0: 0.6}, "one seed"),
+        ({0: 0.7, 1: 0.8}, {1: 0.6, 2: 0.7}, "one seed"),
+        ({0: 0.7, 1: 0.8}, {5: 0.6}, "one seed"),
+        ({0: 0.7, 1: 0.8}, {0: 0.7, 1: 0.8}, "equal differences"),
+        ({0: 0.7, 1: 0.8, 2: 0.1}, {0: 0.6, 1: 0.7, 2: 0.0}, "equal differences"),  # but for rounding
+        ({0: 0.0, 1: 0.0}, {0: 0.0, 1: 0.0}, "equal differences"),
+        ({0: 0.7, 1: 0.7}, {2: 0.6, 3: 0.6}, "equal values"),
+    ],
+)
+def test_where_no_test_is_possible_there_is_no_p_value(own, other, why, recwarn):
+    found = difference(own, other, 0.95)
+    assert found["p"] is None and found["interval"] is None and found["why"] == why
+    assert verdict({**found, "p_holm": None}, True, 0.95) == "cannot tell"
+    assert not recwarn.list  # of scipy, about lost precision
+
+
+def closed_testing(p: list[float]) -> list[float]:
+    """Holm's procedure, slowly: the closure of Bonferroni's test over all sets of hypotheses."""
+    everything = range(len(p))
+    subsets = [s for k in range(1, len(p) + 1) for s in itertools.combinations(everything, k)]
+    return [max(min(1.0, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in everything]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni(p):
+    assert holm(p) == pytest.approx(closed_testing(p))
+
+
+def test_holm_of_a_worked_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.04]) == [0.04] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    shared = generator.normal(0, 3, (400, 4))  # what a seed does to both methods
+    own, other = shared + generator.normal(0.5, 1, (400, 4)), shared + generator.normal(0, 1, (400, 4))
+    hits = 0
+    for a, b in zip(own, other, strict=True):
+        low, high = difference(seeded(a), seeded(b), 0.9)["interval"]
+        hits += low < 0.5 < high
+    assert abs(hits / 400 - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 400)
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        ("val/accuracy", True), ("test/macro_accuracy", True), ("val/auroc", True), ("val/top5", True),
+        ("val/ece", False), ("val/ece_adaptive", False), ("val/temperature_scaling.ece", False), ("test/nll", False),
+        ("val/loss_ce", False), ("test/brier", False), ("cost.latency_ms.256", False), ("parameters", False),
+        ("cost.images_per_second.1", True), ("seed", None), ("val/temperature_scaling.temperature", None),
+    ],
+)  # fmt: skip
+def test_the_better_direction_is_known_by_name(metric, higher):
+    assert comparison.higher_is_better(metric) is higher
+
+
+def test_verdicts_know_the_direction():
+    rows = [{"evaluation": {"val": {"ece": value, "auroc": value}}} for value in (0.2, 0.21, 0.19)]
+    lower = [{"evaluation": {"val": {"ece": value, "auroc": value}}} for value in (0.1, 0.109, 0.091)]
+    runs = [make(LABEL_ONLY, s, summary=row) for s, row in enumerate(rows)]
+    runs += [make(A, s, summary=row) for s, row in enumerate(lower)]
+    assert groups_of(*runs, metric="val/ece")[A]["against_baseline"]["verdict"] == "better"
+    assert groups_of(*runs, metric="val/auroc")[A]["against_baseline"]["verdict"] == "worse"
+
+
+def test_p_values_are_corrected_for_the_methods_that_were_tested():
+    runs = several(LABEL_ONLY, OTHERS) + several(A, VALUES) + several(B, VALUES[::-1]) + [make(C, 0, 0.9)]
+    found = groups_of(*runs)
+    raw = [stats.ttest_rel(values, OTHERS).pvalue for values in (VALUES, VALUES[::-1])]
+    corrected = [found[name]["against_baseline"]["p_holm"] for name in (A, B)]
+    assert corrected == pytest.approx(closed_testing(raw))
+    assert found[C]["against_baseline"]["p_holm"] is None
+    assert found[C]["against_baseline"]["verdict"] == "cannot tell" and found[C]["deviation"] is None
+
+
+# -------------------------------------------------------------------------------------------------------- grouping
+
+
+def test_seeds_of_one_experiment_are_one_group():
+    runs = several(A) + [make(A, 9, 0.7, name="renamed", output_dir="elsewhere", wandb={"project": "other"},
+                              cache={"max_gb": 1.0}, training={"log_every": 7})]  # fmt: skip
+    found = groups_of(*runs)
+    assert list(found) == [A] and found[A]["n"] == 6 and found[A]["against_baseline"] is None
+    assert [one["seed"] for one in found[A]["seeds"]] == [0, 1, 2, 3, 4, 9]
+
+
+def test_settings_of_the_method_make_groups_of_one_set_that_are_told_apart():
+    found = groups_of(*several(A), *several(A, OTHERS, kd={"temperature": 8.0}), *several(B))
+    assert list(found) == [f"{A} (temperature=4.0)", f"{A} (temperature=8.0)", B]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"images": "e" * 64}, "images"),
+        ({"data": {"split_seed": 1}}, "data.split_seed"),
+        ({"data": {"val_size": 0.2}}, "data.val_size"),
+        ({"data": {"train_size": 100}}, "data.train_size"),
+        ({"data": {"flip": False}}, "data.flip"),
+        ({"data": {"batch_size": 32}}, "data.batch_size"),
+        ({"training": {"max_epochs": 7}}, "training.max_epochs"),
+        ({"training": {"learning_rate": 0.5}}, "training.learning_rate"),
+        ({"training": {"optimizer": "sgd"}}, "training.optimizer"),
+        ({"training": {"label_smoothing": 0.1}}, "training.label_smoothing"),
+        ({"model": {"name": "cifar_resnet8"}}, "model.name"),
+        ({"teachers": [{**TEACHER, "weights": "other.pth"}]}, "teachers.0.weights"),
+        ({"teachers": [{**TEACHER, "view": "clean"}]}, "teachers.0.view"),
+        ({"cache": {"mode": "fixed"}}, "fixed_views"),
+    ],
+)
+def test_what_differs_in_more_than_the_method_is_kept_apart(change, key):
+    runs = several(A) + several(B, OTHERS, **change)
+    found = compare(Found(runs, []))
+    assert [[row["label"] for row in one["groups"]] for one in found["sets"]] == [[A], [B]]
+    assert key in [one["key"] for one in found["differences"]]
+    assert key in "\n".join(comparison_tables.remarks(found))
+    forced = compare(Found(runs, []), force=True)
+    assert len(forced["sets"]) == 1 and forced["forced"] and forced["differences"] == found["differences"]
+    assert forced["sets"][0]["groups"][1]["against_baseline"]["kind"] == "paired"
+
+
+def test_data_can_be_said_to_be_the_same():
+    old, new, third = "0a" * 32, "0b" * 32, "1c" * 32
+    places = {"source": "cifar_python", "path": "archive"}
+
+    def found() -> Found:
+        runs = [*several(A, images=old), *several(B, images=new, data=places), *several(C, images=third)]
+        return Found(runs, [])
+
+    apart = compare(found())
+    assert len(apart["sets"]) == 3
+    assert any("--same-data 0a0a0a0a=1c1c1c1c" in note for note in apart["notes"])
+    both = found()
+    as_same_data(both, [(old[:8], new[:10])])
+    compared = compare(both)
+    assert [len(one["groups"]) for one in compared["sets"]] == [2, 1]
+    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are taken for the same" in compared["notes"]
+    row = compared["sets"][0]["groups"][1]["against_baseline"]
+    assert row["kind"] == "paired" and row["verdict"] == "cannot tell"
+    everything = found()
+    as_same_data(everything, [(new, old), (third[:8], new[:8])])
+    assert len(compare(everything)["sets"]) == 1
+    table = pivot(everything, "kd.type", "pair")
+    assert [row[0]["n"] for row in table["cells"]] == [5, 5, 5] and any("--same-data" in w for w in table["warnings"])
+    one = Found([make(A, images=old), make(B, images=old, data=places)], [])
+    assert len(compare(one)["sets"]) == 2
+    as_same_data(one, [(old, old)])  # equal data from two places
+    assert len(compare(one)["sets"]) == 1
+    other = Found([make(A, images=old, data={"split_seed": 1}), make(B, images=new)], [])
+    as_same_data(other, [(old, new)])
+    assert len(compare(other)["sets"]) == 2  # data alone, not how they are split
+    for pair in ((old[:8], "2" * 8), ("2" * 8, new)):
+        with pytest.raises(UserError, match="--same-data: 22222222: no run's data have .*; there are 0a0a0a0a"):
+            as_same_data(found(), [pair])
+    with pytest.raises(UserError, match="--same-data: 0a0a0a0a: several data have such a fingerprint; there are 0a0a"):
+        as_same_data(Found([make(images=old), make(images=old[:-1] + "b")], []), [(old[:8], old)])
+
+
+def test_a_student_alone_is_compared_with_every_set_of_its_kind():
+    other = [{**TEACHER, "weights": "other.pth"}]
+    runs = several(LABEL_ONLY, OTHERS) + several(A) + several(A, teachers=other)
+    runs += several(B, training={"max_epochs": 7})
+    found = compare(Found(runs, []))
+    assert [[row["label"] for row in one["groups"]] for one in found["sets"]] == [["alone", A], ["alone", A], [B]]
+    assert [one["baseline_label"] for one in found["sets"]] == ["alone", "alone", B]
+    assert not any("teachers" in one["key"] for one in compare(Found(runs[:10], []))["differences"])
+
+
+def test_of_equal_runs_with_one_seed_the_newest_counts():
+    runs = [make(A, 0, 0.1, modified=2.0), make(A, 0, 0.9, modified=1.0), make(A, 1, 0.3)]
+    found = compare(Found(runs, []))
+    assert [one["value"] for one in found["sets"][0]["groups"][0]["seeds"]] == [0.1, 0.3]
+    [note] = found["notes"]
+    assert note.startswith("seed 0 twice") and f"{runs[0].name} counts, {runs[1].name} is older" in note
+
+
+@pytest.mark.parametrize("name", [A, "mine", f"{A} (temperature=8.0)"])
+def test_the_baseline_is_chosen_by_method_name_or_label(name):
+    runs = several(LABEL_ONLY, OTHERS) + several(B, name="other")
+    runs += several(A, kd={"temperature": 8.0}, name="mine")
+    if "(" in name:
+        runs += several(A)
+    [one] = compare(Found(runs, []), baseline=name)["sets"]
+    assert one["baseline_label"].startswith(A) and one["groups"][0]["label"] == one["baseline_label"]
+    assert one["groups"][0]["against_baseline"] is None and one["groups"][1]["against_baseline"]
+
+
+def test_the_baseline_is_the_student_alone_else_the_first():
+    assert compare(Found(several(A) + several(LABEL_ONLY), []))["sets"][0]["baseline_label"] == "alone"
+    assert compare(Found(several(B) + several(A), []))["sets"][0]["baseline_label"] == B
+    for name in ("alone", LABEL_ONLY):
+        [one] = compare(Found(several(A) + several(LABEL_ONLY), []), baseline=name)["sets"]
+        assert one["baseline_label"] == "alone"
+
+
+def test_a_baseline_that_is_none_or_several():
+    runs = several(A) + several(A, kd={"temperature": 8.0}) + several(LABEL_ONLY)
+    with pytest.raises(UserError, match=f"--baseline: '{A}' may be each of '{A} .temperature=4.0.', '"):
+        compare(Found(runs, []), baseline=A)
+    with pytest.raises(UserError, match="--baseline: no group is called 'nobody'; there are"):
+        compare(Found(runs, []), baseline="nobody")
+
+
+def test_warnings_about_seeds():
+    def warnings(*runs):
+        return "\n".join(compare(Found([*runs], []))["sets"][0]["warnings"])
+
+    assert warnings(*several(A), *several(B, OTHERS)) == ""
+    assert "the seeds differ" in warnings(*several(A), *several(B, OTHERS, first=1))
+    text = warnings(*several(A, VALUES[:2]), *several(B, OTHERS[:2], first=5))
+    assert f"{B} and {A} have no seed in common: compared by Welch's test" in text
+    assert f"fewer than three seeds: {A}, {B}" in text
+    assert f"{B}: equal differences in all seeds" in warnings(*several(A), *several(B))
+
+
+# --------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_those_of_the_selected_student():
+    rows = [
+        {"epoch": 1, "val/loss_ce": 1.0, "train/accuracy": 0.1, "perf/epoch_time": 2.0},
+        {"epoch": 2, "val/loss_ce": 0.5, "train/accuracy": 0.2, "perf/epoch_time": 3.0},
+        {"epoch": 2, "test/loss_ce": 0.7},
+    ]
+    figures = {"ece": 0.03, "temperature_scaling": {"ece": 0.01}}
+    nested = {"evaluation": {"val": figures}, "cost": {"latency_ms": {"1": 5}}}
+    run = make(summary={"best_epoch": 1, "best_val_accuracy": 0.8, "final_test_accuracy": 0.7, **nested}, rows=rows)
+    expected = {
+        "val/accuracy": 0.8, "test/accuracy": 0.7, "val/loss_ce": 1.0, "train/accuracy": 0.1, "test/loss_ce": 0.7,
+        "val/ece": 0.03, "val/temperature_scaling.ece": 0.01, "cost.latency_ms.1": 5.0, "parameters": 1000.0,
+        "val/nothing": None, "cost": None, "": None,
+    }  # fmt: skip
+    assert {name: run.figure(name) for name in expected} == expected
+    assert run.training_seconds == 5.0
+    assert {"val/ece", "val/accuracy", "train/accuracy"} <= set(run.figures())
+    run.summary["evaluation"]["val"]["accuracy"] = 0.81
+    assert run.figure("val/accuracy") == 0.81
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", True, [0.5], 10**400])
+def test_a_figure_that_is_no_finite_number_leaves_its_run_out(value):
+    runs = several(A) + [make(A, 9, value)]
+    found = compare(Found(runs, []))
+    assert found["sets"][0]["groups"][0]["n"] == 5
+    assert found["left_out"] == [{"run": runs[-1].name, "reason": "has no finite val/accuracy"}]
+    with pytest.raises(UserError, match="--metric: val/accuracy: no run has such a figure; there are"):
+        compare(Found(runs[-1:], []))
+
+
+def test_the_default_metric_is_test_accuracy_where_all_have_it():
+    tested = several(A, summary={"final_test_accuracy": 0.4})
+    assert compare(Found(tested, []))["metric"] == "test/accuracy"
+    assert compare(Found(tested + several(B), []))["metric"] == "val/accuracy"
+
+
+def test_metrics_that_cannot_be_compared_by():
+    with pytest.raises(UserError, match="--metric: val/typo: no run has such a figure; there are val/accuracy"):
+        compare(Found(several(A), []), metric="val/typo")
+    with pytest.raises(UserError, match="--metric: best_epoch: it is not known whether more"):
+        compare(Found(several(A), []), metric="best_epoch")
+    with pytest.raises(UserError, match="--also: val/typo: no run"):
+        compare(Found(several(A), []), also=["val/typo"])
+    with pytest.raises(UserError, match="--confidence: is 95"):
+        compare(Found(several(A), []), confidence=95)
+    with pytest.raises(UserError, match="no finished run to compare\n  runs/x: has no summary.json"):
+        compare(Found([], [("runs/x", "has no summary.json")]))
+
+
+def test_one_run_is_a_comparison_too():
+    found = compare(Found([make(A)], []))
+    text = comparison_tables.text(found, comparison_tables.tables_of(found))
+    assert re.search(rf"^{A} +1 +50.00 ", text, re.MULTILINE) and "verdict" not in text
+    json.dumps(found, allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------ rows and columns
+
+
+def paper(tmp_path) -> list[Run]:
+    """Two pairs of networks, three methods; one cell, one student alone and one seed are missing."""
+    other = [{"model": "cifar_vgg13", "weights": "vgg.pth"}]
+    told = {"teachers": [{"name": "cifar_resnet56", "val_accuracy": 0.75}]}
+    runs = several(LABEL_ONLY, OTHERS) + several(A, VALUES, summary=told) + several(B, OTHERS)
+    runs += several(C, [0.9, 0.8], kd={"loss": "dkd", "dkd": {"beta": 2.0}})
+    runs += several(A, OTHERS, teachers=other, model={"name": "cifar_vgg8"})
+    runs += several(B, VALUES, teachers=other, model={"name": "cifar_vgg8"})
+    for run in runs:
+        run.folder = tmp_path / run.run_id
+        run.folder.mkdir()
+        (run.folder / "config.yaml").write_text(run.config.to_yaml())
+    return runs
+
+
+def test_a_papers_table(tmp_path):
+    found = pivot(Found(paper(tmp_path), []), "kd.type", "pair")
+    assert found["rows"] == [A, B, C]
+    assert found["cols"] == ["cifar_resnet56 -> cifar_resnet20", "cifar_vgg13 -> cifar_vgg8"]
+    assert found["teachers"] == [[{"name": "cifar_resnet56", "value": 0.75}], [{"name": "cifar_vgg13", "value": None}]]
+    assert found["alone"][0]["mean"] == pytest.approx(np.mean(OTHERS)) and found["alone"][1] is None
+    cells = [[cell and (round(cell["mean"], 3), cell["n"], cell["mark"]) for cell in row] for row in found["cells"]]
+    assert cells == [
+        [(0.716, 5, None), (0.707, 5, None)],
+        [(0.707, 5, None), (0.716, 5, None)],
+        [(0.85, 2, None), None],
+    ]
+    table = comparison_tables.table_of(found)
+    lines = comparison_tables.terminal(table).splitlines()
+    assert lines[2] == lines[5] == "-" * len(lines[2])
+    assert [line.split("  ")[0] for line in (lines[1], *lines[3:5], *lines[6:8])] == [
+        "kd.type", "teacher", "student alone", A, B,
+    ]  # fmt: skip
+    assert re.search(rf"^{C} +85.00 ± 7.07 \(2\) +-$", "\n".join(lines), re.MULTILINE)
+    tex = comparison_tables.latex(table)
+    assert r"85.00 $\pm$ 7.07 (2) &" in tex and r"\textbf" not in tex and r"\underline" not in tex
+    assert r"kd.type & cifar\_resnet56 $\rightarrow$ cifar\_resnet20 & cifar\_vgg13 $\rightarrow$ cifar\_vgg8 \\" in tex
+    assert tex.count(r"\midrule") == 2 and r"\toprule" in tex and r"\bottomrule" in tex
+    assert "| 85.00 ± 7.07 (2) |" in comparison_tables.markdown(table)
+    left, right = found["cols"]
+    notes = [
+        f"missing, no finished run: student alone in {right}; {C} in {right}",
+        f"missing seeds that others of the column have: {C} in {left} (2, 3, 4)",
+        f"missing figures: teacher in {right}",
+    ]
+    below = tex.partition(r"\end{tabular}")[2]
+    assert "mean $\\pm$ sample deviation (number of seeds n)" in below and r"\footnotesize" in below
+    for note in notes:
+        assert f"note: {note}" in lines and note in table.notes
+        assert comparison_tables.tex_escape(note) in below
+    assert "none is here" in table.notes[-1]
+
+
+CLOSE = [value - shift for value, shift in zip(VALUES, (0.002, -0.004, 0.003, -0.002, 0.001), strict=True)]
+BELOW = [value - shift for value, shift in zip(VALUES, (0.051, 0.049, 0.05, 0.052, 0.05), strict=True)]
+LOWEST = [value - shift for value, shift in zip(VALUES, (0.1, 0.101, 0.099, 0.1, 0.103), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("alone", "methods", "marks"),
+    [
+        (None, [VALUES, BELOW, LOWEST], ["best", "second", None]),
+        (LOWEST, [VALUES, BELOW], ["best", "second"]),
+        (None, [VALUES, BELOW], ["best", None]),  # what the second is better than, nobody knows
+        (None, [BELOW, LOWEST, VALUES], ["second", None, "best"]),
+        (None, [VALUES, CLOSE, BELOW], [None, None, None]),
+        (None, [VALUES, BELOW, [value - 0.05 for value in CLOSE]], ["best", None, None]),
+        (CLOSE, [VALUES, BELOW], [None, None]),  # the student alone is as good
+        (VALUES, [BELOW, LOWEST], [None, None]),  # and here better
+        (None, [VALUES, VALUES], [None, None]),
+        (None, [VALUES[:1], BELOW[:1]], [None, None]),  # one seed shows nothing
+        (None, [VALUES, BELOW[:1]], [None, None]),
+        (LOWEST, [VALUES], [None]),  # of one method there is no best
+    ],
+)
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_best_is_marked_where_its_interval_leaves_out_the_next(alone, methods, marks, higher):
+    def runs_of(name: str, values: list[float]) -> list[Run]:
+        shown = values if higher else [1 - value for value in values]
+        return [make(name, seed, summary={"evaluation": {"val": {"accuracy": v, "ece": v}}})
+                for seed, v in enumerate(shown)]  # fmt: skip
+
+    runs = runs_of(LABEL_ONLY, alone) if alone else []
+    for name, values in zip((A, B, C), methods, strict=False):
+        runs += runs_of(name, values)
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="val/accuracy" if higher else "val/ece")
+    assert [row[0]["mark"] for row in found["cells"]] == marks
+    table = comparison_tables.table_of(found)
+    assert comparison_tables.latex(table).count(r"\textbf") == marks.count("best")
+    assert comparison_tables.terminal(table).count("*") == 2 * marks.count("best")  # once in the legend
+    assert ("none is here" in table.notes[-1]) == ("best" not in marks)
+
+
+def test_figures_of_a_real_evaluation():
+    """Its names are the contract: of the student, after scaling, and of each teacher."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (200,), generator=generator)
+    logits = torch.randn(3, 200, 4, generator=generator) + 2 * torch.eye(4)[labels]
+    names = [str(number) for number in range(4)]
+    seen = Predictions("val", labels, logits[0], names, teachers=logits[1:], teacher_names=["a", "b"])
+    figures = evaluate(seen, fitted=seen)
+    two = [TEACHER, {**TEACHER, "weights": "b.pth"}]
+    runs = [make(A, seed, teachers=two, summary={"evaluation": {"val": figures}}) for seed in (0, 1)]
+    for name in ("val/ece", "val/nll", "val/top5", "val/macro_accuracy"):
+        assert runs[0].figure(name) == figures[name.removeprefix("val/")]
+    assert runs[0].figure("val/temperature_scaling.ece") == figures["temperature_scaling"]["ece"]
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="val/ece")
+    assert [one["value"] for one in found["teachers"][0]] == [one["ece"] for one in figures["teachers"]]
+    assert found["higher_is_better"] is False
+
+
+def test_commands_train_exactly_what_is_missing(tmp_path):
+    """The settings that a listed command resolves to are those of the cell, but for the seed."""
+    runs = paper(tmp_path)
+    missing = pivot(Found(runs, []), "kd.type", "pair")["missing"]
+    assert [(one["row"], one["column"].split()[0], one["seeds"]) for one in missing] == [
+        (C, "cifar_resnet56", [2, 3, 4]),
+        ("student alone", "cifar_vgg13", [0, 1, 2, 3, 4]),
+        (C, "cifar_vgg13", [0, 1, 2, 3, 4]),
+    ]
+    for one, method in zip(missing, [C, LABEL_ONLY, C], strict=True):
+        words = shlex.split(one["command"])
+        assert words[:2] == ["python", "train_kd.py"]
+        options, resolved = train_kd.parse(words[2:])
+        assert options.seeds == one["seeds"] and resolved.config.kd.type == method
+        like = next(run for run in runs if run.config.kd.type == C)
+        column = next(run for run in runs if run.pair == one["column"])
+        wanted = column.config.model_copy(update={"kd": like.config.kd})
+        if method == LABEL_ONLY:
+            wanted = train_kd.without_teachers(column.config)
+        assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
+
+
+def test_what_was_never_tested_is_to_be_tested():
+    tested = {"summary": {"final_test_accuracy": 0.4}}
+    runs = several(A, **tested) + several(B, VALUES[:4], **tested)
+    [one] = pivot(Found(runs, []), "kd.type", "pair")["missing"][1:]
+    assert one["seeds"] == [4] and one["command"].endswith(" --evaluation.test_at_end=true --training.seed=4")
+
+
+def test_rows_and_columns_by_any_setting():
+    runs = several(A) + several(A, OTHERS, kd={"temperature": 8.0}) + several(B, OTHERS)
+    with pytest.raises(UserError, match=f"the cell of '{A}' and .* would hold .* differ in kd.temperature; add"):
+        pivot(Found(runs, []), "kd.type", "pair")
+    found = pivot(Found(runs, []), "kd.type,kd.temperature", "model.name")
+    assert found["rows"] == [f"{A}, temperature=4.0", f"{A}, temperature=8.0", f"{B}, temperature=4.0"]
+    assert found["cols"] == ["cifar_resnet20"]
+    for key, text in (("kd.typo", "no run has such a setting"), ("training.seed", "over the seeds")):
+        with pytest.raises(UserError, match=f"--rows: {key}: {text}"):
+            pivot(Found(runs, []), key, "pair")
+
+
+def test_columns_hold_what_may_be_compared():
+    runs = several(A) + several(B, OTHERS, training={"max_epochs": 7})
+    with pytest.raises(UserError, match="--cols: in column .* differs than the method: training.max_epochs: 100, 7"):
+        pivot(Found(runs, []), "kd.type", "pair")
+    [warning] = pivot(Found(runs, []), "kd.type", "pair", force=True)["warnings"]
+    assert "training.max_epochs: 100, 7" in warning
+    assert pivot(Found(runs, []), "kd.type", "pair,training.max_epochs")["cells"][0][1] is None
+
+
+# ------------------------------------------------------------------------------------------------- names from files
+
+EVIL = "=1+1|<script>alert(1)</script>\x1b[31m_100%_$x^2$\\input{a}&#~\nnew `line`"
+
+
+def evil() -> dict:
+    summary = {"teachers": [{"name": EVIL, "val_accuracy": 0.7}]}
+    runs = several(A, summary=summary) + several(B, OTHERS, summary=summary) + several(LABEL_ONLY)
+    return compare(Found(runs, [(EVIL, EVIL)]))
+
+
+def test_nothing_in_a_name_is_obeyed_by_the_terminal():
+    found = evil()
+    text = comparison_tables.text(found, comparison_tables.tables_of(found))
+    assert "\x1b" not in text and "\\x1b[31m" in text
+
+
+def test_names_are_escaped_in_latex_and_markdown():
+    [table] = comparison_tables.tables_of(evil())
+    table.rows[0][0].text = EVIL
+    tex = comparison_tables.latex(table)
+    row = next(line for line in tex.splitlines() if "script" in line and not line.startswith("%"))
+    bare = re.sub(r"\\(?:[&%$#_{}]|text\w+\{\}|degree\{\})|\$\\pm\$|\$-\$", "", row.removesuffix("\\\\"))
+    assert bare.count("&") == len(table.header) - 1 and not re.search(r"[%$#_{}~^\\]", bare)
+    lines = comparison_tables.markdown(table).splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == len(table.header) + 1 for line in lines if line.startswith("|"))
+    assert not re.search(r"(?<!\\)[<`]", "\n".join(lines))
+    assert [line for line in tex.splitlines() if "new `line`" in line and line.startswith("%")]  # not a line of its own
+
+
+class Elements(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.scripts, self.text = 0, []
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_files(tmp_path):
+    found = evil()
+    written = comparison_tables.write(tmp_path / "out", found, comparison_tables.tables_of(found))
+    assert {path.name for path in written} == {f"comparison.{end}" for end in ("csv", "md", "tex", "html", "json")}
+    page = Elements()
+    page.feed((tmp_path / "out" / "comparison.html").read_text())
+    assert page.scripts == 1  # the page's own
+    assert "<script>alert(1)</script>" in "".join(page.text)
+    assert (tmp_path / "out" / "comparison.html").read_text().count("data:image/png;base64,") == 1  # nothing was timed
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
+    assert [row["label"] for row in rows] == ["alone", A, B] and all(row["title"].startswith("'=1+1") for row in rows)
+    assert float(rows[1]["mean"]) == pytest.approx(np.mean(VALUES))
+    assert float(rows[2]["p"]) == pytest.approx(stats.ttest_rel(OTHERS, VALUES).pvalue)
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_no_cell_of_text_is_a_formula(start):
+    text = csv_text([["name", "value"], [f"{start}1", -1.5]])
+    [[name, value]] = list(csv.reader(io.StringIO(text)))[1:]
+    assert name[0] == "'" and float(value) == -1.5
+
+
+def test_a_papers_table_as_files(tmp_path):
+    found = pivot(Found(paper(tmp_path), []), "kd.type", "pair")
+    comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
+    cells = {(row["row"], row["column"].split()[0]): row for row in rows}
+    assert cells[C, "cifar_resnet56"]["n"] == "2" and cells[C, "cifar_resnet56"]["seeds"] == "0 1"
+    assert cells["teacher cifar_resnet56", "cifar_resnet56"]["mean"] == "0.75"
+    assert (C, "cifar_vgg13") not in cells
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<strong>" not in page and "Bold" not in page and "train_kd.py --config" in page
+    assert "missing, no finished run: student alone in" in page
+    clear = several(A) + several(B, BELOW) + several(C, LOWEST) + several(LABEL_ONLY, LOWEST)
+    found = pivot(Found(clear, []), "kd.type", "pair")
+    comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<strong>" in page and "<u>" in page and "Bold: the best" in page

@@ -1,0 +1,241 @@
+"""Every shipped YAML through the real command line: valid, its models exist, its name says what it holds."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import train_kd
+from kd_core.config import Config, Layer, parse_overrides, read_yaml, resolve, with_precision
+from kd_core.models import build as models
+from kd_core.models import weights
+from kd_core.teachers import load as teachers
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+TEACHERS = sorted((CONFIGS / "teachers").rglob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TEACHERS))
+TWELVE = {
+    "baseline",
+    "ca_weighted-rdv",
+    "confidence-3resnets",
+    "confidence-3resnets-soft_only",
+    "confidence-dr-T16",
+    "confidence-dr-T8",
+    "confidence-rdv",
+    "dynamic-3resnets-gamma10-threshold0.5",
+    "dynamic-densenet121-alpha0.5",
+    "dynamic-rdv-gamma2-threshold0.3",
+    "dynamic-resnet50-alpha0.75",
+    "dynamic-vit-alpha0.25",
+}
+# Pairs of the common benchmark (Tian et al. 2020): teacher, student, learning rate, and DKD's beta for them
+# (Zhao et al. 2022).
+PAIRS = [
+    ("resnet32x4", "resnet8x4", 0.05, 8),
+    ("wrn_40_2", "wrn_16_2", 0.05, 6),
+    ("wrn_40_2", "wrn_40_1", 0.05, 6),
+    ("resnet56", "resnet20", 0.05, 2),
+    ("resnet110", "resnet32", 0.05, 2),
+    ("vgg13", "vgg8", 0.05, 6),
+    ("resnet50", "mobilenetv2", 0.01, 8),
+    ("vgg13", "mobilenetv2", 0.01, 6),
+    ("resnet32x4", "shufflenet_v1", 0.01, 8),
+    ("resnet32x4", "shufflenet_v2", 0.01, 8),
+    ("wrn_40_2", "shufflenet_v1", 0.01, 8),
+]
+# hard_weight, soft_weight, temperature
+LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standardized": (0.1, 9, 2)}
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+def load(path: Path, *overrides: str) -> Config:
+    return train_kd.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
+
+
+def networks() -> Iterator[dict[str, Any]]:
+    """Arguments of `create_model` for every network that the files name, each once."""
+    seen = set()
+    for path in EXPERIMENTS:
+        config = load(path)
+        student = {"name": config.model.name, **config.model.model_dump(include={"img_size", "stem", "args"})}
+        taught_by = [
+            {"name": teacher.model, **teacher.model_dump(include={"img_size", "stem", "args"})}
+            for teacher in config.teachers
+            if teacher.model
+        ]
+        for wanted in [student, *taught_by]:
+            if str(wanted) not in seen:
+                seen.add(str(wanted))
+                yield wanted
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
+def test_experiment_is_valid(path: Path) -> None:
+    assert path.read_text().startswith("# "), "the first line says what the file is and where it comes from"
+    config = load(path)
+    for index, teacher in enumerate(config.teachers):
+        if teacher.train:
+            own = teachers.training_config(config, index)
+            assert own.data.val_size == config.data.val_size and own.data.split_seed == config.data.split_seed
+        else:
+            assert teacher.weights in {f"hf-hub:{name}" for name in weights.KNOWN_CHECKPOINTS}
+
+
+@pytest.mark.parametrize("path", TEACHERS, ids=label)
+def test_teacher_file_is_valid(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    layer = parse_overrides(
+        ["--kd.type=average", f"--teachers=[{{model: cifar_resnet20, train: {path.relative_to(ROOT)}}}]"]
+    )
+    run = resolve([layer]).config
+    own = teachers.training_config(run, 0)
+    assert own.model.name == "cifar_resnet20"
+    assert own.training.max_epochs == read_yaml(path)["training"]["max_epochs"]
+
+
+def test_every_teacher_file_is_used() -> None:
+    used = {teacher.train for path in EXPERIMENTS for teacher in load(path).teachers}
+    assert {str(path.relative_to(ROOT)) for path in TEACHERS} <= used
+
+
+def test_every_network_can_be_built() -> None:
+    for wanted in networks():
+        assert timm.is_model(models.architecture(wanted["name"], wanted["stem"])), wanted
+        with torch.device("meta"):  # names, shapes and arguments, without memory
+            assert models.count_parameters(models.create_model(**wanted, num_classes=100)) > 0, wanted
+
+
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.parent != CONFIGS], ids=label)
+def test_name_agrees_with_contents(path: Path) -> None:
+    config = load(path)
+    kd = config.kd.model_dump()
+    stem, written = path.stem, read_yaml(path)["kd"]
+    assert config.name in (stem, f"{path.parent.name}-{stem}")
+    for prefix, key in (
+        ("T", "temperature"),
+        ("gamma", "gamma"),
+        ("threshold", "threshold"),
+        ("alpha", "alpha"),
+    ):
+        for number in re.findall(rf"-{prefix}([\d.]+)(?=-|$)", stem):
+            assert float(number) == written[key] == kd[key]
+    if path.parent.name == "papers":
+        teacher, student, loss = stem.rsplit("-", 2)
+        assert [config.teachers[0].model, config.model.name] == [f"cifar_{teacher}", f"cifar_{student}"]
+        assert (kd["loss"], kd["standardize"]) == (
+            loss.removesuffix("_standardized"),
+            loss.endswith("_standardized"),
+        )
+        return
+    assert stem.split("-")[0] == config.kd.type
+    assert ("soft_only" in stem) == (kd.get("use_hard_loss") is False)
+    if config.kd.type == "dynamic" and len(config.teachers) > 1:
+        assert "gamma" in stem and "threshold" in stem
+    if kd.get("temperature", 4.0) != 4.0:
+        assert "-T" in stem
+    family = {"r": "resnet50", "d": "densenet121", "v": "vit_"}
+    for group, members in {
+        "rdv": [family[x] for x in "rdv"],
+        "dr": [family[x] for x in "dr"],
+        "3resnets": ["resnet18", "resnet34", "resnet50"],
+        "resnet50": ["resnet50"],
+        "densenet121": ["densenet121"],
+        "vit": ["vit_"],
+        "baseline": [],
+    }.items():
+        if group in stem.split("-"):
+            assert len(config.teachers) == len(members)
+            for given, member in zip(config.teachers, members, strict=True):
+                assert member in (given.model or given.weights or "")
+            break
+    else:
+        raise AssertionError(f"{stem}: names no teachers")
+
+
+@pytest.mark.parametrize("folder", ["originals", "cifar32"])
+def test_the_twelve_and_their_recipe(folder: str) -> None:
+    paths = {path.stem: path for path in (CONFIGS / folder).glob("*.yaml")}
+    assert set(paths) == TWELVE
+    for stem, path in paths.items():
+        config = load(path)
+        training = config.training
+        expected = {"baseline": (100, 15), "ca_weighted-rdv": (100, 20)}.get(stem, (150, 30))
+        assert (training.max_epochs, training.patience) == expected
+        assert (training.optimizer, training.schedule, training.warmup_epochs) == ("adamw", "cosine", 0)
+        assert (training.learning_rate, training.weight_decay, training.min_learning_rate) == (
+            1e-3,
+            1e-4,
+            1e-6,
+        )
+        assert (config.data.name, config.data.val_size, config.data.batch_size) == (
+            "uoft-cs/cifar100",
+            None,  # 5,000 for CIFAR, a tenth for other data named on the command line
+            128,
+        )
+        original = folder == "originals"
+        assert config.model.name == "mobilenetv2_100"
+        assert (config.model.img_size, config.model.stem) == ((224, "default") if original else (None, "cifar"))
+        assert {teacher.view for teacher in config.teachers} <= {"clean" if original else "shared"}
+        assert getattr(config.kd, "scope", "batch") == "batch"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def test_the_benchmark_pairs_and_their_recipe(pair: tuple[str, str, float, int], loss: str) -> None:
+    teacher, student, learning_rate, beta = pair
+    config = load(CONFIGS / "papers" / f"{teacher}-{student}-{loss}.yaml")
+    training, kd = config.training, config.kd.model_dump()
+    assert (kd["type"], kd["hard_weight"], kd["soft_weight"], kd["temperature"]) == ("average", *LOSSES[loss])
+    if loss == "dkd":
+        assert (kd["dkd"]["alpha"], kd["dkd"]["beta"]) == (1, beta)
+        assert kd["dkd"]["warmup"] * training.max_epochs == pytest.approx(20)
+    if loss == "dist":
+        assert kd["dist"] == {"beta": 1, "gamma": 1}
+    assert (training.optimizer, training.learning_rate, training.momentum) == ("sgd", learning_rate, 0.9)
+    assert (training.nesterov, training.weight_decay, training.patience) == (False, 5e-4, None)
+    assert (training.max_epochs, training.schedule, training.milestones) == (
+        240,
+        "multistep",
+        [150, 180, 210],
+    )
+    assert (config.data.batch_size, config.data.val_size, config.evaluation.test_at_end) == (64, 0, True)
+    own = teachers.training_config(config, 0)
+    assert (own.training.learning_rate, own.training.max_epochs, own.data.batch_size) == (0.05, 240, 64)
+    assert [t.view for t in config.teachers] == ["shared"]
+
+
+def test_there_are_no_other_pairs() -> None:
+    names = {f"{teacher}-{student}-{loss}" for teacher, student, *_ in PAIRS for loss in LOSSES}
+    assert {path.stem for path in (CONFIGS / "papers").glob("*.yaml")} == names and len(names) == 44
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
+def test_overrides_named_in_comments_work(path: Path) -> None:
+    comments = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    overrides = re.findall(r"--[a-z][\w.]*=\S+", comments)
+    if path.parent.name == "papers":
+        assert len(overrides) == 2
+    config = load(path, *overrides)
+    if overrides:
+        assert config != load(path)
+
+
+def test_print_config_prints_what_it_read(tmp_path: Path) -> None:
+    path = "configs/papers/resnet56-resnet20-dkd.yaml"
+    command = [sys.executable, "train_kd.py", "--print-config", "--config", path, "--training.seed=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "printed.yaml"
+    again.write_text(done.stdout)
+    read_back = resolve([Layer(str(again), read_yaml(again))]).config
+    assert read_back == with_precision(load(ROOT / path, "--training.seed=3"), "no") and read_back.training.seed == 3

@@ -1,0 +1,232 @@
+"""Two processes (gloo) against one: the same global batch gives the same training."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import evaluate_kd
+import kd_methods
+from kd_core.run.folder import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+SCOPED = [
+    (name, scope)
+    for name in kd_methods.names()
+    for scope in (("batch", "sample") if "scope" in kd_methods.config_class(name).model_fields else (None,))
+]
+
+
+def write_config(home: Path, output: str, method: str, scope: str | None, student: dict) -> Path:
+    config = {
+        "output_dir": str(home / output),
+        "data": {"source": "digits", "train_size": 400, "batch_size": 40, "flip": False},
+        "model": student,
+        "teachers": [
+            {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data"}
+            for name in ("cifar_resnet8", "cifar_wrn_16_1")
+        ],
+        "kd": {"type": method, **({"scope": scope} if scope else {})},
+        "training": {"max_epochs": 2, "log_every": 1, "learning_rate": 1e-3},
+        "cache": {"dir": str(home / "cache")},
+    }
+    if method == kd_methods.LABEL_ONLY:
+        del config["teachers"]
+    path = home / f"{output}-{method}-{scope}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def losses(home: Path, processes: int, method: str, scope: str | None, student: dict) -> list[dict]:
+    output = f"p{processes}-{method}-{scope}-{student['name']}"
+    command = [sys.executable, "train_kd.py"]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "train_kd.py",
+        ]
+    command += ["--config", str(write_config(home, output, method, scope, student)), "--no-wandb"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [folder] = (home / output).glob("*-*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    return read_metrics(folder / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Two teachers that are better than chance on digits, trained quickly in this process."""
+    import train_kd
+
+    home = tmp_path_factory.mktemp("two")
+    for name in ("cifar_resnet8", "cifar_wrn_16_1"):
+        train_kd.main(
+            [
+                f"--output_dir={home / name}",
+                f"--model.name={name}",
+                "--teachers=[]",
+                f"--kd.type={kd_methods.LABEL_ONLY}",
+                "--no-wandb",
+                "--training.max_epochs=2",
+                "--training.compare_with_baseline=false", "--evaluation.report=false",
+                f"--cache.dir={home / 'cache'}",
+            ]
+        )
+        [folder] = (home / name).glob("*-*")
+        from kd_core.models.build import load_export
+
+        torch.save(load_export(folder / "student").model.state_dict(), home / f"{name}.pt")
+    return home
+
+
+VIT = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 8}}
+
+
+@pytest.mark.parametrize(("method", "scope"), [SCOPED[0], ("dynamic", "batch"), ("confidence", "sample")])
+def test_a_vit_student_trains_identically_on_two_processes(home, method, scope):
+    compare_vit(home, method, scope)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "scope"), SCOPED)
+def test_every_method_and_scope_trains_identically_on_two_processes(home, method, scope):
+    compare_vit(home, method, scope)
+
+
+def compare_vit(home, method, scope):
+    one, two = (losses(home, processes, method, scope, VIT) for processes in (1, 2))
+    steps = [row for row in one if "train_step/step" in row]
+    assert len(steps) == 20
+    for first, second in zip(steps, [row for row in two if "train_step/step" in row], strict=True):
+        assert first["train_step/learning_rate"] == second["train_step/learning_rate"]
+        for name in first:
+            if name != "train_step/step_time":
+                assert second[name] == pytest.approx(first[name], abs=1e-4), (name, first["train_step/step"])
+
+
+@pytest.mark.slow
+def test_two_nodes_with_caches_of_their_own_train_as_one_process(home):
+    """Two launchers that meet, as on two machines which share no more than the output folder."""
+    one = losses(home, 1, "average", None, VIT)
+    config = write_config(home, "nodes", "average", None, VIT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=test",
+        "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "train_kd.py", "--config", str(config),
+    ]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--no-wandb", f"--cache.dir={home / f'cache-of-{node}'}"], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    for process in nodes:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+    [folder] = (home / "nodes").glob("*-*")
+    two = [row for row in read_metrics(folder / "metrics.jsonl") if "train_step/step" in row]
+    for first, second in zip([row for row in one if "train_step/step" in row], two, strict=True):
+        assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
+
+
+def test_sigterm_reaches_all_processes_and_the_run_goes_on(home):
+    """What an agent sends to the launcher of a trial on several GPUs."""
+    config = write_config(home, "stopped", kd_methods.LABEL_ONLY, None, {"name": "cifar_resnet8"})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
+    command = [*launcher, "--config", str(config), "--no-wandb", "--training.max_epochs=25"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    limit = time.monotonic() + 120
+    while not list((home / "stopped").glob("*/checkpoints/latest")):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)  # returns once no process holds its output any more
+    [folder] = (home / "stopped").glob("*-*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == list(range(1, 26))
+
+
+def test_a_batchnorm_student_on_two_processes(home):
+    """BatchNorm statistics are per process, so training differs from one process; these things do not.
+
+    Learning rates and the teachers' figures; and the exported student scores as it did in training, by one process.
+    """
+    one, two = (losses(home, processes, "average", None, {"name": "cifar_resnet8"}) for processes in (1, 2))
+    assert one[0] == two[0]  # the teachers' accuracies
+    for first, second in zip(one, two, strict=True):
+        for name in ("train_step/learning_rate", "learning_rate", "epoch"):
+            assert first.get(name) == second.get(name)
+    [folder] = (home / "p2-average-None-cifar_resnet8").glob("average-*")
+    evaluate_kd.main(["--checkpoint", str(folder / "checkpoints" / "latest"), "--no-wandb"])
+    found = json.loads((folder / "evaluation-val.json").read_text())
+    assert found["accuracy"] == two[-1]["val/accuracy"]
+    assert found["loss_ce"] == pytest.approx(two[-1]["val/loss_ce"], abs=1e-5)
+
+
+BREAK_THE_SECOND = """
+import itertools, os, sys
+import train_kd
+from kd_core.teachers.logits import Panel
+
+compute, calls = Panel._compute, itertools.count(1)
+
+def broken(self, index, *args, **options):
+    logits = compute(self, index, *args, **options)
+    bad = index == 1 and next(calls) == 4 and os.environ["RANK"] == "1"
+    return logits * float("nan") if bad else logits
+
+Panel._compute = broken
+try:
+    train_kd.main(sys.argv[1:])
+except train_kd.UserError as error:
+    print(f"process {os.environ['RANK']}: {error}")
+"""
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_what_breaks_on_one_process_stops_all_or_is_skipped_by_all(home, tmp_path, allowed):
+    """In step 4 the second process alone gets logits that are not finite from the second teacher."""
+    script = tmp_path / "train.py"
+    script.write_text(BREAK_THE_SECOND)
+    config = write_config(home, f"skips-{allowed}", "average", None, VIT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    words = ["--config", str(config), "--no-wandb", "--cache.mode=off", f"--training.skip_nonfinite={allowed}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    if not allowed:
+        said = r"process (\d): loss_total, .*loss_kl.* not finite at step 4; teachers\[1\] '.*' gave"
+        assert sorted(re.findall(said, done.stdout)) == ["0", "1"], done.stdout
+        return
+    [folder] = (home / f"skips-{allowed}").glob("*-*")
+    rows = read_metrics(folder / "metrics.jsonl")
+    counts = [row["train_step/skipped_steps"] for row in rows if "train_step/step" in row]
+    assert counts == [0, 0, 0, 1, *[0] * 16], done.stdout
+    assert "train_step/loss_total" not in next(row for row in rows if row.get("train_step/step") == 4)
+    assert [row["train/skipped_steps"] for row in rows if row.get("epoch")] == [1, 0]

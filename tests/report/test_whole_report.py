@@ -1,0 +1,128 @@
+"""The report of a real run: what it tells is what was measured, in the page as in the files."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import evaluate_kd
+import train_kd
+from kd_core.report.html import MISSING, lookup, shown
+from kd_core.run.folder import read_metrics
+
+KINDS = ("share", "points", "error", "figure", "count", "bytes", "text")
+VIT = "{name: test_vit, img_size: 32, args: {patch_size: 8}}"
+TEACHER = {
+    "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
+    "training": {"max_epochs": 2, "learning_rate": 3e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The run folder of a student that two teachers have taught, after one that had none."""
+    home = tmp_path_factory.mktemp("reported")
+    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    team = ", ".join(f"{{model: {name}, train: {home / 'teacher.yaml'}}}" for name in ("cifar_resnet8", "test_resnet"))
+    train_kd.main([
+        f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--name=run", f"--model={VIT}",
+        f"--teachers=[{team}]", "--kd.type=confidence", "--data.train_size=600", "--training.max_epochs=3",
+        "--training.learning_rate=0.1", "--training.compare_with_baseline=true", "--evaluation.test_at_end=true",
+        "--no-wandb",
+    ])  # fmt: skip
+    [folder] = home.glob("run-????????")
+    return folder
+
+
+@pytest.fixture
+def summary(run) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+class Figures(HTMLParser):
+    """(key, text) of every element that names a key of summary.json, and where the page would load things from."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.sources: list[str] = []
+        self._key: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self._key = given.get("data-key")
+        self.sources += [given[name] for name in ("src", "href") if given.get(name)]
+
+    def handle_data(self, data):
+        if self._key:
+            self.found.append((self._key, data.strip()))
+            self._key = None
+
+
+def page_of(run: Path) -> Figures:
+    return Figures((run / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_every_number_of_the_page_is_one_of_the_summary(run, summary):
+    page = page_of(run)
+    for key, text in page.found:
+        value = lookup(summary, key)
+        assert text == MISSING or text in {shown(value, kind) for kind in KINDS if fits(value, kind)}, key
+        assert (text == MISSING) == (value is None), key
+    told = {key for key, _ in page.found}
+    figures = ("accuracy", "auroc", "ece", "nll", "gain", "alone.accuracy", "ensemble.accuracy", "per_class.9.gain")
+    assert {f"evaluation.{split}.{name}" for split in ("val", "test") for name in figures} <= told
+    assert {"cost.multiply_adds", "cost.latency_ms.256"} <= told
+    assert not [source for source in page.sources if "://" in source or source.startswith("//")]
+
+
+def fits(value, kind: str) -> bool:
+    numbers = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return kind == "text" or numbers and (kind != "count" or isinstance(value, int))
+
+
+def test_the_summary_says_what_was_measured(run, summary):
+    own = summary["evaluation"]
+    best = next(row for row in read_metrics(run / "metrics.jsonl") if row.get("epoch") == summary["best_epoch"])
+    assert own["val"]["accuracy"] == best["val/accuracy"] == summary["val_accuracy"]
+    assert own["val"]["loss_ce"] == pytest.approx(best["val/loss_ce"], rel=1e-6)
+    assert own["test"]["accuracy"] == summary["final_test_accuracy"]
+    alone = json.loads((Path(summary["baseline_run"]) / "summary.json").read_text())
+    assert own["val"]["alone"]["accuracy"] == alone["val_accuracy"] and not alone.get("findings")
+    assert own["val"]["gain"] == summary["val_accuracy"] - alone["val_accuracy"]
+    assert [row["accuracy"] for row in own["val"]["teachers"]] == [row["val_accuracy"] for row in summary["teachers"]]
+    assert own["test"]["temperature_scaling"]["temperature"] == own["val"]["temperature_scaling"]["temperature"]
+    weights = load_file(run / "student" / "model.safetensors")
+    trained = [name for name in weights if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert summary["cost"]["parameters"] == sum(weights[name].numel() for name in trained)
+    assert summary["environment"]["packages"]["torch"] and "command" in summary["environment"]
+    findings = {finding["key"]: finding["value"] for finding in summary["findings"]}
+    assert findings["training.learning_rate"] == 0.1  # a hundred times the reference
+
+
+def test_the_plots_of_a_run(run):
+    plots = {path.stem for path in (run / "report").glob("*.png")}
+    assert {"training-curves", "method", "mistakes-test", "teacher-weights-test"} <= plots
+    assert {f"{name}-{split}" for name in ("reliability", "confusion", "gains") for split in ("val", "test")} <= plots
+    confusion = json.loads((run / "report" / "evaluation-test.json").read_text())["confusion"]
+    assert sum(map(sum, confusion)) == 270
+
+
+@pytest.mark.parametrize("more", [(), ("--no-teachers",)])
+def test_an_evaluation_finds_the_same_again_and_keeps_the_rest(run, summary, more, capsys):
+    evaluate_kd.main(["--checkpoint", str(run), "--split", "test", "--no-wandb", *more])
+    assert f"to look at: {run / 'report' / 'index.html'}" in capsys.readouterr().out
+    after = json.loads((run / "summary.json").read_text())
+    assert after == summary
+    told = [key for key, _ in page_of(run).found]
+    assert "evaluation.val.accuracy" in told and "findings.0.message" in told
+
+
+def test_other_checkpoints_leave_the_result_alone(run, summary, capsys):
+    evaluate_kd.main(["--checkpoint", str(run / "checkpoints" / "latest"), "--no-wandb", "--no-teachers"])
+    assert "to look at" not in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text()) == summary

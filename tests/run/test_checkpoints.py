@@ -1,0 +1,110 @@
+"""What stands in a run folder is believed only if it is whole."""
+
+import json
+
+import pytest
+import torch
+
+from kd_core.config import Config
+from kd_core.errors import UserError
+from kd_core.run import folder as checkpoints
+from kd_core.run.folder import RunFolder
+
+STATE = {"epoch": 3, "best": {"epoch": 2, "value": 0.25}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for epoch in (2, 3):
+        checkpoints.save_latest(run, lambda path: path.mkdir(), {"a": torch.ones(3)}, {**STATE, "epoch": epoch})
+    return run
+
+
+def test_a_run_on_other_data_says_so(tmp_path):
+    """Keys that a run of an earlier version lacks are no difference where they say nothing."""
+    own = {"output_dir": str(tmp_path), "data": {"source": "digits"}, "kd": {"type": "baseline"}}
+    config = Config.model_validate(own)
+    old = checkpoints.create_run(config, "a" * 64, "ab12cd34")
+    settings = (old.path / "config.yaml").read_text()
+    lines = [line for line in settings.splitlines() if line.strip() not in ("import: []", "test_size: null")]
+    assert len(lines) == len(settings.splitlines()) - 2
+    (old.path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        checkpoints.open_run(config, "b" * 64, str(old.path))
+    assert "the data: fingerprint aaaaaaaaaaaa there, bbbbbbbbbbbb here" in str(error.value)
+    assert "import" not in str(error.value) and "test_size" not in str(error.value)
+
+
+def test_what_was_saved_is_loaded(run):
+    path, training, state = checkpoints.load_latest(run, pytest.fail)
+    assert path == run.checkpoint("latest") and state == STATE and training["a"].equal(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"value": 0.25', '"value": 0.75'),
+        lambda text: text.replace('"epoch": 3', '"epoch": 9'),
+        lambda text: text.replace('"checksums"', '"checksum"'),
+        lambda text: "[]",
+        lambda text: json.dumps({**json.loads(text), "checksums": []}),
+        lambda text: "[" * 100_000,
+        lambda text: "9" * 5000,
+    ],
+)
+def test_a_changed_state_gives_way_to_the_checkpoint_before(run, change):
+    file = run.checkpoint("latest") / "state.json"
+    file.write_text(change(file.read_text()))
+    notices = []
+    assert checkpoints.load_latest(run, notices.append)[2]["epoch"] == 2
+    assert len(notices) == 1 and f"checkpoint skipped: {file}: damaged" in notices[0]
+
+
+def test_checkpoints_without_a_checksum_of_the_state_go_on(run):
+    file = run.checkpoint("latest") / "state.json"
+    state = json.loads(file.read_text())
+    del state["checksums"]["state.json"]
+    file.write_text(json.dumps(state))
+    assert checkpoints.load_latest(run, pytest.fail)[2] == STATE
+
+
+@pytest.mark.parametrize("line", ["3", "[1]", "{", '{"a": 1', "9" * 5000, "\x00"])
+def test_damaged_rows_are_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(UserError, match="metrics.jsonl: line 2: damaged, not a JSON object"):
+        checkpoints.read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "\x00"])
+def test_a_damaged_summary_is_named_or_passed_over(tmp_path, text, capsys):
+    config = Config.model_validate({"output_dir": str(tmp_path)})
+    run = checkpoints.create_run(config, "abc", "ab12cd34")
+    run.summary_file.write_text(text)
+    assert (
+        checkpoints.find_run(config, "abc") is None
+        and f"skipped: {run.summary_file}: damaged" in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="summary.json: damaged"):
+        checkpoints.open_run(config, "abc", str(run.path))
+
+
+def test_runs_that_differ_by_the_datas_fingerprint_alone_are_said(tmp_path, capsys):
+    def start(fingerprint, resume="auto", **settings):
+        config = Config.model_validate({"output_dir": str(tmp_path), **settings})
+        return checkpoints.find_or_create(config, fingerprint, resume, None), capsys.readouterr().out
+
+    old, new = "0123456789ab" + "0" * 52, "ba9876543210" + "0" * 52
+    first, said = start(old)
+    assert said == ""
+    other, said = start(old, training={"seed": 1})
+    assert said == "" and other.path != first.path
+    second, said = start(new)
+    assert second.path != first.path and said.count("\n") == 1  # of one run folder, not of the one with another seed
+    assert said.startswith(f"{first.path}: was trained with these settings on data with fingerprint 0123456789ab, ")
+    assert "these have ba9876543210, so this is another run" in said
+    assert f"python compare_kd.py {tmp_path} --same-data 0123456789ab=ba9876543210" in said
+    assert start(new) == (second, "")  # which goes on: it has been said
+    assert start(new, "never")[1] == said
+    first.identity_file.write_text("{")
+    assert "skipped: " in start("f" * 64)[1]

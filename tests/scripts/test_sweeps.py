@@ -1,0 +1,126 @@
+"""Every sweep file: its keys, values and types are those of the settings, through the real command line."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps import utils as sweep_utils
+
+import kd_methods
+import train_kd
+from kd_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+ABLATIONS = {"use_soft_loss", "use_hard_loss"}
+BOUNDED = {"uniform", "log_uniform_values", "int_uniform"}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_trial(monkeypatch):
+    monkeypatch.setenv("KD_TRIAL", "testtest")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def choices(parameter: dict[str, Any]) -> list[Any]:
+    """The values that a parameter takes, or both ends of its range."""
+    if "value" in parameter:
+        return [parameter["value"]]
+    return parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
+
+
+def arguments(sweep: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """What train_kd.py gets in a trial with these values: W&B's own expansion of the command."""
+    made = sweep_utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
+    command = [word for item in sweep["command"] for word in (made["args"] if item == "${args}" else [item])]
+    return command[command.index("${program}") + 1 :]
+
+
+def owners(key: str) -> list[str]:
+    """The methods that have hyperparameter `kd.NAME...`, all for any other key."""
+    name = key.split(".")[1] if key.startswith("kd.") else "type"
+    return [method for method in kd_methods.names() if name in kd_methods.config_class(method).model_fields]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_key_and_value_is_a_valid_setting(path):
+    sweep = load(path)
+    types = choices(sweep["parameters"].get("kd.type", {"value": None}))
+    base = train_kd.parse(arguments(sweep, {}))[1].config
+    for key, parameter in sweep["parameters"].items():
+        assert set(parameter) <= {"value", "values", "distribution", "min", "max"}
+        assert parameter.get("distribution", "uniform") in BOUNDED
+        if "min" in parameter:
+            assert type(parameter["min"]) is type(parameter["max"]) and parameter["min"] < parameter["max"]
+        own = [method for method in owners(key) if method in types] or [base.kd.type]
+        assert set(own) & set(owners(key)), f"{key} belongs to no method of this sweep"
+        for method, value in itertools.product(own, choices(parameter)):
+            given = {"kd.type": method, key: value} if key != "kd.type" else {key: value}
+            config = train_kd.parse(arguments(sweep, given))[1].config.model_dump()
+            for part in key.split("."):
+                config = config[part]
+            assert config == value and isinstance(value, type(config)), key
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_run_as_documented(path):
+    sweep = load(path)
+    text = path.read_text()
+    assert text.startswith("# ") and sweep["program"] == "train_kd.py" and sweep["name"]
+    assert sweep["metric"] == {"name": "val/accuracy", "goal": "maximize"}
+    config = sweep["command"][sweep["command"].index("--config") + 1]
+    assert sweep["command"] == ["${env}", "${interpreter}", "${program}", "--config", config, "${args}"]
+    assert (ROOT / config).is_file()
+    assert "#  - torch.distributed.run" in text
+    stopping = sweep.get("early_terminate", {})
+    assert set(stopping) <= {"type", "min_iter", "max_iter", "s", "eta"}
+    is_comparison = "training.seed" in sweep["parameters"]  # searches must not see the test split
+    assert sweep["parameters"]["evaluation.test_at_end"] == {"value": is_comparison}
+
+
+def test_there_is_a_sweep_for_each_purpose():
+    sweeps = {path.stem: load(path) for path in SWEEPS}
+    assert {*kd_methods.names(), "all_methods", "seeds", "grid", "random", "bayes"} == set(sweeps)
+    for strategy in ("grid", "random", "bayes"):
+        assert sweeps[strategy]["method"] == strategy
+    for name in ("all_methods", "seeds"):
+        assert set(sweeps[name]["parameters"]["kd.type"]["values"]) == set(kd_methods.names())
+    assert sweeps["seeds"]["method"] == "grid" and len(sweeps["seeds"]["parameters"]["training.seed"]["values"]) >= 3
+
+
+@pytest.mark.parametrize("method", [name for name in kd_methods.names() if name != kd_methods.LABEL_ONLY])
+def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
+    own = set(kd_methods.config_class(method).model_fields) - ABLATIONS - {"type"}
+    of_all = {key.split(".")[1] for key in load(ROOT / "sweeps" / "all_methods.yaml")["parameters"] if key[:3] == "kd."}
+    assert own <= of_all
+    alone = {key.split(".")[1] for key in load(ROOT / "sweeps" / f"{method}.yaml")["parameters"] if key[:3] == "kd."}
+    assert own - {"dist"} <= alone
+
+
+def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():
+    """They are columns of W&B's tables, not settings: a sweep over them would train one configuration many times."""
+    words = ["--config", "configs/cifar32/baseline.yaml", "--learning_rate=0.5"]
+    with pytest.raises(UserError, match="learning_rate: unknown key"):
+        train_kd.parse(words)
+    recorded = ["--data_fingerprint=ab", "--environment={'python': '3.11'}", "--training={'learning_rate': 0.5}"]
+    config = train_kd.parse([*words, *recorded, "--training.seed=4"])[1].config
+    assert (config.training.learning_rate, config.training.seed) == (0.5, 4)
+
+
+def test_a_trial_drops_what_its_method_lacks_and_is_named_after_it():
+    sweep = load(ROOT / "sweeps" / "all_methods.yaml")
+    drawn = {key: choices(parameter)[0] for key, parameter in sweep["parameters"].items()}
+    for method in kd_methods.names():
+        options, resolved = train_kd.parse(arguments(sweep, drawn | {"kd.type": method}))
+        assert resolved.config.kd.type == method
+        if method != "ca_weighted":  # the configuration's own method
+            assert resolved.config.experiment.startswith(method)
+        lacking = {"gamma", "threshold", "alpha"} - set(kd_methods.config_class(method).model_fields)
+        told = " ".join(resolved.notices)
+        assert all(re.search(rf"kd\.{name} dropped in this trial", told) for name in lacking)

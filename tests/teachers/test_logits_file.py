@@ -1,0 +1,197 @@
+"""Files of logits as teachers: what they teach is what their network would, and nothing wrong gets in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from safetensors.torch import load_file, save_file
+
+import evaluate_kd
+import kd_methods
+import train_kd
+from kd_core.config import DataConfig
+from kd_core.data.dataset import Data, load_data
+from kd_core.errors import UserError
+from kd_core.models import build as models
+from kd_core.teachers.logits_file import LogitsFile
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = [
+    "--data.train_size=400", "--data.batch_size=40", "--no-wandb", "--training.compare_with_baseline=false",
+    "--evaluation.report=false", "--fresh",
+    "--model={name: cifar_resnet8}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A trained teacher in t/, and its logits in clean.safetensors and views.safetensors."""
+    home = tmp_path_factory.mktemp("logits")
+    train(home, "t", "--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}", "--training.max_epochs=3")
+    teacher = str(folder(home, "t"))
+    dump = ["--checkpoint", teacher, "--no-wandb", "--dump-logits"]
+    evaluate_kd.main([*dump, str(home / "clean.safetensors")])
+    evaluate_kd.main([*dump, str(home / "views.safetensors"), "--dump-views", "3"])
+    return home
+
+
+@pytest.fixture(scope="module")
+def data(home) -> Data:
+    return load_data(DataConfig(source="digits"), model_sizes=[32], cache_dir=home / "cache")
+
+
+def folder(home: Path, name: str) -> Path:
+    [found] = home.glob(f"{name}/run-????????")
+    return found
+
+
+def train(home: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
+    """The final student's weights."""
+    where = [f"--output_dir={home / name}", f"--cache.dir={home / 'cache'}", "--name=run", "--training.max_epochs=2"]
+    train_kd.main([*COMMON, *where, *more])
+    return models.load_export(folder(home, name) / "checkpoints" / "latest" / "student").model.state_dict()
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_dumped_teacher_teaches_what_its_network_does(home, capsys):
+    test = ["--evaluation.test_at_end=true", "--kd.type=average"]
+    network = train(home, "a", f"--teachers=[{{weights: {folder(home, 't')}, view: clean}}]", *test)
+    capsys.readouterr()
+    file = train(home, "b", f"--teachers=[{{logits: {home / 'clean.safetensors'}}}]", *test)
+    assert same(network, file)
+    text = capsys.readouterr().out
+    assert "teacher 0 clean.safetensors: accuracy" in text and "clean view" in text
+    [line] = [line for line in text.splitlines() if line.startswith("teacher 0 (clean.safetensors)")]
+    assert line.endswith(" -")  # nobody knows how many parameters
+
+
+def test_views_teach_as_the_cache_in_mode_fixed_does(home):
+    fixed = ["--cache.mode=fixed", "--cache.views=3", "--kd.type=average"]
+    network = train(home, "c", f"--teachers=[{{weights: {folder(home, 't')}}}]", *fixed)
+    file = train(home, "d", f"--teachers=[{{logits: {home / 'views.safetensors'}}}]", *fixed)
+    assert same(network, file)
+
+
+def test_a_file_by_another_framework_teaches(home, data):
+    """NumPy alone; with views but without clean logits, which their ensemble stands for."""
+    rows, draw = len(data.train.labels), np.random.default_rng(0)
+    labels = np.eye(10, dtype=np.float32)[data.train.labels.numpy()]
+    views = 3 * labels[:, None] + draw.normal(size=(rows, 2, 10)).astype(np.float32)
+    about = {"mine": data.train.fingerprint, "crop_padding": "2", "flip": "false"}
+    safetensors.numpy.save_file({"mine": views}, home / "numpy.safetensors", metadata=about)
+    fixed = ["--cache.mode=fixed", "--cache.views=2", "--kd.type=average"]
+    train(home, "e", f"--teachers=[{{logits: {home / 'numpy.safetensors'}}}]", *fixed)
+
+
+def test_the_documents_example_runs_and_its_file_teaches(home, monkeypatch, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "logits.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_CACHE_DIR", str(home / "cache"))
+    exec(compile(code, "docs/logits.md", "exec"), {})
+    test = ["--evaluation.test_at_end=true", "--kd.type=average"]
+    train(home, "example", f"--teachers=[{{logits: {tmp_path / 'mine.safetensors'}}}]", *test)
+    [teacher] = json.loads((folder(home, "example") / "summary.json").read_text())["teachers"]
+    assert teacher["val_accuracy"] > 0.8
+
+
+def test_the_file_holds_every_image_of_the_source_once(home, data):
+    tensors = load_file(home / "views.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "train": (len(data.train.labels), 10),
+        "train_views": (len(data.train.labels), 3, 10),
+        "test": (270, 10),
+    }
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    file = LogitsFile(home / "views.safetensors", "here", 10)
+    test = data.test()
+    assert test is not None and file.views(data.train) == 3 and file.views(test) == 0
+    correct = (file.clean(test).argmax(1) == test.labels).float().mean()
+    evaluate_kd.main(["--checkpoint", str(folder(home, "t")), "--split", "test", "--no-wandb"])
+    found = json.loads((folder(home, "t") / "evaluation-test.json").read_text())
+    assert found["accuracy"] == pytest.approx(float(correct), abs=1e-6)
+
+
+def write(home: Path, data: Data, tensor: torch.Tensor | None = None, **about: str) -> Path:
+    path = home / "wrong.safetensors"
+    tensor = torch.zeros(len(data.train.labels), 10) if tensor is None else tensor
+    save_file({"train": tensor}, path, metadata={"train": data.train.fingerprint, **about})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: {"tensor": torch.zeros(1527, 9)}, r"'train' is torch.float32 of shape \[1527, 9\]; logits are"),
+        (lambda d: {"tensor": torch.zeros(1527, 10).long()}, "'train' is torch.int64"),
+        (lambda d: {"tensor": torch.zeros(5, 10)}, "'train' has 5 rows, the images are 1,527"),
+        (lambda d: {"tensor": torch.full((1527, 10), torch.nan)}, "not finite, or too large for fp16"),
+        (lambda d: {"tensor": torch.full((1527, 10), 1e5)}, "not finite, or too large for fp16"),
+        (lambda d: {"train": "other"}, "has no logits of split 'train', whose images have the fingerprint [0-9a-f]+; "
+         "it has 'train' for other"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_message(home, data, make, message):
+    assert len(data.train.labels) == 1527
+    path = write(home, data, **make(data))
+    with pytest.raises(UserError, match=rf"teachers\[0\].logits: {path}: .*{message}"):
+        train(home, "f", f"--teachers=[{{logits: {path}}}]", "--kd.type=average")
+    assert not (home / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "more", "message"),
+    [
+        ("views", [], r"has logits of 3 fixed views .*--cache.mode=fixed --cache.views=3"),
+        ("views", ["--cache.mode=fixed", "--cache.views=4"], r"--cache.mode=fixed --cache.views=3"),
+        ("views", ["--cache.mode=fixed", "--cache.views=3", "--data.crop_padding=1"],
+         r"made with data.crop_padding=2 and data.flip=false, here they are 1 and false"),
+    ],
+)  # fmt: skip
+def test_views_that_the_student_will_not_see_are_refused(home, teacher, more, message):
+    with pytest.raises(UserError, match=message):
+        train(home, "g", f"--teachers=[{{logits: {home / teacher}.safetensors}}]", "--kd.type=average", *more)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--teachers=[{logits: nowhere.safetensors}]"], "no such file; evaluate_kd.py --dump-logits writes one"),
+        (["--teachers=[{logits: README.md}]"], "damaged, or not a safetensors file"),
+        (["--teachers=[{logits: a.safetensors, view: clean}]"], "remove view"),
+        (["--teachers=[{logits: a.safetensors, weights: b}]"], "exactly one of 'weights', 'train' and 'logits'"),
+    ],
+)
+def test_mistakes_in_the_settings(home, words, message):
+    with pytest.raises(UserError, match=message):
+        train(home, "h", "--kd.type=average", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dump-logits", "a.npy"], "a .safetensors file is needed"),
+        (["--dump-logits", "a.safetensors", "--dump-views", "x"], "--dump-views: x"),
+        (["--dump-views", "3"], "beside --dump-logits"),
+        (["--dump-logits", "/proc/nowhere/a.safetensors"], "cannot write"),
+    ],
+)
+def test_mistakes_in_the_command(home, words, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_kd.main(["--checkpoint", str(folder(home, "t")), "--no-wandb", *words])
+
+
+def test_another_file_is_another_run(home):
+    def digest(name: str) -> str:
+        words = ["--config", "configs/quickstart.yaml", f"--teachers=[{{logits: {home / name}}}]"]
+        return train_kd.parse(words)[1].config.digest("data")
+
+    assert digest("clean.safetensors") != digest("views.safetensors")

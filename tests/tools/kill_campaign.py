@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""Kill training at random moments, let it go on, and compare with the run that was never interrupted, bit by bit.
+
+    python tests/tools/kill_campaign.py [--kills 30] [--seed 0] [--folder FOLDER]
+
+Every trial is a fresh run with an empty cache of teachers' logits.  It is killed (SIGKILL, all its processes) once to
+three times: after a random time, or as soon as a checkpoint is being written, or as soon as logits are being cached.
+Then it runs to its end.  Every fourth trial is a run of two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1")
+# One with dropout, so that the random generators matter within an epoch, and one with BatchNorm's running statistics.
+STUDENTS = (
+    "{name: test_vit, img_size: 32, args: {patch_size: 8, drop_rate: 0.2, proj_drop_rate: 0.1}}",
+    "{name: cifar_resnet8}",
+)
+MOMENTS = ("random", "random", "saving", "caching")
+TIMES = ("perf/", "train/step_time", "train_step/step_time")  # begin what may differ
+
+
+@dataclass
+class Run:
+    """A way to start the run of one trial."""
+
+    home: Path
+    teachers: list[Path]
+    processes: int
+    student: str
+
+    def command(self) -> list[str]:
+        start = [sys.executable]
+        if self.processes > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        team = ", ".join(f"{{weights: {folder}}}" for folder in self.teachers[:1])
+        team += ", " + ", ".join(f"{{weights: {folder}, view: clean}}" for folder in self.teachers[1:])
+        return [
+            *start, "train_kd.py", f"--output_dir={self.home / 'runs'}", f"--cache.dir={self.home / 'cache'}",
+            "--name=run", "--no-wandb", f"--model={self.student}", f"--teachers=[{team}]", "--kd.type=dynamic",
+            "--data.train_size=320", "--data.batch_size=32", "--training.max_epochs=4", "--training.log_every=3",
+            "--training.save_every_steps=4", "--training.deterministic=true", "--training.compare_with_baseline=false",
+            "--evaluation.report=false",
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            self.command(), cwd=ROOT, env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def finish(self) -> float:
+        """Run to the end; how many seconds that took."""
+        began = time.monotonic()
+        process = self.start()
+        text, _ = process.communicate(timeout=600)
+        if process.returncode:
+            raise AssertionError(text)
+        return time.monotonic() - began
+
+    def killed(self, moment: str, seconds: float) -> bool:
+        """Start it and kill it at the moment, or after some seconds; whether it was killed before its end."""
+        signs: dict[str, Callable[[], bool]] = {
+            "saving": lambda: any(self.home.glob("runs/run-*/checkpoints/.latest.????????")),
+            "caching": lambda: any(self.home.glob("cache/logits/*/checks")),
+            "random": lambda: False,
+        }
+        process, limit = self.start(), time.monotonic() + seconds
+        wait = 0.001 if moment != "random" else 0.02
+        while process.poll() is None and time.monotonic() < limit and not signs[moment]():
+            time.sleep(wait)
+        alive = process.poll() is None
+        if alive:
+            kill_all(process.pid)
+        process.communicate()
+        return alive
+
+    def result(self) -> tuple[list[dict], dict[str, dict[str, torch.Tensor]], dict]:
+        """The rows without times, the weights of every checkpoint, and the summary."""
+        [folder] = self.home.glob("runs/run-????????")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        kept = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+        exports = ("student", "checkpoints/best/student", "checkpoints/latest/student")
+        weights = {name: load_file(folder / name / "model.safetensors") for name in exports}
+        summary = json.loads((folder / "summary.json").read_text())
+        return kept, weights, {name: value for name, value in summary.items() if name != "run_id"}
+
+
+def kill_all(process: int) -> None:
+    """SIGKILL to a process and all that it has started: launchers give each of theirs a session of its own."""
+    os.kill(process, signal.SIGSTOP)  # it starts no more of them
+    family = [process]
+    for member in family:  # which grows
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with suppress(FileNotFoundError):
+                family += map(int, children.read_text().split())
+    for member in family:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+
+
+def differences(first: tuple, second: tuple) -> list[str]:
+    """What two runs' results do not share, bit by bit."""
+    found = [name for name, a, b in zip(("metrics", "summary"), first[::2], second[::2], strict=True) if a != b]
+    for name, weights in first[1].items():
+        other = second[1][name]
+        if weights.keys() != other.keys() or not all(torch.equal(value, other[key]) for key, value in weights.items()):
+            found.append(name)
+    return found
+
+
+def trained_teachers(home: Path) -> list[Path]:
+    for name in TEACHERS:
+        words = [
+            f"--output_dir={home / 'teachers'}", f"--cache.dir={home / 'cache'}", f"--name={name}", "--no-wandb",
+            f"--model={{name: {name}}}", "--teachers=[]", "--kd.type=baseline", "--training.max_epochs=3",
+            "--training.compare_with_baseline=false",
+            "--evaluation.report=false",
+        ]  # fmt: skip
+        subprocess.run([sys.executable, "train_kd.py", *words], cwd=ROOT, check=True, capture_output=True)
+    return sorted((home / "teachers").glob("*-????????"))
+
+
+def campaign(home: Path, kills: int, seed: int, tell: Callable[[str], None] = print) -> int:
+    """How many runs were killed, went on, and ended as if nothing had happened; AssertionError for any that did not."""
+    draw = random.Random(seed)
+    teachers = trained_teachers(home)
+    whole: dict[tuple[int, str], tuple] = {}
+    length: dict[tuple[int, str], float] = {}
+    done = trial = 0
+    while done < kills:
+        processes, student = (2 if trial % 4 == 3 else 1), STUDENTS[trial % 2]
+        kind = processes, student
+        if kind not in whole:
+            reference = Run(home / f"whole-{len(whole)}", teachers, processes, student)
+            length[kind] = reference.finish()
+            whole[kind] = reference.result()
+        run = Run(home / f"trial-{trial}", teachers, processes, student)
+        times = 0
+        moments = []
+        for _ in range(draw.randint(1, 3)):
+            moment = draw.choice(MOMENTS)
+            # imports take the first part of a run, in which there is nothing to lose
+            if run.killed(moment, draw.uniform(0.4, 1.0) * length[kind]):
+                times += 1
+                moments.append(moment)
+        run.finish()
+        wrong = differences(whole[kind], run.result())
+        what = ", ".join(moments) or "never"
+        tell(f"trial {trial}: {processes} process(es), killed {times} time(s) ({what}): {wrong or 'equal'}")
+        assert not wrong, (run.home, wrong)
+        done += times > 0
+        trial += 1
+        shutil.rmtree(run.home)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="runs to be killed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        equal = campaign(Path(scratch), options.kills, options.seed, lambda line: print(line, flush=True))
+    print(f"{equal} of {options.kills} killed runs ended bit for bit as the run that was never interrupted")
+
+
+if __name__ == "__main__":
+    main()
