@@ -1,5 +1,8 @@
 """The one exception type for mistakes that a user can mend, and how messages are written."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input: shown as one clear message, without a traceback; the script exits with status 2.
@@ -25,3 +28,9 @@ def printable(text: str) -> str:
 def first_line(error: BaseException, limit: int | None = None) -> str:
     """What an error says, on one line of at most `limit` characters; its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:
+    """", did you mean 'NAME'?" with the nearest of `known`; empty if none is near (`cutoff` as in difflib)."""
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
+    return f", did you mean {close[0]!r}?" if close else ""

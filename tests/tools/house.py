@@ -17,8 +17,9 @@ SCRIPTS = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "sweeps/run_local.p
 PACKAGES = ("kd_core", "kd_methods", "sweeps", "benchmarks")
 # A room imports from itself and from those before it.  Rooms in one set do not import from each other.
 ORDER: tuple[set[str], ...] = (
+    {"errors"},
     {"kd_methods"},
-    {"errors", "files", "privacy", "metrics"},
+    {"files", "privacy", "metrics"},
     {"config"},
     {"data", "loop"},
     {"zoo", "models"},
@@ -30,7 +31,7 @@ ORDER: tuple[set[str], ...] = (
     {"cache", "tracking", "views", "sources", "hf_metrics"},
     {"scripts"},
 )
-SHARED = ({"errors", "files", "privacy", "metrics"}, {"zoo", "models"})  # which may import within their set
+SHARED = ({"files", "privacy", "metrics"}, {"zoo", "models"})  # which may import within their set
 NESTED = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
