@@ -1,5 +1,5 @@
 """What the scripts share, in rooms.  A room imports from itself and from those before it in this line, never after:
 
-errors < kd_methods < files, privacy, metrics < config < data, loop < zoo, models < run < teachers < evaluation < report < comparison,
-export.  `cache`, `tracking` and `views` are commands and names from before there were rooms.
+errors < kd_methods < files, privacy, metrics < config < data, loop < zoo, models < run < teachers < evaluation
+< report < comparison, export.  `cache`, `tracking`, `views` and `sources` are commands and names from before the rooms.
 """
