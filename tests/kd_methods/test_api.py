@@ -288,7 +288,8 @@ try:
     kd_methods.build({"type": "average", "squares": {"scael": 0.5}})
 except ValueError as error:
     mistake = str(error)
-dumps = [kd_methods.build(each).config.model_dump() for each in (settings, {**settings, "loss": "kd"}, {"type": "average"})]
+given = settings, {**settings, "loss": "kd"}, {"type": "average"}
+dumps = [kd_methods.build(each).config.model_dump() for each in given]
 known = [name for name in sys.modules if name.startswith("kd_core")]
 print(json.dumps([float(metrics["loss_distill"]), method.describe(3), mistake, dumps, kd_methods.losses(), known]))
 """
