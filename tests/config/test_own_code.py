@@ -117,17 +117,14 @@ def test_a_network_a_method_and_a_data_source_are_trained(home, trained):
     assert student == (4, 128)
 
 
-def test_it_is_resumed_bit_for_bit(home, trained, monkeypatch):
+def test_it_is_resumed_bit_for_bit(home, trained):
     words = ["--config", str(home / "mine.yaml"), f"--output_dir={home / 'resumed'}"]
-
-    def stop(*_: object) -> str:
-        raise Stopped(signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_kd.report, "epoch_line", stop)
-        for folder in runs(home / "runs", "teacher-*"):
-            shutil.copytree(folder, home / "resumed" / folder.name)
-        train_kd.main(words)
+    for folder in runs(home / "runs", "teacher-*"):
+        shutil.copytree(folder, home / "resumed" / folder.name)
+    rows = train_kd.epochs_of(words)
+    next(rows)
+    with pytest.raises(Stopped):
+        rows.throw(Stopped(signal.SIGTERM))
     (folder,) = runs(home / "resumed", "blend-*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
     forget()

@@ -307,17 +307,10 @@ def test_a_run_is_bit_for_bit_that_without_the_pass(tmp_path, monkeypatch, resum
             "--training.max_epochs=2", "--name=tried",
         )  # fmt: skip
         if resumed:
-            with monkeypatch.context() as patch:
-                plain = train_kd.report.epoch_line
-
-                def stop(row, *rest, plain=plain):
-                    if row["epoch"] == 1 and "train/loss_kl" in row:
-                        raise KeyboardInterrupt
-                    return plain(row, *rest)
-
-                patch.setattr(train_kd.report, "epoch_line", stop)
-                with pytest.raises(KeyboardInterrupt):
-                    train_kd.main(words)
+            epochs = train_kd.epochs_of(words)
+            next(epochs)
+            with pytest.raises(KeyboardInterrupt):
+                epochs.throw(KeyboardInterrupt())
         train_kd.main(words)
         [folder] = (home / "runs").glob("tried-*")
         found = read_metrics(folder / "metrics.jsonl")
