@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from test_data import cifar_python, encoded, features, pixels, refuse, rows_of
+from image_files import cifar_python, encoded, features, pixels, refuse, rows_of
 
 from kd_core import files
 from kd_core.data import decoding
