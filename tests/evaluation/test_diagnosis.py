@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from test_method_contract import every_variant
+from method_variants import every_variant
 from torch import Tensor, nn
 
 import kd_methods

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from run_metrics import EVERY_RUN, OWN, times_apart
 
 import evaluate_kd
 import kd_methods
@@ -35,40 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TEACHER_FILE = {
     "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
     "training": {"max_epochs": 2, "learning_rate": 3e-3},
-}
-EVERY_RUN = {
-    "epoch",
-    "learning_rate",
-    "train/loss_total",
-    "train/accuracy",
-    "train/loss_label",
-    "train/loss_distill",
-    "train/kd_weight",
-    "train/step_time",
-    "val/accuracy",
-    "val/loss_total",
-    "val/auroc",
-    "val/loss_ce",
-    "perf/epoch_time",
-    "perf/data_time",
-    "perf/teacher_time",
-    "perf/images_per_second",
-    "perf/teacher_cache_hit_rate",
-    "perf/gpu_memory_peak_mb",
-}
-OWN = {
-    "baseline": set(),
-    "average": {"train/loss_kl", "train/loss_ce"},
-    "ca_weighted": {"train/loss_kl", "train/loss_ce"},
-    "dynamic": {"train/loss_soft", "train/loss_hard", "train/gate", "train/avg_teacher_conf"},
-    "confidence": {
-        "train/loss_soft",
-        "train/loss_hard",
-        "train/dynamic_alpha",
-        "train/max_teacher_conf_mean",
-        "train/teacher_0_usage_fraction",
-        "train/teacher_1_usage_fraction",
-    },
 }
 
 
@@ -236,13 +203,6 @@ def test_early_stopping(home, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------ resuming
-
-
-def times_apart(rows: list[dict]) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith("perf/") and "step_time" not in name}
-        for row in rows
-    ]
 
 
 def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys):

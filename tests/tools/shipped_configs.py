@@ -1,0 +1,19 @@
+"""The YAML files in configs/, read as the command line reads them."""
+
+from pathlib import Path
+
+import train_kd
+from kd_core.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+TEACHERS = sorted((CONFIGS / "teachers").rglob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TEACHERS))
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+def load(path: Path, *overrides: str) -> Config:
+    return train_kd.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
