@@ -11,8 +11,7 @@ import pytest
 import timm
 import torch
 
-import train_kd
-from kd_core.config import Config, Layer, parse_overrides, read_yaml, resolve, with_precision
+from kd_core.config import Config, Layer, command_line, parse_overrides, read_yaml, resolve, with_precision
 from kd_core.models import build as models
 from kd_core.models import weights
 from kd_core.teachers import load as teachers
@@ -59,7 +58,7 @@ def label(path: Path) -> str:
 
 
 def load(path: Path, *overrides: str) -> Config:
-    return train_kd.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
+    return command_line.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
 
 
 def networks() -> Iterator[dict[str, Any]]:
