@@ -8,7 +8,8 @@
     wandb agent -f SWEEP_ID                               trials of a W&B sweep
 
 switches:
-    --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml)
+    --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml); given several
+                          times, later files win, key by key
     --import FILE.py      run a file of your own code first: networks, methods, losses, data sources; repeatable
                           (docs/own_code.md)
     --section.key=VALUE   any setting below, as YAML; whole sections too: --teachers='[{model: ..., train: ...}]'
@@ -33,9 +34,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
-import argparse
 import math
-import re
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -51,7 +50,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_core import config as configuration
-from kd_core.config import Config, Layer, commands, own_code
+from kd_core.config import Config, command_line, commands, own_code
 from kd_core.data.dataset import load_data
 from kd_core.data.views import EpochPlan, epoch_order, random_bits
 from kd_core.errors import NonFinite, UserError
@@ -60,7 +59,7 @@ from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.figures import evaluate
 from kd_core.evaluation.predictions import SAMPLE, Observer, Pupil, load_pupil
 from kd_core.evaluation.preflight import find_mistakes
-from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
+from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.loop import launcher
 from kd_core.loop.meter import Meter
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
@@ -557,14 +556,13 @@ def main(arguments: list[str]) -> None:
 
 def train(arguments: list[str], signals: StopSignals) -> None:
     """All of it: settings, data, teachers, the comparison, the student."""
-    options, resolved = parse(arguments)
+    options, resolved = command_line.parse(arguments, __doc__ or "")
     if options.print_config:
         precision = launcher.precision(resolved.config.training.mixed_precision, os.environ)
         print(configuration.with_precision(resolved.config, precision).to_yaml(), end="")
         return
     config, job = start(options, resolved, signals)
-    resume = "never" if options.fresh else options.resume
-    members = check_everything(config, job, resume, look_for_remedies=options.check)
+    members = check_everything(config, job, options.resume, look_for_remedies=options.check)
     if options.check:
         check(config, job, members, options.seeds)
         job.accelerator.end_training()
@@ -576,7 +574,7 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         if len(options.seeds) > 1:
             job.say(f"seed {seed}, {number} of {len(options.seeds)}")
         own = configuration.with_seed(config, seed)
-        folders += train_student(own, job, members, resume, arguments, bool(options.config))
+        folders += train_student(own, job, members, options.resume, arguments, bool(options.config))
     if len(options.seeds) > 1 and job.accelerator.is_main_process:
         from kd_core.comparison import tables  # plots and statistics take a second, which other runs need not wait
 
@@ -590,19 +588,18 @@ def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:
     Nothing comes after the last one.  Closing the generator, or throwing an error into it, ends the run with that
     error.  Seeds and the comparison without teachers are left out.
     """
-    options, resolved = parse(arguments)
+    options, resolved = command_line.parse(arguments)
     config, job = start(options, resolved, StopSignals())
-    resume = "never" if options.fresh else options.resume
-    members = check_everything(config, job, resume, look_for_remedies=False)
+    members = check_everything(config, job, options.resume, look_for_remedies=False)
     members = with_trained_teachers(config, job, members)
     with ExitStack() as cleanup:
-        folder = open_folder(config, job, resume, cleanup)
+        folder = open_folder(config, job, options.resume, cleanup)
         setup = prepare(config, job, members)
         yield from epochs(setup, *restore(setup, folder, cleanup))
 
 
 def start(
-    options: argparse.Namespace, resolved: configuration.Resolved, signals: StopSignals
+    options: command_line.Options, resolved: configuration.Resolved, signals: StopSignals
 ) -> tuple[Config, Job]:
     """Start Accelerate, in the precision that settings or launcher name, and load the data."""
     config = resolved.config
@@ -675,7 +672,7 @@ def train_student(
     baseline = None
     if config.training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
-        own = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
+        own = command_line.without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
         baseline = run(own, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
     if members:
         job.say(f"the student with {len(members)} teacher(s)")
@@ -692,67 +689,6 @@ def train_student(
     if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
         job.say(f"\n{report.findings_lines(findings)}")
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resolved]:
-    """The command line -> switches and the resolved configuration."""
-    parser = configuration.CommandLine("train_kd.py")
-    parser.add_argument("--config")
-    parser.add_argument("--import", dest="imports", action="append", default=[])
-    parser.add_argument("--resume", default="auto")
-    parser.add_argument("--seeds")
-    for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
-        parser.add_argument(switch, action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    options, rest = parser.parse_known_args(arguments)
-    if options.help:
-        files = [configuration.read_layer(options.config)] if options.config else []
-        configuration.import_code(options.imports, *files)
-        print(f"{__doc__}\n{configuration.describe_keys()}")
-        sys.exit(0)
-    layers = [configuration.read_layer(options.config or configuration.QUICKSTART)]
-    overrides, code = configuration.parse_with_code(rest, options.imports, *layers)
-    layers += [overrides, code]
-    if options.resume not in ("auto", "never"):
-        configuration.require_code(local_path(options.resume, "--resume") / "config.yaml")
-    if options.no_wandb:
-        layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
-    resolved = configuration.resolve(layers)
-    training = resolved.config.training
-    if training.compare_with_baseline and configuration.in_trial():
-        resolved.notices.append("training.compare_with_baseline: left out, this is a sweep's trial")
-        training = training.model_copy(update={"compare_with_baseline": False})
-        resolved.config = resolved.config.model_copy(update={"training": training})
-    if resolved.config.teachers and resolved.config.kd.type == kd_methods.LABEL_ONLY:
-        count = len(resolved.config.teachers)
-        resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
-        resolved.config = without_teachers(resolved.config)
-    options.seeds = read_seeds(options, overrides) or [resolved.config.training.seed]
-    resolved.config = configuration.with_seed(resolved.config, options.seeds[0])
-    return options, resolved
-
-
-def read_seeds(options: argparse.Namespace, overrides: Layer) -> list[int]:
-    """The seeds that --seeds asks for, none without it."""
-    if options.seeds is None:
-        return []
-    words = options.seeds.split(",")
-    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
-    if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: is {options.seeds!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
-    if configuration.in_trial():
-        raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
-    if "seed" in (overrides.values.get("training") or {}):
-        raise UserError("--seeds: stands for training.seed; give one of them")
-    if options.resume not in ("auto", "never"):
-        raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {options.resume!r}")
-    return seeds
-
-
-def without_teachers(config: Config) -> Config:
-    """The same student, data and training, with the labels alone."""
-    method = kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
-    return config.model_copy(update={"teachers": [], "kd": method})
 
 
 def with_trained_teachers(config: Config, job: Job, members: list[teachers.Teacher]) -> list[teachers.Teacher]:

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import train_kd
 from kd_core.comparison import compare as comparison
 from kd_core.comparison import tables as comparison_tables
 from kd_core.comparison.compare import compare, difference, holm, pivot, spread, verdict
 from kd_core.comparison.runs import Found, Run, as_same_data
+from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.files import csv_text
@@ -519,13 +519,13 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
     for one, method in zip(missing, [C, LABEL_ONLY, C], strict=True):
         words = shlex.split(one["command"])
         assert words[:2] == ["python", "train_kd.py"]
-        options, resolved = train_kd.parse(words[2:])
+        options, resolved = command_line.parse(words[2:])
         assert options.seeds == one["seeds"] and resolved.config.kd.type == method
         like = next(run for run in runs if run.config.kd.type == C)
         column = next(run for run in runs if run.pair == one["column"])
         wanted = column.config.model_copy(update={"kd": like.config.kd})
         if method == LABEL_ONLY:
-            wanted = train_kd.without_teachers(column.config)
+            wanted = command_line.without_teachers(column.config)
         assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
 
 

@@ -23,7 +23,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import config as configuration
-from kd_core.config import DataConfig, own_code
+from kd_core.config import DataConfig, command_line, own_code
 from kd_core.data import sources
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
@@ -260,7 +260,7 @@ def test_other_code_than_the_runs_is_told(home, trained, tmp_path, capsys):
 
 
 def resolved(*words: str) -> configuration.Config:
-    return train_kd.parse(list(words))[1].config
+    return command_line.parse(list(words))[1].config
 
 
 def test_a_configuration_names_files_beside_it(tmp_path, monkeypatch):
@@ -345,7 +345,7 @@ def test_wandbs_echo_of_what_was_recorded_is_left_out(tmp_path, monkeypatch):
 
 def test_help_lists_what_was_added(home, capsys):
     with pytest.raises(SystemExit, match="0"):
-        train_kd.parse(["--import", str(home / "mine.py"), "--help"])
+        command_line.parse(["--import", str(home / "mine.py"), "--help"])
     text = capsys.readouterr().out
     assert "--kd.type=average|baseline|blend|" in text and "--kd.share=float  [0.5]" in text
     assert "cifar_python|digits|stripes" in text

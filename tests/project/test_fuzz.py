@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 import compare_kd
 import evaluate_kd
-import train_kd
-from kd_core.config import Config, parse_yaml
+from kd_core.config import Config, command_line, parse_yaml
 from kd_core.errors import UserError
 from kd_core.teachers.load import training_config
 
@@ -87,7 +86,7 @@ def changed_settings(draw: st.DrawFn) -> Any:
 
 def parsed(words: list[str]) -> None:
     """Read settings as the script does; what is refused is refused in words, what is accepted can be written down."""
-    config = accepted(lambda: train_kd.parse([*words])[1].config)
+    config = accepted(lambda: command_line.parse([*words])[1].config)
     if config is None:
         return
     written = config.to_yaml()

@@ -41,7 +41,7 @@ from wandb_runs import (
 from wandb_stub import StubServer
 
 import train_kd
-from kd_core.config import Layer, resolve
+from kd_core.config import Layer, command_line, resolve
 from kd_core.errors import UserError
 from kd_core.report.console import HEADLINES
 from kd_core.report.html import data_uri
@@ -129,7 +129,7 @@ def test_the_run_is_described(stub, everything):
 
 def test_seeds_share_a_group_and_nothing_else_does():
     def group(*words: str) -> str:
-        return train_kd.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config.group("data")
+        return command_line.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config.group("data")
 
     assert group() == group("--training.seed=3") == group("--wandb.notes=x", "--training.log_every=7")
     assert len({group(), group("--training.learning_rate=0.5"), group("--data.split_seed=1")}) == 3

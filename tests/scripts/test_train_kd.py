@@ -22,6 +22,7 @@ from run_metrics import EVERY_RUN, OWN, times_apart
 import evaluate_kd
 import kd_methods
 import train_kd
+from kd_core.config import command_line
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.loop.meter import Meter
@@ -180,9 +181,9 @@ def test_a_comparison_that_another_run_trains_is_waited_for(home, tmp_path):
 
 def test_a_trial_trains_no_comparison(home, monkeypatch):
     words = arguments(home, "--training.compare_with_baseline=true")
-    assert train_kd.parse(words)[1].config.training.compare_with_baseline
+    assert command_line.parse(words)[1].config.training.compare_with_baseline
     monkeypatch.setenv("KD_TRIAL", "testtest")
-    resolved = train_kd.parse(words)[1]
+    resolved = command_line.parse(words)[1]
     assert not resolved.config.training.compare_with_baseline
     assert "training.compare_with_baseline: left out, this is a sweep's trial" in resolved.notices
 
@@ -451,6 +452,7 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
     ("more", "text"),
     [
         (["--model.name=resnt18"], "model.name: unknown model 'resnt18', did you mean"),
+        (["--training.optimizer=adamq"], "training.optimizer: unknown optimizer 'adamq', did you mean 'adam"),
         (["--data.batch_size=5000"], "data.batch_size: 5000 is larger than the 600 training images"),
         (["--data.val_size=5000"], "val_size"),
         (["--output_dir=/proc/nowhere"], "output_dir: cannot write"),

@@ -16,4 +16,4 @@ def label(path: Path) -> str:
 
 
 def load(path: Path, *overrides: str) -> Config:
-    return train_kd.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
+    return command_line.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
