@@ -5,9 +5,10 @@
     loss, metrics = method(StudentOutput(student(x)), TeacherOutputs(teacher_logits), labels)
 
 A method is a file of this folder without a leading underscore, holding `Config` and `Method`, or what `add` was given.
+Logit losses are files of `logit_losses/` in the same way. The package needs torch, pydantic, and of this project
+kd_core/errors.py alone, which imports nothing but the standard library.
 """
 
-import difflib
 import functools
 import importlib
 import operator
@@ -18,18 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kd_methods._base import (
-    KDMethod,
-    LogitConfig,
-    MethodConfig,
-    Metrics,
-    StudentOutput,
-    TeacherOutputs,
-    common_metrics,
-)
-from kd_methods._losses import LogitLoss
-from kd_methods._losses import add as add_loss
-from kd_methods._losses import names as losses
+from kd_core.errors import did_you_mean
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import LogitConfig, MethodConfig
+from kd_methods.logit_losses import LogitLoss
+from kd_methods.logit_losses import add as add_loss
+from kd_methods.logit_losses import names as losses
 
 __all__ = [
     "LABEL_ONLY", "AnyConfig", "KDMethod", "LogitConfig", "LogitLoss", "MethodConfig", "Metrics", "StudentOutput",
@@ -43,8 +38,8 @@ _added: dict[str, Any] = {}
 
 def names() -> list[str]:
     """Names of all methods, sorted: the files of this folder, and those that were added."""
-    files = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return sorted([*files, *_added])
+    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return sorted([*(name for name in files if not name.startswith("_")), *_added])
 
 
 def add(name: str, module: Any) -> None:
@@ -81,15 +76,12 @@ def build(
     config: Mapping[str, Any] | MethodConfig,
     *,
     num_classes: int | None = None,
-    feature_dims: Any = None,
     label_smoothing: float = 0.0,
 ) -> KDMethod:
     """The method that `config` describes: {"type": name, **hyperparameters}, or a config object.
 
-    num_classes: if given, logits with another number of classes are refused. feature_dims: channels of the
-    student's and the teachers' features, for methods that need them. label_smoothing, in [0,1),
-    applies to the label cross-entropy, not to the teachers' confidences. Raises ValueError that names every
-    wrong key.
+    num_classes: if given, logits with another number of classes are refused. label_smoothing, in [0,1), applies
+    to the label cross-entropy, not to the teachers' confidences. Raises ValueError that names every wrong key.
     """
     if not isinstance(config, MethodConfig):
         cls = config_class(config.get("type", ""))
@@ -97,9 +89,7 @@ def build(
             config = cls.model_validate(dict(config))
         except ValidationError as error:
             raise ValueError(_explain(error, cls)) from None
-    return _module(config.type).Method(
-        config, num_classes=num_classes, feature_dims=feature_dims, label_smoothing=label_smoothing
-    )
+    return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing)
 
 
 def _module(name: str) -> Any:
@@ -107,13 +97,8 @@ def _module(name: str) -> Any:
         return _added[name]
     if name not in names():
         known = ", ".join(names())
-        raise ValueError(f"kd.type: {name!r} is not a method{_nearest(name, names())}; methods: {known}")
+        raise ValueError(f"kd.type: {name!r} is not a method{did_you_mean(name, names())}; methods: {known}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def _nearest(given: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(given), known, n=1)
-    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def _explain(error: ValidationError, cls: type[MethodConfig]) -> str:
@@ -127,7 +112,7 @@ def _explain(error: ValidationError, cls: type[MethodConfig]) -> str:
             for part in path:
                 owner = cast(type[BaseModel], owner.model_fields[str(part)].annotation)
             known = list(owner.model_fields)
-            lines.append(f"{key}: unknown key{_nearest(last, known)}; keys: {', '.join(known)}")
+            lines.append(f"{key}: unknown key{did_you_mean(last, known)}; keys: {', '.join(known)}")
         elif mistake["type"] == "value_error":
             lines.append(f"{key}: {mistake['ctx']['error']}")
         else:

@@ -1,23 +1,17 @@
-"""What every method shares: the base classes of its config, its inputs, the module around its formula."""
+"""What every method shares: its inputs, and the module around its formula."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
-from kd_methods import _losses
+from kd_methods import logit_losses
+from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
+from kd_methods.logit_losses._base import standardize
 
 Metrics = dict[str, Tensor]
-Scope = Annotated[
-    Literal["batch", "sample"],
-    Field(
-        description="batch: per-sample weights, gates and alphas are averaged over the batch before use, "
-        "as in the original experiments; sample: each sample keeps its own"
-    ),
-]
 
 
 class StudentOutput(NamedTuple):
@@ -32,32 +26,6 @@ class TeacherOutputs(NamedTuple):
 
     logits: Tensor | None = None
     features: tuple[tuple[Tensor, ...], ...] | None = None
-
-
-class MethodConfig(BaseModel):
-    """Hyperparameters of one method. Unknown keys and values of the wrong type are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    balance: ClassVar[tuple[str, ...]] = ()  # settings that shift weight between label and distillation term
-
-    type: str
-
-
-class LogitConfig(MethodConfig):
-    """Hyperparameters of a method that distils logits: the temperature and the slot for the logit loss."""
-
-    temperature: float = Field(
-        default=4.0, gt=0, description="softens the logits in the logit loss, never in weights"
-    )
-    loss: Annotated[
-        Literal["kd", "dkd", "dist"], PlainValidator(_losses.check_name), PlainSerializer(str)
-    ] = Field(default="kd", description="the logit loss to each teacher")
-    standardize: bool = Field(
-        default=False, description="standardise logits over classes before the logit loss"
-    )
-    dkd: _losses.DKD = Field(default=_losses.DKD(), description="parameters of loss dkd")
-    dist: _losses.DIST = Field(default=_losses.DIST(), description="parameters of loss dist")
 
 
 def identity(values: Tensor) -> Tensor:
@@ -80,7 +48,6 @@ class KDMethod(nn.Module):
         config: MethodConfig,
         *,
         num_classes: int | None = None,
-        feature_dims: Any = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -88,7 +55,6 @@ class KDMethod(nn.Module):
             raise ValueError(f"label_smoothing: {label_smoothing!r} is not in [0, 1)")
         self.config = config
         self.num_classes = num_classes
-        self.feature_dims = feature_dims
         self.label_smoothing = label_smoothing
         self.reduce_mean = identity
 
@@ -99,7 +65,7 @@ class KDMethod(nn.Module):
 
         student.logits [B,C] and teachers.logits [K,B,C] of any float type; labels int64 [B], or soft labels
         [B,C] that sum to 1; progress is the fraction of training done, in [0,1]. Returns the loss [],
-        differentiable with respect to the student alone, and metrics {name: detached []}. The maths is fp32
+        differentiable with respect to the student alone, and metrics {name: detached []}. The math is fp32
         (fp64 for fp64 logits), under autocast too. Raises ValueError where shapes do not fit together.
         """
         self._check(student, teachers, labels)
@@ -120,8 +86,21 @@ class KDMethod(nn.Module):
         raise NotImplementedError
 
     def describe(self, num_teachers: int) -> str:
-        """The loss in words, with its numbers."""
+        """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError
+
+    def fill_in(self, equation: str, num_teachers: int, **numbers: float) -> str:
+        """`equation`, a format string, with its numbers.
+
+        It may hold `{config.NAME:g}`, `{logit_loss}`, `{teachers}` for how many they are, `{mean}` for the scope, and
+        the names of `numbers`.
+        """
+        words: dict[str, Any] = {"config": self.config, "teachers": count(num_teachers), **numbers}
+        if hasattr(self.config, "scope"):
+            words["mean"] = SCOPE_WORDS[self.config.scope]
+        if isinstance(self.config, LogitConfig):
+            words["logit_loss"] = self.config.describe_loss()
+        return equation.format(**words)
 
     def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""
@@ -129,7 +108,17 @@ class KDMethod(nn.Module):
 
     def logit_loss(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
         """The configured logit loss [K,B], T squared included, of student [B,C] to teachers [K,B,C]."""
-        return _losses.logit_loss(self.config, student, teachers, labels, progress)
+        config = self.config
+        if config.standardize:
+            student, teachers = standardize(student), standardize(teachers)
+        loss = logit_losses.function(config.loss, config.loss_config)
+        values = loss(student, teachers, labels, config.temperature, progress)
+        if values.shape != teachers.shape[:2]:
+            raise ValueError(
+                f"kd.loss {config.loss!r} gives shape {tuple(values.shape)}; it must be [teachers, batch], here "
+                f"{tuple(teachers.shape[:2])}"
+            )
+        return values
 
     def batch_means(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Means over the batch, and over all processes by one `reduce_mean`: each [...,B] becomes [...,1].

@@ -1,8 +1,7 @@
 """Equal teachers; with one, plain KD.  Hinton et al. 2015, arXiv:1503.02531; You et al., KDD 2017.
 
-    loss = hard_weight CE(s, y) + soft_weight mean_b mean_k l(s_b, t_kb)         average_of="losses"
-    loss = hard_weight CE(s, y) + soft_weight mean_b l(s_b, T log mean_k p_kb)   average_of="probabilities"
-l is the configured logit loss and p_k = softmax(t_k / T): the second takes the ensemble for one teacher.
+The equations stand in `Method`. The averaged probabilities are mean_k softmax(t_k / T): the ensemble as one teacher.
+The logit loss includes the factor temperature squared.
 """
 
 import math
@@ -12,16 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_methods import _losses
-from kd_methods._base import (
-    KDMethod,
-    LogitConfig,
-    Metrics,
-    StudentOutput,
-    TeacherOutputs,
-    common_metrics,
-    count,
-)
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import LogitConfig
 
 
 class Config(LogitConfig):
@@ -32,7 +23,7 @@ class Config(LogitConfig):
     soft_weight: float = Field(default=1.0, ge=0, description="weight of the distillation term")
     average_of: Literal["losses", "probabilities"] = Field(
         default="losses",
-        description="average the losses to all teachers, or distil the averaged probabilities",
+        description="average the losses to all teachers, or distill the averaged probabilities",
     )
 
     @model_validator(mode="after")
@@ -44,6 +35,11 @@ class Config(LogitConfig):
 
 class Method(KDMethod):
     config: Config
+    both = "loss = {config.hard_weight:g} x cross-entropy + {config.soft_weight:g} x {logit_loss}"
+    equations = {
+        "losses": both + ", mean over {teachers}",
+        "probabilities": both + ", to the averaged probabilities of {teachers}",
+    }
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
@@ -62,12 +58,7 @@ class Method(KDMethod):
         return loss, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
 
     def describe(self, num_teachers: int) -> str:
-        config = self.config
-        over = {"losses": "mean over", "probabilities": "to the averaged probabilities of"}[config.average_of]
-        return (
-            f"loss = {config.hard_weight:g} x cross-entropy + {config.soft_weight:g} x "
-            f"{_losses.describe(config)}, {over} {count(num_teachers)}"
-        )
+        return self.fill_in(self.equations[self.config.average_of], num_teachers)
 
 
 def mean_distribution(teachers: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from kd_methods._base import KDMethod, MethodConfig, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import MethodConfig
 
 
 class Config(MethodConfig):
@@ -14,6 +15,7 @@ class Config(MethodConfig):
 class Method(KDMethod):
     requires_teachers = False
     config: Config
+    equation = "loss = 1 x cross-entropy (no teachers)"
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
@@ -23,4 +25,4 @@ class Method(KDMethod):
         return loss_ce, {**common_metrics(loss_ce, zero, zero, loss_ce.new_zeros(0)), "loss_ce": loss_ce}
 
     def describe(self, num_teachers: int) -> str:
-        return "loss = 1 x cross-entropy (no teachers)"
+        return self.equation

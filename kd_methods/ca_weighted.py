@@ -1,26 +1,17 @@
 """Confidence-aware teacher weighting (CA-WKD).  After Zhang, Chen, Wang, ICASSP 2022, arXiv:2201.00007.
 
-    w_kb = (1 - softmax_k CE(t_kb, y_b)) / (K - 1)          w = 1 if K = 1; weights sum to 1 over teachers
-    loss = CE(s, y) + sum_k mean_b(w_kb) * mean_b l_kb      scope="batch", as in the original experiments
-    loss = CE(s, y) + mean_b sum_k w_kb * l_kb              scope="sample", as in the paper
-l is the configured logit loss (temperature squared included).
+    w_kb = (1 - softmax_k CE(t_kb, y_b)) / (K - 1)      w = 1 if K = 1; weights sum to 1 over teachers
+
+is the label-confidence weight in `Method.equation`, per sample, as in the paper, or by default its mean over the batch,
+as in the original experiments. The logit loss includes the factor temperature squared.
 """
 
 from typing import Literal
 
 from torch import Tensor
 
-from kd_methods import _losses
-from kd_methods._base import (
-    KDMethod,
-    LogitConfig,
-    Metrics,
-    Scope,
-    StudentOutput,
-    TeacherOutputs,
-    common_metrics,
-    count,
-)
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import LogitConfig, Scope
 from kd_methods._weights import label_confidence_weights
 
 
@@ -31,6 +22,7 @@ class Config(LogitConfig):
 
 class Method(KDMethod):
     config: Config
+    equation = "loss = 1 x cross-entropy + sum over {teachers} of ({mean} label-confidence weight) x {logit_loss}"
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
@@ -47,8 +39,4 @@ class Method(KDMethod):
         return loss_ce + loss_kl, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
 
     def describe(self, num_teachers: int) -> str:
-        weight = {"batch": "batch-mean", "sample": "per-sample"}[self.config.scope]
-        return (
-            f"loss = 1 x cross-entropy + sum over {count(num_teachers)} of "
-            f"({weight} label-confidence weight) x {_losses.describe(self.config)}"
-        )
+        return self.fill_in(self.equation, num_teachers)

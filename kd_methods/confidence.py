@@ -1,9 +1,8 @@
-"""Most confident teacher: each sample follows the teacher that is surest of its label.
+"""Most confident teacher: each sample follows the teacher with the highest probability of its label.
 
-    k*_b = argmax_k p_kb(y_b),   a_b = max_k p_kb(y_b), both at T = 1
-    loss = mean_b [a_b l_k*b + (1 - a_b) CE_b]          scope="sample"
-    scope="batch", as in the original experiments: a is replaced by its mean over the batch.
-l is the configured logit loss (temperature squared included). Equal confidences go to the first such teacher.
+The equations stand in `Method`. p(label) is that probability at T = 1; of equal ones the first teacher's counts. It
+weighs the two losses per sample, or by default as its mean over the batch, as in the original experiments. The logit
+loss includes the factor temperature squared.
 """
 
 from functools import partial
@@ -13,17 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_methods import _losses
-from kd_methods._base import (
-    KDMethod,
-    LogitConfig,
-    Metrics,
-    Scope,
-    StudentOutput,
-    TeacherOutputs,
-    common_metrics,
-    count,
-)
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import LogitConfig, Scope
 from kd_methods._weights import label_probability
 
 
@@ -42,6 +32,12 @@ class Config(LogitConfig):
 
 class Method(KDMethod):
     config: Config
+    soft = "{logit_loss} to each sample's most confident of {teachers}"
+    equations = {  # by use_soft_loss, use_hard_loss
+        (True, True): f"loss = a x {soft} + (1 - a) x cross-entropy, where a is that teacher's {{mean}} p(label)",
+        (True, False): f"loss = {soft}",
+        (False, True): "loss = 1 x cross-entropy",
+    }
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
@@ -81,11 +77,5 @@ class Method(KDMethod):
         }
 
     def describe(self, num_teachers: int) -> str:
-        config = self.config
-        soft = f"{_losses.describe(config)} to each sample's most confident of {count(num_teachers)}"
-        if not config.use_hard_loss:
-            return f"loss = {soft}"
-        if not config.use_soft_loss:
-            return "loss = 1 x cross-entropy"
-        mean = {"batch": "batch-mean", "sample": "per-sample"}[config.scope]
-        return f"loss = a x {soft} + (1 - a) x cross-entropy, where a is that teacher's {mean} p(label)"
+        switches = self.config.use_soft_loss, self.config.use_hard_loss
+        return self.fill_in(self.equations[switches], num_teachers)

@@ -1,10 +1,9 @@
 """Confidence-gated distillation: trust the teachers where they are right, the labels elsewhere.
 
-    c_b = mean_k p_kb(y_b) at T = 1,   g_b = sigmoid(gamma (c_b - threshold)),   w_kb as in ca_weighted
-    loss = mean_b [g_b sum_k w_kb l_kb + (1 - g_b) alpha CE_b]         scope="sample"
-    scope="batch", as in the original experiments: w and g are replaced by their means over the batch.
-    K = 1: the gate is bypassed, alpha l + (1 - alpha) CE.
-l is the configured logit loss (temperature squared included).
+The equations stand in `Method`. The label-confidence weight of teacher k on sample b is w_kb of ca_weighted, and a
+teacher's confidence is p_kb(y_b) at T = 1. Weights and gate are per sample, or by default their means over the batch,
+as in the original experiments. With one teacher there is no gate. The logit loss includes the factor temperature
+squared.
 """
 
 from functools import partial
@@ -14,17 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_methods import _losses
-from kd_methods._base import (
-    KDMethod,
-    LogitConfig,
-    Metrics,
-    Scope,
-    StudentOutput,
-    TeacherOutputs,
-    common_metrics,
-    count,
-)
+from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
+from kd_methods._config import LogitConfig, Scope
 from kd_methods._weights import label_confidence_weights, label_probability
 
 
@@ -57,6 +47,14 @@ class Config(LogitConfig):
 
 class Method(KDMethod):
     config: Config
+    soft = "sum over {teachers} of ({mean} label-confidence weight) x {logit_loss}"
+    several_teachers = (
+        f"loss = g x [{soft}] + (1 - g) x {{config.alpha:g}} x cross-entropy, where g is the {{mean}} "
+        "sigmoid({config.gamma:g} x (mean teacher confidence - {config.threshold:g}))"
+    )
+    one_teacher = "loss = {config.alpha:g} x {logit_loss} + {rest:g} x cross-entropy"  # rest: 1 - alpha
+    soft_only = f"loss = {soft}"
+    hard_only = "loss = {config.alpha:g} x cross-entropy"
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
@@ -103,18 +101,8 @@ class Method(KDMethod):
 
     def describe(self, num_teachers: int) -> str:
         config = self.config
-        mean = {"batch": "batch-mean", "sample": "per-sample"}[config.scope]
-        weight = f"({mean} label-confidence weight)"
-        soft = f"sum over {count(num_teachers)} of {weight} x {_losses.describe(config)}"
-        if not config.use_hard_loss:
-            return f"loss = {soft}"
-        if not config.use_soft_loss:
-            return f"loss = {config.alpha:g} x cross-entropy"
-        if num_teachers == 1:
-            return (
-                f"loss = {config.alpha:g} x {_losses.describe(config)} + {1 - config.alpha:g} x cross-entropy"
-            )
-        return (
-            f"loss = g x [{soft}] + (1 - g) x {config.alpha:g} x cross-entropy, where g is the {mean} "
-            f"sigmoid({config.gamma:g} x (mean teacher confidence - {config.threshold:g}))"
-        )
+        if config.use_soft_loss and config.use_hard_loss:
+            equation = self.one_teacher if num_teachers == 1 else self.several_teachers
+        else:
+            equation = self.soft_only if config.use_soft_loss else self.hard_only
+        return self.fill_in(equation, num_teachers, rest=1 - config.alpha)

@@ -32,7 +32,7 @@ from kd_core.models import interface
 from kd_core.run.folder import read_metrics
 from kd_core.run.script import run_script
 from kd_core.teachers import load as teachers
-from kd_methods import _losses
+from kd_methods import logit_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own_code.md").read_text()
@@ -46,7 +46,7 @@ def forget() -> None:
             if kind == own_code.NETWORK:
                 _registry._clear_model_entries(name)
                 del _registry._model_entrypoints[name]
-    for registry in (own_code._files, own_code._paths, kd_methods._added, _losses._added, sources._added):
+    for registry in (own_code._files, own_code._paths, kd_methods._added, logit_losses._added, sources._added):
         registry.clear()
 
 

@@ -5,6 +5,8 @@ import copy
 import json
 import pickle
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import nn
 
 import kd_methods
-from kd_methods import KDMethod, MethodConfig, StudentOutput, TeacherOutputs
+from kd_methods import KDMethod, MethodConfig, StudentOutput, TeacherOutputs, logit_losses
 
 FOLDER = Path(kd_methods.__file__).parent
 DOCS = FOLDER.parent / "docs" / "methods.md"
@@ -39,15 +41,32 @@ def test_only_the_label_only_method_works_without_teachers() -> None:
     assert metrics["kd_weight"] == 0 and metrics["loss_distill"] == 0
 
 
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top and elsewhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        found |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module
+            found.add(node.module)
+    return found
+
+
 def test_imports_are_torch_pydantic_and_the_standard_library() -> None:
     allowed = {"torch", "pydantic", "kd_methods"} | sys.stdlib_module_names
     for path in FOLDER.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0
-                modules = [node.module or ""]
-            assert {module.split(".")[0] for module in modules} <= allowed, path.name
+        assert {module.split(".")[0] for module in imports(path) - {"kd_core.errors"}} <= allowed, path.name
+    for path in (FOLDER.parent / "kd_core" / name for name in ("__init__.py", "errors.py")):
+        assert {module.split(".")[0] for module in imports(path)} <= sys.stdlib_module_names, path.name
+
+
+def test_losses_are_the_files() -> None:
+    files = sorted(path.stem for path in (FOLDER / "logit_losses").glob("*.py") if not path.stem.startswith("_"))
+    assert kd_methods.losses() == files and {"kd", "dkd", "dist"} <= set(files)
+    for name in files:
+        config = kd_methods.build({"type": "average", "loss": name}).config
+        assert (name in type(config).model_fields) == bool(logit_losses.config_class(name).model_fields)
+        assert "T=4" in config.describe_loss()
 
 
 def nested(cls: type[BaseModel]) -> list[type[BaseModel]]:
@@ -202,7 +221,7 @@ def test_label_smoothing_is_checked() -> None:
             1,
             ["2 inter-class + 1 intra-class DIST"],
         ),
-        ({"type": "average", "standardize": True}, 1, ["on standardised logits"]),
+        ({"type": "average", "standardize": True}, 1, ["on standardized logits"]),
     ],
 )
 def test_describe_tells_the_numbers(config: dict[str, Any], num_teachers: int, parts: list[str]) -> None:
@@ -249,6 +268,44 @@ def test_the_docs_example_of_a_new_method_works(tmp_path: Path, monkeypatch: pyt
     assert student.grad is not None and loss.isfinite()
     torch.testing.assert_close(loss.detach(), metrics["loss_label"] + metrics["loss_distill"])
     del sys.modules["kd_methods.hardest"]
+
+
+def test_the_docs_example_of_a_new_loss_works(tmp_path: Path) -> None:
+    """One file makes a logit loss, with settings and checks of its own, and all other settings stay as they are."""
+    (source,) = re.findall(r"```python\n(\"\"\"Squared.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    shutil.copytree(FOLDER, tmp_path / "kd_methods")
+    (tmp_path / "kd_core").mkdir()
+    shutil.copy(FOLDER.parent / "kd_core" / "errors.py", tmp_path / "kd_core")
+    (tmp_path / "kd_methods" / "logit_losses" / "squares.py").write_text(source)
+    code = """
+import json, sys, torch, kd_methods
+from kd_methods import StudentOutput, TeacherOutputs
+settings = {"type": "average", "temperature": 2.0, "loss": "squares", "squares": {"scale": 0.5}}
+method = kd_methods.build(settings)
+student, teachers = torch.ones(4, 6), torch.zeros(3, 4, 6)
+_, metrics = method(StudentOutput(student), TeacherOutputs(teachers), torch.arange(4))
+try:
+    kd_methods.build({"type": "average", "squares": {"scael": 0.5}})
+except ValueError as error:
+    mistake = str(error)
+dumps = [kd_methods.build(each).config.model_dump() for each in (settings, {**settings, "loss": "kd"}, {"type": "average"})]
+known = [name for name in sys.modules if name.startswith("kd_core")]
+print(json.dumps([float(metrics["loss_distill"]), method.describe(3), mistake, dumps, kd_methods.losses(), known]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loss, described, mistake, (used, changed, default), names, known = json.loads(done.stdout)
+    assert loss == pytest.approx(2.0) and "T^2 0.5 (s - t)^2 at T=2" in described  # 2^2 * 0.5 * 1^2
+    assert mistake == "kd.squares.scael: unknown key, did you mean 'scale'?; keys: scale"
+    assert used["squares"] == changed["squares"] == {"scale": 0.5}
+    assert default == kd_methods.build({"type": "average"}).config.model_dump()  # so known digests stay
+    assert names == sorted([*kd_methods.losses(), "squares"])
+    assert known == ["kd_core", "kd_core.errors"]  # the package is of use without the rest of the project
+
+
+@pytest.mark.parametrize("name", kd_methods.losses())
+def test_the_docs_have_a_section_for_every_loss(name: str) -> None:
+    assert f"### `{name}`" in DOCS.read_text()
 
 
 @pytest.mark.parametrize("name", kd_methods.names())

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kd_methods
-from kd_methods import StudentOutput, TeacherOutputs, _losses
+from kd_methods import StudentOutput, TeacherOutputs
 from kd_methods._weights import label_confidence_weights, label_probability
+from kd_methods.logit_losses import dist, dkd, kd
+from kd_methods.logit_losses._base import LossConfig, unit
 
 B, C, K = 5, 7, 3
 
@@ -20,6 +22,19 @@ def inputs(num_teachers: int = K) -> tuple[Tensor, Tensor, Tensor]:
     student = 2 * torch.randn(B, C, generator=generator, dtype=torch.float64)
     teachers = 2 * torch.randn(num_teachers, B, C, generator=generator, dtype=torch.float64)
     return student, teachers, torch.randint(C, (B,), generator=generator)
+
+
+def logit_loss(
+    module: Any,
+    student: Tensor,
+    teachers: Tensor,
+    labels: Tensor,
+    temperature: float,
+    config: LossConfig | None = None,
+    progress: float = 1.0,
+) -> Tensor:
+    """The loss [K,B] of a file in kd_methods/logit_losses, with its default parameters unless `config` has others."""
+    return module.loss(student, teachers, labels, temperature, progress, config or module.Config())
 
 
 def run(config: dict[str, Any], num_teachers: int = K, **kwargs: Any) -> tuple[float, dict[str, Tensor]]:
@@ -59,17 +74,17 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
 
 
 def test_kd_sums_over_classes_and_averages_over_the_batch() -> None:  # not the mean over B * C
-    student, teachers, _ = inputs()
+    student, teachers, labels = inputs()
     expected = [[kd_loss(s, t, 4.0) for s, t in zip(student, teacher, strict=True)] for teacher in teachers]
     torch.testing.assert_close(
-        _losses.kd(student, teachers, 4.0), torch.tensor(expected, dtype=torch.float64)
+        logit_loss(kd, student, teachers, labels, 4.0), torch.tensor(expected, dtype=torch.float64)
     )
 
 
 def test_dkd() -> None:
     student, teachers, labels = inputs()
-    params = _losses.DKD(alpha=1.5, beta=3.0, warmup=0.0)
-    actual = _losses.dkd(student, teachers, labels, 2.0, params, progress=0.0)
+    params = dkd.Config(alpha=1.5, beta=3.0, warmup=0.0)
+    actual = logit_loss(dkd, student, teachers, labels, 2.0, params, progress=0.0)
     for k in range(K):
         for b in range(B):
             y, p_s, p_t = int(labels[b]), softmax(student[b], 2.0), softmax(teachers[k, b], 2.0)
@@ -79,7 +94,8 @@ def test_dkd() -> None:
             assert actual[k, b].item() == pytest.approx(4 * (1.5 * tckd + 3.0 * kl(rest_t, rest_s)), rel=1e-9)
             # the paper's identity: KD = TCKD + (1 - p_y^t) NCKD
             whole = 4 * (tckd + (1 - p_t[y]) * kl(rest_t, rest_s))
-            assert _losses.kd(student, teachers, 2.0)[k, b].item() == pytest.approx(whole, rel=1e-9)
+            plain = logit_loss(kd, student, teachers, labels, 2.0)
+            assert plain[k, b].item() == pytest.approx(whole, rel=1e-9)
 
 
 def test_dkd_warms_up_by_progress() -> None:
@@ -97,8 +113,8 @@ def test_dkd_warms_up_by_progress() -> None:
 
 
 def test_dist() -> None:
-    student, teachers, _ = inputs()
-    actual = _losses.dist(student, teachers, 3.0, _losses.DIST(beta=2.0, gamma=0.5))
+    student, teachers, labels = inputs()
+    actual = logit_loss(dist, student, teachers, labels, 3.0, dist.Config(beta=2.0, gamma=0.5))
     p_s = [softmax(row, 3.0) for row in student]
     for k in range(K):
         p_t = [softmax(row, 3.0) for row in teachers[k]]
@@ -108,8 +124,8 @@ def test_dist() -> None:
             assert actual[k, b].item() == pytest.approx(9 * expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])
-def test_standardize_is_the_loss_of_standardised_logits(loss: str) -> None:
+@pytest.mark.parametrize("loss", kd_methods.losses())
+def test_standardize_is_the_loss_of_standardized_logits(loss: str) -> None:
     student, teachers, labels = inputs()
     config = {"type": "average", "loss": loss, "temperature": 2.0}
 
@@ -117,16 +133,16 @@ def test_standardize_is_the_loss_of_standardised_logits(loss: str) -> None:
         return (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
 
     raw = StudentOutput(student), TeacherOutputs(teachers)
-    standardised = StudentOutput(z_score(student)), TeacherOutputs(z_score(teachers))
+    standardized = StudentOutput(z_score(student)), TeacherOutputs(z_score(teachers))
     actual = kd_methods.build({**config, "standardize": True})(*raw, labels)[1]["loss_kl"]
-    torch.testing.assert_close(actual, kd_methods.build(config)(*standardised, labels)[1]["loss_kl"])
+    torch.testing.assert_close(actual, kd_methods.build(config)(*standardized, labels)[1]["loss_kl"])
     assert not torch.allclose(actual, kd_methods.build(config)(*raw, labels)[1]["loss_kl"])
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
 def test_constant_vectors_have_no_correlation_and_no_gradient(constant: float) -> None:
     values = torch.full((3, 100), constant, requires_grad=True)
-    result = _losses.unit(values, -1)
+    result = unit(values, -1)
     (gradient,) = torch.autograd.grad(result.sum() + (result * torch.arange(100.0)).sum(), values)
     assert torch.equal(result, torch.zeros(3, 100)) and torch.equal(gradient, torch.zeros(3, 100))
 
@@ -213,11 +229,11 @@ def test_one_teacher_is_plain_kd() -> None:
 
 
 def test_temperature_squared_keeps_the_gradient_scale() -> None:
-    student, teachers, _ = inputs()
+    student, teachers, labels = inputs()
     norms = []
     for temperature in (8.0, 16.0):
         leaf = student.clone().requires_grad_()
-        _losses.kd(leaf, teachers, temperature).mean().backward()
+        logit_loss(kd, leaf, teachers, labels, temperature).mean().backward()
         assert leaf.grad is not None
         norms.append(leaf.grad.norm().item())
     assert norms[1] == pytest.approx(norms[0], rel=0.1)  # without the factor they would differ fourfold
@@ -272,13 +288,13 @@ def test_dkd_of_overconfident_half_precision_teachers() -> None:
         loss, _ = method(StudentOutput(student), TeacherOutputs(teacher), labels)
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.isfinite() and gradient.isfinite().all()
-    exact = _losses.dkd(
+    exact = logit_loss(
+        dkd,
         torch.tensor([[50.0, 1.0, 0.0]]),
         torch.tensor([[[60.0, 0.0, 2.0]]]),
         torch.tensor([0]),
         1.0,
-        _losses.DKD(alpha=0.0, beta=1.0),
-        1.0,
+        dkd.Config(alpha=0.0, beta=1.0),
     )
     q_t, q_s = F.softmax(torch.tensor([0.0, 2.0]), 0), F.softmax(torch.tensor([1.0, 0.0]), 0)
     torch.testing.assert_close(exact.squeeze(), (q_t * (q_t / q_s).log()).sum())

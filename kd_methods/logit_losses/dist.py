@@ -1,0 +1,30 @@
+"""DIST: correlations in place of equal probabilities.  Huang et al. 2022, arXiv:2205.10536.
+
+    l_kb = T^2 [beta (1 - rho_kb) + gamma (1 - mean_c rho_kc)],  q = softmax(. / T)
+
+rho_kb is Pearson's correlation of q_s and q_t over the classes of sample b, rho_kc over the samples of the batch for
+class c. beta and gamma 1. The second term belongs to the batch as a whole, so each sample carries it in full; it sees
+the batch of one process.
+"""
+
+from pydantic import Field
+from torch import Tensor
+
+from kd_methods.logit_losses._base import LossConfig, unit
+
+
+class Config(LossConfig):
+    equation = "T^2 ({config.beta:g} inter-class + {config.gamma:g} intra-class DIST)"
+
+    beta: float = Field(default=1.0, ge=0, description="weight of the correlation over classes, within each sample")
+    gamma: float = Field(default=1.0, ge=0, description="weight of the correlation over samples, within each class")
+
+
+def loss(
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+) -> Tensor:
+    p_s = (student / temperature).softmax(-1)
+    p_t = (teachers / temperature).softmax(-1)
+    inter = 1 - (unit(p_s, -1) * unit(p_t, -1)).sum(-1)  # [K,B]
+    intra = 1 - (unit(p_s, -2) * unit(p_t, -2)).sum(-2).mean(-1, keepdim=True)  # [K,1]
+    return temperature**2 * (config.beta * inter + config.gamma * intra)

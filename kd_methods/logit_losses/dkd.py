@@ -1,0 +1,63 @@
+"""Decoupled knowledge distillation (DKD).  Zhao et al. 2022, arXiv:2203.08679.
+
+    l = T^2 (alpha TCKD + beta NCKD),  q = softmax(. / T)
+    TCKD = KL((q_t[y], 1 - q_t[y]) || (q_s[y], 1 - q_s[y]))
+    NCKD = KL of q over the classes other than y, normalized to sum to 1
+
+alpha 1; beta 8, the paper's 8, 6 or 2 by the pair of networks. The loss grows linearly from 0 over the first 20 of the
+paper's 240 epochs; here over the same fraction of training, step by step. A soft label [B,C] counts as its most
+probable class.
+"""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kd_methods.logit_losses._base import LossConfig
+
+
+class Config(LossConfig):
+    equation = "T^2 ({config.alpha:g} TCKD + {config.beta:g} NCKD)"
+
+    alpha: float = Field(default=1.0, ge=0, description="weight of the target-class term (TCKD)")
+    beta: float = Field(default=8.0, ge=0, description="weight of the non-target-class term (NCKD)")
+    warmup: float = Field(
+        default=20 / 240,
+        ge=0,
+        le=1,
+        description="fraction of training in which the loss grows from 0; 0: none",
+    )
+
+    def describe(self, conditions: str) -> str:
+        growth = f", growing from 0 over the first {self.warmup:.3g} of training" if self.warmup else ""
+        return super().describe(conditions) + growth
+
+
+def loss(
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+) -> Tensor:
+    target = labels if labels.ndim == 1 else labels.argmax(-1)
+    is_target = torch.arange(student.shape[-1], device=student.device) == target[:, None]  # [B,C]
+    binary_t, others_t = _split_target(teachers / temperature, is_target)
+    binary_s, others_s = _split_target(student / temperature, is_target)
+    tckd = (binary_t.exp() * (binary_t - binary_s)).sum(-1)
+    nckd = (others_t.softmax(-1) * _log_ratio(others_t, others_s, is_target)).sum(-1)
+    scale = temperature**2 * (min(progress / config.warmup, 1.0) if config.warmup else 1.0)
+    return scale * config.alpha * tckd + scale * config.beta * nckd
+
+
+def _split_target(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of (p_y, 1 - p_y) [...,B,2], and the logits with the target class at -inf [...,B,C].
+
+    1 - p_y is a log-sum-exp over the other classes: the subtraction would round to 0 for a confident network.
+    """
+    others = logits.masked_fill(is_target, -math.inf)
+    target = (logits * is_target).sum(-1)
+    return torch.stack([target, others.logsumexp(-1)], -1).log_softmax(-1), others
+
+
+def _log_ratio(others_t: Tensor, others_s: Tensor, is_target: Tensor) -> Tensor:
+    """log q_t - log q_s over the non-target classes, 0 at the target, where both logs are -inf."""
+    return (others_t.log_softmax(-1) - others_s.log_softmax(-1)).masked_fill(is_target, 0.0)

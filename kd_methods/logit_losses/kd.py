@@ -1,0 +1,22 @@
+"""Knowledge distillation: the KL divergence of softened probabilities.  Hinton et al. 2015, arXiv:1503.02531.
+
+    l = T^2 KL(softmax(t / T) || softmax(s / T))
+
+Summed over classes. No parameters but the temperature.
+"""
+
+from torch import Tensor
+
+from kd_methods.logit_losses._base import LossConfig
+
+
+class Config(LossConfig):
+    equation = "T^2 KL"
+
+
+def loss(
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+) -> Tensor:
+    log_s = (student / temperature).log_softmax(-1)
+    log_t = (teachers / temperature).log_softmax(-1)
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1)
