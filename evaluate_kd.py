@@ -80,7 +80,7 @@ from kd_core.privacy import redacted
 from kd_core.report import console as report
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, new_run_id, read_metrics
-from kd_core.run.script import run_script
+from kd_core.run.script import CommandLine, run_script
 from kd_core.run.tracking import start_tracking
 from kd_core.teachers import load as teachers
 from kd_core.teachers.logits import Panel
@@ -88,7 +88,7 @@ from kd_core.teachers.logits_file import write_logits
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
-    parser = configuration.CommandLine("evaluate_kd.py")
+    parser = CommandLine("evaluate_kd.py")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint")
     source.add_argument("--artifact", "--wandb-artifact")

@@ -71,12 +71,12 @@ from kd_core.loop.meter import Meter, require_finite, require_scale
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.loop.processes import (
     create_accelerator,
-    is_first_process,
     random_state,
     set_random_state,
     share_buffers,
     shares_batch_norm,
 )
+from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.loop.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.models import build as models
@@ -92,8 +92,8 @@ from kd_core.run.folder import (
     read_metrics,
     save_latest,
 )
-from kd_core.run.script import run_script
-from kd_core.run.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
+from kd_core.run.script import CommandLine, run_script
+from kd_core.run.tracking import HEADLINES, environment, prepare, send_rest, start_tracking, wandb_mode
 from kd_core.teachers import dry_run
 from kd_core.teachers import load as teachers
 from kd_core.teachers.logits import Panel, teacher_rows
@@ -523,7 +523,7 @@ def run(
                         predictions=seen.get("test", seen.get("val")),
                     )
         tracker.record_report(folder.path / "report")
-        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
+        tracker.summarize({name: summary[name] for name in HEADLINES} | teacher_rows(measured))
         tracker.store_final()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
@@ -754,7 +754,7 @@ def train_student(
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resolved]:
     """The command line -> switches and the resolved configuration."""
-    parser = configuration.CommandLine("train_kd.py")
+    parser = CommandLine("train_kd.py")
     parser.add_argument("--config")
     parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--resume", default="auto")

@@ -5,7 +5,6 @@ Whatever number the page tells is one of summary.json's, under the key that its 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from kd_core.privacy import redacted
 from kd_core.report import html as page
 from kd_core.report import plots
 from kd_core.report.console import ONE_SEED, next_steps
+from kd_core.run.tracking import MISTAKES
 from kd_core.teachers.load import EXPOSED
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
-MISTAKES = "mistakes"  # the plot that shows images of the data
 SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside the student's
 
 
@@ -233,16 +232,6 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 "bars mark the true class.",
             )
     return drawn
-
-
-def without_images(text: str) -> str:
-    """The page `text` without the plot of images of the data, for places where those must not go.
-
-    What the template writes into that figure is escaped, so its end is the first end of a figure.
-    """
-    return re.sub(
-        r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", text, flags=re.S
-    )
 
 
 def _capital(text: str) -> str:

@@ -24,11 +24,10 @@ import kd_methods
 import train_kd
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
-from kd_core.report.console import HEADLINES
 from kd_core.report.html import data_uri
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.run.tracking import send, start_tracking
+from kd_core.run.tracking import HEADLINES, send, start_tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "stub/kd"
