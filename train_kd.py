@@ -63,7 +63,8 @@ from kd_core.files import check_writable, copy_folder, held_lock, writable_folde
 from kd_core.loop import launcher
 from kd_core.loop.meter import Meter
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.loop.processes import create_accelerator, is_first_process, share_buffers, shares_batch_norm
+from kd_core.loop.processes import create_accelerator, share_buffers, shares_batch_norm
+from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.loop.step_log import StepLog
 from kd_core.loop.timing import Stopwatch, peak_device_memory_mb, wait_for
@@ -77,7 +78,7 @@ from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, find_or_create
 from kd_core.run.job import Job
 from kd_core.run.script import run_script
-from kd_core.run.tracking import Tracker, send_rest, start_tracking, wandb_mode
+from kd_core.run.tracking import HEADLINES, Tracker, send_rest, start_tracking, wandb_mode
 from kd_core.run.tracking import prepare as start_service
 from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
@@ -485,7 +486,7 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
             if inspected:
                 closing.write_page(config, folder, summary, evaluations, seen)
     tracker.record_report(folder.path / "report")
-    tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(setup.teacher_metrics))
+    tracker.summarize({name: summary[name] for name in HEADLINES} | teacher_rows(setup.teacher_metrics))
     tracker.store_final()
     accelerator.wait_for_everyone()
     accelerator.free_memory()

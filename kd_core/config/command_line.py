@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, Resolved
-from kd_core.errors import UserError
+from kd_core.errors import CommandLine, UserError
 from kd_core.files import local_path
 
 
@@ -59,7 +59,7 @@ def parse(arguments: list[str], description: str = "") -> tuple[Options, Resolve
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = configuration.CommandLine("train_kd.py")
+    parser = CommandLine("train_kd.py")
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--resume", default="auto")

@@ -40,14 +40,21 @@ class Observer:
     alone: Pupil | None = None  # the same student trained without teachers, where there is one
 
     def __call__(
-        self, name: str, split: Split, *, taught: Tensor | None = None, keep: bool = True
+        self,
+        name: str,
+        split: Split,
+        *,
+        images: Images | None = None,
+        taught: Tensor | None = None,
+        keep: bool = True,
     ) -> Predictions:
-        """What all of them say about a split.
+        """What all of them say about a split; `images` are its own, if they are on the device already.
 
         `taught`: the teachers' logits [K,n,C] if they are known already; else `keep` is as in `Panel.logits`.
         """
         predict = self.predict
-        images = Images(split, predict.accelerator.device, predict.config.data.store)
+        if images is None:
+            images = Images(split, predict.accelerator.device, predict.config.data.store)
 
         def ask(pupil: Pupil, who: str) -> Tensor:
             return predict(pupil.model, images, pupil.views, f"{who} on {name}")

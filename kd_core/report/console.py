@@ -25,8 +25,6 @@ LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own fi
 BEYOND_DOUBT = 3  # standard errors of a difference
 MISTAKES = 5  # pairs of classes that an evaluation prints
 ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
-# of a run's summary: what W&B shows for the run
-HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -24,7 +24,7 @@ from kd_core.data.superclasses import in_one_spelling
 from kd_core.data.views import Views
 from kd_core.errors import UserError, printable
 from kd_core.files import read_json, read_object, sha256_of, write_json
-from kd_core.loop.processes import is_first_process
+from kd_core.loop.ranks import is_first_process
 from kd_core.models import build as models
 from kd_core.models import network as student
 from kd_core.models import weights

@@ -242,7 +242,8 @@ def test_an_artifacts_code_is_not_run(hostile, monkeypatch):
 
 def test_what_the_command_names_is_run(hostile):
     run, mark = hostile
-    evaluate_kd.parse(["--checkpoint", str(run), "--import", str(run / "imports" / "mine.py")])
+    words = ["--checkpoint", str(run), "--import", str(run / "imports" / "mine.py")]
+    evaluate_kd.read_settings(*evaluate_kd.parse(words))
     assert mark.exists()
 
 

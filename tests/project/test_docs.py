@@ -9,7 +9,7 @@ import torch
 
 import kd_methods
 from kd_core.config import Config
-from kd_core.report.console import HEADLINES
+from kd_core.run.tracking import HEADLINES
 from kd_methods import StudentOutput, TeacherOutputs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,6 +18,7 @@ from kd_core.comparison import tables as comparison_tables
 from kd_core.evaluation.figures import evaluate
 from kd_core.report import html as page
 from kd_core.report import run_page as report_page
+from kd_core.run.tracking import without_images
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_a_home_folder_is_not_told(tmp_path, monkeypatch):
 
 def test_images_of_the_data_can_be_left_out(report):
     text = report[0].read_text(encoding="utf-8")
-    without = report_page.without_images(text)
+    without = without_images(text)
     picture = page.data_uri(report[0].parent / "mistakes-val.png")
     assert picture in text and picture not in without
     assert len(Tree(without).all("img")) == 6

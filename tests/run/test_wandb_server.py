@@ -43,11 +43,10 @@ from wandb_stub import StubServer
 import train_kd
 from kd_core.config import Layer, command_line, resolve
 from kd_core.errors import UserError
-from kd_core.report.console import HEADLINES
 from kd_core.report.html import data_uri
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.run.tracking import send, start_tracking
+from kd_core.run.tracking import HEADLINES, send, start_tracking
 
 # -------------------------------------------------------------------------------------------------- servers and runs
 

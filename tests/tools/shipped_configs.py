@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import train_kd
-from kd_core.config import Config
+from kd_core.config import Config, command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
