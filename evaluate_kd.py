@@ -50,7 +50,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ from kd_core import config as configuration
 from kd_core import metrics
 from kd_core.config import Config, Layer, TeacherConfig, own_code
 from kd_core.data.dataset import Data, Split, load_data
-from kd_core.data.views import fixed_view_ids
+from kd_core.data.views import Augmentation, fixed_view_ids
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import cost
 from kd_core.evaluation.figures import OPTIONAL, Predictions, evaluate, logged
@@ -84,7 +84,7 @@ from kd_core.run.script import run_script
 from kd_core.run.tracking import start_tracking
 from kd_core.teachers import load as teachers
 from kd_core.teachers.logits import Panel
-from kd_core.teachers.logits_file import write_logits
+from kd_core.teachers.logits_file import about_views, write_logits
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
@@ -476,9 +476,9 @@ def images_to_check(
 def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -> None:
     """Write the network's logits for all rows of the source's splits, and for `count` fixed views of training."""
     config, accelerator, network, views = predict.config, predict.accelerator, pupil.model, pupil.views
-    augmentation: dict[str, Any] = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
+    augmentation = Augmentation.of(config.data)
     tensors: dict[str, Tensor] = {}
-    about = {key: str(value).lower() for key, value in augmentation.items()}
+    about = about_views(augmentation)
     for split in filter(None, (data.train, data.val, data.test())):
         if split.fingerprint in about.values():
             continue  # validation or test images cut from training, which are among its rows
@@ -492,7 +492,7 @@ def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -
         for number in range(count):
 
             def show(pixels: Tensor, rows: Tensor, number: int = number) -> Tensor:
-                ids = fixed_view_ids(rows, torch.full_like(rows, number), **augmentation)
+                ids = fixed_view_ids(rows, torch.full_like(rows, number), **asdict(augmentation))
                 return views.train(pixels, ids, channels_last=config.training.channels_last)
 
             bank.append(predict(network, images, views, f"view {number + 1} of {count}", show).half().cpu())

@@ -58,7 +58,7 @@ import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, commands, own_code
 from kd_core.data.dataset import Data, load_data
-from kd_core.data.views import EpochPlan, epoch_order, random_bits
+from kd_core.data.views import Augmentation, EpochPlan, epoch_order, random_bits
 from kd_core.errors import NonFinite, UserError, printable
 from kd_core.evaluation import teacher_check as trials
 from kd_core.evaluation.cost import measure as measure_cost
@@ -211,8 +211,7 @@ def run(
                 batch_size=config.data.batch_size,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
-                crop_padding=config.data.crop_padding,
-                flip=config.data.flip,
+                augmentation=Augmentation.of(config.data),
                 fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
             )
             if method.requires_teachers:

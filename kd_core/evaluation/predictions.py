@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data, Split
-from kd_core.data.views import Views, epoch_order
+from kd_core.data.views import Augmentation, Views, epoch_order
 from kd_core.evaluation.figures import Predictions
 from kd_core.models import build as models
 from kd_core.models.predict import Images, Predictor, image_weights
@@ -85,5 +85,5 @@ def load_pupil(folder: Path, config: Config, data: Data, predict: Predictor, whe
 
 def pupil_of(loaded: models.LoadedModel, config: Config, data: Data, predict: Predictor) -> Pupil:
     """A network that was read from an export, ready to be shown the data's images."""
-    views = Views(loaded.preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip)
+    views = Views(loaded.preprocess, data.image_size, Augmentation.of(config.data))
     return Pupil(predict.prepare(loaded.model), views)

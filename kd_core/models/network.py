@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.files import write_json, write_text
 from kd_core.models import build as models
 
@@ -69,7 +69,7 @@ def build(config: Config, data: Data) -> Student:
         model=model,
         architecture=models.architecture(wanted.name, wanted.stem),
         preprocess=preprocess,
-        views=Views(preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip),
+        views=Views(preprocess, data.image_size, Augmentation.of(config.data)),
         about=about,
         settings=config.to_yaml(),
     )

@@ -21,7 +21,7 @@ from kd_core.config import Config, Layer, TeacherConfig, find_file, own_code, re
 from kd_core.data.dataset import Data, validation_size
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.superclasses import in_one_spelling
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError, printable
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.loop.processes import is_first_process
@@ -491,7 +491,7 @@ def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run:
     if normalization != "auto":
         mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
         preprocess = replace(preprocess, mean=mean, std=std)
-    return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
+    return Views(preprocess, data.image_size, Augmentation.of(run.data))
 
 
 def check_classes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from kd_core import metrics
 from kd_core.data.dataset import Split
-from kd_core.data.views import EpochPlan, fixed_view_ids, num_views
+from kd_core.data.views import Augmentation, EpochPlan, fixed_view_ids
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import Finding
 from kd_core.models.predict import Images, Predictor
@@ -162,16 +163,13 @@ class Panel:
         fixed = config.cache.views if config.cache.mode == "fixed" else None
         for index, teacher in enumerate(self.members):
             if teacher.file:
-                teacher.file.check_views(
-                    split, crop_padding=config.data.crop_padding, flip=config.data.flip, fixed=fixed
-                )
+                teacher.file.check_views(split, Augmentation.of(config.data), fixed)
                 per_view = teacher.view == "shared"
                 self._cached[index] = CachedTeacher(teacher.file.store(split), per_view=per_view, notify=tqdm.write)
 
     @property
     def _all_views(self) -> int:
-        data = self._predict.config.data
-        return num_views(data.crop_padding, data.flip)
+        return Augmentation.of(self._predict.config.data).num_views
 
     def _mode(self, split: Split, notify: Callable[[str], None]) -> str:
         """The cache's mode, which `auto` chooses by the room that there is."""
@@ -196,12 +194,12 @@ class Panel:
     def _open(self, teacher: Teacher, split: Split, *, views: int, shared: bool) -> CachedTeacher:
         """The store of a teacher's logits for a split: of the clean view, or of `views` ones it shares with others."""
         config, accelerator = self._predict.config, self._predict.accelerator
-        training, data = config.training, config.data
+        training = config.training
         assert teacher.views is not None
         seen: Any = "clean"
         if shared:
             fixed = views if config.cache.mode == "fixed" else None
-            seen = {"crop_padding": data.crop_padding, "flip": data.flip, "fixed": fixed}
+            seen = {**asdict(Augmentation.of(config.data)), "fixed": fixed}
         parts = {
             "teacher": teacher.digest,
             "preprocess": teacher.views.recipe(accelerator.device),
@@ -246,8 +244,7 @@ class Panel:
                 ids = fixed_view_ids(
                     part % store.rows,
                     part // store.rows,
-                    crop_padding=config.data.crop_padding,
-                    flip=config.data.flip,
+                    **asdict(Augmentation.of(config.data)),
                 )
                 logits = self._compute(index, pixels, ids.to(pixels.device), shared=cached.per_view).cpu()
                 if not bool(logits.isfinite().all()):

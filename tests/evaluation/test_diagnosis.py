@@ -23,7 +23,7 @@ from kd_core.config import DataConfig, TeacherConfig, TeacherNormalization
 from kd_core.data.dataset import load_data
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.superclasses import CIFAR100
-from kd_core.data.views import Views, epoch_order
+from kd_core.data.views import Augmentation, Views, epoch_order
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, simplest_of_best
 from kd_core.evaluation.figures import Predictions
@@ -577,7 +577,7 @@ def home(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model: nn.Module = models.create_model("cifar_resnet8", num_classes=10)
     preprocess = Preprocess(16, 16, "bilinear", *NORMALIZATIONS["bytes"])
-    views = Views(preprocess, data.image_size, crop_padding=0, flip=False)
+    views = Views(preprocess, data.image_size, Augmentation(0, False))
     for epoch, rate in enumerate((5e-3, 5e-4)):
         optimizer = torch.optim.AdamW(model.parameters(), rate)
         for rows in epoch_order(0, epoch, data.train.rows).split(32):

@@ -17,7 +17,7 @@ import train_kd
 from kd_core.config import Config
 from kd_core.data.dataset import Data, load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
@@ -62,7 +62,7 @@ def settings(**sections: Any) -> Config:
 
 
 def try_training(network: nn.Module, data: Data, config: Config, processes: int = 1, usual: int = 224) -> None:
-    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
+    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, Augmentation(2, False))
     pupil = Student(network, "net", Preprocess(32, 32, "bicubic", data.mean, data.std), views, {}, "")
     predict = Predictor(create_accelerator("no"), config)
     if processes > 1:
@@ -207,7 +207,7 @@ def test_random_generators_stand_where_they_stood(data):
 
 
 def teacher_of(network: nn.Module, data: Data) -> Teacher:
-    views = Views(Preprocess(24, 24, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
+    views = Views(Preprocess(24, 24, "bicubic", data.mean, data.std), 32, Augmentation(2, False))
     return Teacher("net", 10, 1, "", "clean", views, lambda: network, index=3)
 
 

@@ -13,7 +13,7 @@ import torch
 
 import kd_methods
 import train_kd
-from kd_core.data.views import Batch, draw_views, fixed_view_ids, num_views
+from kd_core.data.views import Augmentation, Batch, draw_views, fixed_view_ids
 from kd_core.errors import UserError
 from kd_core.files import read_json
 from kd_core.models import build as models
@@ -177,7 +177,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
 def test_fixed_views_are_a_rows_own_for_every_seed_and_epoch():
     rows = torch.arange(500)
     seen = [
-        draw_views(seed, epoch, rows, crop_padding=4, flip=True, fixed=4) for seed in range(3) for epoch in range(8)
+        draw_views(seed, epoch, rows, Augmentation(4, True), fixed=4) for seed in range(3) for epoch in range(8)
     ]
     numbers = torch.stack([view.numbers for view in seen])
     assert numbers.min() == 0 and numbers.max() == 3
@@ -187,7 +187,7 @@ def test_fixed_views_are_a_rows_own_for_every_seed_and_epoch():
     distinct = {len(set(column.tolist())) for column in torch.stack([view.ids for view in seen]).T}
     assert max(distinct) <= 4
     bank = torch.stack([fixed_view_ids(rows, torch.full((500,), n), crop_padding=4, flip=True) for n in range(4)])
-    assert len(bank.unique()) > 0.95 * num_views(4, True)  # they are spread over all views
+    assert len(bank.unique()) > 0.95 * Augmentation(4, True).num_views  # they are spread over all views
 
 
 # ------------------------------------------------------------------------------------------------------ in training
