@@ -68,13 +68,14 @@ from kd_core.data.views import Augmentation, fixed_view_ids
 from kd_core.errors import UserError, first_line, printable
 from kd_core.evaluation import cost
 from kd_core.evaluation.figures import OPTIONAL, Predictions, evaluate, logged
-from kd_core.evaluation.predictions import Observer, Pupil, pupil_of
+from kd_core.evaluation.predictions import Observer
 from kd_core.export import card
 from kd_core.export import predict_files as pictures
 from kd_core.export import write as exports
 from kd_core.files import check_writable, local_path, read_object, sha256_of, writable_folder, write_json
 from kd_core.loop.processes import create_accelerator, is_first_process
 from kd_core.models import build as models
+from kd_core.models import network as networks
 from kd_core.models.predict import Images, Predictor
 from kd_core.privacy import redacted
 from kd_core.report import console as report
@@ -83,7 +84,7 @@ from kd_core.run.folder import RunFolder, new_run_id, read_metrics
 from kd_core.run.script import run_script
 from kd_core.run.tracking import start_tracking
 from kd_core.teachers import load as teachers
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 from kd_core.teachers.logits_file import about_views, write_logits
 
 
@@ -306,13 +307,13 @@ def find_baseline(
         path = local_path(stated, f"{run / 'summary.json'}: baseline_run")
     if path is None or not path.is_dir():
         return None
-    alone = models.load_export(teachers.export_in(path))
-    teachers.check_classes(alone, data, f"--baseline: {path}")
+    alone = models.load_export(networks.export_in(path))
+    networks.check_classes(alone, data, f"--baseline: {path}")
     if alone.architecture != loaded.architecture:
         raise UserError(f"--baseline: {path}: holds a {alone.architecture!r}, the student is a {loaded.architecture!r}")
     if (there := alone.data_fingerprint) != (here := loaded.data_fingerprint):
         raise UserError(f"--baseline: {path}: was trained on data with fingerprint {there}, the student on {here}")
-    own = configuration.resolve([configuration.read_record(teachers.export_in(path) / "config.yaml")]).config
+    own = configuration.resolve([configuration.read_record(networks.export_in(path) / "config.yaml")]).config
     if own.kd.type != kd_methods.LABEL_ONLY:
         raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
     for key in ("train_size", "val_size", "val_split", "test_size", "split_seed"):
@@ -326,7 +327,7 @@ def main(arguments: list[str]) -> None:
     options, overrides = parse(arguments)
     folder, artifact = find_student(options, overrides)
     tell_other_code(folder)
-    export = teachers.export_in(folder)
+    export = networks.export_in(folder)
     loaded = models.load_export(export)
     if options.images is not None or options.export:
         if is_first_process():  # the others have nothing to add
@@ -342,13 +343,12 @@ def main(arguments: list[str]) -> None:
     config = configuration.with_precision(config, accelerator.mixed_precision)
     with accelerator.local_main_process_first():
         data = read_data(config, loaded)
-    teachers.check_classes(loaded, data, str(export))
 
     # ----------------------------------------------------------------------------------------------- predict
     predict = Predictor(accelerator, config)
-    pupil = pupil_of(loaded, config, data, predict)
+    student = networks.from_export(loaded, data, predict, str(export))
     if options.dump_logits:
-        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, pupil, predict)
+        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, student, predict)
         accelerator.end_training()
         return
 
@@ -359,22 +359,22 @@ def main(arguments: list[str]) -> None:
     split = select_split(data, options.split)
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
     baseline = find_baseline(options, config, folder, loaded, data)
-    panel = Panel(find_teachers(options, config, folder, artifact, data, say), predict)
-    taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
+    members = TeacherLogits(find_teachers(options, config, folder, artifact, data, say), predict)
+    teacher_logits = ask_teachers(members, Images(split, accelerator.device, config.data.store), say)
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
-    student_alone = Observer(predict, data, pupil, Panel([], predict), method)
+    student_alone = Observer(predict, data, student, TeacherLogits([], predict), method)
     observe = replace(
         student_alone,
-        panel=panel if taught is not None else student_alone.panel,
-        alone=pupil_of(baseline, config, data, predict) if baseline else None,
+        teachers=members if teacher_logits is not None else student_alone.teachers,
+        alone=networks.from_export(baseline, data, predict, "--baseline") if baseline else None,
     )
-    found = observe(options.split, split, taught=taught)
+    found = observe(options.split, split, teacher_logits=teacher_logits)
     fitted = found if options.split == "val" else student_alone("val", data.val) if data.val else None
     if accelerator.is_main_process:
         figures = evaluate(found, fitted, classify)
         if options.cost:
             figures["cost"] = cost.measure(
-                pupil.model,
+                student.model,
                 loaded.preprocess.size,
                 accelerator.device,
                 checkpoint=export,
@@ -385,10 +385,10 @@ def main(arguments: list[str]) -> None:
     accelerator.end_training()
 
 
-def ask_teachers(panel: Panel, images: Images, say: Callable[[str], None]) -> Tensor | None:
+def ask_teachers(members: TeacherLogits, images: Images, say: Callable[[str], None]) -> Tensor | None:
     """The teachers' logits [K,n,C] for `images`; None if they cannot be had, as from a file without the test split."""
     try:
-        return panel.logits(images, "measuring")
+        return members.clean_logits(images, "measuring")
     except UserError as error:
         say(f"teachers are not measured: {first_line(error)}")
         return None
@@ -473,9 +473,9 @@ def images_to_check(
     return pixels, f"{len(pixels):,} images of the {split.name} split", config, data.describe()
 
 
-def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -> None:
+def dump(path: Path, count: int, data: Data, student: networks.Network, predict: Predictor) -> None:
     """Write the network's logits for all rows of the source's splits, and for `count` fixed views of training."""
-    config, accelerator, network, views = predict.config, predict.accelerator, pupil.model, pupil.views
+    config, accelerator, network, views = predict.config, predict.accelerator, student.model, student.views
     augmentation = Augmentation.of(config.data)
     tensors: dict[str, Tensor] = {}
     about = about_views(augmentation)

@@ -58,13 +58,13 @@ import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, commands, own_code
 from kd_core.data.dataset import Data, load_data
-from kd_core.data.views import Augmentation, EpochPlan, epoch_order, random_bits
+from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.errors import NonFinite, UserError, printable
-from kd_core.evaluation import teacher_check as trials
 from kd_core.evaluation.cost import measure as measure_cost
 from kd_core.evaluation.diagnosis import Finding, diagnose
 from kd_core.evaluation.figures import Predictions, evaluate
-from kd_core.evaluation.predictions import SAMPLE, Observer, Pupil, load_pupil
+from kd_core.evaluation.predictions import Observer
+from kd_core.evaluation.teacher_check import accuracy_rows, check_teachers
 from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
 from kd_core.loop import launcher
 from kd_core.loop.meter import Meter, require_finite, require_scale
@@ -81,7 +81,7 @@ from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.loop.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
 from kd_core.models import build as models
 from kd_core.models import interface
-from kd_core.models import network as student
+from kd_core.models import network as networks
 from kd_core.models.predict import Images, Predictor, score
 from kd_core.report import console as report
 from kd_core.run.folder import (
@@ -96,7 +96,7 @@ from kd_core.run.script import run_script
 from kd_core.run.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
 from kd_core.teachers import dry_run
 from kd_core.teachers import load as teachers
-from kd_core.teachers.logits import Panel, teacher_rows
+from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS = 20  # timed by --check
@@ -167,10 +167,10 @@ def run(
 
         # ----------------------------------------------------------------------- student, teachers, method
         set_seed(training.seed)
-        pupil = student.build(config, data)
+        student = networks.build(config, data)
         predict = Predictor(accelerator, config)
-        predict.prepare(pupil.model)
-        panel = Panel(members, predict)
+        predict.prepare(student.model)
+        teacher_logits = TeacherLogits(members, predict)
         method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing).to(
             device
         )
@@ -180,25 +180,27 @@ def run(
         # ---------------------------------------------------------------- images, and how good the teachers are
         images = Images(data.train, device, config.data.store)
         val = Images(data.val, device, config.data.store) if data.val else None
-        val_teachers, measured = judge(panel, config, job) if not check else (None, [])
+        val_teachers: Tensor | None = None
+        measured: list[dict[str, float]] = []
         if check:
-            panel.open_files(data.train)
+            teacher_logits.open_files(data.train)
         else:
-            panel.open_caches(images, say)
+            val_teachers, measured, _ = check_teachers(members, data, predict, say)
+            teacher_logits.open_caches(images, say)
 
         # ------------------------------------------------------------------------------ optimizer and schedule
         if shares_batch_norm(accelerator, training.sync_bn):
-            pupil.model = convert_sync_batchnorm(pupil.model)  # timm's: PyTorch's drops fused activations
-        optimizer = create_optimizer(pupil.model, training, device)
+            student.model = convert_sync_batchnorm(student.model)  # timm's: PyTorch's drops fused activations
+        optimizer = create_optimizer(student.model, training, device)
         steps_per_epoch = len(images) // config.data.batch_size
         total_steps = steps_per_epoch * training.max_epochs
         # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
-        compiled = torch.compile(pupil.model, mode=training.compile_mode) if training.compile else pupil.model
+        compiled = torch.compile(student.model, mode=training.compile_mode) if training.compile else student.model
         model, optimizer = accelerator.prepare(compiled, optimizer)
 
         # ------------------------------------------------------------------------------------------ one step
         meter = Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite)
-        buffers = [*pupil.model.buffers(), *method.buffers()]
+        buffers = [*student.model.buffers(), *method.buffers()]
         guard = NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None
         data_watch, teacher_watch = Stopwatch(device), Stopwatch(device)
 
@@ -212,10 +214,10 @@ def run(
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
                 augmentation=Augmentation.of(config.data),
-                fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
+                fixed=config.cache.views if config.cache.mode == "fixed" and len(teacher_logits) else None,
             )
             if method.requires_teachers:
-                panel.begin_epoch(plan)
+                teacher_logits.begin_epoch(plan)
             return plan
 
         def train_step(epoch: int, plan: EpochPlan, position: int) -> None:
@@ -226,11 +228,11 @@ def run(
                 guard.begin()
             with data_watch.running():
                 pixels, labels = images.store.gather(plan.batch(position, images.store.index_device).rows)
-                inputs = pupil.views.train(
+                inputs = student.views.train(
                     pixels, plan.batch(position, device).ids, channels_last=training.channels_last
                 )
             with teacher_watch.running():
-                taught = TeacherOutputs(panel(plan, position, pixels) if method.requires_teachers else None)
+                taught = TeacherOutputs(teacher_logits(plan, position, pixels) if method.requires_teachers else None)
             output = StudentOutput(model(inputs))
             loss, measures = method(output, taught, labels, progress=step / total_steps)
             accuracy = (output.logits.argmax(1) == labels).float().mean()
@@ -249,8 +251,8 @@ def run(
             plan = plan_epoch(0)
             seconds = time_steps(lambda position: train_step(0, plan, position), steps_per_epoch, device)
             return {
-                "parameters": pupil.parameters,
-                "loss": method.describe(len(panel)),
+                "parameters": student.parameters,
+                "loss": method.describe(len(teacher_logits)),
                 "steps_per_epoch": steps_per_epoch,
                 "seconds": seconds,
             }
@@ -271,7 +273,7 @@ def run(
             ended = state["epoch"] > 0 and state["position"] == 0
             if accelerator.is_main_process and ended and state["best"]["epoch"] == state["epoch"]:
                 folder.keep_best(path / "student")  # in case the last attempt ended between the two
-            pupil.model.load_state_dict(models.load_export(path / "student").model.state_dict())
+            student.model.load_state_dict(models.load_export(path / "student").model.state_dict())
             optimizer.load_state_dict(tensors["optimizer"])
             method.load_state_dict(tensors["method"])
             if accelerator.scaler is not None:
@@ -294,7 +296,7 @@ def run(
             tags=[config.model.name],
             facts={
                 **config.flat(data.num_classes),
-                "parameters": pupil.parameters,
+                "parameters": student.parameters,
                 "data_fingerprint": data.fingerprint,
                 **own_code_facts(config),
             },
@@ -308,22 +310,22 @@ def run(
 
         cleanup.push(finish_tracking)
         tracker.record_data(data)
-        for teacher in panel.members:
+        for teacher in teacher_logits.members:
             if teacher.artifact:
                 tracker.use_artifact(teacher.artifact)
         if measured and not found:
-            tracker.log({"epoch": 0, **teacher_rows(measured)})
+            tracker.log({"epoch": 0, **accuracy_rows(measured)})
 
         def validate(progress: float) -> dict[str, float]:
             if val is None:
                 return {}
-            logits, batch_size = predict(pupil.model, val, pupil.views), config.data.batch_size
+            logits, batch_size = predict(student.model, val, student.views), config.data.batch_size
             row = score(method, logits, val_teachers, val.labels, batch_size=batch_size, progress=progress)
             return {f"val/{name}": value for name, value in row.items()}
 
         def require_sound(step: int) -> None:
             """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""
-            require_finite(pupil.model, optimizer, f"after step {step}", accelerator.reduce)
+            require_finite(student.model, optimizer, f"after step {step}", accelerator.reduce)
 
         saved_at = time.monotonic()
 
@@ -340,7 +342,7 @@ def run(
                 "within_epoch": within_epoch,
             }
             with folder.writing():
-                save_latest(folder, lambda path: pupil.export(path, state["metrics"]), tensors, state)
+                save_latest(folder, lambda path: student.export(path, state["metrics"]), tensors, state)
                 if better:
                     folder.keep_best(folder.checkpoint("latest") / "student")
             if better:
@@ -351,7 +353,7 @@ def run(
             meter.epoch()  # NonFinite before anything is written
             require_sound(state["epoch"] * steps_per_epoch + position)
             own = {
-                "buffers": {name: buffer.cpu() for name, buffer in pupil.model.named_buffers()},
+                "buffers": {name: buffer.cpu() for name, buffer in student.model.named_buffers()},
                 "random": random_state(device),
                 "meter": meter.state(),
             }
@@ -362,7 +364,7 @@ def run(
             """Restore what `keep_position` kept for this process; the number of steps that are done."""
             if within:
                 own = within[accelerator.process_index]
-                for name, buffer in pupil.model.named_buffers():
+                for name, buffer in student.model.named_buffers():
                     buffer.copy_(own["buffers"][name])
                 set_random_state(own["random"], device)
                 meter.load_state(own["meter"], device)
@@ -429,13 +431,13 @@ def run(
                             raise Stopped(stop)
                     means = meter.epoch()
                     seconds = time.perf_counter() - epoch_began
-                    share_buffers(pupil.model, accelerator)
+                    share_buffers(student.model, accelerator)
                     require_sound((epoch + 1) * steps_per_epoch)  # before it is judged, logged or kept
                     validation = validate((epoch + 1) / training.max_epochs)
                 except NonFinite as error:
                     latest = folder.checkpoint("latest")
                     kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
-                    causes = panel.culprits() or (
+                    causes = teacher_logits.describe_nonfinite() or (
                         f"usual causes: a learning rate that is too high (training.learning_rate is "
                         f"{training.learning_rate:g}), fp16 without training.clip"
                     )
@@ -448,7 +450,7 @@ def run(
                     "train/step_time": seconds / steps_per_epoch,
                     "perf/data_time": data_watch.read(),
                     "perf/teacher_time": teacher_watch.read(),
-                    "perf/teacher_cache_hit_rate": panel.hit_rate(),
+                    "perf/teacher_cache_hit_rate": teacher_logits.hit_rate(),
                     "perf/images_per_second": steps_per_epoch * config.data.batch_size / seconds,
                     "perf/gpu_memory_peak_mb": peak_device_memory_mb(device),
                     "perf/epoch_time": time.perf_counter() - epoch_began,
@@ -468,17 +470,20 @@ def run(
         # ------------------------------------------------------------------------------------------ the end
         accelerator.wait_for_everyone()
         best = folder.checkpoint("best") / "student"
-        pupil.model.load_state_dict(models.load_export(best).model.state_dict())
-        observe = Observer(predict, data, Pupil(pupil.model, pupil.views), panel, method)
+        student.model.load_state_dict(models.load_export(best).model.state_dict())
+        observe = Observer(predict, data, student, teacher_logits, method)
         if alone:
-            observe.alone = load_pupil(alone, config, data, predict, "the student alone")
-        seen = {"val": observe("val", data.val, taught=val_teachers)} if data.val else {}
+            export = networks.export_in(alone)
+            observe.alone = networks.from_export(
+                models.load_export(export), data, predict, f"the student alone: {export}"
+            )
+        seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
         test: dict[str, float] = {}
         if config.evaluation.test_at_end and (opened := open_test_split(job, observe)):
             seen["test"], test = opened
             tracker.log({"epoch": state["epoch"], **test})
         evaluations = {name: evaluate(found, seen.get("val")) for name, found in seen.items()}
-        summary = report.summarize(config, data, pupil, panel.members, measured, state, test, evaluations)
+        summary = report.summarize(config, data, student, teacher_logits.members, measured, state, test, evaluations)
         summary["baseline_run"] = str(alone) if alone else None
         inspected = job.is_student and config.evaluation.report
         sample = look_at_training_images(observe, job) if inspected else None
@@ -497,13 +502,13 @@ def run(
                     val=seen.get("val"),
                     steps_per_epoch=steps_per_epoch,
                     processes=accelerator.num_processes,
-                    batch_norm=any(isinstance(module, _BatchNorm) for module in pupil.model.modules()),
+                    batch_norm=any(isinstance(module, _BatchNorm) for module in student.model.modules()),
                 )
                 summary["environment"] = environment()
                 summary["findings"] = [asdict(finding) for finding in findings]
                 summary["cost"] = measure_cost(
-                    pupil.model,
-                    pupil.preprocess.size,
+                    student.model,
+                    student.preprocess.size,
                     device,
                     checkpoint=folder.student,
                     precision=accelerator.mixed_precision,
@@ -522,7 +527,7 @@ def run(
                         predictions=seen.get("test", seen.get("val")),
                     )
         tracker.record_report(folder.path / "report")
-        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
+        tracker.summarize({name: summary[name] for name in report.HEADLINES} | accuracy_rows(measured))
         tracker.store_final()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
@@ -561,34 +566,11 @@ def own_code_facts(config: Config) -> dict[str, Any]:
     return {"own_code": {file.path.name: file.digest for file in files}} if files else {}
 
 
-def judge(
-    panel: Panel, config: Config, job: Job, *, check: bool = False
-) -> tuple[Tensor | None, list[dict[str, float]]]:
-    """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
-
-    Without a validation split they are judged on some training images, and nothing is returned.  With `check` other
-    settings are tried for weak ones.  UserError for a teacher near chance or with logits that are not finite.
-    """
-    if not len(panel):
-        return None, []
-    split, name = job.data.val, "validation images"
-    if split is None:
-        some = epoch_order(0, 0, job.data.train.rows)[:SAMPLE]
-        split, name = replace(job.data.train, rows=some), f"{len(some)} training images"
-    images = Images(split, job.accelerator.device, config.data.store)
-    logits = panel.judge(images)
-    assert logits is not None
-    measured = panel.measure(logits, images.labels)
-    for remark in panel.remarks(measured, name):
-        job.say(f"  {remark}")
-    better = None
-    if check:
-        predict = Predictor(job.accelerator, config)
-        better = trials.other_settings(panel.members, measured, logits, images, config, job.data, predict)
-    panel.require_able(measured, images.labels, better)
-    if better:
-        job.say(report.findings_lines(list(better.values())))
-    return (logits, measured) if job.data.val is not None else (None, [])
+def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
+    """Check teachers and print the settings that would make weak ones better."""
+    predict = Predictor(job.accelerator, config)
+    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
+        job.say(report.findings_lines(findings))
 
 
 def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.device) -> float:
@@ -685,17 +667,15 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     for note in [note for member in members for note in member.notes]:
         job.say(f"  {note}")
     on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
-    ready = Panel(
-        [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
-    )
-    judge(ready, config, job, check=options.check)
+    ready = [member for index, member in enumerate(members) if index not in on_demand]
+    check_members(ready, config, job, try_settings=options.check)
 
     # -------------------------------------------------------------------------------------------------- check
     if options.check:
         found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, data))}
         for index, path in found.items():
             members[index] = teachers.load(config.teachers[index], index, data, config, path)
-        judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job, check=True)
+        check_members([members[index] for index in found], config, job, try_settings=True)
         cost = run(config, job, members=members, check=True)
         job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
         if len(options.seeds) > 1:
@@ -838,14 +818,14 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             problems.append(
                 f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
             )
-        pupil = attempt(lambda: student.build(own, data))
-        if pupil:
-            attempt(lambda: create_optimizer(pupil.model, training, torch.device("cpu")))
+        student = attempt(lambda: networks.build(own, data))
+        if student:
+            attempt(lambda: create_optimizer(student.model, training, torch.device("cpu")))
         if len(problems) == before and not trained:
             wanted, predict = own.model, Predictor(job.accelerator, own)
             usual = models.usual_size(wanted.name, wanted.stem)
-            subject = dry_run.Subject(wanted.name, pupil.preprocess.size, usual, **keys)
-            attempt(lambda: dry_run.train_once(pupil, own, data, predict, subject))
+            subject = dry_run.Subject(wanted.name, student.preprocess.size, usual, **keys)
+            attempt(lambda: dry_run.train_once(student, own, data, predict, subject))
 
     check_run(config)
     attempt(lambda: interface.check_method(config.kd, len(config.teachers), data.num_classes))

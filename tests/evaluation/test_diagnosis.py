@@ -29,10 +29,11 @@ from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, simplest_of_
 from kd_core.evaluation.figures import Predictions
 from kd_core.models import build as models
 from kd_core.models.build import Preprocess
+from kd_core.models.network import check_classes
 from kd_core.models.predict import CHUNK, image_weights, per_image
 from kd_core.report.console import findings_lines
 from kd_core.teachers import class_order
-from kd_core.teachers.load import Facts, check_classes
+from kd_core.teachers.load import Facts
 from kd_core.teachers.logits_file import write_logits
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -519,12 +520,12 @@ def test_what_is_no_order_of_classes_is_refused_once(wrong):
 def test_an_export_with_its_classes_in_another_order_says_how_to_set_it():
     data: Any = SimpleNamespace(num_classes=3, class_names=["ant", "bee", "cat"])
     known = Facts("x", 3, ["cat", "ant", "bee"], Preprocess(8, 8, "bilinear", (0.5,), (0.5,)), 1)
-    teacher = TeacherConfig.model_validate({"weights": "x"})
+    natural = class_order.outputs_in_order(None, data.class_names)
     with pytest.raises(UserError, match=r"another order: 'cat' comes first, .* 'ant'; set class_order: \[1, 2, 0\]"):
-        check_classes(known, data, "teachers[0]", teacher)
-    check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [1, 2, 0]}))
+        check_classes(known, data, "teachers[0]", natural)
+    check_classes(known, data, "teachers[0]", [1, 2, 0])
     with pytest.raises(UserError, match="another order: 'bee' comes first"):
-        check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [2, 1, 0]}))
+        check_classes(known, data, "teachers[0]", [2, 1, 0])
 
 
 def test_the_two_spellings_of_cifar100_are_the_same_classes():
@@ -608,7 +609,7 @@ def check(home: Path, *teachers: str, switch: str = "--check") -> None:
 
 
 def test_check_finds_a_teachers_normalization(home, capsys):
-    with pytest.raises(UserError, match=r"teachers\[0\].*near chance.*; --check tries the usual normalisations"):
+    with pytest.raises(UserError, match=r"teachers\[0\].*near chance.*; --check tries the usual normalizations"):
         check(home, "bytes.pt", switch="--fresh")
     with pytest.raises(UserError, match=r"teachers\[0\].*with normalization bytes: set normalization: bytes$"):
         check(home, "bytes.pt")
