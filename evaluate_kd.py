@@ -137,7 +137,7 @@ from kd_core.data.dataset import Data, Split
 from kd_core.errors import first_line, printable
 from kd_core.evaluation import cost
 from kd_core.evaluation.figures import Predictions, evaluate, logged
-from kd_core.evaluation.predictions import Observer, Pupil, pupil_of
+from kd_core.evaluation.predictions import Observer
 from kd_core.evaluation.trained import CommandSettings, TrainedStudent, find_baseline, find_teachers, open_student
 from kd_core.export.command import export_student
 from kd_core.export.dump_logits import dump_logits
@@ -146,14 +146,14 @@ from kd_core.files import writable_folder, write_json
 from kd_core.loop.processes import create_accelerator
 from kd_core.loop.ranks import is_first_process
 from kd_core.models.build import count_parameters
+from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
 from kd_core.privacy import redacted
 from kd_core.report import console
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, new_run_id
 from kd_core.run.tracking import Tracker, start_tracking
-from kd_core.teachers.load import check_classes
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 
 
 def main(arguments: list[str]) -> None:
@@ -174,14 +174,13 @@ def main(arguments: list[str]) -> None:
     config = configuration.with_precision(config, accelerator.mixed_precision)
     with accelerator.local_main_process_first():
         data = student.data(config)
-    check_classes(student.loaded, data, str(student.export))
     predict = Predictor(accelerator, config)
-    pupil = pupil_of(student.loaded, config, data, predict)
+    network = from_export(student.loaded, data, predict, str(student.export))
     if options.dump_logits:
         path = Path(options.dump_logits).expanduser()
-        dump_logits(path, int(options.dump_views), data, pupil.model, pupil.views, predict)
+        dump_logits(path, int(options.dump_views), data, network, predict)
     else:
-        measure(options, given, student, data, predict, pupil)
+        measure(options, given, student, data, predict, network)
     accelerator.end_training()
 
 
@@ -232,7 +231,7 @@ def measure(
     student: TrainedStudent,
     data: Data,
     predict: Predictor,
-    pupil: Pupil,
+    network: Network,
 ) -> None:
     """Measure the student on one split, beside its teachers and itself without them; all processes call it together."""
     accelerator, config = predict.accelerator, predict.config
@@ -247,26 +246,26 @@ def measure(
     members = []
     if not options.no_teachers:
         members = find_teachers(student, config, data, given, validation=options.split == "val", notify=say)
-    panel, nobody = Panel(members, predict), Panel([], predict)
+    teachers, nobody = TeacherLogits(members, predict), TeacherLogits([], predict)
     images = Images(split, accelerator.device, config.data.store)
     try:
-        taught = panel.logits(images, "measuring")
+        teacher_logits = teachers.clean_logits(images, "measuring")
     except UserError as error:  # such as a file of logits without the test split
         say(f"teachers are not measured: {first_line(error)}")
-        taught = None
+        teacher_logits = None
 
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
-    alone = pupil_of(baseline, config, data, predict) if baseline else None
-    observe = Observer(predict, data, pupil, nobody if taught is None else panel, method, alone)
-    found = observe(options.split, split, images=images, taught=taught)
+    alone = from_export(baseline, data, predict, "--baseline") if baseline else None
+    observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)
+    found = observe(options.split, split, images=images, teacher_logits=teacher_logits)
     fitted = found if options.split == "val" else None  # temperature scaling is fitted on validation images
     if data.val and not fitted:
-        fitted = Observer(predict, data, pupil, nobody, method)("val", data.val)
+        fitted = Observer(predict, data, network, nobody, method)("val", data.val)
     if accelerator.is_main_process:
         measured = evaluate(found, fitted, classify)
         if options.cost:
             measured["cost"] = cost.measure(
-                pupil.model,
+                network.model,
                 student.loaded.preprocess.size,
                 accelerator.device,
                 checkpoint=student.export,

@@ -39,7 +39,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, command_line, commands, own_code
 from kd_core.data.dataset import load_data
-from kd_core.data.views import EpochPlan, epoch_order, random_bits
+from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.errors import NonFinite, UserError
-from kd_core.evaluation import teacher_check as trials
 from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.figures import evaluate
-from kd_core.evaluation.predictions import SAMPLE, Observer, Pupil, load_pupil
+from kd_core.evaluation.predictions import Observer
 from kd_core.evaluation.preflight import find_mistakes
+from kd_core.evaluation.teacher_check import accuracy_rows, check_teachers
 from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.loop import launcher
 from kd_core.loop.meter import Meter
@@ -69,8 +69,8 @@ from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.loop.step_log import StepLog
 from kd_core.loop.timing import Stopwatch, peak_device_memory_mb, wait_for
 from kd_core.models import build as models
-from kd_core.models import network as student
-from kd_core.models.network import Student
+from kd_core.models import network as networks
+from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor, score
 from kd_core.report import closing
 from kd_core.report import console as report
@@ -82,7 +82,7 @@ from kd_core.run.tracking import HEADLINES, Tracker, send_rest, start_tracking, 
 from kd_core.run.tracking import prepare as start_service
 from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
-from kd_core.teachers.logits import Panel, teacher_rows
+from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
 
 CHECK_STEPS, WARM_UP_STEPS = 20, 3  # of --check: timed, and before
@@ -97,11 +97,11 @@ class Setup:
 
     config: Config
     job: Job
-    network: Student  # the student
+    network: Network  # the student
     model: nn.Module  # the same, as Accelerate (and the compiler) wrapped it
     optimizer: Any
     method: kd_methods.KDMethod
-    teachers: Panel
+    teachers: TeacherLogits
     predict: Predictor
     images: Images
     val: Images | None
@@ -198,21 +198,21 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     accelerator, data, training = job.accelerator, job.data, config.training
     device, store = accelerator.device, config.data.store
     set_seed(training.seed)
-    network = student.build(config, data)
+    network = networks.build(config, data)
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
-    panel = Panel(members, predict)
+    teachers = TeacherLogits(members, predict)
     method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing)
     method.to(device)
     if accelerator.num_processes > 1:
         method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
 
     images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
-    val_teachers, measured = judge(panel, config, job) if cached else (None, [])
+    checked = check_teachers(members if cached else [], data, predict, job.say)
     if cached:
-        panel.open_caches(images, job.say)
+        teachers.open_caches(images, job.say)
     else:
-        panel.open_files(data.train)
+        teachers.open_files(data.train)
 
     if shares_batch_norm(accelerator, training.sync_bn):
         network.model = convert_sync_batchnorm(network.model)  # timm's: PyTorch's drops fused activations
@@ -228,12 +228,12 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         model=model,
         optimizer=optimizer,
         method=method,
-        teachers=panel,
+        teachers=teachers,
         predict=predict,
         images=images,
         val=val,
-        val_teachers=val_teachers,
-        teacher_metrics=measured,
+        val_teachers=checked.logits,
+        teacher_metrics=checked.metrics,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
         guard=NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None,
         data_watch=Stopwatch(device),
@@ -291,7 +291,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         if teacher.artifact:
             tracker.use_artifact(teacher.artifact)
     if setup.teacher_metrics and not found:
-        tracker.log({"epoch": 0, **teacher_rows(setup.teacher_metrics)})
+        tracker.log({"epoch": 0, **accuracy_rows(setup.teacher_metrics)})
     return progress, checkpoints, tracker
 
 
@@ -375,8 +375,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         batch_size=config.data.batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        crop_padding=config.data.crop_padding,
-        flip=config.data.flip,
+        augmentation=Augmentation.of(config.data),
         fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
     )
     if setup.method.requires_teachers:
@@ -445,7 +444,7 @@ def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:
     """The same error with its usual causes, and with the checkpoint that is left."""
     latest = folder.checkpoint("latest")
     kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
-    causes = setup.teachers.culprits() or (
+    causes = setup.teachers.describe_nonfinite() or (
         f"usual causes: a learning rate that is too high (training.learning_rate is "
         f"{setup.config.training.learning_rate:g}), fp16 without training.clip"
     )
@@ -462,9 +461,12 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     accelerator.wait_for_everyone()
     best = folder.checkpoint("best") / "student"
     network.model.load_state_dict(models.load_export(best).model.state_dict())
-    observe = Observer(setup.predict, job.data, Pupil(network.model, network.views), setup.teachers, setup.method)
+    observe = Observer(setup.predict, job.data, network, setup.teachers, setup.method)
     if alone:
-        observe.alone = load_pupil(alone, config, job.data, setup.predict, "the student alone")
+        export = networks.export_in(alone)
+        observe.alone = networks.from_export(
+            models.load_export(export), job.data, setup.predict, f"the student alone: {export}"
+        )
     seen, test = closing.observe_splits(observe, setup.val_teachers, job.say)
     if test:
         tracker.log({"epoch": progress.epoch, **test})
@@ -486,7 +488,7 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
             if inspected:
                 closing.write_page(config, folder, summary, evaluations, seen)
     tracker.record_report(folder.path / "report")
-    tracker.summarize({name: summary[name] for name in HEADLINES} | teacher_rows(setup.teacher_metrics))
+    tracker.summarize({name: summary[name] for name in HEADLINES} | accuracy_rows(setup.teacher_metrics))
     tracker.store_final()
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -514,36 +516,6 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
         "steps_per_epoch": setup.steps_per_epoch,
         "seconds": steps(CHECK_STEPS),
     }
-
-
-def judge(
-    panel: Panel, config: Config, job: Job, *, check: bool = False
-) -> tuple[Tensor | None, list[dict[str, float]]]:
-    """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
-
-    Without a validation split they are judged on some training images, and nothing is returned.  With `check` other
-    settings are tried for weak ones.  UserError for a teacher near chance or with logits that are not finite.
-    """
-    if not len(panel):
-        return None, []
-    split, name = job.data.val, "validation images"
-    if split is None:
-        some = epoch_order(0, 0, job.data.train.rows)[:SAMPLE]
-        split, name = replace(job.data.train, rows=some), f"{len(some)} training images"
-    images = Images(split, job.accelerator.device, config.data.store)
-    logits = panel.judge(images)
-    assert logits is not None
-    measured = panel.measure(logits, images.labels)
-    for remark in panel.remarks(measured, name):
-        job.say(f"  {remark}")
-    better = None
-    if check:
-        predict = Predictor(job.accelerator, config)
-        better = trials.other_settings(panel.members, measured, logits, images, config, job.data, predict)
-    panel.require_able(measured, images.labels, better)
-    if better:
-        job.say(report.findings_lines(list(better.values())))
-    return (logits, measured) if job.data.val is not None else (None, [])
 
 
 # ======================================================================================================== main
@@ -644,8 +616,15 @@ def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies
     for note in [note for member in members for note in member.notes]:
         job.say(f"  {note}")
     ready = [member for member, teacher in zip(members, config.teachers, strict=True) if not teacher.train]
-    judge(Panel(ready, Predictor(job.accelerator, config)), config, job, check=look_for_remedies)
+    check_members(ready, config, job, try_settings=look_for_remedies)
     return members
+
+
+def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
+    """Check teachers and print the settings that would make weak ones better."""
+    predict = Predictor(job.accelerator, config)
+    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
+        job.say(report.findings_lines(findings))
 
 
 def check(config: Config, job: Job, members: list[teachers.Teacher], seeds: list[int]) -> None:
@@ -654,8 +633,7 @@ def check(config: Config, job: Job, members: list[teachers.Teacher], seeds: list
     found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, job.data))}
     for index, path in found.items():
         members[index] = teachers.load(config.teachers[index], index, job.data, config, path)
-    trained = Panel([members[index] for index in found], Predictor(job.accelerator, config))
-    judge(trained, config, job, check=True)
+    check_members([members[index] for index in found], config, job, try_settings=True)
     cost = time_run(config, job, members)
     names, missing = [member.name for member in members], len(on_demand) - len(found)
     job.say(report.cost(config, job.data, job.accelerator, names, missing, **cost))

@@ -12,7 +12,7 @@ from kd_core.errors import UserError
 from kd_core.loop.optimizer import create_optimizer
 from kd_core.models import build as models
 from kd_core.models import interface
-from kd_core.models import network as student
+from kd_core.models import network as networks
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import open_run
 from kd_core.run.job import Job
@@ -96,7 +96,7 @@ def _check_run(
         problems.messages.append(
             f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
         )
-    network = problems.attempt(lambda: student.build(config, data))
+    network = problems.attempt(lambda: networks.build(config, data))
     if network:
         problems.attempt(lambda: create_optimizer(network.model, training, torch.device("cpu")))
     if len(problems.messages) == before and not trained:

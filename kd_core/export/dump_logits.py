@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_core.data.dataset import Data
-from kd_core.data.views import Views, fixed_view_ids
+from kd_core.data.views import Augmentation, fixed_view_ids
+from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor
-from kd_core.teachers.logits_file import write_logits
+from kd_core.teachers.logits_file import about_views, write_logits
 
 
-def dump_logits(path: Path, count: int, data: Data, network: nn.Module, views: Views, predict: Predictor) -> None:
+def dump_logits(path: Path, count: int, data: Data, student: Network, predict: Predictor) -> None:
     """Write logits for all rows of the source's splits, and for the first `count` fixed views of training images.
 
     All processes call it together; the main one writes `path` (`kd_core.teachers.logits_file`) and prints how to use
     it.  UserError if the folder cannot be written.
     """
     config, accelerator = predict.config, predict.accelerator
-    augmentation: dict[str, Any] = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
+    network, views, augmentation = student.model, student.views, Augmentation.of(config.data)
 
     def fixed_view(number: int, pixels: Tensor, rows: Tensor) -> Tensor:
-        ids = fixed_view_ids(rows, torch.full_like(rows, number), **augmentation)
+        ids = fixed_view_ids(rows, torch.full_like(rows, number), **asdict(augmentation))
         return views.train(pixels, ids, channels_last=config.training.channels_last)
 
     tensors: dict[str, Tensor] = {}
-    about = {key: str(value).lower() for key, value in augmentation.items()}
+    about = about_views(augmentation)
     for split in filter(None, (data.train, data.val, data.test())):
         if split.fingerprint in about.values():
             continue  # validation or test images cut from training, which are among its rows

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from kd_core.data.decoding import try_decode
-from kd_core.data.views import Views
+from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, printable
 from kd_core.files import csv_text, local_path, write_text, writing
 from kd_core.models.build import LoadedModel
@@ -83,7 +83,7 @@ def predict(
         UserError: the network gives probabilities that are not finite.
     """
     side = loaded.stored_side
-    views = Views(loaded.preprocess, side, crop_padding=0, flip=False)
+    views = Views(loaded.preprocess, side, NO_AUGMENTATION)
     network = loaded.model.to(device).eval()
     names = loaded.names
     found: list[Prediction] = []

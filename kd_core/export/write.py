@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kd_core.config import own_code
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Views
+from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, first_line
 from kd_core.export.kinds import ABOUT, CARD, FILES
 from kd_core.files import json_text, replacing_folder, write_text, writing
@@ -100,9 +100,9 @@ def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
     """What the student says about stored images uint8 [n,S,S,3] in evaluation's view of them."""
     network = loaded.model.eval()
     side = pixels.shape[1]
-    clean = Views(loaded.preprocess, side, crop_padding=0, flip=False).clean(pixels)
+    clean = Views(loaded.preprocess, side, NO_AUGMENTATION).clean(pixels)
     plain = replace(loaded.preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    images = Views(plain, side, crop_padding=0, flip=False).clean(pixels)
+    images = Views(plain, side, NO_AUGMENTATION).clean(pixels)
     parts = [pixels[:1], pixels[1:8], *pixels[8:].split(256)]
     sizes = [len(part) for part in parts if len(part)]
     return Checks(images, clean, torch.cat([network(part) for part in clean.split(sizes)]), sizes)

@@ -16,7 +16,7 @@ from kd_core.evaluation.cost import measure
 from kd_core.evaluation.diagnosis import diagnose
 from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.predictions import Observer
-from kd_core.models.network import Student
+from kd_core.models.network import Network
 from kd_core.models.predict import score
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.tracking import environment
@@ -31,7 +31,7 @@ def observe_splits(
     `evaluation.test_at_end` asks for it.  All processes call this together.
     """
     data = observe.data
-    seen = {"val": observe("val", data.val, taught=val_teachers)} if data.val else {}
+    seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
     test: dict[str, float] = {}
     if observe.predict.config.evaluation.test_at_end and (opened := open_test_split(observe, say)):
         seen["test"], test = opened
@@ -67,7 +67,7 @@ def sample(observe: Observer, say: Callable[[str], None]) -> Predictions | None:
 
 def inspect(
     config: Config,
-    student: Student,
+    student: Network,
     folder: RunFolder,
     val: Predictions | None,
     train: Predictions | None,

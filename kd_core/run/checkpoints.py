@@ -15,7 +15,7 @@ from kd_core.errors import UserError
 from kd_core.loop.meter import Meter, require_finite
 from kd_core.loop.processes import random_state, set_random_state
 from kd_core.models import build as models
-from kd_core.models.network import Student
+from kd_core.models.network import Network
 from kd_core.run.folder import RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job
 
@@ -55,7 +55,7 @@ class Checkpoints:
         job: Job,
         training: TrainingConfig,
         *,
-        network: Student,
+        network: Network,
         optimizer: Any,
         method: nn.Module,
         meter: Meter,

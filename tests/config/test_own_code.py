@@ -444,12 +444,18 @@ PARTS = {
         ({"signature": "num_classes"}, "cannot be called: got an unexpected keyword argument 'pretrained'"),
         ({"build": "return Net"}, "gives a type, a torch.nn.Module is needed"),
         ({"build": "return Net(classes)"}, "cannot be built: .*own.py, line 13, in own_net .*NameError"),
-        ({"build": "return Net(7)"}, r"gives torch.float32 \[2, 7\] for two images; logits of shape \[2, 5\]"),
+        (
+            {"build": "return Net(7)"},
+            r"gives a tensor \[2, 7\] of float32 for two images, one tensor of logits \[2, 5\]",
+        ),
         (
             {"forward": f"{PARTS['forward']}\n    def get_extra_state(self):\n        return 3"},
             "its state_dict holds '_extra_state', a int; checkpoints hold tensors",
         ),
-        ({"forward": "return self.head(images.mean((2, 3))), images"}, "gives a tuple, one tensor of logits is needed"),
+        (
+            {"forward": "return self.head(images.mean((2, 3))), images"},
+            r"gives a tuple of 2 \(.*\) for two images, one tensor of logits \[2, 5\] is needed",
+        ),
         (
             {"forward": "return self.head(images.flatten(1))"},
             r"fails on images \[2, 3, 16, 16\]: .*own.py, line 10, in forward .*RuntimeError: mat1 and mat2",

@@ -23,8 +23,8 @@ from kd_core.config import TeacherConfig, read_layer, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
+from kd_core.models.network import export_in
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.teachers.load import export_in
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -31,7 +31,7 @@ from kd_core.models import build as models
 from kd_core.models import network as student
 from kd_core.run import folder as checkpoints
 from kd_core.run.folder import read_metrics
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER_FILE = {
@@ -132,14 +132,14 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     original = student.build
 
     def spy(config, data):
-        pupil = original(config, data)
-        model = pupil.model
+        network = original(config, data)
+        model = network.model
         name = config.kd.type
         model.register_forward_pre_hook(
             lambda module, inputs: seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
         )
         seen.setdefault(f"{name} weights", []).append([p.detach().clone() for p in model.parameters()])
-        return pupil
+        return network
 
     train(home, "--no-wandb", "--training.seed=6", method="average")  # teachers exist from here on
     monkeypatch.setattr(student, "build", spy)
@@ -373,13 +373,13 @@ def test_a_gradient_that_is_not_finite_is_never_kept_in_a_checkpoint_within_an_e
 
 
 def test_a_teacher_whose_logits_break_is_named(home, monkeypatch):
-    original = Panel._compute
+    original = TeacherLogits._compute
 
     def compute(self, index, *args, **options):
         logits = original(self, index, *args, **options)
         return logits * float("nan") if len(self) == 2 and index == 1 else logits
 
-    monkeypatch.setattr(Panel, "_compute", compute)
+    monkeypatch.setattr(TeacherLogits, "_compute", compute)
     culprit = r"teachers\[1\] 'cifar_wrn_16_1' gave logits that are not finite"
     more = ("--no-wandb", "--cache.mode=off", "--training.seed=31")
     with pytest.raises(UserError, match=rf"^loss_total, .*loss_distill.* not finite at step 1; {culprit}"):
