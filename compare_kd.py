@@ -41,8 +41,8 @@ import sys
 from kd_core.comparison import compare as comparison
 from kd_core.comparison import runs
 from kd_core.comparison import tables as comparison_tables
-from kd_core.config import CommandLine, own_code
-from kd_core.errors import UserError
+from kd_core.config import own_code
+from kd_core.errors import CommandLine, UserError
 from kd_core.files import check_writable, local_path
 from kd_core.run.script import run_script
 

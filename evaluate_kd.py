@@ -48,47 +48,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import argparse
 import re
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
-import kd_methods
-from kd_core import config as configuration
-from kd_core import metrics
-from kd_core.config import Config, Layer, TeacherConfig, own_code
-from kd_core.data.dataset import Data, Split, load_data
-from kd_core.data.views import fixed_view_ids
-from kd_core.errors import UserError, first_line, printable
-from kd_core.evaluation import cost
-from kd_core.evaluation.figures import OPTIONAL, Predictions, evaluate, logged
-from kd_core.evaluation.predictions import Observer, Pupil, pupil_of
-from kd_core.export import card
-from kd_core.export import predict_files as pictures
-from kd_core.export import write as exports
-from kd_core.files import check_writable, local_path, read_object, sha256_of, writable_folder, write_json
-from kd_core.loop.processes import create_accelerator, is_first_process
-from kd_core.models import build as models
-from kd_core.models.predict import Images, Predictor
-from kd_core.privacy import redacted
-from kd_core.report import console as report
-from kd_core.run import artifacts
-from kd_core.run.folder import RunFolder, new_run_id, read_metrics
-from kd_core.run.script import run_script
-from kd_core.run.tracking import start_tracking
-from kd_core.teachers import load as teachers
-from kd_core.teachers.logits import Panel
-from kd_core.teachers.logits_file import write_logits
+from kd_core.errors import CommandLine, UserError
+from kd_core.export.kinds import FILES, check_repo, requirements_of
+from kd_core.files import check_writable, local_path
+from kd_core.run.script import answer_early, run_script, show_help
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
-    parser = configuration.CommandLine("evaluate_kd.py")
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line -> switches, checked, and the words that are settings.  Imports nothing heavy."""
+    parser = CommandLine("evaluate_kd.py")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint")
     source.add_argument("--artifact", "--wandb-artifact")
@@ -108,8 +78,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         parser.add_argument(switch, action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help or options.h:
-        print(__doc__)
-        sys.exit(0)
+        show_help(__doc__ or "")
     if not (options.checkpoint or options.artifact or options.wandb_run_id):
         raise UserError(
             "say what to evaluate: --checkpoint PATH, --artifact ENTITY/PROJECT/NAME:ALIAS or --wandb-run-id ID"
@@ -120,14 +89,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         raise UserError(f"--dump-logits: {options.dump_logits}: the name of a .safetensors file is needed")
     if options.dump_logits:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
-    check_pictures(options)
+    check_images(options)
     check_export(options)
-    layers = [configuration.read_layer(options.config)] if options.config else []
-    overrides, options.own_code = configuration.parse_with_code(rest, options.imports, *layers)
-    return options, overrides
+    return options, rest
 
 
-def check_pictures(options: argparse.Namespace) -> None:
+def check_images(options: argparse.Namespace) -> None:
     """UserError for what --images, --top and --csv cannot mean."""
     for switch in ("top", "csv"):
         if getattr(options, switch) is not None and options.images is None:
@@ -144,26 +111,94 @@ def check_pictures(options: argparse.Namespace) -> None:
 def check_export(options: argparse.Namespace) -> None:
     """UserError for what --export, --out, --repo and --push cannot mean; `export` becomes a list of kinds."""
     kinds = [] if options.export is None else list(dict.fromkeys(options.export.split(",")))
-    if unknown := [kind for kind in kinds if kind not in exports.FILES]:
-        raise UserError(f"--export: unknown kind {unknown[0]!r}, allowed: {', '.join(exports.FILES)}")
+    if unknown := [kind for kind in kinds if kind not in FILES]:
+        raise UserError(f"--export: unknown kind {unknown[0]!r}, allowed: {', '.join(FILES)}")
     if options.out is not None and not kinds:
         raise UserError("--out: belongs to --export KINDS")
     if (options.repo is not None or options.push) and "hub" not in kinds:
         raise UserError(f"{'--push' if options.push else '--repo'}: belongs to --export hub")
     if "hub" in kinds:
-        exports.check_repo(options.repo, push=options.push)
-    exports.requirements_of(kinds)
+        check_repo(options.repo, push=options.push)
+    requirements_of(kinds)
     options.export = kinds
 
 
-def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, str | None]:
+if __name__ == "__main__":  # before the imports below, which take seconds
+    answer_early(parse, "evaluate_kd.py")
+
+from typing import Any
+
+import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
+import kd_methods
+from kd_core import config as configuration
+from kd_core import metrics
+from kd_core.config import Config
+from kd_core.data.dataset import Data, Split
+from kd_core.errors import first_line, printable
+from kd_core.evaluation import cost
+from kd_core.evaluation.figures import Predictions, evaluate, logged
+from kd_core.evaluation.predictions import Observer
+from kd_core.evaluation.trained import CommandSettings, TrainedStudent, find_baseline, find_teachers, open_student
+from kd_core.export.command import export_student
+from kd_core.export.dump_logits import dump_logits
+from kd_core.export.predict_files import print_predictions
+from kd_core.files import writable_folder, write_json
+from kd_core.loop.processes import create_accelerator
+from kd_core.loop.ranks import is_first_process
+from kd_core.models.build import count_parameters
+from kd_core.models.network import Network, from_export
+from kd_core.models.predict import Images, Predictor
+from kd_core.privacy import redacted
+from kd_core.report import console
+from kd_core.run import artifacts
+from kd_core.run.folder import RunFolder, new_run_id
+from kd_core.run.tracking import Tracker, start_tracking
+from kd_core.teachers.logits import TeacherLogits
+
+
+def main(arguments: list[str]) -> None:
+    options, words = parse(arguments)
+    given = read_settings(options, words)
+    student = open_student(*find_student(options, given))
+    if options.images is not None or options.export:
+        if is_first_process():  # the others have nothing to add
+            if options.export:
+                out = local_path(options.out, "--out") if options.out else None
+                export_student(student, given, options.export, out, repo=options.repo, push=options.push)
+            else:
+                print_predictions(student.loaded, options.images, top=int(options.top or 5), csv=options.csv)
+        return
+
+    config = student.config(given)
+    accelerator = create_accelerator(config.training.mixed_precision)
+    config = configuration.with_precision(config, accelerator.mixed_precision)
+    with accelerator.local_main_process_first():
+        data = student.data(config)
+    predict = Predictor(accelerator, config)
+    network = from_export(student.loaded, data, predict, str(student.export))
+    if options.dump_logits:
+        path = Path(options.dump_logits).expanduser()
+        dump_logits(path, int(options.dump_views), data, network, predict)
+    else:
+        measure(options, given, student, data, predict, network)
+    accelerator.end_training()
+
+
+def read_settings(options: argparse.Namespace, words: list[str]) -> CommandSettings:
+    """What --config, --import and `words` such as --section.key=VALUE say; runs the files of --import."""
+    layers = [configuration.read_layer(options.config)] if options.config else []
+    overrides, own_code = configuration.parse_with_code(words, options.imports, *layers)
+    return CommandSettings(options.config, overrides, own_code)
+
+
+def find_student(options: argparse.Namespace, given: CommandSettings) -> tuple[Path, str | None]:
     """The folder that holds the exported student, and the artifact's name if it came from W&B."""
     if options.checkpoint:
         path = local_path(options.checkpoint, "--checkpoint")
         if not path.is_dir():
             raise UserError(f"--checkpoint: no such folder: {path}; a run folder or an exported student is needed")
         return path, None
-    where = settings_of_artifacts(options, overrides)
+    where = given.of_artifacts()
     cache = where.cache.folder / "artifacts"
     if options.artifact:
         return artifacts.download(options.artifact, cache, "--artifact"), options.artifact
@@ -181,59 +216,6 @@ def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, s
     return folder, name
 
 
-def settings_of_artifacts(options: argparse.Namespace, overrides: Layer) -> Config:
-    """The settings that say where artifacts are looked for and kept: `wandb` and `cache`."""
-    layers = [overrides]
-    if options.config:
-        layers.insert(0, configuration.read_layer(options.config))
-    wanted = ("wandb", "cache")
-    return configuration.resolve(
-        [Layer(layer.origin, {key: layer.values[key] for key in wanted if key in layer.values}) for layer in layers]
-    ).config
-
-
-def run_folder_of(path: Path) -> Path | None:
-    """The run folder that `path` is or lies in, if any."""
-    return next((p for p in (path, *path.resolve().parents[:3]) if (p / "summary.json").is_file()), None)
-
-
-def read_config(folder: Path, artifact: str | None, options: argparse.Namespace, overrides: Layer) -> Config:
-    """The configuration that the student was trained with, or --config, plus overrides."""
-    own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
-    if options.config:
-        settings = configuration.read_layer(options.config)
-    elif own:
-        settings = configuration.read_record(own / "config.yaml")
-    else:
-        raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    layers = [settings, overrides, options.own_code]
-    if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
-        layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
-    if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
-        entity, project, _ = artifact.split("/")
-        layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-    return configuration.resolve(layers).config
-
-
-def tell_other_code(folder: Path) -> None:
-    """Say so where the files that --import has named are not those that the run was trained with."""
-    run = run_folder_of(folder)
-    kept = sorted((run / configuration.IMPORTS).glob("*.py")) if run else []
-    named = {file.path.name: file.digest for file in own_code.files()}
-    for file in kept:
-        if file.name in named and sha256_of(file) not in named.values() and is_first_process():
-            print(f"note: --import {file.name} is not what the run was trained with, of which {file} is a copy")
-
-
-def read_data(config: Config, loaded: models.LoadedModel) -> Data:
-    """The data, their images stored at the size at which the student has seen them."""
-    own = config
-    if loaded.image_size and config.data.store_size is None:
-        size = Layer("the student's config.json", {"data": {"store_size": loaded.image_size}})
-        own = configuration.resolve([Layer("its run", config.model_dump(mode="json")), size]).config
-    return load_data(own.data, model_sizes=[loaded.preprocess.size], cache_dir=config.cache.folder)
-
-
 def select_split(data: Data, name: str) -> Split:
     split = data.val if name == "val" else data.test()
     if split is None:
@@ -243,114 +225,16 @@ def select_split(data: Data, name: str) -> Split:
     return split
 
 
-def find_teachers(
+def measure(
     options: argparse.Namespace,
-    config: Config,
-    folder: Path,
-    artifact: str | None,
+    given: CommandSettings,
+    student: TrainedStudent,
     data: Data,
-    say: Callable[[str], None],
-) -> list[teachers.Teacher]:
-    """The run's teachers; none, with a line that says why, where one of them cannot be found."""
-    if options.no_teachers or not config.teachers:
-        return []
-    members = []
-    try:
-        for index, teacher in enumerate(config.teachers):
-            if not (options.config or run_folder_of(folder)):
-                require_at_hand(teacher, index, artifact)
-            trained = teachers.find_teacher(config, index, data) if teacher.train else None
-            if teacher.train and not trained:
-                raise UserError(f"teachers[{index}]: no run in {config.output_dir} has trained it on these data")
-            members.append(teachers.load(teacher, index, data, config, trained))
-            for note in members[-1].notes:
-                say(note)
-            if options.split == "val" and members[-1].saw_validation in teachers.EXPOSED:
-                say(f"teacher {index} ({members[-1].name}) {teachers.EXPOSED[members[-1].saw_validation]}")
-    except UserError as error:
-        say(f"teachers are not measured: {first_line(error)}")
-        return []
-    return members
-
-
-def require_at_hand(teacher: TeacherConfig, index: int, artifact: str | None) -> None:
-    """UserError for a teacher that would be fetched because settings say so that came with a student from elsewhere.
-
-    What lies on this machine is read as data, and artifacts of a project that the user has named may be fetched.
-    """
-    source = teacher.weights or ""
-    if (teacher.model or "").startswith("hf-hub:"):  # its description would be fetched, whatever its weights are
-        source = str(teacher.model)
-    project, named = (name.rpartition("/")[0] for name in (artifact or "", source.partition("wandb:")[2]))
-    if not (source == "pretrained" or source.startswith(("hf-hub:", "wandb:"))) or (artifact and named == project):
-        return
-    raise UserError(
-        f"teachers[{index}]: {source} would be fetched, and the student's own settings alone name it; "
-        "--config FILE with these teachers uses it"
-    )
-
-
-def find_baseline(
-    options: argparse.Namespace, config: Config, folder: Path, loaded: models.LoadedModel, data: Data
-) -> models.LoadedModel | None:
-    """The same student trained without teachers: --baseline, or the one that the run has trained for comparison.
-
-    UserError if it is another network, or has been trained with teachers, or on other data or images of them.
-    """
-    path, run = None, run_folder_of(folder)
-    if options.baseline:
-        path = local_path(options.baseline, "--baseline")
-        if not path.is_dir():
-            raise UserError(f"--baseline: no such folder: {path}; a run folder is needed")
-    elif run and isinstance(stated := read_object(run / "summary.json").get("baseline_run"), str):
-        path = local_path(stated, f"{run / 'summary.json'}: baseline_run")
-    if path is None or not path.is_dir():
-        return None
-    alone = models.load_export(teachers.export_in(path))
-    teachers.check_classes(alone, data, f"--baseline: {path}")
-    if alone.architecture != loaded.architecture:
-        raise UserError(f"--baseline: {path}: holds a {alone.architecture!r}, the student is a {loaded.architecture!r}")
-    if (there := alone.data_fingerprint) != (here := loaded.data_fingerprint):
-        raise UserError(f"--baseline: {path}: was trained on data with fingerprint {there}, the student on {here}")
-    own = configuration.resolve([configuration.read_record(teachers.export_in(path) / "config.yaml")]).config
-    if own.kd.type != kd_methods.LABEL_ONLY:
-        raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
-    for key in ("train_size", "val_size", "val_split", "test_size", "split_seed"):
-        there, here = getattr(own.data, key), getattr(config.data, key)
-        if there != here:
-            raise UserError(f"--baseline: {path}: was trained with data.{key}={there}, the student with {here}")
-    return alone
-
-
-def main(arguments: list[str]) -> None:
-    options, overrides = parse(arguments)
-    folder, artifact = find_student(options, overrides)
-    tell_other_code(folder)
-    export = teachers.export_in(folder)
-    loaded = models.load_export(export)
-    if options.images is not None or options.export:
-        if is_first_process():  # the others have nothing to add
-            if options.export:
-                write_exports(options, overrides, folder, artifact, export, loaded)
-            else:
-                tell_pictures(options, loaded)
-        return
-    config = read_config(folder, artifact, options, overrides)
-
-    # -------------------------------------------------------------------------------------------------- data
-    accelerator = create_accelerator(config.training.mixed_precision)
-    config = configuration.with_precision(config, accelerator.mixed_precision)
-    with accelerator.local_main_process_first():
-        data = read_data(config, loaded)
-    teachers.check_classes(loaded, data, str(export))
-
-    # ----------------------------------------------------------------------------------------------- predict
-    predict = Predictor(accelerator, config)
-    pupil = pupil_of(loaded, config, data, predict)
-    if options.dump_logits:
-        dump(Path(options.dump_logits).expanduser(), int(options.dump_views), data, pupil, predict)
-        accelerator.end_training()
-        return
+    predict: Predictor,
+    network: Network,
+) -> None:
+    """Measure the student on one split, beside its teachers and itself without them; all processes call it together."""
+    accelerator, config = predict.accelerator, predict.config
 
     def say(text: str) -> None:
         if accelerator.is_main_process:
@@ -358,267 +242,125 @@ def main(arguments: list[str]) -> None:
 
     split = select_split(data, options.split)
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
-    baseline = find_baseline(options, config, folder, loaded, data)
-    panel = Panel(find_teachers(options, config, folder, artifact, data, say), predict)
-    taught = ask_teachers(panel, Images(split, accelerator.device, config.data.store), say)
+    baseline = find_baseline(student, config, data, options.baseline)
+    members = []
+    if not options.no_teachers:
+        members = find_teachers(student, config, data, given, validation=options.split == "val", notify=say)
+    teachers, nobody = TeacherLogits(members, predict), TeacherLogits([], predict)
+    images = Images(split, accelerator.device, config.data.store)
+    try:
+        teacher_logits = teachers.clean_logits(images, "measuring")
+    except UserError as error:  # such as a file of logits without the test split
+        say(f"teachers are not measured: {first_line(error)}")
+        teacher_logits = None
+
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
-    student_alone = Observer(predict, data, pupil, Panel([], predict), method)
-    observe = replace(
-        student_alone,
-        panel=panel if taught is not None else student_alone.panel,
-        alone=pupil_of(baseline, config, data, predict) if baseline else None,
-    )
-    found = observe(options.split, split, taught=taught)
-    fitted = found if options.split == "val" else student_alone("val", data.val) if data.val else None
+    alone = from_export(baseline, data, predict, "--baseline") if baseline else None
+    observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)
+    found = observe(options.split, split, images=images, teacher_logits=teacher_logits)
+    fitted = found if options.split == "val" else None  # temperature scaling is fitted on validation images
+    if data.val and not fitted:
+        fitted = Observer(predict, data, network, nobody, method)("val", data.val)
     if accelerator.is_main_process:
-        figures = evaluate(found, fitted, classify)
+        measured = evaluate(found, fitted, classify)
         if options.cost:
-            figures["cost"] = cost.measure(
-                pupil.model,
-                loaded.preprocess.size,
+            measured["cost"] = cost.measure(
+                network.model,
+                student.loaded.preprocess.size,
                 accelerator.device,
-                checkpoint=export,
+                checkpoint=student.export,
                 precision=accelerator.mixed_precision,
                 channels_last=config.training.channels_last,
             )
-        tell(options, config, folder, artifact, export, loaded, figures, found)
-    accelerator.end_training()
+        record(config, student, measured, found, use_wandb=not options.no_wandb)
 
 
-def ask_teachers(panel: Panel, images: Images, say: Callable[[str], None]) -> Tensor | None:
-    """The teachers' logits [K,n,C] for `images`; None if they cannot be had, as from a file without the test split."""
-    try:
-        return panel.logits(images, "measuring")
-    except UserError as error:
-        say(f"teachers are not measured: {first_line(error)}")
-        return None
-
-
-def tell_pictures(options: argparse.Namespace, loaded: models.LoadedModel) -> None:
-    """Print the classes of a person's own pictures, and write them as CSV if asked to."""
-    files = pictures.files_in(local_path(options.images, "--images"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, unreadable = pictures.predict(loaded, files, top=int(options.top or 5), device=device)
-    left_out = "".join(f"\n  {file}: {reason}" for file, reason in unreadable.items())
-    if not found:
-        raise UserError(f"--images: none of {len(files)} file(s) can be read as a picture:{left_out}")
-    print(pictures.as_text(found))
-    if left_out:
-        print(printable(f"left out, since they cannot be read ({len(unreadable)}):{left_out}"), file=sys.stderr)
-    if options.csv is not None:
-        target = local_path(options.csv, "--csv")
-        pictures.write_csv(target, found)
-        print(f"{len(found)} pictures written to {target}")
-
-
-def write_exports(
-    options: argparse.Namespace,
-    overrides: Layer,
-    folder: Path,
-    artifact: str | None,
-    export: Path,
-    loaded: models.LoadedModel,
+def record(
+    config: Config, student: TrainedStudent, measured: dict[str, Any], found: Predictions, *, use_wandb: bool
 ) -> None:
-    """Write every kind of export that was asked for, and push what is for the Hub."""
-    run, kinds = run_folder_of(folder), options.export
-    name = artifact.rpartition("/")[2].partition(":")[0] if artifact else folder.resolve().name
-    home = local_path(options.out, "--out") if options.out else (run or Path("runs", name)) / "export"
-    targets = {kind: home if options.out and len(kinds) == 1 else home / kind for kind in kinds}
-    for kind, target in targets.items():
-        check_writable(target.parent, "--out")
-        exports.check_folder(target, kind)
-    if {"timm", "hub"} & set(kinds):
-        exports.require_timm(loaded)
-    pixels, images, config, data = images_to_check(options, overrides, folder, artifact, loaded)
-    checks = exports.prepare(loaded, pixels)
-    lineage = card.Lineage(export, run, config, data)
-    for kind, target in targets.items():
-        if kind in ("timm", "hub") and not exports.in_stock_timm(loaded.architecture):
-            print(
-                f"note: stock timm has no {loaded.architecture}, so this export needs the code of this project "
-                f"(import {exports.registered_by(loaded.architecture)}); --export program runs without it"
-            )
-        repo = options.repo if kind == "hub" else None
-        describe = partial(card.render, kind, loaded, lineage, images=images, repo=repo)
-        difference = exports.write(kind, loaded, target, checks, describe)
-        print(f"{kind}: written to {target}; its logits differ by at most {difference:.1e} on {images}")
-        if kind == "hub" and options.push:
-            print(f"pushed to {exports.push(target, options.repo)}")
-        elif kind == "hub":
-            sizes = "\n".join(f"  {file.name}  {file.stat().st_size:,} bytes" for file in sorted(target.iterdir()))
-            print(f"a dry run: --push would send to the Hub's {options.repo}:\n{sizes}")
-
-
-def images_to_check(
-    options: argparse.Namespace, overrides: Layer, folder: Path, artifact: str | None, loaded: models.LoadedModel
-) -> tuple[Tensor, str, Config | None, dict[str, Any] | None]:
-    """Stored images uint8 [n,S,S,3] to check exports on, what they are, and settings and data as far as they are known.
-
-    They are validation images (without such, training images), or random ones where the data cannot be loaded.
-    """
-    count = exports.how_many(loaded.preprocess.size)
-    config: Config | None = None
-    try:
-        config = read_config(folder, artifact, options, overrides)
-        data = read_data(config, loaded)
-        if loaded.image_size not in (None, data.image_size) or data.num_classes != loaded.num_classes:
-            raise UserError("the data are not those that the student was trained on")
-    except UserError as error:
-        print(f"note: checked on random images, since the data cannot be used: {error}")
-        side, seeded = loaded.stored_side, torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, generator=seeded)
-        return pixels, f"{count:,} random images", config, None
-    split = data.val or data.train
-    pixels = split.images[split.rows[:count]]
-    return pixels, f"{len(pixels):,} images of the {split.name} split", config, data.describe()
-
-
-def dump(path: Path, count: int, data: Data, pupil: Pupil, predict: Predictor) -> None:
-    """Write the network's logits for all rows of the source's splits, and for `count` fixed views of training."""
-    config, accelerator, network, views = predict.config, predict.accelerator, pupil.model, pupil.views
-    augmentation: dict[str, Any] = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
-    tensors: dict[str, Tensor] = {}
-    about = {key: str(value).lower() for key, value in augmentation.items()}
-    for split in filter(None, (data.train, data.val, data.test())):
-        if split.fingerprint in about.values():
-            continue  # validation or test images cut from training, which are among its rows
-        everything = replace(split, rows=torch.arange(len(split.labels)))
-        images = Images(everything, accelerator.device, config.data.store)
-        tensors[split.name] = predict(network, images, views, f"logits of {split.name}").half().cpu()
-        about[split.name] = split.fingerprint
-        if split.name != "train" or not count:
-            continue
-        bank = []
-        for number in range(count):
-
-            def show(pixels: Tensor, rows: Tensor, number: int = number) -> Tensor:
-                ids = fixed_view_ids(rows, torch.full_like(rows, number), **augmentation)
-                return views.train(pixels, ids, channels_last=config.training.channels_last)
-
-            bank.append(predict(network, images, views, f"view {number + 1} of {count}", show).half().cpu())
-        tensors["train_views"], about["train_views"] = torch.stack(bank, 1), split.fingerprint
-    if accelerator.is_main_process:
-        write_logits(path, tensors, about)
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-        more = f" --cache.mode=fixed --cache.views={count}" if count else ""
-        print(f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}")
-
-
-def tell(
-    options: argparse.Namespace,
-    config: Config,
-    folder: Path,
-    artifact: str | None,
-    export: Path,
-    loaded: models.LoadedModel,
-    figures: dict[str, Any],
-    found: Predictions,
-) -> None:
-    """Print, write and log the results: what `evaluate` gave for what was `found` on a split."""
-    name, run = options.split, run_folder_of(folder)
-    if run:
-        run_id, home = read_object(run / "summary.json").get("run_id", run.name), run
-    else:
-        run_id = artifact.rpartition("/")[2].partition(":")[0].removeprefix("model-") if artifact else folder.name
-        home = writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")
-    result = {
-        **figures,
-        **({"measured_teachers": figures["teachers"]} if "teachers" in figures else {}),  # `teachers`: as configured
+    """Write, log and print what `evaluate` returned for the split of `found`."""
+    loaded, split = student.loaded, found.split
+    home, run_id = results_folder(config, student)
+    run = home if student.run else None
+    about = {
         "model_name": loaded.architecture,
-        "parameters": models.count_parameters(loaded.model),
+        "parameters": count_parameters(loaded.model),
         "kd_method": config.kd.type,
         "temperature": config.kd.model_dump().get("temperature"),
         "teachers": [teacher.model or teacher.weights or teacher.logits for teacher in config.teachers],
         "num_teachers": len(config.teachers),
-        "checkpoint_path": artifact or str(export),
+        "checkpoint_path": student.artifact or str(student.export),
     }
-    target = home / f"evaluation-{name}.json"
-    write_json(target, redacted(result))
-    page, own = None, RunFolder(home)
-    if config.evaluation.report and (run is None or (own.finished and own.has_selected(export))):
-        page = write_page(config, run, home, result, figures, found)
+    target = home.path / f"evaluation-{split}.json"
+    own_teachers = {"measured_teachers": measured["teachers"]} if "teachers" in measured else {}
+    write_json(target, redacted({**measured, **own_teachers, **about}))  # `teachers`: as configured
 
+    page = None
+    if config.evaluation.report and (run is None or (run.finished and run.has_selected(student.export))):
+        from kd_core.report.run_page import renew_report  # not above: imports matplotlib
+
+        described = {
+            "student_model": about["model_name"],
+            "parameters": about["parameters"],
+            "kd_type": about["kd_method"],
+            "seed": config.training.seed,
+        }
+        page = renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
     tracker = start_tracking(
         config,
-        RunFolder(home),
+        home,
         run_id=new_run_id(),
         enabled=True,
-        use_wandb=not options.no_wandb,
+        use_wandb=use_wandb,
         notify=print,
         job_type="evaluation",
-        run_name=f"eval-{name}-{config.experiment}-{run_id}",
-        tags=[name, run_id],
+        run_name=f"eval-{split}-{config.experiment}-{run_id}",
+        tags=[split, run_id],
         group=config.experiment,
         facts={
             **config.flat(loaded.num_classes),
-            "parameters": result["parameters"],
+            "parameters": about["parameters"],
             "data_fingerprint": loaded.data_fingerprint,
         },
     )
-    if artifact:
-        tracker.use_artifact(artifacts.version_of(artifact))
-    tracker.log(
-        {**logged(figures), f"{name}/loss": figures["loss_ce"], f"{name}/accuracy_percent": 100 * figures["accuracy"]}
-    )
-    kept = ("model_name", "teachers", "kd_method", "temperature", "num_teachers", "checkpoint_path")
-    tracker.summarize(
-        {key: result[key] for key in kept}
-        | {
-            f"{name}_loss": figures["loss_ce"],
-            f"{name}_accuracy": figures["accuracy"],
-            f"{name}_accuracy_percent": 100 * figures["accuracy"],
-        },
-    )
-    if page:
-        tracker.record_report(page.parent)
-    tracker.finish()
+    url = tracker.url  # which it forgets when it finishes
+    log(tracker, student, split, measured, about, page)
 
-    print(printable(report.evaluation(f"{loaded.architecture}, {name} split", figures)))
-    if "cost" in figures:
-        print(f"\n{report.costs(figures['cost'])}")
-    print(f"written to {target}" + (f"; W&B: {tracker.url}" if tracker.url else ""))
+    print(printable(console.evaluation(f"{loaded.architecture}, {split} split", measured)))
+    if "cost" in measured:
+        print(f"\n{console.costs(measured['cost'])}")
+    print(f"written to {target}" + (f"; W&B: {url}" if url else ""))
     if page:
         print(f"to look at: {page}")
 
 
-def write_page(
-    config: Config,
-    run: Path | None,
-    home: Path,
-    result: dict[str, Any],
-    figures: dict[str, Any],
-    found: Predictions,
-) -> Path:
-    """The report in folder `home`; a run's report and summary keep what they knew and these figures do not tell."""
-    from kd_core.report.run_page import SPLITS, write_report  # and with it matplotlib, which takes a second
+def results_folder(config: Config, student: TrainedStudent) -> tuple[RunFolder, str]:
+    """Where results are written, the run folder or a new one for a student without, and the id of the student's run."""
+    if student.run:
+        home = RunFolder(student.run)
+        return home, home.summary().get("run_id", home.path.name)
+    run_id = student.artifact_name.removeprefix("model-") if student.artifact_name else student.folder.name
+    return RunFolder(writable_folder(Path(config.output_dir) / f"evaluation-{run_id}", "output_dir")), run_id
 
-    evaluations, rows = {found.split: figures}, []
-    told = {"cost": figures["cost"]} if "cost" in figures else {}
-    if run:
-        own = RunFolder(run)
-        for split in SPLITS:
-            file = run / "report" / f"evaluation-{split}.json"
-            before = read_object(file) if file.is_file() else {}
-            if before.keys() >= figures.keys() - {"cost", *OPTIONAL}:
-                evaluations[split] = {**before, **evaluations.get(split, {})}
-        known = own.summary().get("evaluation")
-        told["evaluation"] = known if isinstance(known, dict) else {}
-        told["evaluation"] |= {split: report.short(each) for split, each in evaluations.items()}
-        summary, rows = own.write_summary(**told), read_metrics(own.metrics_file)
-    else:
-        summary = {
-            "student_model": result["model_name"], "parameters": result["parameters"], "kd_type": result["kd_method"],
-            "seed": config.training.seed, "evaluation": {found.split: report.short(figures)}, **told,
-        }  # fmt: skip
-    return write_report(
-        home,
-        summary=summary,
-        settings=config.to_yaml(),
-        environment=summary.get("environment", {}),
-        rows=rows,
-        evaluations=evaluations,
-        predictions=found,
-    )
+
+def log(
+    tracker: Tracker,
+    student: TrainedStudent,
+    split: str,
+    measured: dict[str, Any],
+    about: dict[str, Any],
+    page: Path | None,
+) -> None:
+    """Log an evaluation as a W&B run of its own."""
+    if student.artifact:
+        tracker.use_artifact(artifacts.version_of(student.artifact))
+    loss, accuracy = measured["loss_ce"], measured["accuracy"]
+    tracker.log({**logged(measured), f"{split}/loss": loss, f"{split}/accuracy_percent": 100 * accuracy})
+    headlines = {f"{split}_loss": loss, f"{split}_accuracy": accuracy, f"{split}_accuracy_percent": 100 * accuracy}
+    tracker.summarize({key: value for key, value in about.items() if key != "parameters"} | headlines)
+    if page:
+        tracker.record_report(page.parent)
+    tracker.finish()
 
 
 if __name__ == "__main__":

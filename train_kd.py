@@ -8,7 +8,8 @@
     wandb agent -f SWEEP_ID                               trials of a W&B sweep
 
 switches:
-    --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml)
+    --config FILE         settings that differ from the defaults (without it: configs/quickstart.yaml); given several
+                          times, later files win, key by key
     --import FILE.py      run a file of your own code first: networks, methods, losses, data sources; repeatable
                           (docs/own_code.md)
     --section.key=VALUE   any setting below, as YAML; whole sections too: --teachers='[{model: ..., train: ...}]'
@@ -33,602 +34,488 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
-import argparse
-import gc
 import math
-import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
+from torch import Tensor, nn
 
-import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
 from kd_core import config as configuration
-from kd_core.config import Config, Layer, commands, own_code
-from kd_core.data.dataset import Data, load_data
-from kd_core.data.views import EpochPlan, epoch_order, random_bits
-from kd_core.errors import NonFinite, UserError, printable
-from kd_core.evaluation import teacher_check as trials
-from kd_core.evaluation.cost import measure as measure_cost
-from kd_core.evaluation.diagnosis import Finding, diagnose
-from kd_core.evaluation.figures import Predictions, evaluate
-from kd_core.evaluation.predictions import SAMPLE, Observer, Pupil, load_pupil
-from kd_core.files import check_writable, copy_folder, held_lock, local_path, writable_folder
+from kd_core.config import Config, command_line, commands, own_code
+from kd_core.data.dataset import load_data
+from kd_core.data.views import Augmentation, EpochPlan, random_bits
+from kd_core.errors import NonFinite, UserError
+from kd_core.evaluation.diagnosis import Finding
+from kd_core.evaluation.figures import evaluate
+from kd_core.evaluation.predictions import Observer
+from kd_core.evaluation.preflight import find_mistakes
+from kd_core.evaluation.teacher_check import accuracy_rows, check_teachers
+from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
 from kd_core.loop import launcher
-from kd_core.loop.meter import Meter, require_finite, require_scale
+from kd_core.loop.meter import Meter
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.loop.processes import (
-    create_accelerator,
-    is_first_process,
-    random_state,
-    set_random_state,
-    share_buffers,
-    shares_batch_norm,
-)
+from kd_core.loop.processes import create_accelerator, share_buffers, shares_batch_norm
+from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import Stopped, StopSignals
-from kd_core.loop.timing import Stopwatch, clock, peak_device_memory_mb, wait_for
+from kd_core.loop.step_log import StepLog
+from kd_core.loop.timing import Stopwatch, peak_device_memory_mb, wait_for
 from kd_core.models import build as models
-from kd_core.models import interface
-from kd_core.models import network as student
+from kd_core.models import network as networks
+from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor, score
+from kd_core.report import closing
 from kd_core.report import console as report
-from kd_core.run.folder import (
-    RunFolder,
-    find_or_create,
-    load_latest,
-    open_run,
-    read_metrics,
-    save_latest,
-)
+from kd_core.run.checkpoints import Checkpoints, Progress
+from kd_core.run.folder import RunFolder, find_or_create
+from kd_core.run.job import Job
 from kd_core.run.script import run_script
-from kd_core.run.tracking import environment, prepare, send_rest, start_tracking, wandb_mode
-from kd_core.teachers import dry_run
+from kd_core.run.tracking import HEADLINES, Tracker, send_rest, start_tracking, wandb_mode
+from kd_core.run.tracking import prepare as start_service
 from kd_core.teachers import load as teachers
-from kd_core.teachers.logits import Panel, teacher_rows
+from kd_core.teachers.load import Teacher
+from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
 
-CHECK_STEPS = 20  # timed by --check
-STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
+CHECK_STEPS, WARM_UP_STEPS = 20, 3  # of --check: timed, and before
 
 
-@dataclass
-class Job:
-    """What all runs of one process share."""
-
-    accelerator: Accelerator
-    data: Data
-    use_wandb: bool
-    signals: StopSignals
-    is_student: bool = True  # else a teacher or the comparison: a sweep's trial is the student's run alone
-
-    def say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            tqdm.write(printable(text))
-
-    def reset_device(self) -> None:
-        """Let go of what an earlier run of this process left behind."""
-        gc.collect()
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
-            fresh = torch.amp.GradScaler(self.accelerator.device.type)
-            self.accelerator.scaler.load_state_dict(fresh.state_dict())
-
-    def side_job(self) -> "Job":
-        """For teachers and for the comparison, which are no trials of their own."""
-        return replace(self, use_wandb=self.use_wandb and not configuration.in_trial(), is_student=False)
+# ====================================================================================== what a run is made of
 
 
-# ============================================================================================== one training run
+@dataclass(frozen=True)
+class Setup:
+    """What trains in a run: made by `prepare`, then left alone."""
+
+    config: Config
+    job: Job
+    network: Network  # the student
+    model: nn.Module  # the same, as Accelerate (and the compiler) wrapped it
+    optimizer: Any
+    method: kd_methods.KDMethod
+    teachers: TeacherLogits
+    predict: Predictor
+    images: Images
+    val: Images | None
+    val_teachers: Tensor | None  # the teachers' logits [K,n,C] on the validation split
+    teacher_metrics: list[dict[str, float]]  # of each teacher and their ensemble
+    meter: Meter
+    guard: NonFiniteSteps | None
+    data_watch: Stopwatch
+    teacher_watch: Stopwatch
+
+    @property
+    def device(self) -> torch.device:
+        return self.job.accelerator.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.config.data.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.training.max_epochs
+
+
+# ============================================================================================ the stages of a run
 
 
 def run(
     config: Config,
     job: Job,
     *,
-    members: list[teachers.Teacher],
+    members: list[Teacher],
     resume: str = "auto",
     alone: Path | None = None,
-    check: bool = False,
 ) -> dict[str, Any]:
     """Train one student as `config` says, with teachers `members`, and return its summary.
 
-    `alone` is the run folder of the same student without teachers, to compare with.  With `check` only some steps are
-    timed.  All processes call this together.
+    `alone` is the run folder of the same student without teachers, to compare with.  All processes call this together.
     """
-    accelerator, data, say, training = job.accelerator, job.data, job.say, config.training
-    device = accelerator.device
-    job.reset_device()
-
     with ExitStack() as cleanup:
-        # --------------------------------------------------------------------------------------- run folder
-        if not check:
-            folder, run_id = choose_folder(config, job, resume, cleanup)
-            if folder.finished:
-                say(f"already finished: {folder.path} (--fresh trains anew)")
-                if job.use_wandb and accelerator.is_main_process:
-                    send_rest(config, folder.path, say)
-                return {**folder.summary(), "run_folder": str(folder.path)}
-            if accelerator.is_main_process:
-                cleanup.push(lambda kind, error, trace: folder.record_failure(error))
-
-        # ----------------------------------------------------------------------- student, teachers, method
-        set_seed(training.seed)
-        pupil = student.build(config, data)
-        predict = Predictor(accelerator, config)
-        predict.prepare(pupil.model)
-        panel = Panel(members, predict)
-        method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing).to(
-            device
-        )
-        if accelerator.num_processes > 1:
-            method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
-
-        # ---------------------------------------------------------------- images, and how good the teachers are
-        images = Images(data.train, device, config.data.store)
-        val = Images(data.val, device, config.data.store) if data.val else None
-        val_teachers, measured = judge(panel, config, job) if not check else (None, [])
-        if check:
-            panel.open_files(data.train)
-        else:
-            panel.open_caches(images, say)
-
-        # ------------------------------------------------------------------------------ optimizer and schedule
-        if shares_batch_norm(accelerator, training.sync_bn):
-            pupil.model = convert_sync_batchnorm(pupil.model)  # timm's: PyTorch's drops fused activations
-        optimizer = create_optimizer(pupil.model, training, device)
-        steps_per_epoch = len(images) // config.data.batch_size
-        total_steps = steps_per_epoch * training.max_epochs
-        # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
-        compiled = torch.compile(pupil.model, mode=training.compile_mode) if training.compile else pupil.model
-        model, optimizer = accelerator.prepare(compiled, optimizer)
-
-        # ------------------------------------------------------------------------------------------ one step
-        meter = Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite)
-        buffers = [*pupil.model.buffers(), *method.buffers()]
-        guard = NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None
-        data_watch, teacher_watch = Stopwatch(device), Stopwatch(device)
-
-        def plan_epoch(epoch: int) -> EpochPlan:
-            plan = EpochPlan(
-                data.train.rows,
-                device,
-                seed=training.seed,
-                epoch=epoch,
-                batch_size=config.data.batch_size,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                crop_padding=config.data.crop_padding,
-                flip=config.data.flip,
-                fixed=config.cache.views if config.cache.mode == "fixed" and len(panel) else None,
+        folder = open_folder(config, job, resume, cleanup)
+        if folder.finished:
+            return already_finished(config, job, folder)
+        setup = prepare(config, job, members)
+        progress, checkpoints, tracker = restore(setup, folder, cleanup)
+        began, first = time.perf_counter(), progress.epoch
+        for row in epochs(setup, progress, checkpoints, tracker):
+            left = (time.perf_counter() - began) / (progress.epoch - first) * (
+                config.training.max_epochs - progress.epoch
             )
-            if method.requires_teachers:
-                panel.begin_epoch(plan)
-            return plan
-
-        def train_step(epoch: int, plan: EpochPlan, position: int) -> None:
-            step = epoch * steps_per_epoch + position
-            rate = learning_rate_at(step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, training=training)
-            set_learning_rate(optimizer, rate)
-            if guard:
-                guard.begin()
-            with data_watch.running():
-                pixels, labels = images.store.gather(plan.batch(position, images.store.index_device).rows)
-                inputs = pupil.views.train(
-                    pixels, plan.batch(position, device).ids, channels_last=training.channels_last
-                )
-            with teacher_watch.running():
-                taught = TeacherOutputs(panel(plan, position, pixels) if method.requires_teachers else None)
-            output = StudentOutput(model(inputs))
-            loss, measures = method(output, taught, labels, progress=step / total_steps)
-            accuracy = (output.logits.argmax(1) == labels).float().mean()
-            measures = {"loss_total": loss, "accuracy": accuracy, **measures}
-            accelerator.backward(loss)
-            if training.clip is not None or guard:
-                norm = accelerator.clip_grad_norm_(model.parameters(), training.clip or math.inf)
-                if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
-                    measures["gradient_norm"] = norm
-            meter.add(step, measures, guard.skip(norm) if guard else None)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        if check:
-            model.train()
-            plan = plan_epoch(0)
-            seconds = time_steps(lambda position: train_step(0, plan, position), steps_per_epoch, device)
-            return {
-                "parameters": pupil.parameters,
-                "loss": method.describe(len(panel)),
-                "steps_per_epoch": steps_per_epoch,
-                "seconds": seconds,
-            }
-
-        # ------------------------------------------------------------------------------------- where it stood
-        state: dict[str, Any] = {
-            "epoch": 0, "position": 0, "waited": 0, "metrics": {}, "best": {}, "metrics_offset": 0, "run_id": run_id,
-            "processes": accelerator.num_processes, "log_every": training.log_every, "skipped_steps": 0,
-        }  # fmt: skip
-        found, within = load_latest(folder, say), None
-        if found:
-            path, tensors, state = found
-            if state["processes"] != accelerator.num_processes:
-                raise UserError(
-                    f"{folder.path}: was trained by {state['processes']} process(es), this is "
-                    f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
-                )
-            ended = state["epoch"] > 0 and state["position"] == 0
-            if accelerator.is_main_process and ended and state["best"]["epoch"] == state["epoch"]:
-                folder.keep_best(path / "student")  # in case the last attempt ended between the two
-            pupil.model.load_state_dict(models.load_export(path / "student").model.state_dict())
-            optimizer.load_state_dict(tensors["optimizer"])
-            method.load_state_dict(tensors["method"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(tensors["scaler"])
-            within = tensors["within_epoch"]
-        meter.skipped_before = state.get("skipped_steps", 0)
-        log_every = state["log_every"]
-        if log_every != training.log_every:  # rows are known by their numbers
-            say(f"training.log_every: stays {log_every} in this run, which began with it")
-        steps_in = f" and {state['position']} steps" if state["position"] else ""
-        say(f"resuming {folder.path} after epoch {state['epoch']}{steps_in}" if found else f"training in {folder.path}")
-        tracker = start_tracking(
-            config,
-            folder,
-            run_id=run_id,
-            enabled=accelerator.is_main_process,
-            use_wandb=job.use_wandb,
-            notify=say,
-            group=config.group(data.fingerprint),
-            tags=[config.model.name],
-            facts={
-                **config.flat(data.num_classes),
-                "parameters": pupil.parameters,
-                "data_fingerprint": data.fingerprint,
-                **own_code_facts(config),
-            },
-            offset=state["metrics_offset"],
-        )
-        if tracker.url:
-            say(f"W&B: {tracker.url}")
-
-        def finish_tracking(kind: Any, error: BaseException | None, trace: Any) -> None:  # True would hide the error
-            tracker.finish(error)
-
-        cleanup.push(finish_tracking)
-        tracker.record_data(data)
-        for teacher in panel.members:
-            if teacher.artifact:
-                tracker.use_artifact(teacher.artifact)
-        if measured and not found:
-            tracker.log({"epoch": 0, **teacher_rows(measured)})
-
-        def validate(progress: float) -> dict[str, float]:
-            if val is None:
-                return {}
-            logits, batch_size = predict(pupil.model, val, pupil.views), config.data.batch_size
-            row = score(method, logits, val_teachers, val.labels, batch_size=batch_size, progress=progress)
-            return {f"val/{name}": value for name, value in row.items()}
-
-        def require_sound(step: int) -> None:
-            """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""
-            require_finite(pupil.model, optimizer, f"after step {step}", accelerator.reduce)
-
-        saved_at = time.monotonic()
-
-        def keep(better: bool, within_epoch: list[dict[str, Any]] | None = None) -> None:
-            """Write the checkpoints: latest always, best if it is one; `within_epoch` is each process's state there."""
-            nonlocal saved_at
-            saved_at = time.monotonic()
-            if not accelerator.is_main_process:
-                return
-            tensors = {
-                "optimizer": optimizer.state_dict(),
-                "method": method.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                "within_epoch": within_epoch,
-            }
-            with folder.writing():
-                save_latest(folder, lambda path: pupil.export(path, state["metrics"]), tensors, state)
-                if better:
-                    folder.keep_best(folder.checkpoint("latest") / "student")
-            if better:
-                tracker.store_best()
-
-        def keep_position(position: int) -> None:
-            """A checkpoint after `position` steps of an epoch.  What is each process's own is gathered."""
-            meter.epoch()  # NonFinite before anything is written
-            require_sound(state["epoch"] * steps_per_epoch + position)
-            own = {
-                "buffers": {name: buffer.cpu() for name, buffer in pupil.model.named_buffers()},
-                "random": random_state(device),
-                "meter": meter.state(),
-            }
-            state.update(position=position, metrics_offset=tracker.offset)
-            keep(better=False, within_epoch=gather_object([own]))
-
-        def continue_epoch() -> int:
-            """Restore what `keep_position` kept for this process; the number of steps that are done."""
-            if within:
-                own = within[accelerator.process_index]
-                for name, buffer in pupil.model.named_buffers():
-                    buffer.copy_(own["buffers"][name])
-                set_random_state(own["random"], device)
-                meter.load_state(own["meter"], device)
-            return state["position"]
-
-        def save_is_due(step: int) -> bool:
-            every, minutes = training.save_every_steps, training.save_every_minutes
-            return bool(every and step % every == 0) or bool(minutes and time.monotonic() - saved_at > 60 * minutes)
-
-        # --------------------------------------------------------------------------------------- the epochs
-        began, first_epoch = time.perf_counter(), state["epoch"]
-        with job.signals.deferred():  # a signal waits for the end of a step or of a checkpoint
-            for epoch in range(first_epoch, training.max_epochs):
-                if training.patience is not None and state["waited"] >= training.patience:
-                    say(f"stopping: no better val/accuracy in {training.patience} epochs")
-                    break
-                epoch_began = time.perf_counter()
-                # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
-                own = torch.tensor([accelerator.process_index])
-                set_seed(int(random_bits(training.seed, -1 - epoch, own)) % 2**32)
-                plan = plan_epoch(epoch)
-                model.train()
-                meter.start_epoch()
-                done = continue_epoch()
-                state["position"], within = 0, None
-                interval_began, interval_steps = epoch_began, 0
-                title, hidden = f"epoch {epoch + 1}/{training.max_epochs}", not accelerator.is_main_process
-                bar = tqdm(
-                    range(done, steps_per_epoch), title, steps_per_epoch, False, initial=done, disable=hidden or None
-                )
-                try:
-                    for position in bar:
-                        train_step(epoch, plan, position)
-                        step, interval_steps = epoch * steps_per_epoch + position + 1, interval_steps + 1
-                        log_now, due = step % log_every == 0, save_is_due(step)
-                        if log_now:
-                            means = meter.reading()  # waits for the device, and nothing else within an epoch does
-                            require_scale(accelerator.scaler)
-                            now, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
-                            step_time = (now - interval_began) / interval_steps
-                            interval_began, interval_steps = now, 0
-                            tracker.log(
-                                {
-                                    "train_step/step": step,
-                                    "train_step/learning_rate": rate,
-                                    "train_step/step_time": step_time,
-                                    **{f"train_step/{name}": value for name, value in means.items()},
-                                }
-                            )
-                            bar.set_postfix(
-                                loss=f"{means.get('loss_total', math.nan):.3f}",
-                                acc=f"{means.get('accuracy', math.nan):.1%}",
-                                lr=f"{rate:.2g}",
-                                left=clock((total_steps - step) * step_time),
-                                refresh=False,
-                            )
-                        every = training.save_every_steps or STEPS_TOGETHER
-                        together = log_now or step % STEPS_TOGETHER == 0 or step % every == 0
-                        stop, save = job.signals.agreed(accelerator, together=together, due=due)
-                        if stop or save:
-                            keep_position(position + 1)
-                            state["position"] = 0
-                        if stop:
-                            raise Stopped(stop)
-                    means = meter.epoch()
-                    seconds = time.perf_counter() - epoch_began
-                    share_buffers(pupil.model, accelerator)
-                    require_sound((epoch + 1) * steps_per_epoch)  # before it is judged, logged or kept
-                    validation = validate((epoch + 1) / training.max_epochs)
-                except NonFinite as error:
-                    latest = folder.checkpoint("latest")
-                    kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
-                    causes = panel.culprits() or (
-                        f"usual causes: a learning rate that is too high (training.learning_rate is "
-                        f"{training.learning_rate:g}), fp16 without training.clip"
-                    )
-                    raise NonFinite(f"{error}; {causes}. {kept}") from None
-                row: dict[str, Any] = {
-                    "epoch": epoch + 1,
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    **{f"train/{name}": value for name, value in means.items()},
-                    **validation,
-                    "train/step_time": seconds / steps_per_epoch,
-                    "perf/data_time": data_watch.read(),
-                    "perf/teacher_time": teacher_watch.read(),
-                    "perf/teacher_cache_hit_rate": panel.hit_rate(),
-                    "perf/images_per_second": steps_per_epoch * config.data.batch_size / seconds,
-                    "perf/gpu_memory_peak_mb": peak_device_memory_mb(device),
-                    "perf/epoch_time": time.perf_counter() - epoch_began,
-                }
-                tracker.log(row)
-                # Without a validation split every epoch is the best so far: the last one is the result.
-                better = val is None or row["val/accuracy"] > state["best"].get("val/accuracy", -1.0)
-                state.update(epoch=epoch + 1, metrics=row, metrics_offset=tracker.offset, skipped_steps=meter.skipped)
-                state.update({"best": row, "waited": 0} if better else {"waited": state["waited"] + 1})
-                keep(better)
-                stop, _ = job.signals.agreed(accelerator, together=True)
-                if stop:
-                    raise Stopped(stop)
-                left = (time.perf_counter() - began) / (epoch + 1 - first_epoch) * (training.max_epochs - epoch - 1)
-                say(report.epoch_line(row, training.max_epochs, left, better))
-
-        # ------------------------------------------------------------------------------------------ the end
-        accelerator.wait_for_everyone()
-        best = folder.checkpoint("best") / "student"
-        pupil.model.load_state_dict(models.load_export(best).model.state_dict())
-        observe = Observer(predict, data, Pupil(pupil.model, pupil.views), panel, method)
-        if alone:
-            observe.alone = load_pupil(alone, config, data, predict, "the student alone")
-        seen = {"val": observe("val", data.val, taught=val_teachers)} if data.val else {}
-        test: dict[str, float] = {}
-        if config.evaluation.test_at_end and (opened := open_test_split(job, observe)):
-            seen["test"], test = opened
-            tracker.log({"epoch": state["epoch"], **test})
-        evaluations = {name: evaluate(found, seen.get("val")) for name, found in seen.items()}
-        summary = report.summarize(config, data, pupil, panel.members, measured, state, test, evaluations)
-        summary["baseline_run"] = str(alone) if alone else None
-        inspected = job.is_student and config.evaluation.report
-        sample = look_at_training_images(observe, job) if inspected else None
-        if accelerator.is_main_process:
-            with folder.writing():
-                copy_folder(best, folder.student)
-            if inspected:
-                # It draws with matplotlib, whose import takes long where nothing is drawn.
-                from kd_core.report.run_page import write_report
-
-                rows = read_metrics(folder.metrics_file)
-                findings = diagnose(
-                    config,
-                    rows=rows,
-                    train=sample,
-                    val=seen.get("val"),
-                    steps_per_epoch=steps_per_epoch,
-                    processes=accelerator.num_processes,
-                    batch_norm=any(isinstance(module, _BatchNorm) for module in pupil.model.modules()),
-                )
-                summary["environment"] = environment()
-                summary["findings"] = [asdict(finding) for finding in findings]
-                summary["cost"] = measure_cost(
-                    pupil.model,
-                    pupil.preprocess.size,
-                    device,
-                    checkpoint=folder.student,
-                    precision=accelerator.mixed_precision,
-                    channels_last=training.channels_last,
-                )
-            with folder.writing():
-                summary = folder.write_summary(**summary, status="finished", exit_status=0)
-                if inspected:
-                    write_report(
-                        folder.path,
-                        summary=summary,
-                        settings=config.to_yaml(),
-                        environment=summary["environment"],
-                        rows=rows,
-                        evaluations=evaluations,
-                        predictions=seen.get("test", seen.get("val")),
-                    )
-        tracker.record_report(folder.path / "report")
-        tracker.summarize({name: summary[name] for name in report.HEADLINES} | teacher_rows(measured))
-        tracker.store_final()
-        accelerator.wait_for_everyone()
-        accelerator.free_memory()
+            job.say(report.epoch_line(row, config.training.max_epochs, left, progress.waited == 0))
+        finish(setup, folder, progress, tracker, alone)
     return {**folder.summary(), "run_folder": str(folder.path)}
 
 
-# ================================================================================================ parts of a run
-
-
-def choose_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> tuple[RunFolder, str]:
-    """The run folder to continue, or a new one, and its run id; the main process decides for all, and locks it."""
-    choice: list[Any] = [None, None, None]
-    folder = None
+def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> RunFolder:
+    """The run folder to continue, or a new one; the main process decides for all, and locks it."""
+    chosen, mistake, folder = "", "", None
+    job.reset_device()
     if job.accelerator.is_main_process:
         prescribed = configuration.prescribed_run_id() if job.is_student else None
         try:
             folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
-            if not folder.finished:
-                # a comparison that another run trains already is waited for
-                cleanup.callback(folder.lock(None if job.is_student else job.say).release)
-                if not folder.finished:  # by the one that was waited for
-                    with folder.writing():
-                        folder.write_summary(status="running", exit_status=None)
-            choice = [str(folder.path), folder.summary()["run_id"], None]
+            chosen = str(folder.path)
+            take_over(folder, job, cleanup)
         except UserError as error:
-            choice[2] = str(error)
-    broadcast_object_list(choice)
-    if choice[2]:
-        raise UserError(choice[2])
-    return folder or RunFolder(Path(choice[0])), choice[1]
+            mistake = str(error)
+    [chosen, mistake] = broadcast_object_list([chosen, mistake])
+    if mistake:
+        raise UserError(mistake)
+    if folder and not folder.finished:
+        cleanup.push(lambda kind, error, trace: folder.record_failure(error))
+    return folder or RunFolder(Path(chosen))
 
 
-def own_code_facts(config: Config) -> dict[str, Any]:
-    """What W&B is told of a run's own code: names and digests, not the code."""
-    files = [own_code.file(path) for path in config.imports]
-    return {"own_code": {file.path.name: file.digest for file in files}} if files else {}
+def take_over(folder: RunFolder, job: Job, cleanup: ExitStack) -> None:
+    """Lock an unfinished run, and note that it is running.  A comparison that another run trains is waited for."""
+    if not folder.finished:
+        cleanup.callback(folder.lock(None if job.is_student else job.say).release)
+    if not folder.finished:  # by the one that was waited for
+        with folder.writing():
+            folder.write_summary(status="running", exit_status=None)
 
 
-def judge(
-    panel: Panel, config: Config, job: Job, *, check: bool = False
-) -> tuple[Tensor | None, list[dict[str, float]]]:
-    """The teachers' clean-view logits [K,n,C] on the validation split, and metrics of each and of their ensemble.
+def already_finished(config: Config, job: Job, folder: RunFolder) -> dict[str, Any]:
+    """The summary of a run that has finished before; what W&B lacks of it is sent."""
+    job.say(f"already finished: {folder.path} (--fresh trains anew)")
+    if job.use_wandb and job.accelerator.is_main_process:
+        send_rest(config, folder.path, job.say)
+    return {**folder.summary(), "run_folder": str(folder.path)}
 
-    Without a validation split they are judged on some training images, and nothing is returned.  With `check` other
-    settings are tried for weak ones.  UserError for a teacher near chance or with logits that are not finite.
+
+def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = True) -> Setup:
+    """Build student, method and optimizer; check the teachers and fill their caches (unless `cached` is false)."""
+    accelerator, data, training = job.accelerator, job.data, config.training
+    device, store = accelerator.device, config.data.store
+    set_seed(training.seed)
+    network = networks.build(config, data)
+    predict = Predictor(accelerator, config)
+    predict.prepare(network.model)
+    teachers = TeacherLogits(members, predict)
+    method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing)
+    method.to(device)
+    if accelerator.num_processes > 1:
+        method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
+
+    images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
+    checked = check_teachers(members if cached else [], data, predict, job.say)
+    if cached:
+        teachers.open_caches(images, job.say)
+    else:
+        teachers.open_files(data.train)
+
+    if shares_batch_norm(accelerator, training.sync_bn):
+        network.model = convert_sync_batchnorm(network.model)  # timm's: PyTorch's drops fused activations
+    optimizer = create_optimizer(network.model, training, device)
+    # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
+    compiled = torch.compile(network.model, mode=training.compile_mode) if training.compile else network.model
+    model, optimizer = accelerator.prepare(compiled, optimizer)
+    buffers = [*network.model.buffers(), *method.buffers()]
+    return Setup(
+        config=config,
+        job=job,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        method=method,
+        teachers=teachers,
+        predict=predict,
+        images=images,
+        val=val,
+        val_teachers=checked.logits,
+        teacher_metrics=checked.metrics,
+        meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
+        guard=NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None,
+        data_watch=Stopwatch(device),
+        teacher_watch=Stopwatch(device),
+    )
+
+
+def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progress, Checkpoints, Tracker]:
+    """Go on from the run's last checkpoint, or begin; open metrics.jsonl and the W&B run."""
+    job, config, training, network = setup.job, setup.config, setup.config.training, setup.network
+    checkpoints = Checkpoints(
+        folder,
+        job,
+        training,
+        network=network,
+        optimizer=setup.optimizer,
+        method=setup.method,
+        meter=setup.meter,
+    )
+    found = checkpoints.load()
+    progress = found or Progress(
+        run_id=folder.summary()["run_id"], processes=job.accelerator.num_processes, log_every=training.log_every
+    )
+    if progress.log_every != training.log_every:  # rows are known by their numbers
+        job.say(f"training.log_every: stays {progress.log_every} in this run, which began with it")
+    steps_in = f" and {progress.position} steps" if progress.position else ""
+    at = f"resuming {folder.path} after epoch {progress.epoch}{steps_in}"
+    job.say(at if found else f"training in {folder.path}")
+    tracker = start_tracking(
+        config,
+        folder,
+        run_id=progress.run_id,
+        enabled=job.accelerator.is_main_process,
+        use_wandb=job.use_wandb,
+        notify=job.say,
+        group=config.group(job.data.fingerprint),
+        tags=[config.model.name],
+        facts={
+            **config.flat(job.data.num_classes),
+            "parameters": network.parameters,
+            "data_fingerprint": job.data.fingerprint,
+            **own_code.digests(config.imports),
+        },
+        offset=progress.metrics_offset,
+    )
+    if tracker.url:
+        job.say(f"W&B: {tracker.url}")
+
+    def finish_tracking(kind: Any, error: BaseException | None, trace: Any) -> None:  # True would hide the error
+        tracker.finish(error)
+
+    cleanup.push(finish_tracking)
+    tracker.record_data(job.data)
+    for teacher in setup.teachers.members:
+        if teacher.artifact:
+            tracker.use_artifact(teacher.artifact)
+    if setup.teacher_metrics and not found:
+        tracker.log({"epoch": 0, **accuracy_rows(setup.teacher_metrics)})
+    return progress, checkpoints, tracker
+
+
+# ================================================================================================ the training loop
+
+
+def epochs(
+    setup: Setup, progress: Progress, checkpoints: Checkpoints, tracker: Tracker
+) -> Iterator[dict[str, Any]]:
+    """Train the epochs that are left.  Yields each one's row of metrics, once it is logged and its checkpoint written.
+
+    A signal waits for the end of a step or of a checkpoint, then raises `Stopped`.
     """
-    if not len(panel):
-        return None, []
-    split, name = job.data.val, "validation images"
-    if split is None:
-        some = epoch_order(0, 0, job.data.train.rows)[:SAMPLE]
-        split, name = replace(job.data.train, rows=some), f"{len(some)} training images"
-    images = Images(split, job.accelerator.device, config.data.store)
-    logits = panel.judge(images)
-    assert logits is not None
-    measured = panel.measure(logits, images.labels)
-    for remark in panel.remarks(measured, name):
-        job.say(f"  {remark}")
-    better = None
-    if check:
-        predict = Predictor(job.accelerator, config)
-        better = trials.other_settings(panel.members, measured, logits, images, config, job.data, predict)
-    panel.require_able(measured, images.labels, better)
-    if better:
-        job.say(report.findings_lines(list(better.values())))
-    return (logits, measured) if job.data.val is not None else (None, [])
+    training, job = setup.config.training, setup.job
+    log = StepLog(
+        job.accelerator, setup.meter, tracker.log, every=progress.log_every, total_steps=setup.total_steps
+    )
+    with job.signals.deferred():
+        while progress.epoch < training.max_epochs:
+            if training.patience is not None and progress.waited >= training.patience:
+                job.say(f"stopping: no better val/accuracy in {training.patience} epochs")
+                return
+            began = time.perf_counter()
+            try:
+                means = train_epoch(setup, progress, checkpoints, tracker, log)
+                seconds = time.perf_counter() - began
+                share_buffers(setup.network.model, job.accelerator)
+                checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
+                validation = validate(setup, (progress.epoch + 1) / training.max_epochs)
+            except NonFinite as error:
+                raise explained(error, setup, checkpoints.folder) from None
+            row = {
+                "epoch": progress.epoch + 1,
+                "learning_rate": setup.optimizer.param_groups[0]["lr"],
+                **{f"train/{name}": value for name, value in means.items()},
+                **validation,
+                **speed(setup, seconds),
+                "perf/epoch_time": time.perf_counter() - began,
+            }
+            tracker.log(row)
+            better = progress.add_epoch(row, offset=tracker.offset, skipped=setup.meter.skipped)
+            checkpoints.save_epoch(progress, better=better)
+            if better:
+                tracker.store_best()
+            job.stop_if_asked()
+            yield row
 
 
-def time_steps(step: Callable[[int], None], steps_per_epoch: int, device: torch.device) -> float:
-    """Seconds a step, over CHECK_STEPS real ones after three to warm up."""
-    for position in range(3):
-        step(position % steps_per_epoch)
-    wait_for(device)
-    began = time.perf_counter()
-    for position in range(CHECK_STEPS):
-        step(position % steps_per_epoch)
-    wait_for(device)
-    return (time.perf_counter() - began) / CHECK_STEPS
+def train_epoch(
+    setup: Setup, progress: Progress, checkpoints: Checkpoints, tracker: Tracker, log: StepLog
+) -> dict[str, float]:
+    """The steps of the next epoch that are left; the means of its metrics."""
+    epoch, steps = progress.epoch, setup.steps_per_epoch
+    # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
+    process = torch.tensor([setup.job.accelerator.process_index])
+    set_seed(int(random_bits(setup.config.training.seed, -1 - epoch, process)) % 2**32)
+    plan = plan_epoch(setup, epoch)
+    setup.model.train()
+    setup.meter.start_epoch()
+    done = checkpoints.continue_epoch(progress)
+    for position in log.start_epoch(f"epoch {epoch + 1}/{setup.config.training.max_epochs}", done, steps):
+        train_step(setup, plan, position, epoch * steps + position)
+        step = epoch * steps + position + 1
+        logged = log.after(step, setup.optimizer.param_groups[0]["lr"])
+        stop, save = checkpoints.asked(step, logged=logged)
+        if stop or save:
+            checkpoints.save_within_epoch(progress, position + 1, step, tracker.offset)
+        if stop:
+            raise Stopped(stop)
+    return setup.meter.epoch()
 
 
-def look_at_training_images(observe: Observer, job: Job) -> Predictions | None:
-    """What the networks say about some of them; None, and a line that says why, if a teacher is gone by now."""
-    try:
-        return observe.sample()
-    except UserError as error:  # a finished run is not lost for what only its report would tell
-        job.say(f"teachers are not looked at on training images: {error}")
-        return None
+def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
+    """The order and the views of an epoch's images, for this process."""
+    config, accelerator = setup.config, setup.job.accelerator
+    plan = EpochPlan(
+        setup.job.data.train.rows,
+        setup.device,
+        seed=config.training.seed,
+        epoch=epoch,
+        batch_size=config.data.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        augmentation=Augmentation.of(config.data),
+        fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
+    )
+    if setup.method.requires_teachers:
+        setup.teachers.begin_epoch(plan)
+    return plan
 
 
-def open_test_split(job: Job, observe: Observer) -> tuple[Predictions, dict[str, float]] | None:
-    """What the selected student and its teachers say about the test split, and test/*; None where there is none.
+def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
+    """Train on batch `position` of the epoch's plan, at `step` of the run.  Nothing here waits for the device."""
+    accelerator, training, method = setup.job.accelerator, setup.config.training, setup.method
+    rate = learning_rate_at(
+        step, total_steps=setup.total_steps, steps_per_epoch=setup.steps_per_epoch, training=training
+    )
+    set_learning_rate(setup.optimizer, rate)
+    if setup.guard:
+        setup.guard.begin()
 
-    The one place where training's code reads the test split, after selection.
-    """
-    split = job.data.test()
-    if split is None:
-        job.say("evaluation.test_at_end: the data have no test split, nothing was tested (data.test_size cuts one)")
-        return None
-    found, device = observe("test", split), job.accelerator.device
-    taught = None if found.teachers is None else found.teachers.to(device)
-    batch_size = observe.predict.config.data.batch_size
-    logits, labels = found.student.to(device), found.labels.to(device)
-    row = score(observe.method, logits, taught, labels, batch_size=batch_size, progress=1.0)
-    job.say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")
-    return found, {f"test/{name}": value for name, value in row.items()}
+    with setup.data_watch.running():
+        store = setup.images.store
+        pixels, labels = store.gather(plan.batch(position, store.index_device).rows)
+        ids = plan.batch(position, setup.device).ids
+        inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
+    with setup.teacher_watch.running():
+        teachers = TeacherOutputs(setup.teachers(plan, position, pixels) if method.requires_teachers else None)
+    student = StudentOutput(setup.model(inputs))
+    loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps)
+    accuracy = (student.logits.argmax(1) == labels).float().mean()
+    metrics = {"loss_total": loss, "accuracy": accuracy, **metrics}
+
+    accelerator.backward(loss)
+    if training.clip is not None or setup.guard:
+        norm = accelerator.clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
+        if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
+            metrics["gradient_norm"] = norm
+    setup.meter.add(step, metrics, setup.guard.skip(norm) if setup.guard else None)
+    setup.optimizer.step()
+    setup.optimizer.zero_grad()
+
+
+def validate(setup: Setup, progress: float) -> dict[str, float]:
+    """val/* of the student as it is; nothing without a validation split.  `progress` is the share of training done."""
+    if setup.val is None:
+        return {}
+    logits = setup.predict(setup.network.model, setup.val, setup.network.views)
+    batch_size = setup.config.data.batch_size
+    row = score(
+        setup.method, logits, setup.val_teachers, setup.val.labels, batch_size=batch_size, progress=progress
+    )
+    return {f"val/{name}": value for name, value in row.items()}
+
+
+def speed(setup: Setup, seconds: float) -> dict[str, float]:
+    """How fast an epoch was whose steps took `seconds`, and what its parts took."""
+    steps = setup.steps_per_epoch
+    return {
+        "train/step_time": seconds / steps,
+        "perf/data_time": setup.data_watch.read(),
+        "perf/teacher_time": setup.teacher_watch.read(),
+        "perf/teacher_cache_hit_rate": setup.teachers.hit_rate(),
+        "perf/images_per_second": steps * setup.config.data.batch_size / seconds,
+        "perf/gpu_memory_peak_mb": peak_device_memory_mb(setup.device),
+    }
+
+
+def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:
+    """The same error with its usual causes, and with the checkpoint that is left."""
+    latest = folder.checkpoint("latest")
+    kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
+    causes = setup.teachers.describe_nonfinite() or (
+        f"usual causes: a learning rate that is too high (training.learning_rate is "
+        f"{setup.config.training.learning_rate:g}), fp16 without training.clip"
+    )
+    return NonFinite(f"{error}; {causes}. {kept}")
+
+
+# ===================================================================================================== the end
+
+
+def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker, alone: Path | None) -> None:
+    """Evaluate the selected student; write its export, summary and report, and send what W&B lacks."""
+    job, config, network = setup.job, setup.config, setup.network
+    accelerator, inspected = job.accelerator, job.is_student and config.evaluation.report
+    accelerator.wait_for_everyone()
+    best = folder.checkpoint("best") / "student"
+    network.model.load_state_dict(models.load_export(best).model.state_dict())
+    observe = Observer(setup.predict, job.data, network, setup.teachers, setup.method)
+    if alone:
+        export = networks.export_in(alone)
+        observe.alone = networks.from_export(
+            models.load_export(export), job.data, setup.predict, f"the student alone: {export}"
+        )
+    seen, test = closing.observe_splits(observe, setup.val_teachers, job.say)
+    if test:
+        tracker.log({"epoch": progress.epoch, **test})
+    evaluations = {name: evaluate(found, seen.get("val")) for name, found in seen.items()}
+    summary = report.summarize(
+        config, job.data, network, setup.teachers.members, setup.teacher_metrics, asdict(progress), test, evaluations
+    )
+    summary["baseline_run"] = str(alone) if alone else None
+    sample = closing.sample(observe, job.say) if inspected else None
+    if accelerator.is_main_process:
+        with folder.writing():
+            copy_folder(best, folder.student)
+        if inspected:
+            summary |= closing.inspect(
+                config, network, folder, seen.get("val"), sample, setup.steps_per_epoch, accelerator
+            )
+        with folder.writing():
+            summary = folder.write_summary(**summary, status="finished", exit_status=0)
+            if inspected:
+                closing.write_page(config, folder, summary, evaluations, seen)
+    tracker.record_report(folder.path / "report")
+    tracker.summarize({name: summary[name] for name in HEADLINES} | accuracy_rows(setup.teacher_metrics))
+    tracker.store_final()
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+
+
+def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]:
+    """What `report.cost` needs to know of a run: its seconds per step, over CHECK_STEPS real ones.  Nothing is kept."""
+    job.reset_device()
+    setup = prepare(config, job, members, cached=False)
+    setup.model.train()
+    plan = plan_epoch(setup, 0)
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        for number in range(count):
+            position = number % setup.steps_per_epoch
+            train_step(setup, plan, position, position)
+        wait_for(setup.device)
+        return (time.perf_counter() - began) / count
+
+    steps(WARM_UP_STEPS)
+    return {
+        "parameters": setup.network.parameters,
+        "loss": setup.method.describe(len(setup.teachers)),
+        "steps_per_epoch": setup.steps_per_epoch,
+        "seconds": steps(CHECK_STEPS),
+    }
 
 
 # ======================================================================================================== main
@@ -642,20 +529,59 @@ def main(arguments: list[str]) -> None:
 
 def train(arguments: list[str], signals: StopSignals) -> None:
     """All of it: settings, data, teachers, the comparison, the student."""
-    # ----------------------------------------------------------------------------------------- configuration
-    options, resolved = parse(arguments)
-    config = resolved.config
+    options, resolved = command_line.parse(arguments, __doc__ or "")
     if options.print_config:
-        precision = launcher.precision(config.training.mixed_precision, os.environ)
-        print(configuration.with_precision(config, precision).to_yaml(), end="")
+        precision = launcher.precision(resolved.config.training.mixed_precision, os.environ)
+        print(configuration.with_precision(resolved.config, precision).to_yaml(), end="")
         return
+    config, job = start(options, resolved, signals)
+    members = check_everything(config, job, options.resume, look_for_remedies=options.check)
+    if options.check:
+        check(config, job, members, options.seeds)
+        job.accelerator.end_training()
+        return
+
+    members = with_trained_teachers(config, job, members)
+    folders: list[str] = []
+    for number, seed in enumerate(options.seeds, 1):
+        if len(options.seeds) > 1:
+            job.say(f"seed {seed}, {number} of {len(options.seeds)}")
+        own = configuration.with_seed(config, seed)
+        folders += train_student(own, job, members, options.resume, arguments, bool(options.config))
+    if len(options.seeds) > 1 and job.accelerator.is_main_process:
+        from kd_core.comparison import tables  # plots and statistics take a second, which other runs need not wait
+
+        job.say(f"\n{tables.of_folders(folders)}")
+    job.accelerator.end_training()
+
+
+def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:
+    """The epochs of the student that a command trains, each when its row is asked for: for benchmarks and tests.
+
+    Nothing comes after the last one.  Closing the generator, or throwing an error into it, ends the run with that
+    error.  Seeds and the comparison without teachers are left out.
+    """
+    options, resolved = command_line.parse(arguments)
+    config, job = start(options, resolved, StopSignals())
+    members = check_everything(config, job, options.resume, look_for_remedies=False)
+    members = with_trained_teachers(config, job, members)
+    with ExitStack() as cleanup:
+        folder = open_folder(config, job, options.resume, cleanup)
+        setup = prepare(config, job, members)
+        yield from epochs(setup, *restore(setup, folder, cleanup))
+
+
+def start(
+    options: command_line.Options, resolved: configuration.Resolved, signals: StopSignals
+) -> tuple[Config, Job]:
+    """Start Accelerate, in the precision that settings or launcher name, and load the data."""
+    config = resolved.config
     check_writable(Path(config.output_dir), "output_dir")
     if not options.no_wandb:
         wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
         if is_first_process():
-            prepare(config)
-    training = config.training
-    accelerator = create_accelerator(training.mixed_precision, deterministic=training.deterministic)
+            start_service(config)
+    accelerator = create_accelerator(config.training.mixed_precision, deterministic=config.training.deterministic)
     config = configuration.with_precision(config, accelerator.mixed_precision)
     if is_first_process():
         if not options.config:
@@ -665,7 +591,6 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         if note := models.renamed_note(config.model.name, "model.name"):
             print(note)
 
-    # -------------------------------------------------------------------------------------------------- data
     wanted = config.model
     sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
     sizes += teachers.input_sizes(config)
@@ -679,48 +604,41 @@ def train(arguments: list[str], signals: StopSignals) -> None:
     job = Job(accelerator, data, not options.no_wandb, signals)
     for note in data.notes:
         job.say(f"  {note}")
+    return config, job
 
-    # ------------------------------------------------------------- all that can be wrong, before long work starts
-    resume = "never" if options.fresh else options.resume
+
+def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies: bool) -> list[teachers.Teacher]:
+    """The teachers, once settings, networks and teachers are known to be fit to train; UserError says what is not.
+
+    Of weak teachers other settings are tried if asked to.  Teachers that are trained on demand are still stand-ins.
+    """
     members = find_mistakes(config, job, resume)
     for note in [note for member in members for note in member.notes]:
         job.say(f"  {note}")
+    ready = [member for member, teacher in zip(members, config.teachers, strict=True) if not teacher.train]
+    check_members(ready, config, job, try_settings=look_for_remedies)
+    return members
+
+
+def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
+    """Check teachers and print the settings that would make weak ones better."""
+    predict = Predictor(job.accelerator, config)
+    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
+        job.say(report.findings_lines(findings))
+
+
+def check(config: Config, job: Job, members: list[teachers.Teacher], seeds: list[int]) -> None:
+    """--check: measure the teachers that are there, time some steps, and say what the run will take."""
     on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
-    ready = Panel(
-        [member for index, member in enumerate(members) if index not in on_demand], Predictor(accelerator, config)
-    )
-    judge(ready, config, job, check=options.check)
-
-    # -------------------------------------------------------------------------------------------------- check
-    if options.check:
-        found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, data))}
-        for index, path in found.items():
-            members[index] = teachers.load(config.teachers[index], index, data, config, path)
-        judge(Panel([members[index] for index in found], Predictor(accelerator, config)), config, job, check=True)
-        cost = run(config, job, members=members, check=True)
-        job.say(report.cost(config, data, accelerator, [m.name for m in members], len(on_demand) - len(found), **cost))
-        if len(options.seeds) > 1:
-            job.say(f"  seeds     {len(options.seeds)} such runs, one after another")
-        accelerator.end_training()
-        return
-
-    # ----------------------------------------------------------------- teachers, comparison, then the student
-    for index in on_demand:
-        path = ensure_teacher(config, index, job)
-        members[index] = teachers.load(config.teachers[index], index, data, config, path)
-    folders: list[str] = []
-    for number, seed in enumerate(options.seeds, 1):
-        if len(options.seeds) > 1:
-            job.say(f"seed {seed}, {number} of {len(options.seeds)}")
-        own = configuration.with_seed(config, seed)
-        folders += train_student(own, job, members, resume, arguments, bool(options.config))
-    if len(options.seeds) > 1 and accelerator.is_main_process:
-        from kd_core.comparison import (
-            tables as comparison_tables,  # plots and statistics take a second, which other runs need not wait
-        )
-
-        job.say(f"\n{comparison_tables.of_folders(folders)}")
-    accelerator.end_training()
+    found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, job.data))}
+    for index, path in found.items():
+        members[index] = teachers.load(config.teachers[index], index, job.data, config, path)
+    check_members([members[index] for index in found], config, job, try_settings=True)
+    cost = time_run(config, job, members)
+    names, missing = [member.name for member in members], len(on_demand) - len(found)
+    job.say(report.cost(config, job.data, job.accelerator, names, missing, **cost))
+    if len(seeds) > 1:
+        job.say(f"  seeds     {len(seeds)} such runs, one after another")
 
 
 def train_student(
@@ -733,7 +651,7 @@ def train_student(
     baseline = None
     if config.training.compare_with_baseline and members:
         job.say("the same student without teachers, for comparison")
-        own = without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
+        own = command_line.without_teachers(config).model_copy(update={"name": f"{config.experiment}-alone"})
         baseline = run(own, job.side_job(), members=[], resume="never" if resume == "never" else "auto")
     if members:
         job.say(f"the student with {len(members)} teacher(s)")
@@ -752,123 +670,12 @@ def train_student(
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, configuration.Resolved]:
-    """The command line -> switches and the resolved configuration."""
-    parser = configuration.CommandLine("train_kd.py")
-    parser.add_argument("--config")
-    parser.add_argument("--import", dest="imports", action="append", default=[])
-    parser.add_argument("--resume", default="auto")
-    parser.add_argument("--seeds")
-    for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
-        parser.add_argument(switch, action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    options, rest = parser.parse_known_args(arguments)
-    if options.help:
-        files = [configuration.read_layer(options.config)] if options.config else []
-        configuration.import_code(options.imports, *files)
-        print(f"{__doc__}\n{configuration.describe_keys()}")
-        sys.exit(0)
-    layers = [configuration.read_layer(options.config or configuration.QUICKSTART)]
-    overrides, code = configuration.parse_with_code(rest, options.imports, *layers)
-    layers += [overrides, code]
-    if options.resume not in ("auto", "never"):
-        configuration.require_code(local_path(options.resume, "--resume") / "config.yaml")
-    if options.no_wandb:
-        layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
-    resolved = configuration.resolve(layers)
-    training = resolved.config.training
-    if training.compare_with_baseline and configuration.in_trial():
-        resolved.notices.append("training.compare_with_baseline: left out, this is a sweep's trial")
-        training = training.model_copy(update={"compare_with_baseline": False})
-        resolved.config = resolved.config.model_copy(update={"training": training})
-    if resolved.config.teachers and resolved.config.kd.type == kd_methods.LABEL_ONLY:
-        count = len(resolved.config.teachers)
-        resolved.notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
-        resolved.config = without_teachers(resolved.config)
-    options.seeds = read_seeds(options, overrides) or [resolved.config.training.seed]
-    resolved.config = configuration.with_seed(resolved.config, options.seeds[0])
-    return options, resolved
-
-
-def read_seeds(options: argparse.Namespace, overrides: Layer) -> list[int]:
-    """The seeds that --seeds asks for, none without it."""
-    if options.seeds is None:
-        return []
-    words = options.seeds.split(",")
-    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
-    if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: is {options.seeds!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
-    if configuration.in_trial():
-        raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
-    if "seed" in (overrides.values.get("training") or {}):
-        raise UserError("--seeds: stands for training.seed; give one of them")
-    if options.resume not in ("auto", "never"):
-        raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {options.resume!r}")
-    return seeds
-
-
-def without_teachers(config: Config) -> Config:
-    """The same student, data and training, with the labels alone."""
-    method = kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
-    return config.model_copy(update={"teachers": [], "kd": method})
-
-
-def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teacher]:
-    """The teachers, once nothing is known to be wrong any more; untrained ones stand for those trained on demand.
-
-    UserError lists everything that can be known before anything is trained.
-    """
-    data, processes = job.data, job.accelerator.num_processes
-    problems: list[str] = []
-
-    def attempt(action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except UserError as error:
-            problems.append(str(error))
-
-    def check_run(own: Config, where: str = "", *, trained: bool = False, **keys: str) -> None:
-        batch, training, before = own.data.batch_size, own.training, len(problems)
-        if batch % processes:
-            problems.append(
-                f"{where}data.batch_size: {batch}, for all processes, does not divide by {processes} processes"
-            )
-        if len(data.train) < batch:
-            problems.append(f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images")
-        if training.patience is not None and data.val is None:
-            problems.append(
-                f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
-            )
-        pupil = attempt(lambda: student.build(own, data))
-        if pupil:
-            attempt(lambda: create_optimizer(pupil.model, training, torch.device("cpu")))
-        if len(problems) == before and not trained:
-            wanted, predict = own.model, Predictor(job.accelerator, own)
-            usual = models.usual_size(wanted.name, wanted.stem)
-            subject = dry_run.Subject(wanted.name, pupil.preprocess.size, usual, **keys)
-            attempt(lambda: dry_run.train_once(pupil, own, data, predict, subject))
-
-    check_run(config)
-    attempt(lambda: interface.check_method(config.kd, len(config.teachers), data.num_classes))
-    members = []
-    for index, teacher in enumerate(config.teachers):
-        if teacher.train:
-            own = attempt(lambda index=index: teachers.training_config(config, index))  # type: ignore[misc]
-            if own:
-                place = f"teachers[{index}]"
-                keys = {key: f"{place}.{key}" for key in ("model", "img_size", "args")}
-                keys["batch_size"] = f"{place}.train: data.batch_size"
-                found = teachers.find_teacher(config, index, data)
-                check_run(own, f"{place}.train: ", trained=found is not None, **keys)
-                members.append(attempt(lambda index=index: teachers.untrained(config, index, data)))  # type: ignore[misc]
-        else:
-            members.append(attempt(lambda i=index, t=teacher: teachers.load(t, i, data, config)))  # type: ignore[misc]
-    if resume not in ("auto", "never"):
-        attempt(lambda: open_run(config, data.fingerprint, resume))
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    job.reset_device()  # of what the passes took
-    return members
+def with_trained_teachers(config: Config, job: Job, members: list[teachers.Teacher]) -> list[teachers.Teacher]:
+    """The teachers, with those that are trained on demand trained and loaded."""
+    return [
+        teachers.load(teacher, index, job.data, config, ensure_teacher(config, index, job)) if teacher.train else member
+        for index, (teacher, member) in enumerate(zip(config.teachers, members, strict=True))
+    ]
 
 
 def ensure_teacher(config: Config, index: int, job: Job) -> Path:

@@ -3,15 +3,12 @@
 import contextlib
 import io
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import kd_methods
 import train_kd
-from kd_core.loop.signals import StopSignals
 from kd_core.run.folder import read_metrics
 
 # A network so fast that the loop around it is what takes the time.
@@ -81,84 +78,37 @@ def quiet() -> Iterator[None]:
         yield
 
 
-class Enough(BaseException):
-    """Ends a run that is no longer needed."""
-
-
 class Turn:
-    """A run of train_kd.py in this process that trains one epoch whenever it is asked to, and waits meanwhile.
+    """A run of train_kd.py in this process that trains one epoch whenever it is asked to.
 
-    So runs can take turns epoch by epoch, which keeps the machine's moods out of their ratios.  A thread of its own
-    carries the run; no two threads are ever awake.  It waits where train_kd.py tells of a finished epoch, which is
-    outside the epoch's measured time.
+    So runs can take turns epoch by epoch, which keeps the machine's moods out of their ratios.  Between two epochs lies
+    nothing that is measured.
     """
 
-    _by_thread: dict[int, "Turn"] = {}
-
     def __init__(self, arguments: list[str]):
-        self.arguments = arguments
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self.row: dict[str, Any] = {}
-        self._error: BaseException | None = None
-        self._stopping = False
-        self._thread = threading.Thread(target=self._train, daemon=True)
-        self._thread.start()
+        self._rows = train_kd.epochs_of(arguments)
+        self.row: dict[str, Any] = {}  # of the last epoch
 
     def epoch(self) -> dict[str, Any]:
         """Train an epoch; its row of metrics."""
         with quiet():
-            self._go.release()
-            self._done.acquire()
-        if self._error:
-            raise self._error
+            self.row = next(self._rows)
         return self.row
 
     def step_seconds(self) -> float:
-        """Train an epoch; its seconds a step."""
+        """Train an epoch; its seconds per step."""
         return float(self.epoch()["train/step_time"])
 
     def close(self) -> None:
         """End the run, finished or not."""
-        self._stopping = True
         with quiet():
-            self._go.release()
-            self._thread.join()
-
-    def _train(self) -> None:
-        self._by_thread[threading.get_ident()] = self
-        self._go.acquire()
-        try:
-            train_kd.train(self.arguments, StopSignals())
-        except Enough:
-            pass
-        except BaseException as error:  # noqa: BLE001 - told by `epoch`, to who asked for it
-            self._error = error
-        finally:
-            self._done.release()
-
-    @classmethod
-    def pause(cls, row: dict[str, Any]) -> None:
-        """Called at the end of an epoch, by the thread that trained it."""
-        self = cls._by_thread.get(threading.get_ident())
-        if self is None:
-            return
-        self.row = row
-        self._done.release()
-        self._go.acquire()
-        if self._stopping:
-            raise Enough
+            self._rows.close()
 
 
 @contextlib.contextmanager
 def turns(arguments: dict[str, list[str]]) -> Iterator[dict[str, Turn]]:
     """Runs that take turns, by name; all are ended with the block."""
-    tell = train_kd.report.epoch_line
-
-    def told(row: dict[str, Any], *rest: Any) -> str:
-        Turn.pause(row)
-        return tell(row, *rest)
-
-    with mock.patch.object(train_kd.report, "epoch_line", told), contextlib.ExitStack() as cleanup:
+    with contextlib.ExitStack() as cleanup:
         runs = {name: Turn(given) for name, given in arguments.items()}
         for run in runs.values():
             cleanup.callback(run.close)

@@ -28,9 +28,10 @@ from benchmarks._measure import Options, Result, Target, compare, hand_over, int
 from kd_core.config import DataConfig
 from kd_core.data.dataset import ImageStore, load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import EpochPlan, Views
+from kd_core.data.views import Augmentation, EpochPlan, Views
 
 BATCH, PADDING = 128, 4
+AUGMENTATION = Augmentation(PADDING, flip=True)
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 OWN, OWN_224 = "in memory", "in memory, 224 px, student + 3 teachers"
 HF = {workers: f"HF with_transform, {workers} workers" for workers in (0, 2)}
@@ -76,7 +77,7 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
     data = load_data(config, model_sizes=[32], cache_dir=cache, show_progress=False)
     store = ImageStore(data.train, torch.device("cpu"), on_device="auto")
     views = [
-        Views(Preprocess(side, side, "bicubic", data.mean, data.std), data.image_size, crop_padding=PADDING, flip=True)
+        Views(Preprocess(side, side, "bicubic", data.mean, data.std), data.image_size, AUGMENTATION)
         for side in sides or [32]
     ]
     epoch = 0
@@ -85,7 +86,7 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
         while seen < count:
             plan = EpochPlan(
                 data.train.rows, store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
-                crop_padding=PADDING, flip=True,
+                augmentation=AUGMENTATION,
             )  # fmt: skip
             for step in range(len(plan)):
                 batch = plan.batch(step, store.device)

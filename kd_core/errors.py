@@ -1,7 +1,9 @@
 """The one exception type for mistakes that a user can mend, and how messages are written."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -34,3 +36,13 @@ def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) 
     """", did you mean 'NAME'?" with the nearest of `known`; empty if none is near (`cutoff` as in difflib)."""
     close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser of switches whose mistakes are UserErrors, as those of the settings are."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all")

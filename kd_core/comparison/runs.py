@@ -14,11 +14,12 @@ from typing import Any
 from kd_core.config import MAX_NESTING, Config, Layer, NotImported, own_code, read_record, resolve, without_echoes
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
+from kd_core.models.network import export_in
 from kd_core.privacy import redacted
 from kd_core.report.html import lookup
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.teachers.load import ON_DEMAND, export_in
+from kd_core.teachers.load import ON_DEMAND
 
 # figures that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}

@@ -66,6 +66,12 @@ def file(path: str) -> File:
     return _paths.get(str(absolute)) or File(absolute, _read(absolute, f"import: {path}"))
 
 
+def digests(imports: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What W&B is told of a run's own code: names and digests, not the code; nothing without own code."""
+    found = [file(path) for path in imports]
+    return {"own_code": {own.path.name: own.digest for own in found}} if found else {}
+
+
 def provider(kind: str, name: str) -> File | None:
     """The file that has added the network, method, loss or data source of this name; None if it is none of a user's."""
     return next((file for file in _files.values() if (kind, name) in file.provides), None)

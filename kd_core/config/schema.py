@@ -11,7 +11,6 @@ alone, a word stays as it was written: `name: 1.10` is the text 1.10, and `--wan
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import itertools
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -357,14 +356,7 @@ class TrainingConfig(Section):
 
     @field_validator("optimizer")
     @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        from timm.optim import list_optimizers
-
-        known = list_optimizers()
-        if value.lower() not in known:
-            raise ValueError(
-                f"unknown optimizer {value!r}{_nearest(value, known)}; timm has {len(known)}, such as adamw, sgd, lamb"
-            )
+    def _in_lower_case(cls, value: str) -> str:
         return value.lower()
 
 
@@ -1144,16 +1136,6 @@ def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 # ------------------------------------------------------------------------------------------------------- help
-
-
-class CommandLine(argparse.ArgumentParser):
-    """A parser of switches whose mistakes are UserErrors, as those of the settings are."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, add_help=False, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists all")
 
 
 def describe_keys() -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kd_core.errors import UserError
 
 if TYPE_CHECKING:
+    from kd_core.config import DataConfig
     from kd_core.data.preprocess import Preprocess
 
 MASK = (1 << 64) - 1
@@ -98,19 +99,30 @@ def _as_bytes(pixels: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- views
 
 
-def num_views(crop_padding: int, flip: bool) -> int:
-    """How many views an image has: 162 for padding 4 with flips."""
-    return (2 * crop_padding + 1) ** 2 * (2 if flip else 1)
+@dataclass(frozen=True)
+class Augmentation:
+    """What training varies about an image: crops of the image padded by `crop_padding` pixels, and mirroring."""
+
+    crop_padding: int
+    flip: bool
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Augmentation:
+        """The augmentation that the settings `data` ask for."""
+        return cls(data.crop_padding, data.flip)
+
+    @property
+    def num_views(self) -> int:
+        """How many views an image has: 162 for padding 4 with flips."""
+        return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
 
 
-def clean_view_id(crop_padding: int) -> int:
-    """The view at the centre, not flipped: for a native-size model the image itself."""
-    return crop_padding * (2 * crop_padding + 1) + crop_padding
+NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
 
 
-def view_ids(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
+def view_ids(seed: int, epoch: int, rows: Tensor, augmentation: Augmentation) -> Tensor:
     """The view of each row in an epoch: int64 [B] in [0, num_views), from rows int64 [B], on their device."""
-    return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % num_views(crop_padding, flip)
+    return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % augmentation.num_views
 
 
 @dataclass(frozen=True)
@@ -121,22 +133,24 @@ class View:
     numbers: Tensor
 
 
-def draw_views(seed: int, epoch: int, rows: Tensor, *, crop_padding: int, flip: bool, fixed: int | None = None) -> View:
+def draw_views(
+    seed: int, epoch: int, rows: Tensor, augmentation: Augmentation, *, fixed: int | None = None
+) -> View:
     """The view of each row int64 [B] in an epoch, on their device: one of all, or of the `fixed` ones of the row.
 
     A row's fixed views are the same for every seed, so that their logits can be computed once.
     """
-    ids = view_ids(seed, epoch, rows, crop_padding=crop_padding, flip=flip)
+    ids = view_ids(seed, epoch, rows, augmentation)
     if fixed is None:
         return View(ids, ids)
     numbers = _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % fixed
-    return View(fixed_view_ids(rows, numbers, crop_padding=crop_padding, flip=flip), numbers)
+    return View(fixed_view_ids(rows, numbers, **asdict(augmentation)), numbers)
 
 
 def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
     """The view ids int64 [B] of each row's fixed view with that number."""
     bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
-    return _shift_right(bits, 32) % num_views(crop_padding, flip)
+    return _shift_right(bits, 32) % Augmentation(crop_padding, flip).num_views
 
 
 class Batch(NamedTuple):
@@ -170,15 +184,14 @@ class EpochPlan:
         batch_size: int,
         rank: int,
         world_size: int,
-        crop_padding: int,
-        flip: bool,
+        augmentation: Augmentation,
         fixed: int | None = None,
     ):
         assert batch_size % world_size == 0, (batch_size, world_size)
         steps, share = len(rows) // batch_size, batch_size // world_size
         order = epoch_order(seed, epoch, rows)[: steps * batch_size]
         own = order.view(steps, world_size, share)[:, rank].flatten()
-        view = draw_views(seed, epoch, own, crop_padding=crop_padding, flip=flip, fixed=fixed)
+        view = draw_views(seed, epoch, own, augmentation, fixed=fixed)
         self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)
         self._latest: dict[str, tuple[int, Batch]] = {}
@@ -205,9 +218,9 @@ class Views:
     Args:
         preprocess: the model's `size`, `resize`, `interpolation`, `mean` and `std`.
         image_size: side of the stored square images.
-        crop_padding, flip: the augmentation that view ids stand for.
+        augmentation: what view ids stand for.
 
-    A model of the stored size sees a crop of the image with `crop_padding` black pixels around it.  For any
+    A model of the stored size sees a crop of the image with the crop padding, black pixels, around it.  For any
     other size the image is resized to 8/7 of the model's side, and the crop is a box at one of G evenly
     spaced offsets per axis.  Without crops (padding 0) the whole image is resized.
 
@@ -215,7 +228,7 @@ class Views:
         UserError: the model's resize is smaller than its crop.
     """
 
-    def __init__(self, preprocess: Preprocess, image_size: int, *, crop_padding: int, flip: bool):
+    def __init__(self, preprocess: Preprocess, image_size: int, augmentation: Augmentation):
         if preprocess.resize < preprocess.size:
             raise UserError(
                 f"preprocessing: resize {preprocess.resize} is smaller than the crop size {preprocess.size}"
@@ -223,7 +236,8 @@ class Views:
         self.size, self.resize = preprocess.size, preprocess.resize
         self._recipe = {**asdict(preprocess), "image_size": image_size}
         self.interpolation = preprocess.interpolation
-        self.offsets, self.flip = 2 * crop_padding + 1, flip
+        crop_padding, self.flip = augmentation.crop_padding, augmentation.flip
+        self.offsets = 2 * crop_padding + 1
         self.padding = crop_padding if image_size == self.size else 0
         if image_size == self.size or crop_padding == 0:
             self.canvas = self.size + 2 * self.padding

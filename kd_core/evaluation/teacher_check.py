@@ -1,72 +1,205 @@
-"""What would make a weak teacher a good one: the usual normalisations and class orders, tried on some images."""
+"""How good the teachers are before training, and which settings would make a weak one better."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from kd_core.config import Config, TeacherConfig, TeacherNormalization
+from kd_core import metrics
+from kd_core.config import TeacherConfig, TeacherNormalization
 from kd_core.data.dataset import Data
 from kd_core.data.views import epoch_order
+from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import Finding, advice_for, is_clear_gain, simplest_of_best
+from kd_core.evaluation.predictions import SAMPLE
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers.class_order import Order, accuracies, effort, on_top_of
-from kd_core.teachers.load import Teacher, views_of
-from kd_core.teachers.logits import near_chance
+from kd_core.teachers.load import EXPOSED, Teacher, exposure, views_of
+from kd_core.teachers.logits import TeacherLogits
 
-TRIED_IMAGES = 2000  # half of which find an order of classes, half of which judge
-# Teachers whose settings are worth a try: right on less than half of the images, or so much worse than the best of
-# them or than their own file states. Networks of all families lie closer together on the same data.
+TRIED_IMAGES = 2000  # one half finds a class order, the other half measures it
+# Other settings are tried for teachers that are right on less than half of the images, or this much worse than the
+# best teacher or than their own file states: on the same data, networks of all families differ by less.
 WEAK, BEHIND = 0.5, 0.1
 
 
-def other_settings(
-    members: list[Teacher],
-    figures: list[dict[str, float]],
+class TeacherCheck(NamedTuple):
+    """What `check_teachers` found.
+
+    Args:
+        logits: clean-view logits [K,n,C] of the validation split; None without teachers or without that split.
+        metrics: of each teacher on that split, then of their ensemble; empty if there are no logits.
+        findings: settings that make a weak teacher clearly better.
+    """
+
+    logits: Tensor | None
+    metrics: list[dict[str, float]]
+    findings: list[Finding]
+
+
+def check_teachers(
+    teachers: list[Teacher], data: Data, predict: Predictor, say: Callable[[str], None], *, try_settings: bool = False
+) -> TeacherCheck:
+    """Measure teachers on the validation split, or on some training images if there is none; all processes call this.
+
+    Args:
+        say: is told the accuracy of each teacher, and what makes it doubtful.
+        try_settings: try other normalizations and class orders for weak teachers.
+
+    Raises:
+        UserError: teachers near chance, or logits that are not finite.
+    """
+    if not teachers:
+        return TeacherCheck(None, [], [])
+    split, name = data.val, "validation images"
+    if split is None:
+        rows = epoch_order(0, 0, data.train.rows)[:SAMPLE]
+        split, name = replace(data.train, rows=rows), f"{len(rows)} training images"
+    images = Images(split, predict.accelerator.device, predict.config.data.store)
+    logits = _validation_logits(teachers, images, predict)
+    measured = [metrics.classification(own, images.labels) for own in (*logits, metrics.ensemble_logits(logits))]
+    for line in _descriptions(teachers, measured, name):
+        say(f"  {line}")
+    better = find_better_settings(teachers, measured, logits, images, data, predict) if try_settings else None
+    _require_above_chance(teachers, measured, images.labels, better)
+    findings = list((better or {}).values())
+    return TeacherCheck(logits, measured, findings) if data.val is not None else TeacherCheck(None, [], findings)
+
+
+def accuracy_rows(measured: list[dict[str, float]]) -> dict[str, float]:
+    """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy, from `TeacherCheck.metrics`."""
+    names = [*range(len(measured) - 1), "ensemble"] if measured else []
+    return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, measured, strict=True)}
+
+
+def near_chance(accuracy: float, labels: Tensor) -> bool:
+    """Whether always predicting the most frequent class could give this accuracy on `labels` int64 [n].
+
+    The margin is 3 standard errors, but at least 2 points or half of the chance level, whichever is less.
+    """
+    chance = float(labels.bincount().max()) / len(labels)
+    return accuracy <= chance + max(3 * math.sqrt(chance * (1 - chance) / len(labels)), min(0.02, chance / 2))
+
+
+def _validation_logits(teachers: list[Teacher], images: Images, predict: Predictor) -> Tensor:
+    """Clean-view logits [K,n,C], kept with each teacher so that they are computed once."""
+    new = [teacher for teacher in teachers if teacher.validation_logits is None]
+    logits = TeacherLogits(new, predict).clean_logits(images, "measuring")
+    for index, teacher in enumerate(new):
+        assert logits is not None
+        teacher.validation_logits = logits[index]
+    return torch.stack([teacher.validation_logits for teacher in teachers if teacher.validation_logits is not None])
+
+
+def _descriptions(teachers: list[Teacher], measured: list[dict[str, float]], images: str) -> list[str]:
+    """One line per teacher and one for the ensemble, and a warning where an accuracy is too good to be true.
+
+    `images` says what they were measured on.
+    """
+    lines = []
+    for teacher, row in zip(teachers, measured[:-1], strict=True):
+        index = teacher.index
+        lines.append(f"teacher {index} {teacher.name}: accuracy {row['accuracy']:.2%} on {images}, {teacher.view} view")
+        if teacher.saw_validation in EXPOSED:
+            lines.append(
+                f"teacher {index} {EXPOSED[teacher.saw_validation]}, so this accuracy may say nothing about it "
+                f"(set teachers.{index}.trained_on if you know what it was trained on)"
+            )
+        if teacher.stated_accuracy is not None and row["accuracy"] > teacher.stated_accuracy + 0.05:
+            lines.append(
+                f"teacher {index} is far better here than the {teacher.stated_accuracy:.2%} that its file states: "
+                "it has probably been trained on these validation images"
+            )
+    lines.append(f"teachers' ensemble: accuracy {measured[-1]['accuracy']:.2%} on {images}")
+    if (word := exposure(teachers)) in EXPOSED:
+        lines[-1] += f"; a member {EXPOSED[word]}"
+    return lines
+
+
+def _require_above_chance(
+    teachers: list[Teacher], measured: list[dict[str, float]], labels: Tensor, better: dict[int, Finding] | None
+) -> None:
+    """UserError that names all teachers near chance.
+
+    `better`: settings that help, by position in `teachers`; None if none were tried.
+    """
+    tried = (
+        "--check tries the usual normalizations and class orders for teachers from elsewhere, and says which works"
+        if better is None
+        else "the usual normalizations and class orders were tried for teachers from elsewhere: none helps"
+    )
+    problems = []
+    for position, (teacher, row) in enumerate(zip(teachers, measured[:-1], strict=True)):
+        if not near_chance(row["accuracy"], labels):
+            continue
+        remedy = (
+            "Usual causes: weights of another data set, classes in another order (teachers[].class_order), "
+            "another normalization than in its training (teachers[].normalization), another input size "
+            f"(teachers[].img_size); {tried}"
+        )
+        if better and position in better:
+            remedy = f"{better[position].message}: {better[position].advice}"
+        problems.append(
+            f"teachers[{teacher.index}] {teacher.name!r}: accuracy {row['accuracy']:.2%} on {len(labels)} images "
+            f"is near chance. {remedy}"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+# ---------------------------------------------------------------------------------------------- other settings
+
+
+def find_better_settings(
+    teachers: list[Teacher],
+    measured: list[dict[str, float]],
     logits: Tensor,
     images: Images,
-    config: Config,
     data: Data,
     predict: Predictor,
 ) -> dict[int, Finding]:
-    """For each weak teacher that other settings make clearly better: the finding, by its place in `members`.
+    """A finding for each weak teacher that other settings make clearly better, by its position in `teachers`.
 
-    `figures` are theirs, `logits` [K,n,C] those they were measured by on `images`.  Up to `TRIED_IMAGES` of them are
-    shown to each such teacher under every normalisation; every class order is then tried on what it says.  Teachers
-    that are trained on demand learnt these very classes in this normalisation, and are left alone.  All processes call
-    this together.
+    `measured` are the teachers' metrics and `logits` [K,n,C] their logits on `images`.  Each weak teacher sees up to
+    `TRIED_IMAGES` of them under every normalization, and every class order is tried on the resulting logits.  Teachers
+    trained on demand are skipped: they were trained on these classes with this normalization.  All processes call this
+    together.
     """
+    config = predict.config
     chosen = epoch_order(0, 0, torch.arange(len(images)))[:TRIED_IMAGES]
     split = replace(images.split, rows=images.split.rows[chosen])
     some = Images(split, predict.accelerator.device, config.data.store)
-    best, found = max(row["accuracy"] for row in figures[: len(members)]), {}
-    for place, (teacher, row) in enumerate(zip(members, figures, strict=False)):
+    best, found = max(row["accuracy"] for row in measured[: len(teachers)]), {}
+    for position, (teacher, row) in enumerate(zip(teachers, measured, strict=False)):
         own = config.teachers[teacher.index]
         expected = max(best, teacher.stated_accuracy or 0.0) - BEHIND
         if own.train is None and (row["accuracy"] < WEAK or row["accuracy"] < expected):
-            judged = logits[place, chosen.to(logits.device)]
-            if finding := _try(teacher, own, judged, some, config, data, predict):
-                found[place] = finding
+            current = logits[position, chosen.to(logits.device)]
+            if finding := _try_settings(teacher, own, current, some, data, predict):
+                found[position] = finding
     return found
 
 
-def _try(
-    teacher: Teacher, own: TeacherConfig, judged: Tensor, images: Images, config: Config, data: Data, predict: Predictor
+def _try_settings(
+    teacher: Teacher, own: TeacherConfig, current: Tensor, images: Images, data: Data, predict: Predictor
 ) -> Finding | None:
-    """What makes one teacher clearly better, with `judged` [n,C] its logits under its own settings."""
-    everything = {own.normalization: judged}
+    """The settings that make one teacher clearly better than its own, under which its logits are `current` [n,C]."""
+    by_normalization = {own.normalization: current}
     if teacher.preprocess is not None:
         network = predict.prepare(teacher.model)
         for name in get_args(TeacherNormalization):
-            if name not in everything:
-                views = views_of(teacher.preprocess, name, data, config)
-                everything[name] = predict(network, images, views, f"teacher {teacher.index} with normalization {name}")
-    tried: list[tuple[tuple[str, Order], float]] = [  # as it is, then all others
+            if name not in by_normalization:
+                views = views_of(teacher.preprocess, name, data, predict.config)
+                label = f"teacher {teacher.index} with normalization {name}"
+                by_normalization[name] = predict(network, images, views, label)
+    tried: list[tuple[tuple[str, Order], float]] = [  # its own settings first
         ((name, order), accuracy)
-        for name, logits in everything.items()
+        for name, logits in by_normalization.items()
         if bool(logits.isfinite().all())
         for order, accuracy in accuracies(logits, images.labels, data.class_names)
     ]
@@ -82,8 +215,8 @@ def _try(
     said = " and ".join(f"{key} {new[key]}" if isinstance(new[key], str) else f"another {key}" for key in settings)
     return Finding(
         "teacher settings",
-        f"teacher {teacher.index} ({teacher.name}) has an accuracy of {before:.2%} on {count} images as it is set, and "
-        f"{after:.2%} with {said}",
+        f"teacher {teacher.index} ({teacher.name}) has an accuracy of {before:.2%} on {count} images with its current "
+        f"settings, and {after:.2%} with {said}",
         f"teachers.{teacher.index}.{key}",
         getattr(own, key),
         advice_for(own, settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from kd_core.data.decoding import try_decode
-from kd_core.data.views import Views
+from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, printable
-from kd_core.files import csv_text, write_text, writing
+from kd_core.files import csv_text, local_path, write_text, writing
 from kd_core.models.build import LoadedModel
 
 BATCH = 256  # pictures, while they are small:
@@ -30,6 +31,26 @@ class Prediction:
     file: Path
     classes: list[str]
     probabilities: list[float]
+
+
+def print_predictions(loaded: LoadedModel, path: str, *, top: int, csv: str | None = None) -> None:
+    """`evaluate_kd.py --images`: print the `top` classes of your own images, and write them as CSV if asked to.
+
+    `path` and `csv` are as they were typed.  UserError if no image can be read; those that cannot are listed on stderr.
+    """
+    files = files_in(local_path(path, "--images"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, unreadable = predict(loaded, files, top=top, device=device)
+    reasons = "".join(f"\n  {file}: {reason}" for file, reason in unreadable.items())
+    if not found:
+        raise UserError(f"--images: none of {len(files)} file(s) can be read as a picture:{reasons}")
+    print(as_text(found))
+    if reasons:
+        print(printable(f"left out, since they cannot be read ({len(unreadable)}):{reasons}"), file=sys.stderr)
+    if csv is not None:
+        target = local_path(csv, "--csv")
+        write_csv(target, found)
+        print(f"{len(found)} pictures written to {target}")
 
 
 def files_in(path: Path) -> list[Path]:
@@ -62,7 +83,7 @@ def predict(
         UserError: the network gives probabilities that are not finite.
     """
     side = loaded.stored_side
-    views = Views(loaded.preprocess, side, crop_padding=0, flip=False)
+    views = Views(loaded.preprocess, side, NO_AUGMENTATION)
     network = loaded.model.to(device).eval()
     names = loaded.names
     found: list[Prediction] = []

@@ -6,10 +6,9 @@ program hold the normalisation too: images float32 [N,3,size,size] in [0,1], RGB
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from kd_core.config import own_code
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Views
+from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, first_line
+from kd_core.export.kinds import ABOUT, CARD, FILES
 from kd_core.files import json_text, replacing_folder, write_text, writing
 from kd_core.models import build as models
 from kd_core.models.build import LoadedModel
@@ -34,14 +34,6 @@ from kd_core.privacy import redacted
 OPSET = 20  # of ONNX
 TOLERANCE = 1e-4  # of a logit, for logits up to 100; of larger ones a millionth
 CHECKED, CHECKED_PIXELS = 1000, 4_000_000  # images that an export is checked on: so many, or so many pixels
-ABOUT = "preprocessing.json"
-CARD = "README.md"
-FILES = {
-    "timm": ("config.json", "model.safetensors", CARD),
-    "onnx": ("model.onnx", ABOUT, CARD),
-    "program": ("model.pt2", ABOUT, CARD),
-    "hub": ("config.json", "model.safetensors", CARD),
-}
 # What a process that has never heard of this project does with a program: the modules named None cannot be imported.
 FRESH = """
 import sys
@@ -108,26 +100,12 @@ def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
     """What the student says about stored images uint8 [n,S,S,3] in evaluation's view of them."""
     network = loaded.model.eval()
     side = pixels.shape[1]
-    clean = Views(loaded.preprocess, side, crop_padding=0, flip=False).clean(pixels)
+    clean = Views(loaded.preprocess, side, NO_AUGMENTATION).clean(pixels)
     plain = replace(loaded.preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    images = Views(plain, side, crop_padding=0, flip=False).clean(pixels)
+    images = Views(plain, side, NO_AUGMENTATION).clean(pixels)
     parts = [pixels[:1], pixels[1:8], *pixels[8:].split(256)]
     sizes = [len(part) for part in parts if len(part)]
     return Checks(images, clean, torch.cat([network(part) for part in clean.split(sizes)]), sizes)
-
-
-def requirements_of(kinds: Sequence[str]) -> None:
-    """UserError if a package that an export of `kinds` needs is not installed."""
-    if "onnx" not in kinds:
-        return
-    try:
-        import onnx  # noqa: F401 - here and in _onnx, not above: heavy, and only this format needs them
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401 - torch.onnx uses it
-    except ImportError as error:
-        raise UserError(
-            f"--export onnx: {first_line(error, 200)}; run: pip install -r requirements-export.txt"
-        ) from None
 
 
 def check_folder(folder: Path, kind: str) -> None:
@@ -178,13 +156,13 @@ def in_stock_timm(architecture: str) -> bool:
     """Whether timm has the network by itself; those of `kd_core.zoo` and of own code are registered here."""
     if own_code.provider(own_code.NETWORK, architecture):
         return False
-    return not timm.models.model_entrypoint(architecture).__module__.startswith(f"{__package__}.")
+    return not timm.models.model_entrypoint(architecture).__module__.startswith("kd_core.")
 
 
 def registered_by(architecture: str) -> str:
     """The module that registers a network which stock timm lacks."""
     file = own_code.provider(own_code.NETWORK, architecture)
-    return file.path.stem if file else f"{__package__}.zoo"
+    return file.path.stem if file else "kd_core.zoo"
 
 
 def require_timm(loaded: LoadedModel) -> None:
@@ -296,19 +274,6 @@ def _tracing(kind: str, loaded: LoadedModel) -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------------------------------- the Hub
-
-
-def check_repo(name: str | None, *, push: bool) -> str:
-    """`name` as a name of a repository, ORG/NAME; UserError if it is none, or to `push` without credentials."""
-    if not name or not re.fullmatch(r"[^/]+/[^/]+", name):
-        raise UserError(f"--repo: is {name!r}: ORG/NAME is needed, as in --repo my-name/my-student")
-    try:
-        huggingface_hub.utils.validate_repo_id(name)
-    except HFValidationError as error:
-        raise UserError(f"--repo: is {name!r}: {first_line(error, 200)}") from None
-    if push and huggingface_hub.get_token() is None:
-        raise UserError("--push: no credentials for the Hub; run 'hf auth login' or set HF_TOKEN, then try again")
-    return name
 
 
 def push(folder: Path, repo: str) -> str:

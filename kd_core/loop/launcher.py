@@ -9,15 +9,8 @@ import torch
 from accelerate.utils import is_torch_xla_available, str_to_bool
 
 from kd_core.errors import UserError
+from kd_core.loop.ranks import RANKS, RankMistake
 
-# Under which names Accelerate looks for them (accelerate.utils.environment.get_cpu_distributed_information): torchrun's
-# first, then those of MPI's launchers.  On GPUs it knows torchrun's alone.
-RANKS = {
-    "rank": ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
-    "size": ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
-    "local_rank": ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
-    "local_size": ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
-}
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # as `accelerate launch` sets it, from its option or its config file
 PRECISIONS = ("no", "fp16", "bf16")
 PLUGINS = {
@@ -44,10 +37,6 @@ HOW_TO_START = (
     "start with 'python train_kd.py', 'torchrun --standalone --nproc_per_node N train_kd.py' or "
     "'accelerate launch --multi_gpu --num_processes N train_kd.py' (docs/scaling.md)"
 )
-
-
-class RankMistake(UserError):
-    """Variables from which no process can tell which one it is; so every process says so."""
 
 
 def uses_gpu(environ: Mapping[str, str]) -> bool:
@@ -84,11 +73,6 @@ def about_precision(asked: str | None, environ: Mapping[str, str]) -> str | None
 
 def _told_precision(environ: Mapping[str, str]) -> str:
     return environ.get(PRECISION, "").strip().lower()
-
-
-def is_first(environ: Mapping[str, str]) -> bool:
-    """Whether the process with this environment speaks for all."""
-    return next((environ[name] for name in RANKS["rank"] if name in environ), "0") in ("0", "-1")
 
 
 def check(environ: Mapping[str, str]) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
-from kd_core.errors import UserError
+from kd_core.errors import UserError, did_you_mean
 
 
 def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, training: TrainingConfig) -> float:
@@ -36,9 +36,14 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, train
 def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
     """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused form for `device`.
 
-    UserError if the optimizer rejects `training.optimizer_args`.
+    UserError if timm has no such optimizer, or if it rejects `training.optimizer_args`.
     """
-    name = training.optimizer
+    name, known = training.optimizer, list_optimizers()
+    if name not in known:
+        raise UserError(
+            f"training.optimizer: unknown optimizer {name!r}{did_you_mean(name, known, cutoff=0.55)}; "
+            f"timm has {len(known)}, such as adamw, sgd, lamb"
+        )
     if name == "sgd" and not training.nesterov:
         name = "momentum"  # timm's plain SGD; its "sgd" is Nesterov's
     fused = {"fused": True} if name in ("adamw", "adam", "sgd", "momentum") and device.type in ("cpu", "cuda") else {}

@@ -18,6 +18,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from kd_core.errors import UserError, first_line
 from kd_core.loop import launcher
+from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import StopSignals, ended_by_signals
 
 # One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
@@ -83,11 +84,6 @@ def _join(*, cpu: bool) -> None:
             f"MASTER_ADDR, MASTER_PORT: the processes cannot meet at {address}: {first_line(error, 200)}; is the port "
             "taken, or the first process gone?"
         ) from error
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for all, also before Accelerate is started."""
-    return launcher.is_first(os.environ)
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

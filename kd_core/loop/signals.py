@@ -10,10 +10,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 QUIET_SECONDS = 10.0  # of waiting for other processes, after which the user is told
 
@@ -85,8 +85,10 @@ class StopSignals:
             return received, due
         if not together:
             return 0, False
-        told = torch.tensor([received, int(due)], device=accelerator.device)
-        highest = accelerator.gather(told).view(-1, 2).amax(0)
+        import torch  # not above: scripts import `Stopped` before they import torch
+
+        own = torch.tensor([received, int(due)], device=accelerator.device)
+        highest = accelerator.gather(own).view(-1, 2).amax(0)
         return int(highest[0]), bool(highest[1])
 
 

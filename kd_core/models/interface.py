@@ -36,13 +36,30 @@ def check_network(network: nn.Module, channels: int, size: int, num_classes: int
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(f"{who}: its state_dict holds {name!r}, a {type(value).__name__}; checkpoints hold tensors")
-    if not isinstance(found, Tensor):
-        raise UserError(f"{who}: gives a {type(found).__name__}, one tensor of logits is needed")
-    if found.shape != (2, num_classes) or not found.is_floating_point():
-        raise UserError(
-            f"{who}: gives {found.dtype} {list(found.shape)} for two images; logits of shape [2, {num_classes}] are "
-            "needed, one number a class of the data (num_classes)"
-        )
+    require_logits(found, 2, num_classes, who, "for two images", "one number per class of the data (num_classes)")
+
+
+def require_logits(output: Any, count: int, num_classes: int, who: str, when: str, remedy: str) -> None:
+    """UserError, which begins with `who`, unless `output` is one tensor of logits [count,num_classes]."""
+    if isinstance(output, Tensor) and output.shape == (count, num_classes) and output.is_floating_point():
+        return
+    raise UserError(
+        f"{who}: gives {_described(output)} {when}, one tensor of logits [{count}, {num_classes}] is needed; {remedy}"
+    )
+
+
+def _described(output: Any) -> str:
+    """What a network returns, by type and shape."""
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
+    kind = type(output).__name__
+    if isinstance(output, dict):
+        parts = [f"{key}: {_described(value)}" for key, value in list(output.items())[:4]]
+    elif isinstance(output, (list, tuple)):
+        parts = [_described(value) for value in output[:4]]
+    else:
+        return f"a {kind}"
+    return f"a {kind} of {len(output)} ({', '.join(parts)}{', ...' if len(output) > 4 else ''})"
 
 
 def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes: int) -> None:

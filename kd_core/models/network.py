@@ -1,46 +1,62 @@
-"""The student: its network, what it sees, and how it is exported."""
+"""A network and how it sees images: built anew, or read from an export."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
+from tqdm import tqdm
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data
-from kd_core.data.views import Views
+from kd_core.data.superclasses import in_one_spelling
+from kd_core.data.views import Augmentation, Views
+from kd_core.errors import UserError, printable
 from kd_core.files import write_json, write_text
+from kd_core.loop.processes import is_first_process
 from kd_core.models import build as models
+from kd_core.models.predict import Predictor
 
 
 @dataclass
-class Student:
-    """A network, its preprocessing, and what an export of it must say."""
+class Network:
+    """A network and how it sees images.
+
+    Args:
+        preprocess: size, interpolation, mean and standard deviation of its input.
+        views: turns stored images into its input.
+        about, settings: what an export says of it, and the run's settings as YAML; empty for a network that was itself
+            read from an export, which is not exported again.
+    """
 
     model: nn.Module
     architecture: str
     preprocess: models.Preprocess
     views: Views
-    about: dict[str, Any]
-    settings: str  # the run's, as YAML
+    about: dict[str, Any] = field(default_factory=dict)
+    settings: str = ""
 
     @property
     def parameters(self) -> int:
         return models.count_parameters(self.model)
 
-    def export(self, folder: Path, figures: dict[str, Any]) -> None:
-        """Write the network as it is now in timm's format, and beside it all that evaluating it elsewhere needs."""
+    def export(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Write the current weights in timm's format, with `metrics` and the settings in files beside them."""
         models.export(self.model, folder, architecture=self.architecture, preprocess=self.preprocess, **self.about)
-        write_json(folder / "metrics.json", figures)
+        write_json(folder / "metrics.json", metrics)
         write_text(folder / "config.yaml", self.settings)
 
 
-def build(config: Config, data: Data) -> Student:
-    """A freshly initialised (or pretrained) student.  UserError if timm cannot build it.
+def build(config: Config, data: Data) -> Network:
+    """The student that `config` describes, with fresh or pretrained weights.
 
-    Trained from scratch it is normalised by the data set's mean and deviation, pretrained by its own.
+    Its input is normalized by the data set's mean and standard deviation, or by the pretrained network's own.
+
+    Raises:
+        UserError: timm cannot build it.
     """
     wanted = config.model
     model = models.create_model(
@@ -65,11 +81,75 @@ def build(config: Config, data: Data) -> Student:
             "kd": config.kd.model_dump(mode="json"),
         },
     }
-    return Student(
+    return Network(
         model=model,
         architecture=models.architecture(wanted.name, wanted.stem),
         preprocess=preprocess,
-        views=Views(preprocess, data.image_size, crop_padding=config.data.crop_padding, flip=config.data.flip),
+        views=Views(preprocess, data.image_size, Augmentation.of(config.data)),
         about=about,
         settings=config.to_yaml(),
     )
+
+
+# ----------------------------------------------------------------------------------------------------- exports
+
+
+def from_export(loaded: models.LoadedModel, data: Data, predict: Predictor, where: str) -> Network:
+    """The exported network `loaded` on the device, ready for images of `data`.
+
+    Raises:
+        UserError: beginning with `where`; its classes are not those of the data.
+    """
+    check_classes(loaded, data, where)
+    views = Views(loaded.preprocess, data.image_size, Augmentation.of(predict.config.data))
+    return Network(predict.prepare(loaded.model), loaded.architecture, loaded.preprocess, views)
+
+
+def export_in(folder: Path) -> Path:
+    """The exported student in a run folder, or `folder` itself if it is an export.
+
+    If `student/` or one of its files is missing, the best or else the latest checkpoint is used, and a line says so.
+    """
+    places = [folder / part / "student" for part in ("", "checkpoints/best", "checkpoints/latest")] + [folder]
+    for names in (("config.json", "model.safetensors"), ("config.json",)):  # loading reports missing weights by name
+        for path in places:
+            if all((path / name).is_file() for name in names):
+                if path in places[1:3]:
+                    _report_checkpoint(folder, path)
+                return path
+    raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
+
+
+@cache
+def _report_checkpoint(folder: Path, path: Path) -> None:
+    """Say once that a checkpoint is used."""
+    if is_first_process():
+        kind = path.parent.name
+        tqdm.write(printable(f"{folder}: has no whole student/, its {kind} checkpoint is taken: {path}"))
+
+
+class HasClasses(Protocol):
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+
+
+def check_classes(known: HasClasses, data: Data, where: str, outputs: list[int] | None = None) -> None:
+    """UserError unless a network has as many classes as the data, in the same order as far as both have names.
+
+    `outputs`: for a teacher, which of its outputs stands for each class.
+    """
+    if known.num_classes != data.num_classes:
+        raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
+    names, wanted = in_one_spelling(known.class_names or []), in_one_spelling(data.class_names)
+    if sorted(names) != sorted(wanted):
+        return
+    ordered = names if outputs is None else [names[number] for number in outputs]
+    if ordered != wanted:
+        hint = "" if outputs is None else f"; set class_order: {[names.index(name) for name in wanted]}"
+        raise UserError(
+            f"{where}: knows the same classes in another order: {ordered[0]!r} comes first, "
+            f"in the data it is {wanted[0]!r}{hint}"
+        )

@@ -18,15 +18,13 @@ from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.labels import LABELS
 from kd_core.evaluation.uncertainty import wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
-from kd_core.models.network import Student
+from kd_core.models.network import Network
 from kd_core.teachers.load import EXPOSED, Teacher, worst_of
 
 LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
 BEYOND_DOUBT = 3  # standard errors of a difference
 MISTAKES = 5  # pairs of classes that an evaluation prints
 ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
-# of a run's summary: what W&B shows for the run
-HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -214,7 +212,7 @@ def costs(figures: dict[str, Any]) -> str:
 def summarize(
     config: Config,
     data: Data,
-    student: Student,
+    student: Network,
     teachers: list[Teacher],
     measured: list[dict[str, float]],
     state: dict[str, Any],

@@ -5,7 +5,6 @@ Whatever number the page tells is one of summary.json's, under the key that its 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_core import metrics
-from kd_core.evaluation.figures import Predictions
+from kd_core.evaluation.figures import OPTIONAL, Predictions
 from kd_core.evaluation.labels import LABELS
-from kd_core.files import replacing_folder, write_json, write_text
+from kd_core.files import read_object, replacing_folder, write_json, write_text
 from kd_core.privacy import redacted
 from kd_core.report import html as page
 from kd_core.report import plots
-from kd_core.report.console import ONE_SEED, next_steps
+from kd_core.report.console import ONE_SEED, next_steps, short
+from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.tracking import MISTAKES
 from kd_core.teachers.load import EXPOSED
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
-MISTAKES = "mistakes"  # the plot that shows images of the data
 SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside the student's
 
 
@@ -90,6 +90,49 @@ def write_report(
         )
         write_text(fresh / "index.html", text)
     return folder / "report" / "index.html"
+
+
+def renew_report(
+    home: Path,
+    run: RunFolder | None,
+    measured: dict[str, Any],
+    predictions: Predictions,
+    *,
+    student: dict[str, Any],
+    settings: str,
+) -> Path:
+    """Write the report in folder `home` with a new evaluation of one split; returns the path of the page.
+
+    Args:
+        run: the run folder, whose report and summary keep what else they hold; None: the student came without one.
+        measured: what `figures.evaluate` returned for the split of `predictions`, with `cost` if it was measured.
+        student: keys of summary.json that describe a student without a run folder.
+        settings: the resolved settings as YAML.
+    """
+    split = predictions.split
+    evaluations = {split: measured}
+    new: dict[str, Any] = {"cost": measured["cost"]} if "cost" in measured else {}
+    if run:
+        for name in SPLITS:
+            file = run.path / "report" / f"evaluation-{name}.json"
+            before = read_object(file) if file.is_file() else {}
+            if before.keys() >= measured.keys() - {"cost", *OPTIONAL}:
+                evaluations[name] = {**before, **evaluations.get(name, {})}
+        known = run.summary().get("evaluation")
+        known = known if isinstance(known, dict) else {}
+        new["evaluation"] = known | {name: short(each) for name, each in evaluations.items()}
+        summary, rows = run.write_summary(**new), read_metrics(run.metrics_file)
+    else:
+        summary, rows = {**student, "evaluation": {split: short(measured)}, **new}, []
+    return write_report(
+        home,
+        summary=summary,
+        settings=settings,
+        environment=summary.get("environment", {}),
+        rows=rows,
+        evaluations=evaluations,
+        predictions=predictions,
+    )
 
 
 def draw(
@@ -233,16 +276,6 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 "bars mark the true class.",
             )
     return drawn
-
-
-def without_images(text: str) -> str:
-    """The page `text` without the plot of images of the data, for places where those must not go.
-
-    What the template writes into that figure is escaped, so its end is the first end of a figure.
-    """
-    return re.sub(
-        r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", text, flags=re.S
-    )
 
 
 def _capital(text: str) -> str:

@@ -1,21 +1,29 @@
-"""How a script ends: its exit status, and one message for a mistake of the user."""
+"""How a script starts and ends: its switches, its exit status, and one message for a mistake of the user.
+
+Imports neither PyTorch nor Accelerate nor W&B, so that a script can answer `--help` and mistakes in its switches at
+once: `answer_early`, above the script's own imports.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-import torch
-
-from kd_core.config import own_code
 from kd_core.errors import UserError, first_line
-from kd_core.loop import launcher
-from kd_core.loop.processes import is_first_process
+from kd_core.loop.ranks import RankMistake, is_first_process
 from kd_core.loop.signals import Stopped
+
+
+def show_help(text: str) -> NoReturn:
+    """Print the help text and end the process."""
+    print(text, flush=True)
+    sys.exit(0)
 
 
 def exit_status(error: BaseException | None) -> int:
@@ -24,58 +32,105 @@ def exit_status(error: BaseException | None) -> int:
         return error.status
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    return 0 if error is None else 2 if isinstance(error, (UserError, torch.OutOfMemoryError)) else 1
+    return 0 if error is None else 2 if isinstance(error, (UserError, *_out_of_memory())) else 1
 
 
-def escape_what_cannot_be_shown() -> None:
-    """Let the terminal's encoding stop no output: characters that it lacks are written as escapes, such as \\u8682."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def answer_early(parse: Callable[[list[str]], Any], name: str) -> None:
+    """Let `parse` answer --help and mistakes in the command line; returns if there is work to do.
+
+    For the top of a script, above imports that take seconds.
+    """
+    with _reported(name):
+        parse(sys.argv[1:])
 
 
 def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:
     """Run `main` with the command line's words, and end the process with its exit status.
 
     A mistake of the user is one message, anything else a traceback and what to report, unless it comes from the user's
-    own code.  `after_stop` says what somebody may do whose script was stopped by a signal.
+    own code.  `after_stop` is added to the message after a signal: what the user can do then.
     """
-    escape_what_cannot_be_shown()
-    try:
+    with _reported(name, after_stop):
         main(sys.argv[1:])
-    except launcher.RankMistake as mistake:
+        sys.stdout.flush()
+    sys.exit(0)
+
+
+@contextmanager
+def _reported(name: str, after_stop: str = "") -> Iterator[None]:
+    """Within the block every error ends the process, with a message on stderr and `exit_status`."""
+    _escape_unsupported_characters()
+    try:
+        yield
+    except RankMistake as mistake:
         print(f"{name}: {mistake}", file=sys.stderr)
         sys.exit(exit_status(mistake))
     except UserError as mistake:
-        _last_words(name, str(mistake))
+        _print_once(name, str(mistake))
         sys.exit(exit_status(mistake))
-    except torch.OutOfMemoryError as full:
-        _last_words(
+    except _out_of_memory() as full:
+        _print_once(
             name,
             f"the device's memory is full ({first_line(full, 200)}). Try a smaller data.batch_size or "
             "training.mixed_precision=bf16; data.store=host keeps the images elsewhere",
         )
         sys.exit(exit_status(full))
     except (Stopped, KeyboardInterrupt) as stop:
-        _last_words(name, (str(stop) or "interrupted") + after_stop)
+        _print_once(name, (str(stop) or "interrupted") + after_stop)
         sys.exit(exit_status(stop))
     except Exception as error:
-        traceback.print_exc()
-        if place := own_code.place_of(error):
-            said = f"{type(error).__name__}: {first_line(error, 300)}"
-            _last_words(name, f"{place}: {said}. That file is your own code, which --import has named: fix it there")
+        if isinstance(error, BrokenPipeError) and _nobody_reads_stdout():
             sys.exit(exit_status(error))
-        python = sys.version.split()[0]
-        _last_words(
-            name,
-            "this is a failure of the program, not a mistake of yours. Please report it, with all lines from "
-            f"'Traceback' on, the command, and config.yaml of the run folder if there is one (Python {python}, torch "
-            f"{torch.__version__}, {sys.platform})",
-        )
-        sys.exit(1)
-    sys.exit(0)
+        _report_failure(name, error)
+        sys.exit(exit_status(error))
 
 
-def _last_words(name: str, text: str) -> None:
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """PyTorch's exception for full device memory; empty if PyTorch is not imported, since nothing can raise it then."""
+    found = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    return (found,) if found else ()
+
+
+def _escape_unsupported_characters() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, such as \\u8682, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads_stdout() -> bool:
+    """Whether stdout is a pipe whose reader has gone, as after `| head`; if so, drop what was not written yet.
+
+    Python would fail again when it flushes stdout at exit (docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _report_failure(name: str, error: Exception) -> None:
+    """Print the traceback, and what to do: fix the user's own code, or report a failure of the project's."""
+    import torch  # not above: takes seconds
+
+    from kd_core.config import own_code
+
+    traceback.print_exception(error)
+    if place := own_code.place_of(error):
+        said = f"{type(error).__name__}: {first_line(error, 300)}"
+        _print_once(name, f"{place}: {said}. That file is your own code, which --import has named: fix it there")
+        return
+    _print_once(
+        name,
+        "this is a failure of the program, not a mistake of yours. Please report it, with all lines from 'Traceback' "
+        f"on, the command, and config.yaml of the run folder if there is one (Python {sys.version.split()[0]}, torch "
+        f"{torch.__version__}, {sys.platform})",
+    )
+
+
+def _print_once(name: str, text: str) -> None:
+    """Print a message to stderr, in the first process only."""
     if is_first_process():
         print(f"{name}: {text}", file=sys.stderr)

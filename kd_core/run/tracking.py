@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from kd_core.errors import UserError
 from kd_core.files import finite, json_text, read_json, read_object, write_json, write_text
 from kd_core.loop.signals import Stopped
 from kd_core.privacy import redacted
-from kd_core.report.console import HEADLINES
 from kd_core.run import artifacts
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
 from kd_core.run.script import exit_status
@@ -33,6 +33,9 @@ from kd_core.run.script import exit_status
 # what about.json tells wandb.init, which would take much else, too
 ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
 SENT = "sent"  # file in a run's wandb folder: the server has all of it
+# keys of summary.json that W&B shows as the run's summary
+HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
+MISTAKES = "mistakes"  # the plot of the report that shows images of the data; on the page a figure of class "images"
 # axes of the metrics, see docs/metrics.md
 AXES = {
     "train_step/*": "train_step/step",
@@ -452,8 +455,6 @@ def _report(folder: Path, with_images: bool) -> dict[str, Any]:
     """The files of a report as W&B shows them: plots, the page, each split's classes as a table."""
     import wandb
 
-    from kd_core.report import run_page as report_page  # imports matplotlib
-
     def own(pattern: str) -> list[Path]:  # links could lead anywhere
         return [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.is_symlink()]
 
@@ -461,16 +462,26 @@ def _report(folder: Path, with_images: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {
         f"report/{path.stem}": wandb.Image(str(path))
         for path in own("*.png")
-        if with_images or not path.stem.startswith(report_page.MISTAKES)
+        if with_images or not path.stem.startswith(MISTAKES)
     }
     # Unless told not to, the client adds a style sheet of its own server.
-    shown["report/page"] = wandb.Html(page if with_images else report_page.without_images(page), inject=False)
+    shown["report/page"] = wandb.Html(page if with_images else without_images(page), inject=False)
     for path in own("evaluation-*.json"):
         classes = read_object(path)["per_class"]
         columns: list[Any] = list(classes[0])
         table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in classes])
         shown[f"report/classes-{path.stem.removeprefix('evaluation-')}"] = table
     return shown
+
+
+def without_images(page: str) -> str:
+    """The report's HTML without the plot of images of the data, for places where those must not go.
+
+    What the template writes into that figure is escaped, so its end is the first end of a figure.
+    """
+    return re.sub(
+        r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", page, flags=re.S
+    )
 
 
 def _to_end(run: Any) -> bool:

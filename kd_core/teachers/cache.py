@@ -149,7 +149,7 @@ class CachedTeacher:
 
     def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
         self.store, self.per_view, self._notify = store, per_view, notify
-        self._damage_told = False
+        self._damage_reported = False
         self.index_device = torch.device("cpu")
         self._table: Tensor | None = None
         self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
@@ -166,7 +166,7 @@ class CachedTeacher:
         self._there = self.store.sound(self._slots.flatten()).view_as(rows)
         self._complete = self._there.all(1).tolist()  # on the host, once an epoch: no wait
         self.hits += int(self._there.sum())
-        self.tell_damage(self._slots[~self._there])
+        self.report_damage(self._slots[~self._there])
 
     def __call__(self, step: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits fp16 [B,C] of a step of the epoch, on `device`, without waiting for it.
@@ -189,10 +189,10 @@ class CachedTeacher:
             self._keep_later(slots[positions], fresh)
         return logits
 
-    def tell_damage(self, slots: Tensor) -> None:
+    def report_damage(self, slots: Tensor) -> None:
         """Say so if any of the slots int64 [n], which are missing, are damaged."""
-        if not self._damage_told and (count := self.store.damaged(slots)):
-            self._damage_told = True
+        if not self._damage_reported and (count := self.store.damaged(slots)):
+            self._damage_reported = True
             self._notify(f"{self.store.folder}: damaged, {count} or more teachers' logits are computed again")
 
     def keep(self, slots: Tensor, logits: Tensor) -> None:

@@ -18,7 +18,8 @@ from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.errors import UserError, first_line
 from kd_core.loop.processes import random_state, set_random_state, shares_batch_norm
-from kd_core.models.network import Student
+from kd_core.models.interface import require_logits
+from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import StudentOutput, TeacherOutputs
@@ -42,11 +43,11 @@ class Subject:
         return f"{self.model} {self.name!r}"
 
 
-def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, subject: Subject) -> None:
+def train_once(student: Network, config: Config, data: Data, predict: Predictor, subject: Subject) -> None:
     """One training pass, forward, loss and backward, at this process's share of the batch, and one image in evaluation.
 
     In the run's precision and memory format, on the first training images, without an optimizer's step.  The random
-    generators stand afterwards where they stood.  Weights and statistics do not: `pupil` is to be thrown away.
+    generators stand afterwards where they stood.  Weights and statistics do not: `student` must not be used afterwards.
 
     UserError that names the key to change: the network fails on images of this size, BatchNorm sees one value, the
     outputs are not one tensor of logits [B,C], the device's memory is full.
@@ -56,21 +57,22 @@ def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, s
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
     before = random_state(accelerator.device)
     try:
-        model = predict.prepare(pupil.model)
+        model = predict.prepare(student.model)
         if shares_batch_norm(accelerator, config.training.sync_bn):
             model = convert_sync_batchnorm(model)
         store = ImageStore(data.train, accelerator.device, on_device="host")
         pixels, labels = store.gather(data.train.rows[:share])
         channels_last = config.training.channels_last
-        view = pupil.views.clean(pixels, channels_last=channels_last)
+        view = student.views.clean(pixels, channels_last=channels_last)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
             with accelerator.autocast():
                 output = model(view)
             _require_logits(output, subject, share, data.num_classes, "in training")
-            student = StudentOutput(output.float())
-        taught = student.logits.detach().expand(len(config.teachers), -1, -1)  # any teachers do
-        loss, _ = method(student, TeacherOutputs(taught if method.requires_teachers else None), labels, progress=0.0)
+            student_output = StudentOutput(output.float())
+        logits = student_output.logits.detach().expand(len(config.teachers), -1, -1)  # of any teachers
+        teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None)
+        loss, _ = method(student_output, teacher_outputs, labels, progress=0.0)
         with _explained(subject, TRAINED, share, config, predict):
             loss.backward()
         unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
@@ -79,7 +81,7 @@ def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, s
                 f"{subject}: {len(unused)} weight(s), such as {unused[0]!r}, have no part in the logits; several "
                 "processes cannot train such a network (DistributedDataParallel): take one, or another network"
             )
-        del output, student, loss
+        del output, student_output, loss
         model.eval()
         with torch.no_grad(), _explained(subject, "be evaluated on", 1, config, predict), accelerator.autocast():
             _require_logits(model(view[:1]), subject, 1, data.num_classes, "in evaluation")
@@ -88,7 +90,7 @@ def train_once(pupil: Student, config: Config, data: Data, predict: Predictor, s
 
 
 @torch.no_grad()
-def look_once(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
+def check_teacher(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
     """Show two images to a teacher's network; UserError that names the key to change if it gives no logits [2,C]."""
     assert teacher.views is not None
     where = f"teachers[{teacher.index}]"
@@ -105,30 +107,13 @@ def look_once(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
 
 def _require_logits(output: Any, subject: Subject, count: int, num_classes: int, when: str) -> None:
     """UserError unless `output` is one tensor of logits [count,num_classes]."""
-    if isinstance(output, Tensor) and output.shape == (count, num_classes) and output.is_floating_point():
-        return
     remedy = f"check {subject.args}"
     if not isinstance(output, Tensor):
         remedy = (
             "a network with further outputs (auxiliary classifiers, distillation tokens, features) is needed without "
             f"them; {subject.args} may switch them off, as aux_logits: false does for timm's inception_v3"
         )
-    wanted = f"one tensor of logits [{count}, {num_classes}] is needed"
-    raise UserError(f"{subject}: gives {_described(output)} {when}, {wanted}; {remedy}")
-
-
-def _described(output: Any) -> str:
-    """What a network gives, by type and shape."""
-    if isinstance(output, Tensor):
-        return f"a tensor {list(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
-    kind = type(output).__name__
-    if isinstance(output, dict):
-        parts = [f"{key}: {_described(value)}" for key, value in list(output.items())[:4]]
-    elif isinstance(output, (list, tuple)):
-        parts = [_described(value) for value in output[:4]]
-    else:
-        return f"a {kind}"
-    return f"a {kind} of {len(output)} ({', '.join(parts)}{', ...' if len(output) > 4 else ''})"
+    require_logits(output, count, num_classes, str(subject), when, remedy)
 
 
 @contextmanager

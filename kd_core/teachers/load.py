@@ -7,27 +7,25 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import kd_methods
 from kd_core.config import Config, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
 from kd_core.data.dataset import Data, validation_size
 from kd_core.data.preprocess import NORMALIZATIONS
-from kd_core.data.superclasses import in_one_spelling
-from kd_core.data.views import Views
-from kd_core.errors import UserError, printable
+from kd_core.data.views import Augmentation, Views
+from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, sha256_of, write_json
-from kd_core.loop.processes import is_first_process
 from kd_core.models import build as models
-from kd_core.models import network as student
+from kd_core.models import network as networks
 from kd_core.models import weights
+from kd_core.models.network import check_classes, export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import find_run
 from kd_core.teachers.class_order import outputs_in_order
@@ -104,7 +102,7 @@ class Teacher:
     artifact: str | None = None
     index: int = 0  # in the configuration's list
     preprocess: models.Preprocess | None = None  # as its weights say, whatever `normalization` makes of it
-    judged: Tensor | None = None  # its logits on the images by which it is judged, once they are known
+    validation_logits: Tensor | None = None  # [n,C], of the images that it is measured on, once computed
     saw_validation: Exposure | None = "possibly"  # None where there is no validation split
     notes: list[str] = field(default_factory=list)  # what should be said about it, one line each
 
@@ -197,7 +195,7 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
 
 def untrained(run: Config, index: int, data: Data) -> Teacher:
     """A stand-in with random weights for a teacher yet to be trained: right for timing, wrong for anything else."""
-    own = student.build(training_config(run, index), data)
+    own = networks.build(training_config(run, index), data)
     config = run.teachers[index]
     return Teacher(
         name=f"{own.architecture} (not trained yet)",
@@ -305,29 +303,6 @@ def _known(source: str) -> Any:
     return weights.KNOWN_CHECKPOINTS.get(source.removeprefix("hf-hub:"))
 
 
-def export_in(folder: Path) -> Path:
-    """The exported student in a run folder, or `folder` itself if it is an export.
-
-    Where `student/` is gone, or a file of it, a checkpoint is taken: the best, else the latest; a line says so.
-    """
-    places = [folder / part / "student" for part in ("", "checkpoints/best", "checkpoints/latest")] + [folder]
-    for names in (("config.json", "model.safetensors"), ("config.json",)):  # what lacks its weights is named as such
-        for path in places:
-            if all((path / name).is_file() for name in names):
-                if path in places[1:3]:
-                    _tell_of_checkpoint(folder, path)
-                return path
-    raise UserError(f"{folder}: holds no exported student (student/config.json) and is none itself")
-
-
-@cache
-def _tell_of_checkpoint(folder: Path, path: Path) -> None:
-    """Say once that a checkpoint is taken."""
-    if is_first_process():
-        kind = path.parent.name
-        tqdm.write(printable(f"{folder}: has no whole student/, its {kind} checkpoint is taken: {path}"))
-
-
 def _from_logits(name: str, where: str, data: Data) -> Teacher:
     """A file of logits, by whatever model."""
     file = LogitsFile(Path(name).expanduser(), f"{where}.logits", data.num_classes)
@@ -359,7 +334,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
     wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
     if wanted != facts.architecture:
         raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
-    check_classes(facts, data, f"{where} {folder}", config)
+    check_classes(facts, data, f"{where} {folder}", outputs_in_order(config.class_order, data.class_names))
     teacher = _teacher(facts, digest, network, config, data, run)
     teacher.saw_validation = _exposure_of_export(export, data, run)
     if (export / "metrics.json").is_file():
@@ -491,28 +466,7 @@ def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run:
     if normalization != "auto":
         mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
         preprocess = replace(preprocess, mean=mean, std=std)
-    return Views(preprocess, data.image_size, crop_padding=run.data.crop_padding, flip=run.data.flip)
-
-
-def check_classes(
-    known: Facts | models.LoadedModel, data: Data, where: str, teacher: TeacherConfig | None = None
-) -> None:
-    """UserError if a network has another number of classes than the data, or has them in another order.
-
-    A teacher's outputs are first put into its `class_order`.
-    """
-    if known.num_classes != data.num_classes:
-        raise UserError(f"{where}: has {known.num_classes} classes, the data have {data.num_classes}")
-    names, wanted = in_one_spelling(known.class_names or []), in_one_spelling(data.class_names)
-    if sorted(names) != sorted(wanted):
-        return
-    outputs = [names[number] for number in outputs_in_order(teacher.class_order if teacher else None, data.class_names)]
-    if outputs != wanted:
-        right = f"; set class_order: {[names.index(name) for name in wanted]}" if teacher else ""
-        raise UserError(
-            f"{where}: knows the same classes in another order: {outputs[0]!r} comes first, "
-            f"in the data it is {wanted[0]!r}{right}"
-        )
+    return Views(preprocess, data.image_size, Augmentation.of(run.data))
 
 
 def download_from_hub(repository: str, filename: str, where: str) -> Path:

@@ -11,6 +11,7 @@ and in its metadata, under the same name, the fingerprint of the split that the 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kd_core.data.dataset import Split
+from kd_core.data.views import Augmentation
 from kd_core.errors import UserError, first_line
 from kd_core.files import writable_folder
 from kd_core.metrics import ensemble_logits
@@ -80,19 +82,20 @@ class LogitsFile:
         tensor = self._of(split, 3)
         return 0 if tensor is None else tensor.shape[1]
 
-    def check_views(self, split: Split, *, crop_padding: int, flip: bool, fixed: int | None) -> None:
+    def check_views(self, split: Split, augmentation: Augmentation, fixed: int | None) -> None:
         """UserError if the file has views of the images, and training shows others to the student."""
         views = self.views(split)
-        stated = tuple(self.about.get(key) for key in ("crop_padding", "flip"))
+        wanted = about_views(augmentation)
+        stated = {key: self.about.get(key) for key in wanted}
         if views and fixed != views:
             raise UserError(
                 f"{self._where}: has logits of {views} fixed views of each image; training must show these: "
                 f"--cache.mode=fixed --cache.views={views}"
             )
-        if views and stated != (wanted := (str(crop_padding), str(flip).lower())):
+        if views and stated != wanted:
             raise UserError(
-                f"{self._where}: its views were made with data.crop_padding={stated[0]} and data.flip={stated[1]}, "
-                f"here they are {wanted[0]} and {wanted[1]}"
+                f"{self._where}: its views were made with data.crop_padding={stated['crop_padding']} and "
+                f"data.flip={stated['flip']}, here they are {wanted['crop_padding']} and {wanted['flip']}"
             )
 
     def clean(self, split: Split) -> Tensor:
@@ -133,6 +136,11 @@ class FileStore:
 
     def write(self, slots: Tensor, logits: Tensor) -> None:
         raise AssertionError("nothing is missing in a file of logits")
+
+
+def about_views(augmentation: Augmentation) -> dict[str, str]:
+    """What a file's metadata says of the augmentation whose views it holds."""
+    return {key: str(value).lower() for key, value in asdict(augmentation).items()}
 
 
 def write_logits(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:

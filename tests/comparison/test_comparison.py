@@ -12,57 +12,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from compared_runs import EVIL, LABEL_ONLY, OTHERS, TEACHER, VALUES, A, B, C, evil, make, several
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import kd_methods
-import train_kd
 from kd_core.comparison import compare as comparison
 from kd_core.comparison import tables as comparison_tables
 from kd_core.comparison.compare import compare, difference, holm, pivot, spread, verdict
 from kd_core.comparison.runs import Found, Run, as_same_data
-from kd_core.config import Layer, resolve
+from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.files import csv_text
-
-LABEL_ONLY = kd_methods.LABEL_ONLY
-TEACHER = {"model": "cifar_resnet56", "weights": "teacher.pth"}
-A, B, C = [name for name in kd_methods.names() if name != LABEL_ONLY][:3]
-VALUES = [0.713, 0.702, 0.725, 0.709, 0.731]
-OTHERS = [0.701, 0.699, 0.708, 0.712, 0.715]
-
-
-def make(method=A, seed=0, accuracy=0.5, images="f" * 64, modified=0.0, summary=None, rows=(), **sections) -> Run:
-    """A finished run that was never trained; `sections` change its settings."""
-    values = {
-        "kd": {"type": method},
-        "model": {"name": "cifar_resnet20"},
-        "teachers": [] if method == LABEL_ONLY else [TEACHER],
-        "training": {"seed": seed, **sections.pop("training", {})},
-        **sections,
-    }
-    if isinstance(values["kd"], dict):
-        values["kd"] = {"type": method, **values["kd"]}
-    config = resolve([Layer("test", values)], in_sweep=False).config
-    number = next(COUNTER)
-    return Run(
-        name=f"runs/{config.experiment}-{number:08d}",
-        run_id=f"{number:08d}",
-        config=config,
-        identity=config.identity(images),
-        summary={"best_val_accuracy": accuracy, "parameters": 1000, "best_epoch": 1, **(summary or {})},
-        rows=list(rows),
-        modified=modified,
-    )
-
-
-COUNTER = itertools.count()
-
-
-def several(method=A, values=VALUES, first=0, **more) -> list[Run]:
-    return [make(method, seed, value, **more) for seed, value in enumerate(values, first)]
 
 
 def groups_of(*runs: Run, **options) -> dict[str, dict]:
@@ -557,13 +519,13 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
     for one, method in zip(missing, [C, LABEL_ONLY, C], strict=True):
         words = shlex.split(one["command"])
         assert words[:2] == ["python", "train_kd.py"]
-        options, resolved = train_kd.parse(words[2:])
+        options, resolved = command_line.parse(words[2:])
         assert options.seeds == one["seeds"] and resolved.config.kd.type == method
         like = next(run for run in runs if run.config.kd.type == C)
         column = next(run for run in runs if run.pair == one["column"])
         wanted = column.config.model_copy(update={"kd": like.config.kd})
         if method == LABEL_ONLY:
-            wanted = train_kd.without_teachers(column.config)
+            wanted = command_line.without_teachers(column.config)
         assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
 
 
@@ -596,14 +558,6 @@ def test_columns_hold_what_may_be_compared():
 
 
 # ------------------------------------------------------------------------------------------------- names from files
-
-EVIL = "=1+1|<script>alert(1)</script>\x1b[31m_100%_$x^2$\\input{a}&#~\nnew `line`"
-
-
-def evil() -> dict:
-    summary = {"teachers": [{"name": EVIL, "val_accuracy": 0.7}]}
-    runs = several(A, summary=summary) + several(B, OTHERS, summary=summary) + several(LABEL_ONLY)
-    return compare(Found(runs, [(EVIL, EVIL)]))
 
 
 def test_nothing_in_a_name_is_obeyed_by_the_terminal():

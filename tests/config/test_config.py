@@ -165,7 +165,6 @@ def test_numbers_become_the_declared_type():
             "command line: model.pretrained: is 'yes': input should be a valid boolean",
         ),
         ("--training.schedule=cosin", "did you mean 'cosine'?"),
-        ("--training.optimizer=adamq", "unknown optimizer 'adamq', did you mean"),
         ("--kd.type=dynamc", "command line: kd.type: unknown method 'dynamc', did you mean 'dynamic'?"),
         ("--kd.type=dynamic", "kd.type 'dynamic' needs teachers"),
         ("--data.source=parquet", "source 'parquet' needs data.path"),

@@ -10,17 +10,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from shipped_configs import CONFIGS, EXPERIMENTS, ROOT, TEACHERS, label, load
 
-import train_kd
-from kd_core.config import Config, Layer, parse_overrides, read_yaml, resolve, with_precision
+from kd_core.config import Layer, parse_overrides, read_yaml, resolve, with_precision
 from kd_core.models import build as models
 from kd_core.models import weights
 from kd_core.teachers import load as teachers
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-TEACHERS = sorted((CONFIGS / "teachers").rglob("*.yaml"))
-EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TEACHERS))
 TWELVE = {
     "baseline",
     "ca_weighted-rdv",
@@ -52,14 +48,6 @@ PAIRS = [
 ]
 # hard_weight, soft_weight, temperature
 LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standardized": (0.1, 9, 2)}
-
-
-def label(path: Path) -> str:
-    return str(path.relative_to(CONFIGS).with_suffix(""))
-
-
-def load(path: Path, *overrides: str) -> Config:
-    return train_kd.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
 
 
 def networks() -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_configs import CONFIGS, EXPERIMENTS, TEACHERS, load
+from shipped_configs import CONFIGS, EXPERIMENTS, TEACHERS, load
 
 from kd_core.config import parse_overrides, resolve
 from kd_core.teachers import load as teachers
@@ -30,7 +30,7 @@ def test_known_runs_keep_their_digests(name: str) -> None:
 
 
 def test_every_shipped_file_has_a_known_digest() -> None:
-    """`python tests/config/test_identity.py` writes them, for files that are new."""
+    """`PYTHONPATH=.:tests/tools python tests/config/test_identity.py` adds those of new files."""
     assert set(KNOWN) == {str(path.relative_to(CONFIGS)) for path in (*EXPERIMENTS, *TEACHERS)}
 
 

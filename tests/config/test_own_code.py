@@ -23,7 +23,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import config as configuration
-from kd_core.config import DataConfig, own_code
+from kd_core.config import DataConfig, command_line, own_code
 from kd_core.data import sources
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
@@ -117,17 +117,14 @@ def test_a_network_a_method_and_a_data_source_are_trained(home, trained):
     assert student == (4, 128)
 
 
-def test_it_is_resumed_bit_for_bit(home, trained, monkeypatch):
+def test_it_is_resumed_bit_for_bit(home, trained):
     words = ["--config", str(home / "mine.yaml"), f"--output_dir={home / 'resumed'}"]
-
-    def stop(*_: object) -> str:
-        raise Stopped(signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_kd.report, "epoch_line", stop)
-        for folder in runs(home / "runs", "teacher-*"):
-            shutil.copytree(folder, home / "resumed" / folder.name)
-        train_kd.main(words)
+    for folder in runs(home / "runs", "teacher-*"):
+        shutil.copytree(folder, home / "resumed" / folder.name)
+    rows = train_kd.epochs_of(words)
+    next(rows)
+    with pytest.raises(Stopped):
+        rows.throw(Stopped(signal.SIGTERM))
     (folder,) = runs(home / "resumed", "blend-*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
     forget()
@@ -245,7 +242,8 @@ def test_an_artifacts_code_is_not_run(hostile, monkeypatch):
 
 def test_what_the_command_names_is_run(hostile):
     run, mark = hostile
-    evaluate_kd.parse(["--checkpoint", str(run), "--import", str(run / "imports" / "mine.py")])
+    words = ["--checkpoint", str(run), "--import", str(run / "imports" / "mine.py")]
+    evaluate_kd.read_settings(*evaluate_kd.parse(words))
     assert mark.exists()
 
 
@@ -263,7 +261,7 @@ def test_other_code_than_the_runs_is_told(home, trained, tmp_path, capsys):
 
 
 def resolved(*words: str) -> configuration.Config:
-    return train_kd.parse(list(words))[1].config
+    return command_line.parse(list(words))[1].config
 
 
 def test_a_configuration_names_files_beside_it(tmp_path, monkeypatch):
@@ -348,7 +346,7 @@ def test_wandbs_echo_of_what_was_recorded_is_left_out(tmp_path, monkeypatch):
 
 def test_help_lists_what_was_added(home, capsys):
     with pytest.raises(SystemExit, match="0"):
-        train_kd.parse(["--import", str(home / "mine.py"), "--help"])
+        command_line.parse(["--import", str(home / "mine.py"), "--help"])
     text = capsys.readouterr().out
     assert "--kd.type=average|baseline|blend|" in text and "--kd.share=float  [0.5]" in text
     assert "cifar_python|digits|stripes" in text
@@ -446,12 +444,18 @@ PARTS = {
         ({"signature": "num_classes"}, "cannot be called: got an unexpected keyword argument 'pretrained'"),
         ({"build": "return Net"}, "gives a type, a torch.nn.Module is needed"),
         ({"build": "return Net(classes)"}, "cannot be built: .*own.py, line 13, in own_net .*NameError"),
-        ({"build": "return Net(7)"}, r"gives torch.float32 \[2, 7\] for two images; logits of shape \[2, 5\]"),
+        (
+            {"build": "return Net(7)"},
+            r"gives a tensor \[2, 7\] of float32 for two images, one tensor of logits \[2, 5\]",
+        ),
         (
             {"forward": f"{PARTS['forward']}\n    def get_extra_state(self):\n        return 3"},
             "its state_dict holds '_extra_state', a int; checkpoints hold tensors",
         ),
-        ({"forward": "return self.head(images.mean((2, 3))), images"}, "gives a tuple, one tensor of logits is needed"),
+        (
+            {"forward": "return self.head(images.mean((2, 3))), images"},
+            r"gives a tuple of 2 \(.*\) for two images, one tensor of logits \[2, 5\] is needed",
+        ),
         (
             {"forward": "return self.head(images.flatten(1))"},
             r"fails on images \[2, 3, 16, 16\]: .*own.py, line 10, in forward .*RuntimeError: mat1 and mat2",

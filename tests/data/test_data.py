@@ -22,11 +22,11 @@ import pandas
 import pyarrow.parquet
 import pytest
 import torch
+from image_files import cifar_python, encoded, features, image_tree, load, parquet, pixels, refuse, rows_of
 from PIL import Image
 
-from kd_core.config import DataConfig
 from kd_core.data import decoding
-from kd_core.data.dataset import Data, ImageStore, class_numbers, load_data
+from kd_core.data.dataset import ImageStore, class_numbers
 from kd_core.data.decoding import Classes, decode
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError
@@ -37,48 +37,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-
-
-def load(tmp_path: Path, model_sizes: tuple[int, ...] = (32,), **settings: Any) -> Data:
-    config = DataConfig(**settings)
-    return load_data(config, model_sizes=model_sizes, cache_dir=tmp_path / "cache", show_progress=False)
-
-
-def refuse(tmp_path: Path, **settings: Any) -> str:
-    with pytest.raises(UserError) as error:
-        load(tmp_path, **settings)
-    return str(error.value)
-
-
-def pixels(seed: int, height: int = 32, width: int | None = None) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width or height, 3), dtype=np.uint8)
-
-
-def encoded(array: np.ndarray, kind: str = "png", mode: str | None = None, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(file, kind, **options)
-    return file.getvalue()
-
-
-def rows_of(count: int, classes: int = 3, first: int = 0) -> dict[str, list[Any]]:
-    return {
-        "image": [{"bytes": encoded(pixels(first + row)), "path": None} for row in range(count)],
-        "label": [row % classes for row in range(count)],
-    }
-
-
-def features(classes: int = 3, names: list[str] | None = None) -> datasets.Features:
-    names = names or [f"class {number}" for number in range(classes)]
-    return datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
-
-
-def parquet(folder: Path, **splits: int) -> Path:
-    folder.mkdir(parents=True)
-    for name, count in splits.items():
-        table = datasets.Dataset.from_dict(rows_of(count), features=features())
-        table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return folder
 
 
 # ---------------------------------------------------------------------------------------------- one image
@@ -213,14 +171,6 @@ def test_mixed_folder(mixed: Path, tmp_path: Path) -> None:
     assert kept.std((0, 1, 2), correction=0).sub(torch.tensor(data.std)).abs().max() < 1e-4
     # What was decoded with two files missing is not handed to a run that allows none.
     assert "allow_unreadable is 0" in refuse(tmp_path, store_size=64, **{**settings, "allow_unreadable": 0})
-
-
-def image_tree(folder: Path, *names: str, copies: int = 4) -> Path:
-    for number, name in enumerate(names):
-        (folder / name).mkdir(parents=True)
-        for copy in range(copies):
-            (folder / name / f"{copy}.png").write_bytes(encoded(pixels(10 * number + copy)))
-    return folder
 
 
 def test_folders_named_by_split(tmp_path: Path) -> None:
@@ -406,20 +356,6 @@ def test_damaged_offsets_are_refused_before_arrow_follows_them(tmp_path: Path) -
     assert content.count(offsets[:40]) == 1
     file.write_bytes(content.replace(offsets[:40], offsets[:36] + np.int32(2**30).tobytes()))
     assert "split 'train' is damaged" in refuse(tmp_path, source="disk", path=str(tmp_path / "data"))
-
-
-def cifar_python(folder: Path, per_class: int = 2) -> Path:
-    """CIFAR-100's original layout, with `per_class` images of each of four fine and two coarse classes."""
-    folder.mkdir(parents=True)
-    for name, first in (("train", 0), ("test", 50)):
-        count = 4 * per_class
-        planes = np.stack([pixels(first + row).transpose(2, 0, 1).reshape(-1) for row in range(count)])
-        fine = [row % 4 for row in range(count)]
-        batch = {b"data": planes, b"fine_labels": fine, b"coarse_labels": [label // 2 for label in fine]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    names = {b"fine_label_names": [b"a", b"b", b"c", b"d"], b"coarse_label_names": [b"ab", b"cd"]}
-    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
-    return folder
 
 
 def test_cifar_python_files(tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from torchvision.transforms.v2 import functional as TF
 
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.views import (
+    Augmentation,
     EpochPlan,
     Views,
-    clean_view_id,
     draw_views,
     epoch_order,
-    num_views,
     random_bits,
     resized,
     view_ids,
@@ -77,9 +76,9 @@ def slow_view(image: Tensor, view: int, size: int, padding: int) -> Tensor:
 
 
 def test_every_native_view_equals_the_reference() -> None:
-    ids = torch.arange(num_views(4, True))
+    ids = torch.arange(Augmentation(4, True).num_views)
     images = random_images(len(ids), 32)
-    views = Views(preprocess(32), 32, crop_padding=4, flip=True).train(images, ids)
+    views = Views(preprocess(32), 32, Augmentation(4, True)).train(images, ids)
     assert len(ids) == 162 and views.shape == (162, 3, 32, 32) and views.is_contiguous()
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
         torch.testing.assert_close(view.double(), slow_view(image, view_id, 32, 4), rtol=0, atol=1e-6)
@@ -87,18 +86,18 @@ def test_every_native_view_equals_the_reference() -> None:
 
 @pytest.mark.parametrize(("stored", "size"), [(32, 56), (64, 28), (32, 48), (40, 35)])
 def test_every_resized_view_equals_the_reference(stored: int, size: int) -> None:
-    ids = torch.arange(num_views(4, True))
+    ids = torch.arange(Augmentation(4, True).num_views)
     images = random_images(3, stored)[torch.arange(len(ids)) % 3]
-    views = Views(preprocess(size), stored, crop_padding=4, flip=True).train(images, ids)
+    views = Views(preprocess(size), stored, Augmentation(4, True)).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
         assert_same_greys(view, slow_view(image, view_id, size, 4))
 
 
 @pytest.mark.parametrize(("stored", "size", "padding"), [(32, 32, 0), (16, 24, 0), (8, 8, 2), (5, 5, 3)])
 def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> None:
-    ids = torch.arange(num_views(padding, True))
+    ids = torch.arange(Augmentation(padding, True).num_views)
     images = random_images(len(ids), stored)
-    views = Views(preprocess(size), stored, crop_padding=padding, flip=True).train(images, ids)
+    views = Views(preprocess(size), stored, Augmentation(padding, True)).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
         assert_same_greys(view, slow_view(image, view_id, size, padding))
 
@@ -107,11 +106,11 @@ def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
     """Colours give the position away: red grows to the right, green downwards."""
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8)
     image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros_like(ramp).expand(64, 64)], -1)
-    ids = torch.arange(num_views(4, True))
+    ids = torch.arange(Augmentation(4, True).num_views)
     images = image.expand(len(ids), 64, 64, 3)
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     small, large = (
-        Views(Preprocess(size, size, "bicubic", **plain), 64, crop_padding=4, flip=True).train(images, ids)
+        Views(Preprocess(size, size, "bicubic", **plain), 64, Augmentation(4, True)).train(images, ids)
         for size in (28, 112)
     )
     for corner in ((0, 0), (-1, -1), (0, -1)):
@@ -121,14 +120,14 @@ def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
 
 
 def test_images_stored_at_the_right_size_are_cropped_without_resizing() -> None:
-    images, views = random_images(1, 32), Views(preprocess(28), 32, crop_padding=4, flip=True)
+    images, views = random_images(1, 32), Views(preprocess(28), 32, Augmentation(4, True))
     expected = normalised(images[0].permute(2, 0, 1))[:, :28, 4:]
     assert torch.allclose(views.train(images, torch.tensor([8]))[0].double(), expected, rtol=0, atol=1e-6)
 
 
 def test_centre_view_is_the_clean_view() -> None:
-    images, views = random_images(4, 32), Views(preprocess(32), 32, crop_padding=4, flip=True)
-    ids = torch.full((4,), clean_view_id(4))
+    images, views = random_images(4, 32), Views(preprocess(32), 32, Augmentation(4, True))
+    ids = torch.full((4,), 4 * 9 + 4)
     assert views.train(images, ids).equal(views.clean(images))
 
 
@@ -136,7 +135,7 @@ def test_centre_view_is_the_clean_view() -> None:
 @pytest.mark.parametrize(("stored", "size", "resize"), [(64, 56, 64), (80, 32, 37), (32, 56, 64), (32, 32, 32)])
 def test_clean_view_is_that_of_timms_transforms(stored: int, size: int, resize: int, interpolation: str) -> None:
     images = random_images(2, stored)
-    clean = Views(preprocess(size, resize, interpolation), stored, crop_padding=4, flip=True).clean(images)
+    clean = Views(preprocess(size, resize, interpolation), stored, Augmentation(4, True)).clean(images)
     for image, view in zip(images, clean, strict=True):
         resized = pillow_resized(image, resize, interpolation)
         assert_same_greys(view, normalised(TF.center_crop(resized, [size, size])))
@@ -187,7 +186,7 @@ def test_a_resize_is_within_two_levels_of_pillows(stored, side, interpolation, d
 
 def test_autocast_does_not_reach_the_pixels() -> None:
     images, ids = hard_images(32), torch.arange(22)
-    views = Views(preprocess(56), 32, crop_padding=4, flip=True)
+    views = Views(preprocess(56), 32, Augmentation(4, True))
     for pixels in (images, images.float()):
         expected = views.train(pixels, ids), views.clean(pixels)
         with torch.autocast("cpu", torch.bfloat16):
@@ -199,7 +198,7 @@ def test_autocast_does_not_reach_the_pixels() -> None:
 def test_views_of_floats_are_those_of_bytes(size: int, resize: int) -> None:
     """The resize of other devices, which have no resize of bytes, through clean and augmented views."""
     images, ids = hard_images(32), torch.arange(22) * 7
-    views = Views(preprocess(size, resize), 32, crop_padding=4, flip=True)
+    views = Views(preprocess(size, resize), 32, Augmentation(4, True))
     for of_bytes, of_floats in (
         (views.clean(images), views.clean(images.float())),
         (views.train(images, ids), views.train(images.float(), ids)),
@@ -211,24 +210,24 @@ def test_what_a_gpu_has_resized_otherwise_is_not_read_from_the_cache() -> None:
     """The version of the resize is part of the key where pixels are resized in floats, and only there."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for stored, size, resize, resizes in ((32, 32, 32, False), (32, 32, 36, True), (32, 48, 48, True)):
-        views = Views(preprocess(size, resize), stored, crop_padding=4, flip=True)
+        views = Views(preprocess(size, resize), stored, Augmentation(4, True))
         assert (views.recipe(gpu) != views.recipe(cpu)) is resizes and "float_resize" not in views.recipe(cpu)
         assert not resizes or views.recipe(gpu) == {**views.recipe(cpu), "float_resize": 2}
-    whole = Views(preprocess(28, 32), 32, crop_padding=0, flip=True)  # augmented views are resized, clean ones are not
+    whole = Views(preprocess(28, 32), 32, Augmentation(0, True))  # augmented views are resized, clean ones are not
     assert whole.recipe(gpu) != whole.recipe(cpu)
-    cropped = Views(preprocess(28, 32), 32, crop_padding=4, flip=True)  # its canvas has the stored size
+    cropped = Views(preprocess(28, 32), 32, Augmentation(4, True))  # its canvas has the stored size
     assert cropped.recipe(gpu) == cropped.recipe(cpu)
 
 
 def test_normalisation_is_exact_for_every_byte() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
-    clean = Views(preprocess(16), 16, crop_padding=4, flip=True).clean(images)
+    clean = Views(preprocess(16), 16, Augmentation(4, True)).clean(images)
     torch.testing.assert_close(clean[0].double(), normalised(images[0].permute(2, 0, 1)), rtol=0, atol=1e-6)
 
 
 def test_memory_format_and_type_change_no_value() -> None:
     images, ids = random_images(6, 32), torch.tensor([0, 80, 81, 161, 40, 121])
-    views = Views(preprocess(32), 32, crop_padding=4, flip=True)
+    views = Views(preprocess(32), 32, Augmentation(4, True))
     plain, last = views.train(images, ids), views.train(images, ids, channels_last=True)
     assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(plain)
     assert views.train(images, ids, torch.bfloat16).equal(plain.bfloat16())
@@ -238,7 +237,7 @@ def test_images_are_left_alone() -> None:
     images = random_images(3, 32)
     before = images.clone()
     for size in (32, 28):
-        views = Views(preprocess(size), 32, crop_padding=4, flip=True)
+        views = Views(preprocess(size), 32, Augmentation(4, True))
         views.train(images, torch.tensor([0, 100, 161]))
         views.clean(images)
     assert images.equal(before)
@@ -246,7 +245,7 @@ def test_images_are_left_alone() -> None:
 
 def test_resize_smaller_than_crop_is_refused() -> None:
     with pytest.raises(UserError, match="resize 24 is smaller than the crop size 32"):
-        Views(preprocess(32, 24), 32, crop_padding=4, flip=True)
+        Views(preprocess(32, 24), 32, Augmentation(4, True))
 
 
 # -------------------------------------------------------------------------------------------- the randomness
@@ -279,7 +278,7 @@ def chi_square(counts: Tensor) -> float:
 
 
 def test_views_are_uniform_over_rows_and_over_epochs() -> None:
-    options = {"crop_padding": 4, "flip": True}
+    options = {"augmentation": Augmentation(4, True)}
     over_rows = view_ids(3, 7, torch.arange(50_000), **options)
     row = torch.tensor([17])
     over_epochs = torch.cat([view_ids(3, epoch, row, **options) for epoch in range(5_000)])
@@ -291,7 +290,7 @@ def test_views_are_uniform_over_rows_and_over_epochs() -> None:
 
 
 def test_views_do_not_depend_on_the_batch_and_can_be_replayed() -> None:
-    options = {"crop_padding": 4, "flip": True}
+    options = {"augmentation": Augmentation(4, True)}
     rows = torch.arange(1_000)
     ids = view_ids(1, 2, rows, **options)
     shuffled = torch.randperm(1_000, generator=torch.Generator().manual_seed(0))
@@ -308,19 +307,19 @@ def test_views_do_not_depend_on_the_batch_and_can_be_replayed() -> None:
 def test_fewer_views_without_flip_or_crop() -> None:
     rows = torch.arange(10_000)
     for padding, flip, count in [(4, False, 81), (0, True, 2), (0, False, 1), (2, True, 50)]:
-        assert num_views(padding, flip) == count
-        assert view_ids(0, 0, rows, crop_padding=padding, flip=flip).unique().equal(torch.arange(count))
+        assert Augmentation(padding, flip).num_views == count
+        assert view_ids(0, 0, rows, Augmentation(padding, flip)).unique().equal(torch.arange(count))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_views_on_the_gpu_equal_those_on_the_cpu() -> None:
     rows, images = torch.arange(162), random_images(162, 32)
-    ids = view_ids(1, 2, rows, crop_padding=4, flip=True)
-    assert view_ids(1, 2, rows.cuda(), crop_padding=4, flip=True).cpu().equal(ids)
+    ids = view_ids(1, 2, rows, Augmentation(4, True))
+    assert view_ids(1, 2, rows.cuda(), Augmentation(4, True)).cpu().equal(ids)
     assert epoch_order(1, 2, rows.cuda()).cpu().equal(epoch_order(1, 2, rows))
     for size, tolerance in ((32, 1e-6), (48, 2.01 / (255 * min(STD)))):  # two gray levels
-        views = Views(preprocess(size), 32, crop_padding=4, flip=True)
+        views = Views(preprocess(size), 32, Augmentation(4, True))
         expected = views.train(images, ids)
         actual = views.train(images.cuda(), ids.cuda()).cpu()
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
@@ -340,12 +339,12 @@ def test_epoch_order_is_a_permutation_of_its_own_per_epoch_and_seed() -> None:
 def test_order_is_independent_of_views() -> None:
     """What an epoch shows first is not augmented in a special way."""
     order = epoch_order(0, 0, torch.arange(50_000))
-    ids = view_ids(0, 0, order[:20_000], crop_padding=4, flip=True)
+    ids = view_ids(0, 0, order[:20_000], Augmentation(4, True))
     assert abs(chi_square(ids.bincount(minlength=162).double())) < 5
 
 
 def plan(rows: Tensor, rank: int = 0, world_size: int = 1, **changes) -> EpochPlan:
-    settings = {"seed": 0, "epoch": 3, "batch_size": 20, "crop_padding": 4, "flip": True, **changes}
+    settings = {"seed": 0, "epoch": 3, "batch_size": 20, "augmentation": Augmentation(4, True), **changes}
     return EpochPlan(rows, torch.device("cpu"), rank=rank, world_size=world_size, **settings)
 
 
@@ -355,7 +354,7 @@ def test_processes_share_the_global_batch(world_size: int, fixed: int | None) ->
     """Images, order and views are those of one process; the remainder is no batch."""
     rows, cpu = torch.arange(0, 206, 2), torch.device("cpu")
     order = epoch_order(0, 3, rows)
-    drawn = draw_views(0, 3, order, crop_padding=4, flip=True, fixed=fixed)
+    drawn = draw_views(0, 3, order, Augmentation(4, True), fixed=fixed)
     plans = [plan(rows, rank, world_size, fixed=fixed) for rank in range(world_size)]
     assert {len(part) for part in plans} == {5}
     for step in range(5):

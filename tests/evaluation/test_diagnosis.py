@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from test_method_contract import every_variant
+from method_variants import every_variant
 from torch import Tensor, nn
 
 import kd_methods
@@ -23,16 +23,17 @@ from kd_core.config import DataConfig, TeacherConfig, TeacherNormalization
 from kd_core.data.dataset import load_data
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.superclasses import CIFAR100
-from kd_core.data.views import Views, epoch_order
+from kd_core.data.views import Augmentation, Views, epoch_order
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, simplest_of_best
 from kd_core.evaluation.figures import Predictions
 from kd_core.models import build as models
 from kd_core.models.build import Preprocess
+from kd_core.models.network import check_classes
 from kd_core.models.predict import CHUNK, image_weights, per_image
 from kd_core.report.console import findings_lines
 from kd_core.teachers import class_order
-from kd_core.teachers.load import Facts, check_classes
+from kd_core.teachers.load import Facts
 from kd_core.teachers.logits_file import write_logits
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -519,12 +520,12 @@ def test_what_is_no_order_of_classes_is_refused_once(wrong):
 def test_an_export_with_its_classes_in_another_order_says_how_to_set_it():
     data: Any = SimpleNamespace(num_classes=3, class_names=["ant", "bee", "cat"])
     known = Facts("x", 3, ["cat", "ant", "bee"], Preprocess(8, 8, "bilinear", (0.5,), (0.5,)), 1)
-    teacher = TeacherConfig.model_validate({"weights": "x"})
+    natural = class_order.outputs_in_order(None, data.class_names)
     with pytest.raises(UserError, match=r"another order: 'cat' comes first, .* 'ant'; set class_order: \[1, 2, 0\]"):
-        check_classes(known, data, "teachers[0]", teacher)
-    check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [1, 2, 0]}))
+        check_classes(known, data, "teachers[0]", natural)
+    check_classes(known, data, "teachers[0]", [1, 2, 0])
     with pytest.raises(UserError, match="another order: 'bee' comes first"):
-        check_classes(known, data, "teachers[0]", teacher.model_copy(update={"class_order": [2, 1, 0]}))
+        check_classes(known, data, "teachers[0]", [2, 1, 0])
 
 
 def test_the_two_spellings_of_cifar100_are_the_same_classes():
@@ -577,7 +578,7 @@ def home(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model: nn.Module = models.create_model("cifar_resnet8", num_classes=10)
     preprocess = Preprocess(16, 16, "bilinear", *NORMALIZATIONS["bytes"])
-    views = Views(preprocess, data.image_size, crop_padding=0, flip=False)
+    views = Views(preprocess, data.image_size, Augmentation(0, False))
     for epoch, rate in enumerate((5e-3, 5e-4)):
         optimizer = torch.optim.AdamW(model.parameters(), rate)
         for rows in epoch_order(0, epoch, data.train.rows).split(32):
@@ -608,7 +609,7 @@ def check(home: Path, *teachers: str, switch: str = "--check") -> None:
 
 
 def test_check_finds_a_teachers_normalization(home, capsys):
-    with pytest.raises(UserError, match=r"teachers\[0\].*near chance.*; --check tries the usual normalisations"):
+    with pytest.raises(UserError, match=r"teachers\[0\].*near chance.*; --check tries the usual normalizations"):
         check(home, "bytes.pt", switch="--fresh")
     with pytest.raises(UserError, match=r"teachers\[0\].*with normalization bytes: set normalization: bytes$"):
         check(home, "bytes.pt")

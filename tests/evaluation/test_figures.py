@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from logit_cases import CASES, case, sample
 from scipy import stats
-from test_metrics import CASES, case, sample
 
 from kd_core import metrics
 from kd_core.data.superclasses import CIFAR100, in_one_spelling, superclasses_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import sample_run
-from test_html import Tree
+from html_tree import Tree
 
 from kd_core.evaluation.figures import evaluate
 from kd_core.evaluation.labels import LABELS

@@ -15,7 +15,7 @@ import evaluate_kd
 import kd_methods
 from kd_core.config import Config
 from kd_core.data.dataset import load_data
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.export import predict_files as pictures
 from kd_core.loop.processes import create_accelerator
@@ -51,7 +51,7 @@ def test_validation_images_as_files_get_evaluations_logits(tmp_path, name, resiz
     config = Config.model_validate({"data": {"source": "digits"}, "kd": {"type": kd_methods.LABEL_ONLY}})
     data = load_data(config.data, model_sizes=[32], cache_dir=tmp_path / "cache")
     accelerator = create_accelerator("no")
-    views = Views(loaded.preprocess, data.image_size, crop_padding=2, flip=False)
+    views = Views(loaded.preprocess, data.image_size, Augmentation(2, False))
     logits = Predictor(accelerator, config)(loaded.model, Images(data.val, accelerator.device, "host"), views)
     files = []
     for row in data.val.rows[:20].tolist():

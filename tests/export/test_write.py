@@ -23,7 +23,7 @@ from small_students import NAMES, STUDENTS, make_student
 import evaluate_kd
 import kd_methods
 from kd_core.config import Config
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.export import card
 from kd_core.export import predict_files as pictures
@@ -61,7 +61,7 @@ def written(tmp_path_factory, pixels) -> dict[str, Path]:
 def student_logits(home: Path, pixels: torch.Tensor) -> torch.Tensor:
     """As evaluation computes them."""
     loaded = models.load_export(home / "student")
-    views = Views(loaded.preprocess, 32, crop_padding=4, flip=True)
+    views = Views(loaded.preprocess, 32, Augmentation(4, True))
     with torch.inference_mode():
         return loaded.model.eval()(views.clean(pixels))
 
@@ -421,7 +421,7 @@ def test_stock_timm_loads_it_in_an_environment_of_its_own(written, pixels, tmp_p
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", *pins], check=True)
-    views = Views(models.load_export(home / "student").preprocess, 32, crop_padding=4, flip=True)
+    views = Views(models.load_export(home / "student").preprocess, 32, Augmentation(4, True))
     torch.save([views.clean(pixels), student_logits(home, pixels)], tmp_path / "there.pt")
     code = (
         "import timm, torch\nimages, logits = torch.load('there.pt')\n"

@@ -3,11 +3,12 @@
 import itertools
 import json
 from collections import Counter
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from method_variants import VARIANTS, every_teacher_variant, every_variant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,26 +16,6 @@ import kd_methods
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
 CLASSES = 10
-
-
-def variants(name: str) -> list[dict[str, Any]]:
-    """Every combination of a method's choices and `standardize`, and each other switch turned off."""
-    fields = kd_methods.config_class(name).model_fields
-    choices = {
-        key: get_args(f.annotation) for key, f in fields.items() if get_origin(f.annotation) is Literal
-    }
-    if "standardize" in fields:
-        choices["standardize"] = (False, True)
-    combined = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    switches = [key for key, field in fields.items() if field.default is True]
-    scopes = [{"scope": scope} for scope in choices.get("scope", ())] or [{}]
-    return combined + [{"type": name, key: False, **scope} for key in switches for scope in scopes]
-
-
-VARIANTS = [variant for name in kd_methods.names() for variant in variants(name)]
-WITH_TEACHERS = [v for v in VARIANTS if kd_methods.build(v).requires_teachers]
-every_variant = pytest.mark.parametrize("config", VARIANTS, ids=json.dumps)
-every_teacher_variant = pytest.mark.parametrize("config", WITH_TEACHERS, ids=json.dumps)
 
 
 def inputs(num_teachers: int = 3, batch: int = 6, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:

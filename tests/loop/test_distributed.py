@@ -191,16 +191,16 @@ def test_a_batchnorm_student_on_two_processes(home):
 BREAK_THE_SECOND = """
 import itertools, os, sys
 import train_kd
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 
-compute, calls = Panel._compute, itertools.count(1)
+compute, calls = TeacherLogits._compute, itertools.count(1)
 
 def broken(self, index, *args, **options):
     logits = compute(self, index, *args, **options)
     bad = index == 1 and next(calls) == 4 and os.environ["RANK"] == "1"
     return logits * float("nan") if bad else logits
 
-Panel._compute = broken
+TeacherLogits._compute = broken
 try:
     train_kd.main(sys.argv[1:])
 except train_kd.UserError as error:

@@ -19,7 +19,7 @@ import train_kd
 from kd_core.config import Config
 from kd_core.data.dataset import load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Batch, EpochPlan, Views
+from kd_core.data.views import Augmentation, Batch, EpochPlan, Views
 from kd_core.loop.meter import Meter
 from kd_core.loop.processes import create_accelerator
 from kd_core.models.predict import Images, Predictor
@@ -114,7 +114,7 @@ def test_the_pretended_gpu_finds_waits():
 
 @pytest.mark.parametrize(("stored", "size"), [(32, 32), (32, 48)])
 def test_on_a_gpu_views_are_made_there(stored, size):
-    views = Views(Preprocess(size, size, "bicubic", (0.5,) * 3, (0.2,) * 3), stored, crop_padding=4, flip=True)
+    views = Views(Preprocess(size, size, "bicubic", (0.5,) * 3, (0.2,) * 3), stored, Augmentation(4, True))
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.zeros(8, stored, stored, 3, dtype=torch.uint8, device=CUDA)
         ids = torch.arange(8, device=CUDA)
@@ -123,8 +123,8 @@ def test_on_a_gpu_views_are_made_there(stored, size):
 
 
 def plan_of(rows: int, **changes) -> EpochPlan:
-    settings = {"seed": 0, "epoch": 3, "batch_size": 10, "rank": 0, "world_size": 1, "crop_padding": 4, "flip": True}
-    return EpochPlan(torch.arange(rows), torch.device("cpu"), **{**settings, **changes})
+    settings = {"seed": 0, "epoch": 3, "batch_size": 10, "rank": 0, "world_size": 1, **changes}
+    return EpochPlan(torch.arange(rows), torch.device("cpu"), augmentation=Augmentation(4, True), **settings)
 
 
 def test_a_step_only_slices_its_plan():
@@ -188,7 +188,7 @@ def test_evaluation_takes_the_largest_batches_that_fit(fits, tmp_path):
     config = Config.model_validate({"data": {"source": "digits"}, "evaluation": {"batch_size": 64}})
     data = load_data(config.data, model_sizes=[32], cache_dir=tmp_path, show_progress=False)
     images = Images(data.train, torch.device("cpu"), "auto")
-    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
+    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, Augmentation(2, False))
     predict = Predictor(create_accelerator("no"), config)
     logits = predict(Narrow(), images, views)
     once = views.clean(images.store.gather(images.rows)[0]).flatten(1)[:, :10]

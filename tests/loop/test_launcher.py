@@ -16,7 +16,7 @@ import yaml
 
 from kd_core.config import Config, TrainingConfig, resolve, with_precision
 from kd_core.errors import UserError
-from kd_core.loop import launcher
+from kd_core.loop import launcher, ranks
 from kd_core.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_what_fits_together_is_taken(environ, several, monkeypatch):
 )
 def test_what_is_half_set_or_does_not_fit_is_named(environ, words, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(launcher.RankMistake) as caught:
+    with pytest.raises(ranks.RankMistake) as caught:
         launcher.check(environ)
     assert all(word in str(caught.value) for word in words), caught.value
     assert "torchrun --standalone" in str(caught.value)
@@ -102,7 +102,7 @@ def test_what_is_half_set_or_does_not_fit_is_named(environ, words, monkeypatch, 
 
 def test_on_gpus_mpis_names_alone_would_leave_each_process_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(launcher.RankMistake, match="but WORLD_SIZE, RANK, LOCAL_RANK not"):
+    with pytest.raises(ranks.RankMistake, match="but WORLD_SIZE, RANK, LOCAL_RANK not"):
         launcher.check(OPEN_MPI)
     assert launcher.check(TORCHRUN)
     assert launcher.check({**OPEN_MPI, "ACCELERATE_USE_CPU": "true"})
@@ -129,7 +129,7 @@ def test_every_process_says_that_its_rank_is_wrong(monkeypatch, capsys):
     ],
 )
 def test_the_first_process_is_known_before_any_is_met(environ, first):
-    assert launcher.is_first(environ) is first
+    assert ranks.is_first(environ) is first
 
 
 # ----------------------------------------------------------------------------------------------------- plugins

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from method_variants import every_variant
 from pydantic import BaseModel
-from test_method_contract import every_variant
 from torch import Tensor
 
 import kd_methods

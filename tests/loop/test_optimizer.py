@@ -64,6 +64,8 @@ def test_any_timm_optimizer_by_name_and_its_arguments():
         type(create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer="lamb"), torch.device("cpu"))).__name__
         == "Lamb"
     )
+    with pytest.raises(UserError, match="unknown optimizer 'adamq', did you mean 'adam.*such as adamw"):
+        create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer="adamq"), torch.device("cpu"))
     with pytest.raises(UserError, match="training.optimizer: 'adamw' cannot be built: .*betta"):
         create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer_args={"betta": 1}), torch.device("cpu"))
 

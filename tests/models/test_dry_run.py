@@ -17,16 +17,16 @@ import train_kd
 from kd_core.config import Config
 from kd_core.data.dataset import Data, load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Views
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
-from kd_core.models.network import Student
+from kd_core.models.network import Network as ImageNetwork
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import read_metrics
 from kd_core.teachers import dry_run
 from kd_core.teachers.load import Reordered, Teacher
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,14 @@ def settings(**sections: Any) -> Config:
 
 
 def try_training(network: nn.Module, data: Data, config: Config, processes: int = 1, usual: int = 224) -> None:
-    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
-    pupil = Student(network, "net", Preprocess(32, 32, "bicubic", data.mean, data.std), views, {}, "")
+    views = Views(Preprocess(32, 32, "bicubic", data.mean, data.std), 32, Augmentation(2, False))
+    student = ImageNetwork(network, "net", Preprocess(32, 32, "bicubic", data.mean, data.std), views)
     predict = Predictor(create_accelerator("no"), config)
     if processes > 1:
         predict.accelerator = SimpleNamespace(  # type: ignore[assignment]
             num_processes=processes, device=torch.device("cpu"), autocast=nullcontext
         )
-    dry_run.train_once(pupil, config, data, predict, dry_run.Subject("net", 32, usual))
+    dry_run.train_once(student, config, data, predict, dry_run.Subject("net", 32, usual))
 
 
 BATCH_NORM = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
@@ -207,7 +207,7 @@ def test_random_generators_stand_where_they_stood(data):
 
 
 def teacher_of(network: nn.Module, data: Data) -> Teacher:
-    views = Views(Preprocess(24, 24, "bicubic", data.mean, data.std), 32, crop_padding=2, flip=False)
+    views = Views(Preprocess(24, 24, "bicubic", data.mean, data.std), 32, Augmentation(2, False))
     return Teacher("net", 10, 1, "", "clean", views, lambda: network, index=3)
 
 
@@ -224,9 +224,9 @@ def test_a_teacher_that_cannot_answer_is_named(answer, words, reordered, data):
     network: nn.Module = Network(answer)
     if reordered:
         network = Reordered(network, list(range(10)))
-    panel = Panel([teacher_of(network, data)], Predictor(create_accelerator("no"), settings()))
+    teachers = TeacherLogits([teacher_of(network, data)], Predictor(create_accelerator("no"), settings()))
     with pytest.raises(UserError) as caught:
-        panel._network(0)
+        teachers._network(0)
     assert str(caught.value).startswith("teachers[3] 'net': ")
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -239,8 +239,9 @@ def test_a_teacher_sees_two_images_once(data):
             sizes.append((len(images), images.shape[-1], self.training))
             return images.mean((2, 3))
 
-    panel = Panel([teacher_of(Network(body=Looking()), data)], Predictor(create_accelerator("no"), settings()))
-    assert panel._network(0) is panel._network(0)
+    predict = Predictor(create_accelerator("no"), settings())
+    teachers = TeacherLogits([teacher_of(Network(body=Looking()), data)], predict)
+    assert teachers._network(0) is teachers._network(0)
     assert sizes == [(2, 24, False)]
 
 
@@ -300,24 +301,17 @@ def test_a_run_is_bit_for_bit_that_without_the_pass(tmp_path, monkeypatch, resum
         home = tmp_path / str(tried)
         if not tried:
             monkeypatch.setattr(dry_run, "train_once", lambda *a: None)
-            monkeypatch.setattr(dry_run, "look_once", lambda *a: None)
+            monkeypatch.setattr(dry_run, "check_teacher", lambda *a: None)
         words = words_of(
             home, "--kd.type=average", "--model={name: resnet10t, img_size: 32, args: {drop_rate: 0.5}}",
             f"--teachers=[{{model: cifar_resnet8, train: {recipe}}}]", "--cache.mode=off", "--data.train_size=600",
             "--training.max_epochs=2", "--name=tried",
         )  # fmt: skip
         if resumed:
-            with monkeypatch.context() as patch:
-                plain = train_kd.report.epoch_line
-
-                def stop(row, *rest, plain=plain):
-                    if row["epoch"] == 1 and "train/loss_kl" in row:
-                        raise KeyboardInterrupt
-                    return plain(row, *rest)
-
-                patch.setattr(train_kd.report, "epoch_line", stop)
-                with pytest.raises(KeyboardInterrupt):
-                    train_kd.main(words)
+            epochs = train_kd.epochs_of(words)
+            next(epochs)
+            with pytest.raises(KeyboardInterrupt):
+                epochs.throw(KeyboardInterrupt())
         train_kd.main(words)
         [folder] = (home / "runs").glob("tried-*")
         found = read_metrics(folder / "metrics.jsonl")

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 import compare_kd
 import evaluate_kd
-import train_kd
-from kd_core.config import Config, parse_yaml
+from kd_core.config import Config, command_line, parse_yaml
 from kd_core.errors import UserError
 from kd_core.teachers.load import training_config
 
@@ -87,7 +86,7 @@ def changed_settings(draw: st.DrawFn) -> Any:
 
 def parsed(words: list[str]) -> None:
     """Read settings as the script does; what is refused is refused in words, what is accepted can be written down."""
-    config = accepted(lambda: train_kd.parse([*words])[1].config)
+    config = accepted(lambda: command_line.parse([*words])[1].config)
     if config is None:
         return
     written = config.to_yaml()
@@ -177,8 +176,7 @@ def test_damaged_files_of_all_kinds(tmp_path):
     """In a process of its own, which may neither die, nor hang, nor take gigabytes."""
     wanted = [f"{kind}={round(count * DEEPER)}" for kind, count in COUNTS.items()]
     assert COUNTS.keys() == fuzz_files.KINDS.keys() and sum(COUNTS.values()) >= 500
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_files.py"), str(tmp_path / "files"), str(SEED), *wanted]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500 * DEEPER)
+    command = [sys.executable, fuzz_files.__file__, str(tmp_path / "files"), str(SEED), *wanted]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500 * DEEPER)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert [line.split(":")[0] for line in done.stdout.splitlines() if "damaged files," in line] == list(COUNTS)

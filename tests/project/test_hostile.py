@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from test_data import cifar_python, encoded, features, pixels, refuse, rows_of
+from image_files import cifar_python, encoded, features, pixels, refuse, rows_of
 
 from kd_core import files
 from kd_core.data import decoding
@@ -231,7 +231,7 @@ def test_a_cifar_file_gets_no_memory_beyond_its_size(tmp_path, content):
     folder = cifar_python(tmp_path / "cifar")
     (folder / "train").write_bytes(content)
     code = (
-        "import sys; from pathlib import Path; from kd_core import sources\n"
+        "import sys; from pathlib import Path; from kd_core.data import sources\n"
         "try: sources._read_pickle(Path(sys.argv[1]))\n"
         "except Exception as error: print(error)\n"
         # not ru_maxrss, which counts the process that started this one

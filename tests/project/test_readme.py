@@ -10,8 +10,7 @@ import pytest
 
 import compare_kd
 import evaluate_kd
-import train_kd
-from kd_core.config import Layer, find_file, parse_yaml, resolve
+from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
 from sweeps import run_local
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +26,8 @@ COMPARING_PAGE = (ROOT / "docs" / "comparing.md").read_text()
 WANDB_PAGE = (ROOT / "docs" / "wandb.md").read_text()
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
 COMPARISONS = [line for line in [*COMMANDS, *COMPARING_PAGE.splitlines()] if line.startswith("python")]
-
-
+REFERENCE = "\n".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("data", "runs", "teachers"))
+TRAININGS = [*COMMANDS, *(line for line in REFERENCE.splitlines() if line.startswith("python train_kd.py"))]
 SWEEPS = [
     line for line in [*COMMANDS, *WANDB_PAGE.splitlines()] if "sweeps/" in line and line[:6] in ("python", "wandb ")
 ]
@@ -43,15 +42,15 @@ def arguments(command: str, script: str) -> list[str]:
     return given[given.index(script) + 1 :]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train_kd.py" in words(c)])
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(TRAININGS) if "train_kd.py" in words(c)])
 def test_training_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = arguments(command, "train_kd.py")
     if "--help" in given:
         with pytest.raises(SystemExit, match="0"):
-            train_kd.parse(given)
+            command_line.parse(given)
         assert "--kd.type=" in capsys.readouterr().out
         return
-    config = train_kd.parse(given)[1].config
+    config = command_line.parse(given)[1].config
     for teacher in config.teachers:
         if teacher.train:
             find_file(teacher.train, "teachers[].train")
@@ -75,7 +74,7 @@ def test_comparison_command_parses(command: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMPARISONS if "--seeds" in words(c)])
 def test_command_of_several_seeds_parses(command: str) -> None:
-    assert train_kd.parse(arguments(command, "train_kd.py"))[0].seeds
+    assert command_line.parse(arguments(command, "train_kd.py"))[0].seeds
 
 
 @pytest.mark.parametrize("command", [c for c in SWEEPS if "run_local.py" in c or c.startswith("wandb sweep")])
@@ -87,7 +86,7 @@ def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> 
         extra = given[given.index("--") + 1 :]
         run_local.check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
-        train_kd.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
+        command_line.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
 
 
 def test_every_script_and_switch_is_shown() -> None:
@@ -143,8 +142,8 @@ def test_named_files_exist() -> None:
     )
     in_code = r"\bconfigs/[\w./-]+\.yaml"
     # methods.md shows how to make new files
-    others = ("architecture", "comparing", "diagnosis", "export", "logits", "performance", "report", "scaling", "wandb")
-    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others)]
+    others = "architecture comparing data diagnosis export logits performance report runs scaling teachers wandb"
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in others.split())]
     codes = [*ROOT.glob("*_kd.py"), *(ROOT / "kd_core").rglob("*.py")]
     named = [(path, in_text) for path in texts] + [(path, in_code) for path in codes]
     missing = [

@@ -5,49 +5,20 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample_run
-import test_comparison
 from browser import Browser
+from compared_runs import evil
+from html_tree import Tree
 
 from kd_core.comparison import tables as comparison_tables
 from kd_core.evaluation.figures import evaluate
 from kd_core.report import html as page
 from kd_core.report import run_page as report_page
-
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Tree(HTMLParser):
-    """Elements of a page as (tag, attributes, text) with their ancestors' tags; fails where tags do not match."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str], list[str], list[str]]] = []
-        self._open: list[tuple[str, list[str]]] = []
-        self.feed(text)
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        words: list[str] = []
-        self.found.append((tag, {k: v or "" for k, v in attrs}, words, [name for name, _ in self._open]))
-        if tag not in VOID:
-            self._open.append((tag, words))
-
-    def handle_endtag(self, tag: str) -> None:
-        name, _ = self._open.pop()
-        assert name == tag
-
-    def handle_data(self, data: str) -> None:
-        for _, words in self._open:
-            words.append(data)
-
-    def all(self, *tags: str) -> list[tuple[dict[str, str], str, list[str]]]:
-        return [(attrs, " ".join("".join(words).split()), up) for tag, attrs, words, up in self.found if tag in tags]
+from kd_core.run.tracking import without_images
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +268,7 @@ def test_a_home_folder_is_not_told(tmp_path, monkeypatch):
 
 def test_images_of_the_data_can_be_left_out(report):
     text = report[0].read_text(encoding="utf-8")
-    without = report_page.without_images(text)
+    without = without_images(text)
     picture = page.data_uri(report[0].parent / "mistakes-val.png")
     assert picture in text and picture not in without
     assert len(Tree(without).all("img")) == 6
@@ -364,7 +335,7 @@ def test_text_stands_out_in_light_and_dark(browser, report, scheme):
 
 @pytest.mark.parametrize("width", [375, 1280])
 def test_a_comparison_fits_the_screen_and_stands_out(browser, tmp_path, width):
-    found = test_comparison.evil()
+    found = evil()
     comparison_tables.write(tmp_path, found, comparison_tables.tables_of(found))
     browser.open(tmp_path / "comparison.html", width, prefers_color_scheme="dark" if width == 375 else "light")
     assert browser.run("document.documentElement.scrollWidth") <= width == browser.run("innerWidth")

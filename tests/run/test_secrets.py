@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import wandb_offline
 import yaml
-from test_wandb_server import LABEL_ONLY, METHODS, ROOT, done, run_folder, serving, settings, start
+from wandb_runs import LABEL_ONLY, METHODS, ROOT, done, run_folder, serving, settings, start
 
 from kd_core.config import Layer, resolve
 from kd_core.privacy import redacted

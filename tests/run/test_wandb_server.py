@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,37 +16,39 @@ import pytest
 import sample_run
 import wandb
 import yaml
-from test_train_kd import EVERY_RUN, OWN, times_apart
+from run_metrics import EVERY_RUN, OWN
+from wandb_runs import (
+    LABEL_ONLY,
+    METHODS,
+    PROJECT,
+    ROOT,
+    WANDB,
+    assert_complete,
+    blob,
+    done,
+    path_of,
+    printed_commands,
+    rows_of,
+    run_folder,
+    serving,
+    settings,
+    start,
+    surroundings,
+    training,
+    versions,
+    wait_until,
+)
 from wandb_stub import StubServer
 
-import kd_methods
 import train_kd
-from kd_core.config import Layer, resolve
+from kd_core.config import Layer, command_line, resolve
 from kd_core.errors import UserError
-from kd_core.report.console import HEADLINES
 from kd_core.report.html import data_uri
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.run.tracking import send, start_tracking
-
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = "stub/kd"
-LABEL_ONLY = kd_methods.LABEL_ONLY
-METHODS = [name for name in kd_methods.names() if name != LABEL_ONLY]
-WANDB = str(Path(sys.executable).with_name("wandb"))
-
+from kd_core.run.tracking import HEADLINES, send, start_tracking
 
 # -------------------------------------------------------------------------------------------------- servers and runs
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[StubServer]:
-    """A server that must have understood everything it was asked."""
-    with StubServer(folder / "server") as server:
-        yield server
-        server.lift_faults()
-    strange = [(folder / "server" / name) for name in ("unresolved.jsonl", "errors.jsonl")]
-    assert not any(path.exists() for path in strange), [path.read_text() for path in strange if path.exists()]
 
 
 @pytest.fixture(scope="module")
@@ -67,110 +68,6 @@ def teachers(tmp_path_factory) -> list[str]:
             "--training.compare_with_baseline=false", "--evaluation.report=false",
         ])  # fmt: skip
     return [str(path) for path in sorted(home.glob("cifar_*"))]
-
-
-def settings(home: Path, *more: str, method: str = LABEL_ONLY, teachers: list[str] | None = None) -> list[str]:
-    """The words of a tiny run on digits."""
-    team = ", ".join(f"{{weights: {path}}}" for path in teachers or [])
-    return [
-        f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--wandb.project=kd", "--name=small",
-        "--model={name: cifar_resnet8}", f"--teachers=[{team}]", f"--kd.type={method}", "--data.train_size=300",
-        "--training.max_epochs=3", "--training.log_every=4", "--training.compare_with_baseline=false",
-        "--evaluation.report=false", *more,
-    ]  # fmt: skip
-
-
-def surroundings(home: Path, server: StubServer | None, **more: str) -> dict[str, str]:
-    """An environment without a trace of this machine's W&B settings; rows are sent every second."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    (home / "home").mkdir(parents=True, exist_ok=True)
-    there = server.env(home / "wandb-home") if server else {}
-    there |= {"WANDB_DIR": str(home)}  # where the commands `wandb sweep` and `wandb agent` leave their files
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # agents start `python`
-    own = {
-        "PATH": path,
-        "HOME": str(home / "home"),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
-    }
-    return {**clean, **there, **own, **more}
-
-
-def start(words: list[str], environment: dict[str, str], cwd: Path = ROOT) -> subprocess.Popen:
-    return subprocess.Popen(
-        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def done(process: subprocess.Popen, status: int = 0) -> str:
-    """What a process printed, once it has ended with `status`."""
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == status, text
-    return text
-
-
-def training(home: Path, server: StubServer | None, *words: str, **environment: str) -> subprocess.Popen:
-    return start([sys.executable, "train_kd.py", *words], surroundings(home, server, **environment))
-
-
-def run_folder(home: Path) -> Path:
-    [folder] = (home / "runs").glob("small-*")
-    return folder
-
-
-def path_of(folder: Path) -> str:
-    return f"{PROJECT}/{json.loads((folder / 'summary.json').read_text())['run_id']}"
-
-
-def rows_of(server: StubServer, path: str) -> list[dict]:
-    """The history that the server holds, in the names of this project, but the report, which is no row of the file."""
-    rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in server.history(path)]
-    return [row for row in rows if not any(name.startswith("report/") for name in row)]
-
-
-def wait_until(condition, what: str, seconds: float = 120) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
-def versions(server: StubServer, name: str) -> dict[str, dict]:
-    """alias -> version of an artifact; versions without an alias stand under their number.
-
-    An upload that was cut off stays pending at the server, which lists it nowhere.
-    """
-    found = {}
-    for artifact in server.state["artifacts"].values():
-        if artifact["collection"] == name and artifact["state"] == "COMMITTED":
-            for alias in artifact["aliases"] or [f"v{artifact['version']}"]:
-                found[alias] = artifact
-    return found
-
-
-def blob(server: StubServer, artifact: dict, name: str) -> bytes:
-    return (server.backend.root / "blobs" / artifact["files"][name]["md5hex"]).read_bytes()
-
-
-def printed_commands(text: str) -> list[list[str]]:
-    """The commands that a script has printed for its user to send what W&B lacks."""
-    found = re.findall(r"to send it later: ((?:wandb|python) .*)$", text, re.MULTILINE)
-    programs = {"wandb": WANDB, "python": sys.executable}
-    return [[programs[first], *rest] for first, *rest in map(shlex.split, found)]
-
-
-def assert_complete(server: StubServer, folder: Path, *, resumed: bool = False) -> None:
-    """The server has all that the run folder has; a resumed run measures anew how long its steps took."""
-    path = path_of(folder)
-    there, here = rows_of(server, path), read_metrics(folder / "metrics.jsonl")
-    assert times_apart(there) == times_apart(here)
-    assert resumed or there == here
-    assert [row["_step"] for row in server.history(path)][: len(here)] == list(range(len(here)))
-    stored = versions(server, f"model-{path.rpartition('/')[2]}")
-    assert set(stored) == {"best", "latest"}
-    assert blob(server, stored["best"], "model.safetensors") == (folder / "student" / "model.safetensors").read_bytes()
-    final = folder / "checkpoints" / "latest" / "student" / "model.safetensors"
-    assert blob(server, stored["latest"], "model.safetensors") == final.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------------- a run
@@ -231,7 +128,7 @@ def test_the_run_is_described(stub, everything):
 
 def test_seeds_share_a_group_and_nothing_else_does():
     def group(*words: str) -> str:
-        return train_kd.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config.group("data")
+        return command_line.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config.group("data")
 
     assert group() == group("--training.seed=3") == group("--wandb.notes=x", "--training.log_every=7")
     assert len({group(), group("--training.learning_rate=0.5"), group("--data.split_seed=1")}) == 3

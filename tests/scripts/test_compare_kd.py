@@ -95,15 +95,16 @@ def test_finished_seeds_are_found_again(home, capsys):
 
 def test_a_signal_stops_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
     given = words(tmp_path, "--seeds=0,1", "--name=s")
-    epoch_line = train_kd.report.epoch_line
+    epochs = train_kd.epochs
 
-    def interrupt(row, *rest):
-        if len(list((tmp_path / "runs").iterdir())) == 2 and row["epoch"] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return epoch_line(row, *rest)
+    def interrupted(*stages):
+        for row in epochs(*stages):
+            if len(list((tmp_path / "runs").iterdir())) == 2 and row["epoch"] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield row
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_kd.report, "epoch_line", interrupt)
+        patched.setattr(train_kd, "epochs", interrupted)
         with pytest.raises(train_kd.Stopped):
             train_kd.main(given)
     states = [read_object(path)["status"] for path in (tmp_path / "runs").glob("*/summary.json")]

@@ -21,10 +21,10 @@ import train_kd
 from kd_core import metrics
 from kd_core.config import TeacherConfig, read_layer, resolve
 from kd_core.errors import UserError
-from kd_core.evaluation import cost
+from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
+from kd_core.models.network import export_in
 from kd_core.run.folder import RunFolder, read_metrics
-from kd_core.teachers.load import export_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -266,13 +266,13 @@ def test_on_demand_teachers_of_an_export_are_found_where_they_were_trained(taugh
 def test_settings_from_elsewhere_name_few_teachers(teacher, used):
     config, artifact = TeacherConfig.model_validate(teacher), "me/kd/model-b:best"
     if used:
-        evaluate_kd.require_at_hand(config, 1, artifact)
+        trained.require_at_hand(config, 1, artifact)
     else:
         with pytest.raises(UserError, match=r"teachers\[1\]: .* --config FILE with these teachers uses it"):
-            evaluate_kd.require_at_hand(config, 1, artifact)
+            trained.require_at_hand(config, 1, artifact)
     if teacher.get("weights", "").startswith("wandb:"):  # an export alone has no project
         with pytest.raises(UserError, match="--config FILE"):
-            evaluate_kd.require_at_hand(config, 1, None)
+            trained.require_at_hand(config, 1, None)
 
 
 @pytest.mark.parametrize("lost", ["student", "student/model.safetensors", "student/config.json"])

@@ -10,7 +10,7 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as sweep_utils
 
 import kd_methods
-import train_kd
+from kd_core.config import command_line
 from kd_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def owners(key: str) -> list[str]:
 def test_every_key_and_value_is_a_valid_setting(path):
     sweep = load(path)
     types = choices(sweep["parameters"].get("kd.type", {"value": None}))
-    base = train_kd.parse(arguments(sweep, {}))[1].config
+    base = command_line.parse(arguments(sweep, {}))[1].config
     for key, parameter in sweep["parameters"].items():
         assert set(parameter) <= {"value", "values", "distribution", "min", "max"}
         assert parameter.get("distribution", "uniform") in BOUNDED
@@ -62,7 +62,7 @@ def test_every_key_and_value_is_a_valid_setting(path):
         assert set(own) & set(owners(key)), f"{key} belongs to no method of this sweep"
         for method, value in itertools.product(own, choices(parameter)):
             given = {"kd.type": method, key: value} if key != "kd.type" else {key: value}
-            config = train_kd.parse(arguments(sweep, given))[1].config.model_dump()
+            config = command_line.parse(arguments(sweep, given))[1].config.model_dump()
             for part in key.split("."):
                 config = config[part]
             assert config == value and isinstance(value, type(config)), key
@@ -107,9 +107,9 @@ def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():
     """They are columns of W&B's tables, not settings: a sweep over them would train one configuration many times."""
     words = ["--config", "configs/cifar32/baseline.yaml", "--learning_rate=0.5"]
     with pytest.raises(UserError, match="learning_rate: unknown key"):
-        train_kd.parse(words)
+        command_line.parse(words)
     recorded = ["--data_fingerprint=ab", "--environment={'python': '3.11'}", "--training={'learning_rate': 0.5}"]
-    config = train_kd.parse([*words, *recorded, "--training.seed=4"])[1].config
+    config = command_line.parse([*words, *recorded, "--training.seed=4"])[1].config
     assert (config.training.learning_rate, config.training.seed) == (0.5, 4)
 
 
@@ -117,7 +117,7 @@ def test_a_trial_drops_what_its_method_lacks_and_is_named_after_it():
     sweep = load(ROOT / "sweeps" / "all_methods.yaml")
     drawn = {key: choices(parameter)[0] for key, parameter in sweep["parameters"].items()}
     for method in kd_methods.names():
-        options, resolved = train_kd.parse(arguments(sweep, drawn | {"kd.type": method}))
+        options, resolved = command_line.parse(arguments(sweep, drawn | {"kd.type": method}))
         assert resolved.config.kd.type == method
         if method != "ca_weighted":  # the configuration's own method
             assert resolved.config.experiment.startswith(method)

@@ -17,10 +17,12 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from run_metrics import EVERY_RUN, OWN, times_apart
 
 import evaluate_kd
 import kd_methods
 import train_kd
+from kd_core.config import command_line
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.loop.meter import Meter
@@ -29,46 +31,12 @@ from kd_core.models import build as models
 from kd_core.models import network as student
 from kd_core.run import folder as checkpoints
 from kd_core.run.folder import read_metrics
-from kd_core.teachers.logits import Panel
+from kd_core.teachers.logits import TeacherLogits
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER_FILE = {
     "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
     "training": {"max_epochs": 2, "learning_rate": 3e-3},
-}
-EVERY_RUN = {
-    "epoch",
-    "learning_rate",
-    "train/loss_total",
-    "train/accuracy",
-    "train/loss_label",
-    "train/loss_distill",
-    "train/kd_weight",
-    "train/step_time",
-    "val/accuracy",
-    "val/loss_total",
-    "val/auroc",
-    "val/loss_ce",
-    "perf/epoch_time",
-    "perf/data_time",
-    "perf/teacher_time",
-    "perf/images_per_second",
-    "perf/teacher_cache_hit_rate",
-    "perf/gpu_memory_peak_mb",
-}
-OWN = {
-    "baseline": set(),
-    "average": {"train/loss_kl", "train/loss_ce"},
-    "ca_weighted": {"train/loss_kl", "train/loss_ce"},
-    "dynamic": {"train/loss_soft", "train/loss_hard", "train/gate", "train/avg_teacher_conf"},
-    "confidence": {
-        "train/loss_soft",
-        "train/loss_hard",
-        "train/dynamic_alpha",
-        "train/max_teacher_conf_mean",
-        "train/teacher_0_usage_fraction",
-        "train/teacher_1_usage_fraction",
-    },
 }
 
 
@@ -164,14 +132,14 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     original = student.build
 
     def spy(config, data):
-        pupil = original(config, data)
-        model = pupil.model
+        network = original(config, data)
+        model = network.model
         name = config.kd.type
         model.register_forward_pre_hook(
             lambda module, inputs: seen.setdefault(name, []).append(inputs[0].clone()) if module.training else None
         )
         seen.setdefault(f"{name} weights", []).append([p.detach().clone() for p in model.parameters()])
-        return pupil
+        return network
 
     train(home, "--no-wandb", "--training.seed=6", method="average")  # teachers exist from here on
     monkeypatch.setattr(student, "build", spy)
@@ -213,9 +181,9 @@ def test_a_comparison_that_another_run_trains_is_waited_for(home, tmp_path):
 
 def test_a_trial_trains_no_comparison(home, monkeypatch):
     words = arguments(home, "--training.compare_with_baseline=true")
-    assert train_kd.parse(words)[1].config.training.compare_with_baseline
+    assert command_line.parse(words)[1].config.training.compare_with_baseline
     monkeypatch.setenv("KD_TRIAL", "testtest")
-    resolved = train_kd.parse(words)[1]
+    resolved = command_line.parse(words)[1]
     assert not resolved.config.training.compare_with_baseline
     assert "training.compare_with_baseline: left out, this is a sweep's trial" in resolved.notices
 
@@ -236,13 +204,6 @@ def test_early_stopping(home, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------ resuming
-
-
-def times_apart(rows: list[dict]) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith("perf/") and "step_time" not in name}
-        for row in rows
-    ]
 
 
 def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys):
@@ -412,13 +373,13 @@ def test_a_gradient_that_is_not_finite_is_never_kept_in_a_checkpoint_within_an_e
 
 
 def test_a_teacher_whose_logits_break_is_named(home, monkeypatch):
-    original = Panel._compute
+    original = TeacherLogits._compute
 
     def compute(self, index, *args, **options):
         logits = original(self, index, *args, **options)
         return logits * float("nan") if len(self) == 2 and index == 1 else logits
 
-    monkeypatch.setattr(Panel, "_compute", compute)
+    monkeypatch.setattr(TeacherLogits, "_compute", compute)
     culprit = r"teachers\[1\] 'cifar_wrn_16_1' gave logits that are not finite"
     more = ("--no-wandb", "--cache.mode=off", "--training.seed=31")
     with pytest.raises(UserError, match=rf"^loss_total, .*loss_distill.* not finite at step 1; {culprit}"):
@@ -491,6 +452,7 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
     ("more", "text"),
     [
         (["--model.name=resnt18"], "model.name: unknown model 'resnt18', did you mean"),
+        (["--training.optimizer=adamq"], "training.optimizer: unknown optimizer 'adamq', did you mean 'adam"),
         (["--data.batch_size=5000"], "data.batch_size: 5000 is larger than the 600 training images"),
         (["--data.val_size=5000"], "val_size"),
         (["--output_dir=/proc/nowhere"], "output_dir: cannot write"),

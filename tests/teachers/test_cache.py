@@ -13,14 +13,15 @@ import torch
 
 import kd_methods
 import train_kd
-from kd_core.data.views import Batch, draw_views, fixed_view_ids, num_views
+from kd_core.config import command_line
+from kd_core.data.views import Augmentation, Batch, draw_views, fixed_view_ids
 from kd_core.errors import UserError
 from kd_core.files import read_json
 from kd_core.models import build as models
 from kd_core.run.folder import read_metrics
 from kd_core.teachers import cache
-from kd_core.teachers import logits as panel
 from kd_core.teachers.cache import CachedTeacher, Store, open_store, row_checksums
+from kd_core.teachers.logits import TeacherLogits
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"views": 3, "rows": 40, "classes": 7}
@@ -177,7 +178,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
 def test_fixed_views_are_a_rows_own_for_every_seed_and_epoch():
     rows = torch.arange(500)
     seen = [
-        draw_views(seed, epoch, rows, crop_padding=4, flip=True, fixed=4) for seed in range(3) for epoch in range(8)
+        draw_views(seed, epoch, rows, Augmentation(4, True), fixed=4) for seed in range(3) for epoch in range(8)
     ]
     numbers = torch.stack([view.numbers for view in seen])
     assert numbers.min() == 0 and numbers.max() == 3
@@ -187,7 +188,7 @@ def test_fixed_views_are_a_rows_own_for_every_seed_and_epoch():
     distinct = {len(set(column.tolist())) for column in torch.stack([view.ids for view in seen]).T}
     assert max(distinct) <= 4
     bank = torch.stack([fixed_view_ids(rows, torch.full((500,), n), crop_padding=4, flip=True) for n in range(4)])
-    assert len(bank.unique()) > 0.95 * num_views(4, True)  # they are spread over all views
+    assert len(bank.unique()) > 0.95 * Augmentation(4, True).num_views  # they are spread over all views
 
 
 # ------------------------------------------------------------------------------------------------------ in training
@@ -265,7 +266,7 @@ def warm(home, online) -> Path:
 
 
 def test_a_warm_cache_gives_the_same_student_and_runs_no_teacher(home, online, warm, monkeypatch):
-    monkeypatch.setattr(panel.Panel, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
+    monkeypatch.setattr(TeacherLogits, "_compute", lambda *a, **k: pytest.fail("a teacher was run"))
     weights, rows = train(home, "warm", folder="warm")
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
     assert losses(home, "warm") == losses(home, "cold") == losses(home, "online") and len(losses(home, "warm")) >= 50
@@ -335,7 +336,7 @@ def test_a_store_that_says_nonsense_of_itself_is_listed_as_empty(tmp_path, shape
 
 def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch):
     CUT = 30
-    original, batches = panel.Panel._compute, []
+    original, batches = TeacherLogits._compute, []
 
     class Cut(Exception):
         pass
@@ -346,7 +347,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch)
             raise Cut
         return original(self, index, images, *rest, **options)
 
-    monkeypatch.setattr(panel.Panel, "_compute", counted)
+    monkeypatch.setattr(TeacherLogits, "_compute", counted)
     with pytest.raises(Cut):
         train(home, "cut", "--cache.mode=fixed", "--cache.views=2", folder="cut")
     [run] = (home / "runs").glob("cut-*")
@@ -366,16 +367,16 @@ def test_fixed_views_train_alike_cold_and_warm_but_not_as_all_views(home, online
 COUNTED = """
 import sys
 import train_kd
-from kd_core import panel
+from kd_core.teachers.logits import TeacherLogits
 
-original = panel.Panel._compute
+original = TeacherLogits._compute
 
 def counted(self, index, images, *rest, **options):
     with open(sys.argv[1], "a") as file:
         file.write(f"{len(images)}\\n")
     return original(self, index, images, *rest, **options)
 
-panel.Panel._compute = counted
+TeacherLogits._compute = counted
 train_kd.main(sys.argv[2:])
 """
 
@@ -410,7 +411,7 @@ def test_auto_says_what_lazy_would_take_where_it_does_not_fit(home, capsys):
 
 def test_only_fixed_views_make_another_run():
     def digest(*more: str) -> str:
-        return train_kd.parse(["--config", "configs/quickstart.yaml", *more])[1].config.digest("data")
+        return command_line.parse(["--config", "configs/quickstart.yaml", *more])[1].config.digest("data")
 
     assert digest() == digest("--cache.mode=off") == digest("--cache.max_gb=1") == digest("--cache.mode=lazy")
     assert len({digest(), digest("--cache.mode=fixed"), digest("--cache.mode=fixed", "--cache.views=3")}) == 3

@@ -284,7 +284,7 @@ def test_a_teacher_that_knows_the_training_images_by_heart_is_found_out(home, da
         return folder, capsys.readouterr().out
 
     folder, text = train("marked", f"logits: {home}/heart.safetensors")
-    assert f"teacher 0 {MAY}, so this figure may say nothing about it (set teachers.0.trained_on if" in text
+    assert f"teacher 0 {MAY}, so this accuracy may say nothing about it (set teachers.0.trained_on if" in text
     assert f"; a member {MAY}" in text  # before training nobody has looked at test images
     assert "is right on 100.00% of them, and on 80.00% of the test images" in text
     summary = json.loads((folder / "summary.json").read_text())

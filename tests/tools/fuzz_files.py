@@ -20,7 +20,11 @@ import datasets
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from test_data import cifar_python, features, image_tree, parquet, rows_of
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a script, Python finds only what lies beside this file
+
+from image_files import cifar_python, features, image_tree, parquet, rows_of
 
 from kd_core.config import Config, DataConfig
 from kd_core.data.dataset import load_data
@@ -34,7 +38,6 @@ from kd_core.teachers import cache
 from kd_core.teachers.logits_file import LogitsFile
 from sweeps import run_local
 
-ROOT = Path(__file__).resolve().parents[2]
 TOUCHED = 512 * 2**20  # bytes of memory that reading a file of some kilobytes may take
 # A fuse before the machine's memory is gone; so far away that threads' stacks and arenas do not blow it.
 ASKED = 16 * 2**30

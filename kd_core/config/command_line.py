@@ -1,0 +1,108 @@
+"""The command line of train_kd.py: switches, and the settings that files and words give together."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+
+import kd_methods
+from kd_core import config as configuration
+from kd_core.config import Config, Layer, Resolved
+from kd_core.errors import CommandLine, UserError
+from kd_core.files import local_path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the switches of train_kd.py say."""
+
+    config: list[str]  # files of settings, later ones win; empty: the quickstart
+    resume: str  # auto, never, or a run folder
+    seeds: list[int]  # at least one
+    no_wandb: bool
+    check: bool
+    print_config: bool
+
+
+def parse(arguments: list[str], description: str = "") -> tuple[Options, Resolved]:
+    """The words of the command line -> switches and resolved settings.
+
+    With --help, print `description` and all settings, and exit.  UserError lists every mistake, one per line.
+    """
+    given, rest = _parser().parse_known_args(arguments)
+    files = [configuration.read_layer(name) for name in given.config]
+    if given.help:
+        configuration.import_code(given.imports, *files)
+        print(f"{description}\n{configuration.describe_keys()}")
+        sys.exit(0)
+    layers = files or [configuration.read_layer(configuration.QUICKSTART)]
+    overrides, code = configuration.parse_with_code(rest, given.imports, *layers)
+    layers += [overrides, code]
+    if given.resume not in ("auto", "never"):
+        configuration.require_code(local_path(given.resume, "--resume") / "config.yaml")
+    if given.no_wandb:
+        layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
+    resolved = _without_idle_parts(configuration.resolve(layers))
+    seeds = read_seeds(given.seeds, given.resume, overrides) or [resolved.config.training.seed]
+    resolved.config = configuration.with_seed(resolved.config, seeds[0])
+    options = Options(
+        config=given.config,
+        resume="never" if given.fresh else given.resume,
+        seeds=seeds,
+        no_wandb=given.no_wandb,
+        check=given.check,
+        print_config=given.print_config,
+    )
+    return options, resolved
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandLine("train_kd.py")
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--import", dest="imports", action="append", default=[])
+    parser.add_argument("--resume", default="auto")
+    parser.add_argument("--seeds")
+    for switch in ("--fresh", "--no-wandb", "--check", "--print-config"):
+        parser.add_argument(switch, action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _without_idle_parts(resolved: Resolved) -> Resolved:
+    """The settings without a comparison in a sweep's trial and without teachers that no method asks; with notices."""
+    config, notices = resolved.config, list(resolved.notices)
+    training = config.training
+    if training.compare_with_baseline and configuration.in_trial():
+        notices.append("training.compare_with_baseline: left out, this is a sweep's trial")
+        training = training.model_copy(update={"compare_with_baseline": False})
+        config = config.model_copy(update={"training": training})
+    if config.teachers and config.kd.type == kd_methods.LABEL_ONLY:
+        count = len(config.teachers)
+        notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
+        config = without_teachers(config)
+    return Resolved(config, notices)
+
+
+def read_seeds(text: str | None, resume: str, overrides: Layer) -> list[int]:
+    """The seeds that --seeds asks for, none without it; UserError where the other words do not fit."""
+    if text is None:
+        return []
+    words = text.split(",")
+    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
+    if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: is {text!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
+    if configuration.in_trial():
+        raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
+    if "seed" in (overrides.values.get("training") or {}):
+        raise UserError("--seeds: stands for training.seed; give one of them")
+    if resume not in ("auto", "never"):
+        raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {resume!r}")
+    return seeds
+
+
+def without_teachers(config: Config) -> Config:
+    """The same student, data and training, with the labels alone."""
+    method = kd_methods.config_class(kd_methods.LABEL_ONLY).model_validate({})
+    return config.model_copy(update={"teachers": [], "kd": method})

@@ -1,0 +1,106 @@
+"""What can be known to be wrong before anything is trained, all of it in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kd_core.config import Config, TeacherConfig
+from kd_core.errors import UserError
+from kd_core.loop.optimizer import create_optimizer
+from kd_core.models import build as models
+from kd_core.models import interface
+from kd_core.models import network as networks
+from kd_core.models.predict import Predictor
+from kd_core.run.folder import open_run
+from kd_core.run.job import Job
+from kd_core.teachers import dry_run
+from kd_core.teachers import load as teachers
+
+
+class Problems:
+    """The messages of all mistakes that were found."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns; None if it raises UserError, which is noted."""
+        try:
+            return action()
+        except UserError as error:
+            self.messages.append(str(error))
+
+    def tell(self) -> None:
+        """UserError with all messages, if there are any."""
+        if self.messages:
+            raise UserError("\n".join(dict.fromkeys(self.messages)))
+
+
+def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teacher]:
+    """The teachers, once nothing is known to be wrong any more; untrained ones stand for those trained on demand.
+
+    UserError lists everything that can be known before anything is trained.
+    """
+    problems, members = Problems(), list[Any]()
+    _check_run(config, job, problems)
+    problems.attempt(lambda: interface.check_method(config.kd, len(config.teachers), job.data.num_classes))
+    for index, teacher in enumerate(config.teachers):
+        if teacher.train:
+            members.append(_teacher_to_train(config, index, teacher, job, problems))
+        else:
+            members.append(problems.attempt(lambda i=index, t=teacher: teachers.load(t, i, job.data, config)))  # type: ignore[misc]
+    if resume not in ("auto", "never"):
+        problems.attempt(lambda: open_run(config, job.data.fingerprint, resume))
+    problems.tell()
+    job.reset_device()  # of what the passes took
+    return members
+
+
+def _teacher_to_train(
+    config: Config, index: int, teacher: TeacherConfig, job: Job, problems: Problems
+) -> teachers.Teacher | None:
+    """A stand-in for a teacher that is trained on demand, whose own run is checked as well."""
+    own = problems.attempt(lambda: teachers.training_config(config, index))
+    if own is None:
+        return None
+    place = f"teachers[{index}]"
+    keys = {key: f"{place}.{key}" for key in ("model", "img_size", "args")}
+    keys["batch_size"] = f"{place}.train: data.batch_size"
+    trained = teachers.find_teacher(config, index, job.data) is not None
+    _check_run(own, job, problems, f"{place}.train: ", trained=trained, **keys)
+    stand_in: teachers.Teacher | None = problems.attempt(lambda: teachers.untrained(config, index, job.data))
+    return stand_in
+
+
+def _check_run(
+    config: Config, job: Job, problems: Problems, where: str = "", *, trained: bool = False, **keys: str
+) -> None:
+    """Note what is wrong with one run's settings.  If nothing is, one batch is trained on, unless it is `trained`.
+
+    `where` begins the messages; `keys` are the names of settings in them where these are not the usual ones.
+    """
+    data, processes, batch, training = job.data, job.accelerator.num_processes, config.data.batch_size, config.training
+    before = len(problems.messages)
+    if batch % processes:
+        problems.messages.append(
+            f"{where}data.batch_size: {batch}, for all processes, does not divide by {processes} processes"
+        )
+    if len(data.train) < batch:
+        problems.messages.append(
+            f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images"
+        )
+    if training.patience is not None and data.val is None:
+        problems.messages.append(
+            f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
+        )
+    network = problems.attempt(lambda: networks.build(config, data))
+    if network:
+        problems.attempt(lambda: create_optimizer(network.model, training, torch.device("cpu")))
+    if len(problems.messages) == before and not trained:
+        wanted, predict = config.model, Predictor(job.accelerator, config)
+        usual = models.usual_size(wanted.name, wanted.stem)
+        subject = dry_run.Subject(wanted.name, network.preprocess.size, usual, **keys)
+        problems.attempt(lambda: dry_run.train_once(network, config, data, predict, subject))

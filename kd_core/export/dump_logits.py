@@ -1,0 +1,52 @@
+"""A student's logits for every image of its data, as a file that can teach other students."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_core.data.dataset import Data
+from kd_core.data.views import Augmentation, fixed_view_ids
+from kd_core.models.network import Network
+from kd_core.models.predict import Images, Predictor
+from kd_core.teachers.logits_file import about_views, write_logits
+
+
+def dump_logits(path: Path, count: int, data: Data, student: Network, predict: Predictor) -> None:
+    """Write logits for all rows of the source's splits, and for the first `count` fixed views of training images.
+
+    All processes call it together; the main one writes `path` (`kd_core.teachers.logits_file`) and prints how to use
+    it.  UserError if the folder cannot be written.
+    """
+    config, accelerator = predict.config, predict.accelerator
+    network, views, augmentation = student.model, student.views, Augmentation.of(config.data)
+
+    def fixed_view(number: int, pixels: Tensor, rows: Tensor) -> Tensor:
+        ids = fixed_view_ids(rows, torch.full_like(rows, number), **asdict(augmentation))
+        return views.train(pixels, ids, channels_last=config.training.channels_last)
+
+    tensors: dict[str, Tensor] = {}
+    about = about_views(augmentation)
+    for split in filter(None, (data.train, data.val, data.test())):
+        if split.fingerprint in about.values():
+            continue  # validation or test images cut from training, which are among its rows
+        everything = replace(split, rows=torch.arange(len(split.labels)))
+        images = Images(everything, accelerator.device, config.data.store)
+        tensors[split.name] = predict(network, images, views, f"logits of {split.name}").half().cpu()
+        about[split.name] = split.fingerprint
+        if split.name == "train" and count:
+            bank = [
+                predict(network, images, views, f"view {number + 1} of {count}", partial(fixed_view, number))
+                for number in range(count)
+            ]
+            tensors["train_views"] = torch.stack([logits.half().cpu() for logits in bank], 1)
+            about["train_views"] = split.fingerprint
+    if accelerator.is_main_process:
+        write_logits(path, tensors, about)
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        more = f" --cache.mode=fixed --cache.views={count}" if count else ""
+        print(f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}")

@@ -1,0 +1,122 @@
+"""The end of a run: what the selected student says about each split, what went wrong, what it costs, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd_core.config import Config
+from kd_core.errors import UserError
+from kd_core.evaluation.cost import measure
+from kd_core.evaluation.diagnosis import diagnose
+from kd_core.evaluation.figures import Predictions
+from kd_core.evaluation.predictions import Observer
+from kd_core.models.network import Network
+from kd_core.models.predict import score
+from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.tracking import environment
+
+
+def observe_splits(
+    observe: Observer, val_teachers: Tensor | None, say: Callable[[str], None]
+) -> tuple[dict[str, Predictions], dict[str, float]]:
+    """What the selected student and its teachers say about each split, by its name, and test/*.
+
+    `val_teachers` are the teachers' logits [K,n,C] on the validation split.  The test split is opened only if
+    `evaluation.test_at_end` asks for it.  All processes call this together.
+    """
+    data = observe.data
+    seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
+    test: dict[str, float] = {}
+    if observe.predict.config.evaluation.test_at_end and (opened := open_test_split(observe, say)):
+        seen["test"], test = opened
+    return seen, test
+
+
+def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Predictions, dict[str, float]] | None:
+    """What the selected student and its teachers say about the test split, and test/*; None where there is none.
+
+    The one place where training's code reads the test split, after selection.
+    """
+    split = observe.data.test()
+    if split is None:
+        say("evaluation.test_at_end: the data have no test split, nothing was tested (data.test_size cuts one)")
+        return None
+    found, device = observe("test", split), observe.predict.accelerator.device
+    taught = None if found.teachers is None else found.teachers.to(device)
+    batch_size = observe.predict.config.data.batch_size
+    logits, labels = found.student.to(device), found.labels.to(device)
+    row = score(observe.method, logits, taught, labels, batch_size=batch_size, progress=1.0)
+    say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")
+    return found, {f"test/{name}": value for name, value in row.items()}
+
+
+def sample(observe: Observer, say: Callable[[str], None]) -> Predictions | None:
+    """What the networks say about some training images; None, and a line that says why, if a teacher is gone by now."""
+    try:
+        return observe.sample()
+    except UserError as error:  # a finished run is not lost for what only its report would tell
+        say(f"teachers are not looked at on training images: {error}")
+        return None
+
+
+def inspect(
+    config: Config,
+    student: Network,
+    folder: RunFolder,
+    val: Predictions | None,
+    train: Predictions | None,
+    steps_per_epoch: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """What summary.json holds of a run beside its metrics: `environment`, `findings` and `cost`.
+
+    `val` and `train`: predictions on the validation split and on some training images.  The main process alone.
+    """
+    findings = diagnose(
+        config,
+        rows=read_metrics(folder.metrics_file),
+        train=train,
+        val=val,
+        steps_per_epoch=steps_per_epoch,
+        processes=accelerator.num_processes,
+        batch_norm=any(isinstance(module, _BatchNorm) for module in student.model.modules()),
+    )
+    return {
+        "environment": environment(),
+        "findings": [asdict(finding) for finding in findings],
+        "cost": measure(
+            student.model,
+            student.preprocess.size,
+            accelerator.device,
+            checkpoint=folder.student,
+            precision=accelerator.mixed_precision,
+            channels_last=config.training.channels_last,
+        ),
+    }
+
+
+def write_page(
+    config: Config,
+    folder: RunFolder,
+    summary: dict[str, Any],
+    evaluations: dict[str, dict[str, Any]],
+    seen: dict[str, Predictions],
+) -> None:
+    """The run's report, from what it has written and from its predictions by split."""
+    from kd_core.report.run_page import write_report  # imports matplotlib, which takes long where nothing is drawn
+
+    write_report(
+        folder.path,
+        summary=summary,
+        settings=config.to_yaml(),
+        environment=summary["environment"],
+        rows=read_metrics(folder.metrics_file),
+        evaluations=evaluations,
+        predictions=seen.get("test", seen.get("val")),
+    )

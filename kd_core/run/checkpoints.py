@@ -1,0 +1,160 @@
+"""How far a run is, and its checkpoints: when they are written, what they hold, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from kd_core.config import TrainingConfig
+from kd_core.errors import UserError
+from kd_core.loop.meter import Meter, require_finite
+from kd_core.loop.processes import random_state, set_random_state
+from kd_core.models import build as models
+from kd_core.models.network import Network
+from kd_core.run.folder import RunFolder, load_latest, save_latest
+from kd_core.run.job import STEPS_TOGETHER, Job
+
+
+@dataclass
+class Progress:
+    """How far a run is: the fields of a checkpoint's state.json."""
+
+    epoch: int = 0  # epochs that are done
+    position: int = 0  # steps done within the next one, in a checkpoint within an epoch
+    waited: int = 0  # epochs since the best one
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the last epoch
+    best: dict[str, Any] = field(default_factory=dict)  # of the selected epoch
+    metrics_offset: int = 0  # bytes of metrics.jsonl at the checkpoint
+    run_id: str = ""
+    processes: int = 1
+    log_every: int = 50
+    skipped_steps: int = 0
+
+    def add_epoch(self, row: dict[str, Any], *, offset: int, skipped: int) -> bool:
+        """Note the metrics of another epoch; whether it is the best so far.
+
+        Without a validation split every epoch is the best so far: the last one is the result.
+        """
+        better = "val/accuracy" not in row or row["val/accuracy"] > self.best.get("val/accuracy", -1.0)
+        self.epoch, self.metrics, self.metrics_offset, self.skipped_steps = row["epoch"], row, offset, skipped
+        self.best, self.waited = (row, 0) if better else (self.best, self.waited + 1)
+        return better
+
+
+class Checkpoints:
+    """The checkpoints of one run.  All processes call its methods together; the main process writes."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        job: Job,
+        training: TrainingConfig,
+        *,
+        network: Network,
+        optimizer: Any,
+        method: nn.Module,
+        meter: Meter,
+    ):
+        self.folder, self._job, self._training = folder, job, training
+        self._network, self._optimizer, self._method, self._meter = network, optimizer, method, meter
+        self._within: dict[str, Any] | None = None  # this process's own state, where a run goes on within an epoch
+        self._saved_at = time.monotonic()
+
+    @property
+    def _accelerator(self) -> Accelerator:
+        return self._job.accelerator
+
+    def load(self) -> Progress | None:
+        """Bring student, optimizer, method and scaler to where the last checkpoint has them; None if there is none.
+
+        UserError if it was written by another number of processes.
+        """
+        found = load_latest(self.folder, self._job.say)
+        if found is None:
+            return None
+        path, tensors, state = found
+        progress, accelerator = Progress(**state), self._accelerator
+        if progress.processes != accelerator.num_processes:
+            raise UserError(
+                f"{self.folder.path}: was trained by {progress.processes} process(es), this is "
+                f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
+            )
+        ended = progress.epoch > 0 and progress.position == 0
+        if accelerator.is_main_process and ended and progress.best["epoch"] == progress.epoch:
+            self.folder.keep_best(path / "student")  # in case the last attempt ended between the two
+        self._network.model.load_state_dict(models.load_export(path / "student").model.state_dict())
+        self._optimizer.load_state_dict(tensors["optimizer"])
+        self._method.load_state_dict(tensors["method"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(tensors["scaler"])
+        if tensors["within_epoch"]:
+            self._within = tensors["within_epoch"][accelerator.process_index]
+        self._meter.skipped_before = progress.skipped_steps
+        return progress
+
+    def continue_epoch(self, progress: Progress) -> int:
+        """Restore what a checkpoint within the epoch holds of this process; the number of steps that are done."""
+        if self._within:
+            for name, buffer in self._network.model.named_buffers():
+                buffer.copy_(self._within["buffers"][name])
+            set_random_state(self._within["random"], self._accelerator.device)
+            self._meter.load_state(self._within["meter"], self._accelerator.device)
+        done, progress.position, self._within = progress.position, 0, None
+        return done
+
+    def asked(self, step: int, *, logged: bool) -> tuple[int, bool]:
+        """After `step` steps of the run: a signal that asks to stop (0: none), and whether to save now.
+
+        Processes must stop and save at the same step.  They agree where they are in step anyway (`logged`), and every
+        few steps.
+        """
+        every, minutes = self._training.save_every_steps, self._training.save_every_minutes
+        due = bool(every and step % every == 0)
+        due = due or bool(minutes and time.monotonic() - self._saved_at > 60 * minutes)
+        together = logged or step % STEPS_TOGETHER == 0 or step % (every or STEPS_TOGETHER) == 0
+        return self._job.signals.agreed(self._accelerator, together=together, due=due)
+
+    def require_sound(self, step: int) -> None:
+        """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""
+        require_finite(self._network.model, self._optimizer, f"after step {step}", self._accelerator.reduce)
+
+    def save_within_epoch(self, progress: Progress, position: int, step: int, offset: int) -> None:
+        """A checkpoint after `position` steps of an epoch, `step` of the run.  Each process adds its own state."""
+        self._meter.epoch()  # NonFinite before anything is written
+        self.require_sound(step)
+        own = {
+            "buffers": {name: buffer.cpu() for name, buffer in self._network.model.named_buffers()},
+            "random": random_state(self._accelerator.device),
+            "meter": self._meter.state(),
+        }
+        progress.position, progress.metrics_offset = position, offset
+        self._save(progress, gather_object([own]))
+        progress.position = 0
+
+    def save_epoch(self, progress: Progress, *, better: bool) -> None:
+        """A checkpoint at the end of an epoch, which becomes `best` if it is `better`."""
+        self._save(progress, None)
+        if better and self._accelerator.is_main_process:
+            with self.folder.writing():
+                self.folder.keep_best(self.folder.checkpoint("latest") / "student")
+
+    def _save(self, progress: Progress, within_epoch: list[dict[str, Any]] | None) -> None:
+        self._saved_at = time.monotonic()
+        if not self._accelerator.is_main_process:
+            return
+        scaler = self._accelerator.scaler
+        tensors = {
+            "optimizer": self._optimizer.state_dict(),
+            "method": self._method.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "within_epoch": within_epoch,
+        }
+        with self.folder.writing():
+            save_latest(
+                self.folder, lambda path: self._network.export(path, progress.metrics), tensors, asdict(progress)
+            )

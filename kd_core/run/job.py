@@ -1,0 +1,51 @@
+"""What all runs of one process share: its accelerator, the data, its signals."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+
+from kd_core.config import in_trial
+from kd_core.data.dataset import Data
+from kd_core.loop import log
+from kd_core.loop.signals import Stopped, StopSignals
+
+STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
+
+
+@dataclass
+class Job:
+    """What all runs of one process share."""
+
+    accelerator: Accelerator
+    data: Data
+    use_wandb: bool
+    signals: StopSignals
+    is_student: bool = True  # else a teacher or the comparison: a sweep's trial is the student's run alone
+
+    def say(self, text: str) -> None:
+        """Print `text` on the main process."""
+        log.say(text)
+
+    def reset_device(self) -> None:
+        """Let go of what an earlier run of this process left behind."""
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
+            fresh = torch.amp.GradScaler(self.accelerator.device.type)
+            self.accelerator.scaler.load_state_dict(fresh.state_dict())
+
+    def side_job(self) -> Job:
+        """For teachers and for the comparison, which are no trials of their own."""
+        return replace(self, use_wandb=self.use_wandb and not in_trial(), is_student=False)
+
+    def stop_if_asked(self) -> None:
+        """Raise `Stopped` if a signal has come; all processes call this together."""
+        number, _ = self.signals.agreed(self.accelerator, together=True)
+        if number:
+            raise Stopped(number)
