@@ -1,15 +1,18 @@
 """What every method shares: its inputs, and the module around its formula."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
+from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses._base import standardize
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+else:
+    Module = object  # until there is an instance: see `as_module`
 
 Metrics = dict[str, Tensor]
 
@@ -32,8 +35,23 @@ def identity(values: Tensor) -> Tensor:
     return values
 
 
-class KDMethod(nn.Module):
+@functools.cache
+def as_module(cls: Any) -> Any:
+    """`cls`, a subclass of KDMethod, or a class derived from it and from nn.Module if it is no nn.Module itself.
+
+    A class statement would import torch for the base class, and with it every reading of settings, since a method's
+    Config stands in the same file.
+    """
+    if issubclass(cls, torch.nn.Module):
+        return cls
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_written_as": cls}
+    return type(cls.__name__, (cls, torch.nn.Module), names)
+
+
+class KDMethod(Module):
     """A distillation method: outputs and labels in, loss and metrics out. Subclasses write `compute`.
+
+    Every instance is an nn.Module.
 
     `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until
     a training loop with several processes replaces it; a step calls it at most once.
@@ -42,6 +60,12 @@ class KDMethod(nn.Module):
     requires_teachers: ClassVar[bool] = True
     reduce_mean: Callable[[Tensor], Tensor]
     config: Any  # each subclass narrows this to its own Config
+
+    def __new__(cls: Any, *_: Any, **__: Any) -> Any:
+        return object.__new__(as_module(cls))
+
+    def __reduce__(self) -> Any:
+        return KDMethod.__new__, (vars(type(self)).get("_written_as", type(self)),), self.__dict__
 
     def __init__(
         self,
@@ -104,7 +128,8 @@ class KDMethod(nn.Module):
 
     def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""
-        return F.cross_entropy(student, labels, reduction="none", label_smoothing=self.label_smoothing)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return cross_entropy(student, labels, reduction="none", label_smoothing=self.label_smoothing)
 
     def logit_loss(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
         """The configured logit loss [K,B], T squared included, of student [B,C] to teachers [K,B,C]."""

@@ -1,17 +1,13 @@
 """How much to trust each teacher on each sample, by its logits at temperature 1, without gradient."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from kd_methods._torch import Tensor, torch
 
 
-@torch.no_grad()
 def label_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """p(y) of logits [K,B,C] at T = 1: [K,B]. For soft labels [B,C] the inner product of labels and p."""
-    return at_label(F.softmax(logits, -1), labels)
+    return at_label(torch.softmax(logits.detach(), -1), labels)
 
 
-@torch.no_grad()
 def label_confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """Confidence-aware weights [K,B] of teacher logits [K,B,C], summing to 1 over the teachers.
 
@@ -21,8 +17,8 @@ def label_confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
     num_teachers = len(logits)
     if num_teachers == 1:
         return logits.new_ones(logits.shape[:2])
-    cross_entropy = -at_label(F.log_softmax(logits, -1), labels)
-    return (1 - F.softmax(cross_entropy, 0)) / (num_teachers - 1)
+    cross_entropy = -at_label(torch.log_softmax(logits.detach(), -1), labels)
+    return (1 - torch.softmax(cross_entropy, 0)) / (num_teachers - 1)
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ The logit loss includes the factor temperature squared.
 import math
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig
+from kd_methods._torch import Tensor, torch
 
 
 class Config(LogitConfig):
@@ -63,5 +62,5 @@ class Method(KDMethod):
 
 def mean_distribution(teachers: Tensor, temperature: float) -> Tensor:
     """Logits [1,B,C] whose softmax at temperature T is the mean over k of softmax(t_k / T), t [K,B,C]."""
-    log_p = F.log_softmax(teachers / temperature, -1)
+    log_p = torch.log_softmax(teachers / temperature, -1)
     return temperature * (log_p.logsumexp(0, keepdim=True) - math.log(len(teachers)))

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor
-
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import MethodConfig
+from kd_methods._torch import Tensor
 
 
 class Config(MethodConfig):

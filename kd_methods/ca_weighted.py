@@ -8,10 +8,9 @@ as in the original experiments. The logit loss includes the factor temperature s
 
 from typing import Literal
 
-from torch import Tensor
-
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig, Scope
+from kd_methods._torch import Tensor
 from kd_methods._weights import label_confidence_weights
 
 

@@ -8,12 +8,11 @@ loss includes the factor temperature squared.
 from functools import partial
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig, Scope
+from kd_methods._torch import Tensor, torch
 from kd_methods._weights import label_probability
 
 

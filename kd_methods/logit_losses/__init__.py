@@ -20,8 +20,8 @@ from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
-from torch import Tensor
 
+from kd_methods._torch import Tensor
 from kd_methods.logit_losses._base import LossConfig
 
 LogitLoss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]  # `loss` above, without `config`

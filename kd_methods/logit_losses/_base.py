@@ -3,9 +3,9 @@
 import math
 from typing import ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+
+from kd_methods._torch import Tensor, torch
 
 
 class LossConfig(BaseModel):

@@ -8,8 +8,8 @@ the batch of one process.
 """
 
 from pydantic import Field
-from torch import Tensor
 
+from kd_methods._torch import Tensor
 from kd_methods.logit_losses._base import LossConfig, unit
 
 

@@ -11,10 +11,9 @@ probable class.
 
 import math
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses._base import LossConfig
 
 

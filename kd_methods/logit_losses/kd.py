@@ -5,8 +5,8 @@
 Summed over classes. No parameters but the temperature.
 """
 
-from torch import Tensor
 
+from kd_methods._torch import Tensor
 from kd_methods.logit_losses._base import LossConfig
 
 

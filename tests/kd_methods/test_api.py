@@ -238,6 +238,49 @@ def test_methods_copy_and_carry_no_state(name: str) -> None:
     assert pickle.loads(pickle.dumps(copy.deepcopy(method))).config == method.config
 
 
+class Scaled(KDMethod):
+    """A method with a parameter, a layer and a buffer of its own."""
+
+    def __init__(self, config: MethodConfig, **more: Any) -> None:
+        super().__init__(config, **more)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def compute(self, student: StudentOutput, *_: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.scale * self.layer(student.logits).square().mean(), {}
+
+
+def test_a_method_with_parameters_is_a_module_like_others() -> None:
+    method = Scaled(kd_methods.config_class("baseline").model_validate({}))
+    method.requires_teachers = False
+    assert isinstance(method, nn.Module) and isinstance(method, Scaled) and type(method) is type(copy.copy(method))
+    assert set(method.state_dict()) == {"scale", "layer.weight", "layer.bias", "seen"}
+    batch = StudentOutput(torch.ones(2, 4)), TeacherOutputs(), torch.tensor([0, 1])
+    for other in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        assert type(other) is type(method) and other(*batch)[0] == method(*batch)[0]
+        other.double().load_state_dict({name: 2 * value for name, value in method.state_dict().items()})
+        assert other.scale.dtype == torch.float64 and (other.scale, method.scale) == (2, 1)
+    method(*batch)[0].backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+    each = torch.vmap(lambda row: method(StudentOutput(row[None]), TeacherOutputs(), torch.tensor([0]))[0])
+    torch.testing.assert_close(each(batch[0].logits).mean(), method(*batch)[0])
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = """
+import sys, kd_methods
+for name in kd_methods.names():
+    config = kd_methods.config_class(name).model_validate({})
+    assert config.model_dump()["type"] == name
+assert kd_methods.AnyConfig and "T=4" in kd_methods.config_class("average").model_validate({}).describe_loss()
+assert "torch" not in sys.modules
+assert kd_methods.build({"type": "average"}).state_dict() == {} and "torch" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_users_own_loop() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(32, 5), torch.randint(3, (32,))
