@@ -12,6 +12,7 @@ from wandb.sdk.launch.sweeps import utils as sweep_utils
 import kd_methods
 from kd_core.config import command_line
 from kd_core.errors import UserError
+from kd_methods import logit_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -62,9 +63,9 @@ def test_every_key_and_value_is_a_valid_setting(path):
         assert set(own) & set(owners(key)), f"{key} belongs to no method of this sweep"
         for method, value in itertools.product(own, choices(parameter)):
             given = {"kd.type": method, key: value} if key != "kd.type" else {key: value}
-            config = command_line.parse(arguments(sweep, given))[1].config.model_dump()
+            config = command_line.parse(arguments(sweep, given))[1].config
             for part in key.split("."):
-                config = config[part]
+                config = getattr(config, part)
             assert config == value and isinstance(value, type(config)), key
 
 
@@ -86,7 +87,7 @@ def test_every_sweep_is_run_as_documented(path):
 
 def test_there_is_a_sweep_for_each_purpose():
     sweeps = {path.stem: load(path) for path in SWEEPS}
-    assert {*kd_methods.names(), "all_methods", "seeds", "grid", "random", "bayes"} == set(sweeps)
+    assert {*kd_methods.names(), *kd_methods.losses(), "all_methods", "seeds", "grid", "random", "bayes"} == set(sweeps)
     for strategy in ("grid", "random", "bayes"):
         assert sweeps[strategy]["method"] == strategy
     for name in ("all_methods", "seeds"):
@@ -96,11 +97,18 @@ def test_there_is_a_sweep_for_each_purpose():
 
 @pytest.mark.parametrize("method", [name for name in kd_methods.names() if name != kd_methods.LABEL_ONLY])
 def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
-    own = set(kd_methods.config_class(method).model_fields) - ABLATIONS - {"type"}
+    own = set(kd_methods.config_class(method).model_fields) - ABLATIONS - {"type"} - set(kd_methods.losses())
     of_all = {key.split(".")[1] for key in load(ROOT / "sweeps" / "all_methods.yaml")["parameters"] if key[:3] == "kd."}
     assert own <= of_all
     alone = {key.split(".")[1] for key in load(ROOT / "sweeps" / f"{method}.yaml")["parameters"] if key[:3] == "kd."}
-    assert own - {"dist"} <= alone
+    assert own <= alone
+
+
+@pytest.mark.parametrize("loss", kd_methods.losses())
+def test_the_sweep_of_a_logit_loss_varies_all_its_parameters(loss):
+    parameters = load(ROOT / "sweeps" / f"{loss}.yaml")["parameters"]
+    own = {f"kd.{loss}.{name}" for name in logit_losses.config_class(loss).model_fields}
+    assert parameters["kd.loss"] == {"value": loss} and own | {"kd.temperature"} <= set(parameters)
 
 
 def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():
