@@ -59,6 +59,6 @@ def test_summary_and_flat_keys_are_documented() -> None:
 def test_every_fault_has_its_test() -> None:
     rows = [row for row in (ROOT / "docs" / "reliability.md").read_text().splitlines() if row.startswith("| ")][1:]
     named = {re.search(r"`(test_\w+)` \|$", row)[1] for row in rows}  # type: ignore[index]
-    texts = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
     there = {name for text in texts for name in re.findall(r"^def (\w+)", text, re.MULTILINE)}
     assert len(rows) >= 25 and named <= there, named - there
