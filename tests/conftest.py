@@ -4,11 +4,28 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 # Tests run side by side and start further processes: threads that spin while they wait would starve all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def digits_teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run folders of two small teachers, trained on digits once for all workers; no test may change them."""
+    from kill_campaign import trained_teachers
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the session, which its workers share
+    finished = folder / "digits-teachers"
+    with FileLock(f"{finished}.lock"):
+        if not finished.exists():
+            trained_teachers(folder)
+            finished.touch()
+    return sorted((folder / "teachers").glob("*-????????"))
 
 
 @pytest.fixture

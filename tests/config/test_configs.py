@@ -1,8 +1,6 @@
 """Every shipped YAML through the real command line: valid, its models exist, its name says what it holds."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import timm
 import torch
 from shipped_configs import CONFIGS, EXPERIMENTS, ROOT, TEACHERS, label, load
 
+import train_kd
 from kd_core.config import Layer, parse_overrides, read_yaml, resolve, with_precision
 from kd_core.models import build as models
 from kd_core.models import weights
@@ -218,12 +217,10 @@ def test_overrides_named_in_comments_work(path: Path) -> None:
         assert config != load(path)
 
 
-def test_print_config_prints_what_it_read(tmp_path: Path) -> None:
+def test_print_config_prints_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = "configs/papers/resnet56-resnet20-dkd.yaml"
-    command = [sys.executable, "train_kd.py", "--print-config", "--config", path, "--training.seed=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    train_kd.main(["--print-config", "--config", path, "--training.seed=3"])
     again = tmp_path / "printed.yaml"
-    again.write_text(done.stdout)
+    again.write_text(capsys.readouterr().out)
     read_back = resolve([Layer(str(again), read_yaml(again))]).config
     assert read_back == with_precision(load(ROOT / path, "--training.seed=3"), "no") and read_back.training.seed == 3

@@ -24,6 +24,7 @@ import pytest
 import torch
 from image_files import cifar_python, encoded, features, image_tree, load, parquet, pixels, refuse, rows_of
 from PIL import Image
+from warm_process import WarmProcess
 
 from kd_core.data import decoding
 from kd_core.data.dataset import ImageStore, class_numbers
@@ -137,20 +138,22 @@ def test_unreadable_files_stop_the_run_by_name(mixed: Path, tmp_path: Path) -> N
 
 
 def test_the_mixed_folder_trains_with_clear_messages(mixed: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "train_kd.py", "--teachers=[]", "--kd.type=baseline", "--no-wandb", "--data.source=imagefolder",
+    words = [
+        "train_kd.py", "--teachers=[]", "--kd.type=baseline", "--no-wandb", "--data.source=imagefolder",
         f"--data.path={mixed}", f"--output_dir={tmp_path / 'runs'}", f"--cache.dir={tmp_path / 'cache'}",
         "--data.batch_size=16", "--training.max_epochs=2", "--training.compare_with_baseline=false",
         "--evaluation.report=false",
         "--data.val_size=0.2",
     ]  # fmt: skip
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr and not (tmp_path / "runs").exists()
-    assert "kind_02/0.jpg" in refused.stderr and "kind_03/0.jpg" in refused.stderr
-    done = subprocess.run([*command, "--data.allow_unreadable=2"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "2 unreadable images dropped" in done.stdout and "test: none found" in done.stdout
-    assert "epoch 2/2" in done.stdout and "validation accuracy" in done.stdout
+    refused = WarmProcess(words)
+    message, _ = refused.communicate(timeout=300)
+    assert refused.returncode == 2 and "Traceback" not in message and not (tmp_path / "runs").exists()
+    assert "kind_02/0.jpg" in message and "kind_03/0.jpg" in message
+    done = WarmProcess([*words, "--data.allow_unreadable=2"])
+    printed, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, printed
+    assert "2 unreadable images dropped" in printed and "test: none found" in printed
+    assert "epoch 2/2" in printed and "validation accuracy" in printed
 
 
 def test_mixed_folder(mixed: Path, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """A folder of photos, from nothing to a report with a test accuracy, by the shipped configuration."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from warm_process import WarmProcess
 
 import evaluate_kd
 import train_kd
@@ -40,13 +39,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path) -> Path:
     """The run folder that the command leaves, with fewer epochs than the configuration asks for."""
     home = photos.parent / "home"
-    command = [
-        sys.executable, "train_kd.py", "--config", CONFIG, f"--data.path={photos}", "--training.max_epochs=4",
+    words = [
+        "train_kd.py", "--config", CONFIG, f"--data.path={photos}", "--training.max_epochs=4",
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--no-wandb",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "test: 22 images cut from training" in done.stdout and "test accuracy" in done.stdout
+    process = WarmProcess(words)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    assert "test: 22 images cut from training" in printed and "test accuracy" in printed
     [folder] = (home / "runs").glob("photos-*")
     return folder
 

@@ -366,7 +366,7 @@ def cross_entropy(logits, labels, temperature):
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
-def test_temperature_of_logits_that_were_heated(true):
+def test_temperature_of_scaled_logits(true):
     """Labels drawn from softmax(logits): of logits times T the best temperature is about T."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 10, generator=generator)

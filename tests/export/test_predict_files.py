@@ -1,4 +1,4 @@
-"""A person's own pictures are classified as evaluation classifies the same pixels."""
+"""Your own images are classified as evaluation classifies the same pixels."""
 
 import csv
 import json

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from warm_process import WarmProcess
 
 import evaluate_kd
 import kd_methods
+from kd_core.models.build import load_export
 from kd_core.run.folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,56 +48,37 @@ def write_config(home: Path, output: str, method: str, scope: str | None, studen
     return path
 
 
+def ranks(processes: int, script: str, *words: str) -> str:
+    """Run a script in several processes as torchrun starts them; what they printed.  All must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = []
+    for rank in map(str, range(processes)):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        running.append(WarmProcess([script, *words], env={**os.environ, **(own if processes > 1 else {})}))
+    texts = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n".join(texts)
+    return "".join(texts)
+
+
 def losses(home: Path, processes: int, method: str, scope: str | None, student: dict) -> list[dict]:
     output = f"p{processes}-{method}-{scope}-{student['name']}"
-    command = [sys.executable, "train_kd.py"]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            "train_kd.py",
-        ]
-    command += ["--config", str(write_config(home, output, method, scope, student)), "--no-wandb"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    config = write_config(home, output, method, scope, student)
+    ranks(processes, "train_kd.py", "--config", str(config), "--no-wandb")
     [folder] = (home / output).glob("*-*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     return read_metrics(folder / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """Two teachers that are better than chance on digits, trained quickly in this process."""
-    import train_kd
-
+def home(tmp_path_factory, digits_teachers) -> Path:
+    """A folder with the weights of two teachers that are better than chance on digits."""
     home = tmp_path_factory.mktemp("two")
-    for name in ("cifar_resnet8", "cifar_wrn_16_1"):
-        train_kd.main(
-            [
-                f"--output_dir={home / name}",
-                f"--model.name={name}",
-                "--teachers=[]",
-                f"--kd.type={kd_methods.LABEL_ONLY}",
-                "--no-wandb",
-                "--training.max_epochs=2",
-                "--training.compare_with_baseline=false", "--evaluation.report=false",
-                f"--cache.dir={home / 'cache'}",
-            ]
-        )
-        [folder] = (home / name).glob("*-*")
-        from kd_core.models.build import load_export
-
-        torch.save(load_export(folder / "student").model.state_dict(), home / f"{name}.pt")
+    for folder in digits_teachers:
+        loaded = load_export(folder / "student")
+        torch.save(loaded.model.state_dict(), home / f"{loaded.architecture}.pt")
     return home
 
 
@@ -214,19 +197,15 @@ def test_what_breaks_on_one_process_stops_all_or_is_skipped_by_all(home, tmp_pat
     script = tmp_path / "train.py"
     script.write_text(BREAK_THE_SECOND)
     config = write_config(home, f"skips-{allowed}", "average", None, VIT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     words = ["--config", str(config), "--no-wandb", "--cache.mode=off", f"--training.skip_nonfinite={allowed}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
+    printed = ranks(2, str(script), *words)
     if not allowed:
         said = r"process (\d): loss_total, .*loss_kl.* not finite at step 4; teachers\[1\] '.*' gave"
-        assert sorted(re.findall(said, done.stdout)) == ["0", "1"], done.stdout
+        assert sorted(re.findall(said, printed)) == ["0", "1"], printed
         return
     [folder] = (home / f"skips-{allowed}").glob("*-*")
     rows = read_metrics(folder / "metrics.jsonl")
     counts = [row["train_step/skipped_steps"] for row in rows if "train_step/step" in row]
-    assert counts == [0, 0, 0, 1, *[0] * 16], done.stdout
+    assert counts == [0, 0, 0, 1, *[0] * 16], printed
     assert "train_step/loss_total" not in next(row for row in rows if row.get("train_step/step") == 4)
     assert [row["train/skipped_steps"] for row in rows if row.get("epoch")] == [1, 0]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from warm_process import WarmProcess
 
 from kd_core.config import Config, TrainingConfig, resolve, with_precision
 from kd_core.errors import UserError
@@ -232,10 +233,11 @@ def test_a_launchers_precision_has_to_fit_the_settings():
         with_precision(config, "fp16")
 
 
-def script(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=300
-    )
+def script(*words: str, **environ: str) -> tuple[int | None, str]:
+    """Exit status and output."""
+    process = WarmProcess(list(words), env={**os.environ, **environ})
+    printed, _ = process.communicate(timeout=300)
+    return process.returncode, printed
 
 
 def test_a_run_keeps_what_the_launcher_said(tmp_path):
@@ -245,19 +247,21 @@ def test_a_run_keeps_what_the_launcher_said(tmp_path):
         "--model={name: cifar_resnet8}", "--no-wandb", "--training.compare_with_baseline=false",
         "--data.train_size=128", "--training.max_epochs=1", "--evaluation.report=false",
     ]  # fmt: skip
-    first = script("train_kd.py", *small, ACCELERATE_MIXED_PRECISION="bf16")
-    assert first.returncode == 0, first.stderr
-    assert "mixed precision bf16: the launcher's (ACCELERATE_MIXED_PRECISION)" in first.stdout
+    status, printed = script("train_kd.py", *small, ACCELERATE_MIXED_PRECISION="bf16")
+    assert status == 0, printed
+    assert "mixed precision bf16: the launcher's (ACCELERATE_MIXED_PRECISION)" in printed
     [folder] = (tmp_path / "runs").glob("*-*")
     for file in (folder / "config.yaml", folder / "student" / "config.yaml"):
         assert yaml.safe_load(file.read_text())["training"]["mixed_precision"] == "bf16"
-    again = script("train_kd.py", *small, "--training.mixed_precision=bf16", ACCELERATE_MIXED_PRECISION="no")
-    assert again.returncode == 0 and f"already finished: {folder}" in again.stdout
-    other = script("train_kd.py", *small, f"--resume={folder}")
-    assert other.returncode == 2 and "training.mixed_precision" in other.stderr
-    found = script("evaluate_kd.py", "--checkpoint", str(folder), "--no-wandb", ACCELERATE_MIXED_PRECISION="fp16")
-    assert found.returncode == 0, found.stderr
-    assert "bf16, as the settings say; the launcher's fp16" in found.stdout
+    again, printed = script("train_kd.py", *small, "--training.mixed_precision=bf16", ACCELERATE_MIXED_PRECISION="no")
+    assert again == 0 and f"already finished: {folder}" in printed
+    other, printed = script("train_kd.py", *small, f"--resume={folder}")
+    assert other == 2 and "training.mixed_precision" in printed
+    status, printed = script(
+        "evaluate_kd.py", "--checkpoint", str(folder), "--no-wandb", ACCELERATE_MIXED_PRECISION="fp16"
+    )
+    assert status == 0, printed
+    assert "bf16, as the settings say; the launcher's fp16" in printed
 
 
 def test_accelerates_config_file_is_applied_as_its_launcher_does(tmp_path):
@@ -266,7 +270,8 @@ def test_accelerates_config_file_is_applied_as_its_launcher_does(tmp_path):
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n"
         "num_machines: 1\nnum_processes: 1\n"
     )
-    done = script("-m", "accelerate.commands.launch", "--config_file", str(file), "train_kd.py", "--print-config")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    done = subprocess.run([*launcher, "train_kd.py", "--print-config"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["training"]["mixed_precision"] == "bf16"
 
@@ -277,9 +282,10 @@ def test_both_scripts_refuse_before_they_read_data(name, tmp_path):
 
     words = [] if name == "train_kd.py" else ["--checkpoint", str(make_student(tmp_path / "s", "cifar_resnet20"))]
     (tmp_path / "c.yaml").write_text(f"data: {{source: parquet, path: {tmp_path / 'nowhere'}}}")
-    done = script(name, *words, "--config", str(tmp_path / "c.yaml"), "--no-wandb", ACCELERATE_USE_FSDP="true")
-    assert done.returncode == 2 and "FSDP (ACCELERATE_USE_FSDP=true)" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and "nowhere" not in done.stderr
+    config = str(tmp_path / "c.yaml")
+    status, printed = script(name, *words, "--config", config, "--no-wandb", ACCELERATE_USE_FSDP="true")
+    assert status == 2 and "FSDP (ACCELERATE_USE_FSDP=true)" in printed, printed
+    assert "Traceback" not in printed and "nowhere" not in printed
 
 
 # ------------------------------------------------------------------------------------------- meeting the others

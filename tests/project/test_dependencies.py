@@ -13,7 +13,7 @@ import yaml
 from kd_core import config
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = {path.stem for folder in (ROOT, ROOT / "tests") for path in folder.glob("*.py")} | {
+OWN = {path.stem for folder in (ROOT, ROOT / "tests" / "tools") for path in folder.glob("*.py")} | {
     path.name for path in ROOT.iterdir() if path.is_dir()
 }
 RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "sweeps")

@@ -9,8 +9,6 @@ import pickle
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 import timm
 import torch
 from image_files import cifar_python, encoded, features, pixels, refuse, rows_of
+from warm_process import WarmProcess
 
 from kd_core import files
 from kd_core.data import decoding
@@ -230,16 +229,17 @@ def test_an_artifact_stays_in_the_cache(tmp_path, monkeypatch, names):
 def test_a_cifar_file_gets_no_memory_beyond_its_size(tmp_path, content):
     folder = cifar_python(tmp_path / "cifar")
     (folder / "train").write_bytes(content)
-    code = (
+    code = tmp_path / "read.py"
+    code.write_text(
         "import sys; from pathlib import Path; from kd_core.data import sources\n"
         "try: sources._read_pickle(Path(sys.argv[1]))\n"
         "except Exception as error: print(error)\n"
         # not ru_maxrss, which counts the process that started this one
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    command = [sys.executable, "-c", code, str(folder / "train")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    said, kilobytes = done.stdout.strip().splitlines()
+    process = WarmProcess([str(code), str(folder / "train")])
+    printed, _ = process.communicate(timeout=120)
+    said, kilobytes = printed.strip().splitlines()
     assert "is no CIFAR file" in said and int(kilobytes) < 1_500_000
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm_process import WarmProcess
 
 from kd_core.comparison.runs import read_folder
 from kd_core.files import finite, json_text, write_json, write_text
@@ -24,7 +25,15 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def call(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def call(*words: object) -> subprocess.CompletedProcess[str]:
+    """A script on a terminal that knows ASCII alone, without Python's start."""
+    process = WarmProcess([*map(str, words)], env={**os.environ, **PLAIN})
+    text, _ = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, text, text)
+
+
+def call_anew(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same in a new Python, which chooses the encodings by itself."""
     command = [sys.executable, script, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **PLAIN}, capture_output=True, text=True, timeout=600)
 
@@ -61,7 +70,7 @@ def strict(path: Path) -> list:
 
 def test_names_that_the_terminal_lacks_end_nothing(folder, tmp_path):
     picture = folder.parent.parent / "data" / "train" / NAMES[0] / "0.png"
-    told = call("evaluate_kd.py", "--checkpoint", folder, "--images", picture, "--csv", tmp_path / "seen.csv")
+    told = call_anew("evaluate_kd.py", "--checkpoint", folder, "--images", picture, "--csv", tmp_path / "seen.csv")
     assert told.returncode == 0 and "\\u8682\\u8681" in told.stdout, told.stderr
     assert NAMES[0] in (tmp_path / "seen.csv").read_text(encoding="utf-8")
     assert NAMES[0] in (folder / "report" / "index.html").read_text(encoding="utf-8")
@@ -73,7 +82,7 @@ def test_names_that_the_terminal_lacks_end_nothing(folder, tmp_path):
         ["train_kd.py", "--名=1"],
         ["compare_kd.py", "名"],
         ["sweeps/run_local.py", "名.yaml"],
-        ["-m", "kd_core.run.tracking", "名"],
+        ["-m", "kd_core.tracking", "名"],
     ],
 )
 def test_mistakes_with_such_names_are_told(words):

@@ -26,22 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory) -> list[Path]:
-    return kill_campaign.trained_teachers(tmp_path_factory.mktemp("teachers"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, teachers) -> tuple:
+def whole(tmp_path_factory, digits_teachers) -> tuple:
     """The result of a run that nothing happened to."""
-    run = Run(tmp_path_factory.mktemp("whole"), teachers, 1, STUDENTS[0])
+    run = Run(tmp_path_factory.mktemp("whole"), digits_teachers, 1, STUDENTS[0])
     run.finish()
     return run.result()
 
 
 @pytest.fixture
-def cut(tmp_path, teachers) -> Run:
+def cut(tmp_path, digits_teachers) -> Run:
     """A run that was killed after it had written a few checkpoints."""
-    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+    run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     process = begun(run, ".latest.previous")
     time.sleep(random.random() / 4)
     kill_campaign.kill_all(process.pid)
@@ -74,8 +69,8 @@ def output_of(run: Run) -> str:
 # ----------------------------------------------------------------------------------------------------------- killed
 
 
-def test_killed_runs_go_on_bit_for_bit(tmp_path):
-    assert kill_campaign.campaign(tmp_path, kills=2, seed=1) == 2
+def test_killed_runs_go_on_bit_for_bit(tmp_path, digits_teachers):
+    assert kill_campaign.campaign(tmp_path, digits_teachers, kills=2, seed=1) == 2
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(cut, whole):
@@ -114,8 +109,8 @@ def test_what_a_killed_process_left_half_written_is_removed(cut, whole):
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_within_an_epoch_loses_no_step(tmp_path, teachers, whole, number):
-    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+def test_a_signal_within_an_epoch_loses_no_step(tmp_path, digits_teachers, whole, number):
+    run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     process = begun(run)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
@@ -147,8 +142,8 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path, cut, who
     assert not kill_campaign.differences(whole, cut.result())
 
 
-def test_a_folder_that_vanishes_is_one_message(tmp_path, teachers):
-    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+def test_a_folder_that_vanishes_is_one_message(tmp_path, digits_teachers):
+    run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     process = begun(run)
     folder_of(run).rename(tmp_path / "elsewhere")
     text, _ = process.communicate(timeout=120)
@@ -160,8 +155,8 @@ def test_a_folder_that_vanishes_is_one_message(tmp_path, teachers):
 # ----------------------------------------------------------------------------------------------------- several at once
 
 
-def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, teachers):
-    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, digits_teachers):
+    run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     first = begun(run)
     first.send_signal(signal.SIGSTOP)  # it is slow, not dead
     second = run.start()
@@ -206,7 +201,7 @@ def test_a_live_owner_on_another_machine_does_not(tmp_path, monkeypatch):
         beat.wait()
 
 
-def test_who_was_thought_dead_writes_no_more(tmp_path, teachers, monkeypatch):
+def test_who_was_thought_dead_writes_no_more(tmp_path, digits_teachers, monkeypatch):
     """Another process takes the lock over, as if this one had been suspended for long."""
     import train_kd
 
@@ -222,14 +217,14 @@ def test_who_was_thought_dead_writes_no_more(tmp_path, teachers, monkeypatch):
         kept.update(content(folder))
 
     monkeypatch.setattr(train_kd, "save_latest", robbed)
-    run = Run(tmp_path, teachers, 1, STUDENTS[0])
+    run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     with pytest.raises(UserError, match="another process has taken it over .*; nothing more is written"):
         train_kd.main(run.command()[2:])
     assert kept and content(RunFolder(folder_of(run))) == kept
 
 
-def test_a_worker_that_dies_takes_the_run_down(tmp_path, teachers):
-    run = Run(tmp_path, teachers, 2, STUDENTS[0])
+def test_a_worker_that_dies_takes_the_run_down(tmp_path, digits_teachers):
+    run = Run(tmp_path, digits_teachers, 2, STUDENTS[0])
     process = begun(run)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)

@@ -78,7 +78,7 @@ def test_no_secret_and_no_home_is_stored_or_sent(home, tmp_path):
         student = run_folder(online)
         words = ["--checkpoint", str(student)]
         text += done(start([python, "evaluate_kd.py", *words], surroundings(home, **own), cwd=project))
-        done(start([python, "-m", "kd_core.run.tracking", str(teacher)], surroundings(home, **own), cwd=project))
+        done(start([python, "-m", "kd_core.tracking", str(teacher)], surroundings(home, **own), cwd=project))
         assert len(server.state["runs"]) == 3
         assert leaks((tmp_path / "server").rglob("*")) == []
         assert not list((tmp_path / "server").rglob("output.log"))  # where warnings name files

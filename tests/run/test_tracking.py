@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sample_run
 import wandb_offline
+from warm_process import WarmProcess
 
 import kd_methods
 import train_kd
@@ -36,13 +35,12 @@ def offline(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("offline")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment["HOME"] = str(home)  # no netrc
-    done = subprocess.run(
-        [sys.executable, "train_kd.py", *settings(home)], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    process = WarmProcess(["train_kd.py", *settings(home)], env=environment)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
     [folder] = home.glob("tracked-*")
     assert re.search(
-        rf"^recorded offline; .*: wandb sync \S+/{folder.name}/wandb/offline-run-", done.stdout, re.MULTILINE
+        rf"^recorded offline; .*: wandb sync \S+/{folder.name}/wandb/offline-run-", printed, re.MULTILINE
     )
     return folder
 

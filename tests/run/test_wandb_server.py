@@ -18,7 +18,6 @@ import wandb
 import yaml
 from run_metrics import EVERY_RUN, OWN
 from wandb_runs import (
-    LABEL_ONLY,
     METHODS,
     PROJECT,
     ROOT,
@@ -40,7 +39,6 @@ from wandb_runs import (
 )
 from wandb_stub import StubServer
 
-import train_kd
 from kd_core.config import Layer, command_line, resolve
 from kd_core.errors import UserError
 from kd_core.report.html import data_uri
@@ -57,17 +55,9 @@ def stub(tmp_path_factory) -> Iterator[StubServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory) -> list[str]:
-    """Run folders of two small teachers."""
-    home = tmp_path_factory.mktemp("teachers")
-    for name in ("cifar_resnet8", "cifar_wrn_16_1"):
-        train_kd.main([
-            f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--teachers=[]", f"--kd.type={LABEL_ONLY}",
-            f"--model={{name: {name}}}", f"--name={name}", "--training.max_epochs=3", "--no-wandb",
-            "--training.compare_with_baseline=false", "--evaluation.report=false",
-        ])  # fmt: skip
-    return [str(path) for path in sorted(home.glob("cifar_*"))]
+@pytest.fixture(scope="session")
+def teachers(digits_teachers) -> list[str]:
+    return [str(path) for path in digits_teachers]
 
 
 # ------------------------------------------------------------------------------------------------------------- a run
@@ -258,7 +248,7 @@ def evaluate(home: Path, stub: StubServer, *words: str, **environment: str) -> s
     """From another folder, in a fresh process that shares nothing with training but the server."""
     command = [sys.executable, str(ROOT / "evaluate_kd.py"), *words]
     own = surroundings(home, stub, PYTHONPATH="", KD_CACHE_DIR=str(home / "cache"), **environment)
-    return start(command, own, cwd=home)
+    return subprocess.Popen(command, cwd=home, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_an_artifact_is_all_that_evaluation_needs(stub, everything, model, tmp_path):
@@ -557,7 +547,7 @@ def test_a_signal_while_students_are_on_their_way_loses_none(tmp_path):
         folder = run_folder(tmp_path)
         assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
         [command] = printed_commands(text)
-        assert command[1:3] == ["-m", "kd_core.run.tracking"]
+        assert command[1:3] == ["-m", "kd_core.tracking"]
         assert "already finished" in done(training(tmp_path, server, *words))  # which sends the rest, too
         assert_complete(server, folder)
         done(start(command, surroundings(tmp_path, server)))

@@ -25,6 +25,7 @@ from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
 from kd_core.models.network import export_in
 from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,19 +173,19 @@ def test_bad_input(words, text):
         evaluate_kd.main(words)
 
 
-def test_a_damaged_export_is_one_message(folder, tmp_path):
+def test_a_damaged_export_is_one_message(folder, tmp_path, monkeypatch, capsys):
     export = tmp_path / "export"
     export.mkdir()
     for file in (folder / "student").iterdir():
         (export / file.name).write_bytes(
             file.read_bytes()[:-1000] if file.suffix == ".safetensors" else file.read_bytes()
         )
-    done = subprocess.run(
-        [sys.executable, "evaluate_kd.py", "--checkpoint", str(export), "--config", str(folder / "config.yaml")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.startswith("evaluate_kd.py: ") and "model.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = ["--checkpoint", str(export), "--config", str(folder / "config.yaml")]
+    monkeypatch.setattr(sys, "argv", ["evaluate_kd.py", *words])
+    with pytest.raises(SystemExit, match="^2$"):
+        run_script(evaluate_kd.main, "evaluate_kd.py")
+    errors = capsys.readouterr().err
+    assert errors.startswith("evaluate_kd.py: ") and "model.safetensors" in errors and "Traceback" not in errors
 
 
 # ------------------------------------------------------------------------- beside its teachers, and without them

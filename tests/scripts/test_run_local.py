@@ -21,6 +21,7 @@ import pytest
 import yaml
 from scipy import stats
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
+from warm_process import WarmProcess
 
 from sweeps import run_local
 
@@ -103,13 +104,8 @@ class Sandbox:
     def run(self, *words: str) -> int:
         return run_local.main(self.words(*words))
 
-    def spawn(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps/run_local.py"), *self.words(*words)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def spawn(self, *words: str) -> WarmProcess:
+        return WarmProcess(["sweeps/run_local.py", *self.words(*words)])
 
     @property
     def starts(self) -> list[list[str]]:

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm_process import WarmProcess
 
 import kd_methods
 import train_kd
@@ -384,12 +383,12 @@ train_kd.main(sys.argv[2:])
 @pytest.mark.parametrize("mode", [[], ["--cache.mode=fixed", "--cache.views=2"]], ids=["lazy", "fixed"])
 def test_two_runs_at_once_share_a_cold_cache(home, online, mode, tmp_path):
     """What is filled before training is filled once; of what is filled meanwhile, some may be computed twice."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     names, count = [f"{name}-{len(mode)}" for name in ("one", "two")], tmp_path / "count"
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", COUNTED, str(count), *words(home, name, *mode, folder=f"both-{len(mode)}")],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        WarmProcess(
+            [str(script), str(count), *words(home, name, *mode, folder=f"both-{len(mode)}")]
         )
         for name in names
     ]  # fmt: skip

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from warm_process import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1")
@@ -62,8 +63,10 @@ class Run:
             "--evaluation.report=false",
         ]  # fmt: skip
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen | WarmProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.processes == 1:
+            return WarmProcess(self.command()[1:], env=environment)
         return subprocess.Popen(
             self.command(), cwd=ROOT, env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,6 +133,7 @@ def differences(first: tuple, second: tuple) -> list[str]:
 
 
 def trained_teachers(home: Path) -> list[Path]:
+    """Run folders, in `home`/teachers, of two teachers of digits."""
     for name in TEACHERS:
         words = [
             f"--output_dir={home / 'teachers'}", f"--cache.dir={home / 'cache'}", f"--name={name}", "--no-wandb",
@@ -137,14 +141,17 @@ def trained_teachers(home: Path) -> list[Path]:
             "--training.compare_with_baseline=false",
             "--evaluation.report=false",
         ]  # fmt: skip
-        subprocess.run([sys.executable, "train_kd.py", *words], cwd=ROOT, check=True, capture_output=True)
+        process = WarmProcess(["train_kd.py", *words])
+        text, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, text
     return sorted((home / "teachers").glob("*-????????"))
 
 
-def campaign(home: Path, kills: int, seed: int, tell: Callable[[str], None] = print) -> int:
+def campaign(
+    home: Path, teachers: list[Path], kills: int, seed: int, tell: Callable[[str], None] = print
+) -> int:
     """How many runs were killed, went on, and ended as if nothing had happened; AssertionError for any that did not."""
     draw = random.Random(seed)
-    teachers = trained_teachers(home)
     whole: dict[tuple[int, str], tuple] = {}
     length: dict[tuple[int, str], float] = {}
     done = trial = 0
@@ -182,7 +189,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        equal = campaign(Path(scratch), options.kills, options.seed, lambda line: print(line, flush=True))
+        home = Path(scratch)
+        teachers = trained_teachers(home)
+        equal = campaign(home, teachers, options.kills, options.seed, lambda line: print(line, flush=True))
     print(f"{equal} of {options.kills} killed runs ended bit for bit as the run that was never interrupted")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from run_metrics import times_apart
 from wandb_stub import StubServer
+from warm_process import WarmProcess
 
 import kd_methods
 from kd_core.run.folder import read_metrics
@@ -61,21 +62,24 @@ def surroundings(home: Path, server: StubServer | None, **more: str) -> dict[str
     return {**clean, **there, **own, **more}
 
 
-def start(words: list[str], environment: dict[str, str], cwd: Path = ROOT) -> subprocess.Popen:
+def start(words: list[str], environment: dict[str, str], cwd: Path = ROOT) -> subprocess.Popen | WarmProcess:
+    """A process of this Python's scripts and modules is a warm one; `wandb`, launchers and code are started anew."""
+    if words[0] == sys.executable and words[1] != "-c" and "torch.distributed.run" not in words:
+        return WarmProcess(words[1:], env=environment, cwd=cwd)
     return subprocess.Popen(
         words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def done(process: subprocess.Popen, status: int = 0) -> str:
+def done(process: subprocess.Popen | WarmProcess, status: int = 0) -> str:
     """What a process printed, once it has ended with `status`."""
     text, _ = process.communicate(timeout=300)
     assert process.returncode == status, text
     return text
 
 
-def training(home: Path, server: StubServer | None, *words: str, **environment: str) -> subprocess.Popen:
-    return start([sys.executable, "train_kd.py", *words], surroundings(home, server, **environment))
+def training(home: Path, server: StubServer | None, *words: str, **environment: str) -> WarmProcess:
+    return WarmProcess(["train_kd.py", *words], env=surroundings(home, server, **environment))
 
 
 def run_folder(home: Path) -> Path:
