@@ -36,18 +36,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import argparse
 import re
-import sys
 
-from kd_core.comparison import compare as comparison
-from kd_core.comparison import runs
-from kd_core.comparison import tables as comparison_tables
-from kd_core.config import own_code
 from kd_core.errors import UserError
 from kd_core.files import check_writable, local_path
-from kd_core.run.script import CommandLine, run_script
+from kd_core.run.script import CommandLine, answer_early, run_script, show_help
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line -> switches, checked.  Imports nothing heavy."""
     parser = CommandLine("compare_kd.py")
     parser.add_argument("runs", nargs="*")
     for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
@@ -60,8 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(switch, action="store_true")
     options = parser.parse_intermixed_args(arguments)
     if options.help or options.h:
-        print(__doc__)
-        sys.exit(0)
+        show_help(__doc__ or "")
     if not options.runs:
         raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
     if bool(options.rows) != bool(options.cols):
@@ -79,7 +74,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "characters 0-9, a-f"
             )
         options.same_data[index] = tuple(pair.lower().split("="))
-    own_code.run(options.imports)
     options.also = [name.strip() for name in options.also.split(",") if name.strip()]
     if options.out:
         options.out = local_path(options.out, "--out")
@@ -87,22 +81,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    answer_early(parse, "compare_kd.py")
+
+from kd_core.comparison import compare, runs, tables
+from kd_core.config import own_code
+
+
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    own_code.run(options.imports)
     found = runs.find(options.runs)
     runs.as_same_data(found, options.same_data)
     settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
     if options.rows:
-        result = comparison.pivot(found, options.rows, options.cols, **settings)
-        tables = [comparison_tables.table_of(result)]
+        result = compare.pivot(found, options.rows, options.cols, **settings)
+        shown = [tables.table_of(result)]
     else:
-        result = comparison.compare(found, also=options.also, baseline=options.baseline, **settings)
-        tables = comparison_tables.tables_of(result)
-    shown = comparison_tables.text(result, tables)
+        result = compare.compare(found, also=options.also, baseline=options.baseline, **settings)
+        shown = tables.tables_of(result)
+    text = tables.text(result, shown)
     if options.out:
-        written = comparison_tables.write(options.out, result, tables)
-        shown += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
-    print(shown)
+        written = tables.write(options.out, result, shown)
+        text += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
+    print(text)
 
 
 if __name__ == "__main__":

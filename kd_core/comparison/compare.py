@@ -15,14 +15,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import kd_methods
 from kd_core.comparison.runs import Found, Run, number
 from kd_core.config import IMPORTS
 from kd_core.errors import UserError
 from kd_core.evaluation import uncertainty
-from kd_core.report.html import lookup
+from kd_core.run.folder import lookup
 
 ALONE = "alone"  # the group without teachers
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
@@ -67,6 +66,8 @@ def spread(values: Sequence[float], confidence: float, within: tuple[float, floa
     the limits; both None where n is 1, the interval also where all values are equal, which says nothing about how far
     seeds spread.
     """
+    from scipy import stats  # not above: `compare_kd.py --help` should not wait for it
+
     array = np.asarray(values, dtype=np.float64)
     several = len(array) > 1
     interval = None
@@ -96,6 +97,8 @@ def difference(
     (Student 1908); `unpaired`, if they share none: by Welch's t test (1947).  p is two-sided.  Where no test is
     possible interval and p are None, and `why` says why.
     """
+    from scipy import stats
+
     common = sorted(own.keys() & other.keys())
     if common:
         a, b = (np.array([values[seed] for seed in common], dtype=np.float64) for values in (own, other))
@@ -511,22 +514,59 @@ def pivot(
     in more than their methods and are not `force`d together.
     """
     compared = compare(found, metric=metric, confidence=confidence, force=force)
-    chosen, higher = compared["metric"], compared["higher_is_better"]
+    chosen = compared["metric"]
     groups = [one for one in group(found.runs)[0] if one.values(chosen)]
     label(groups)
-    taught = [one for one in groups if not one.is_alone]
-    examples = [one.first for one in taught or groups]
+    distilled = [one for one in groups if not one.is_alone]
+    examples = [one.first for one in distilled or groups]
     row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
 
-    def name(one: Group, keys: list[str]) -> str:
-        values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
-        plain = (PAIR, "kd.type", "model.name")
-        parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
-        return ", ".join(parts) or "none"
+    cells = _cells(distilled, row_keys, col_keys)
+    names = list(dict.fromkeys(row for row, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    warnings = [*compared["notes"], *_mixed_columns(cells, force)]
+    alone, ambiguous = _students_alone(cells, groups, col_keys)
+    warnings += ambiguous
+    columns += [column for column in alone if column not in columns]
 
-    cells: dict[tuple[str, str], Group] = {}
-    for one in taught:
-        place = (name(one, row_keys), name(one, col_keys))
+    table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
+    for index, column in enumerate(columns):
+        rivals: list[Rival] = [(alone[column], None)] if column in alone else []
+        rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
+        _mark(rivals, chosen, confidence)
+    return {
+        "metric": chosen,
+        "higher_is_better": compared["higher_is_better"],
+        "confidence_level": confidence,
+        "row_keys": row_keys,
+        "col_keys": col_keys,
+        "rows": names,
+        "cols": columns,
+        "teachers": [_teachers(cells, column, chosen) for column in columns],
+        "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
+        "cells": table,
+        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
+        "warnings": warnings,
+        "left_out": compared["left_out"],
+    }
+
+
+Cells = dict[tuple[str, str], Group]  # by (row, column)
+
+
+def _heading_of(one: Group, keys: list[str]) -> str:
+    """The name of a group's row or column: its values of these keys."""
+    values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
+    plain = (PAIR, "kd.type", "model.name")
+    parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
+    return ", ".join(parts) or "none"
+
+
+def _cells(distilled: list[Group], row_keys: list[str], col_keys: list[str]) -> Cells:
+    """The group of each cell; UserError if two belong into one."""
+    cells: Cells = {}
+    for one in distilled:
+        place = (_heading_of(one, row_keys), _heading_of(one, col_keys))
         there = cells.setdefault(place, one)
         if there is not one:
             keys = ", ".join(differing([there.settings, one.settings]))
@@ -534,53 +574,51 @@ def pivot(
                 f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
                 f"{keys}; add such a key to --rows or --cols, or leave runs out"
             )
-    columns = list(dict.fromkeys(place[1] for place in cells))
-    names = list(dict.fromkeys(place[0] for place in cells))
-    warnings = list(compared["notes"])
-    alone: dict[str, Group] = {}
-    for column in columns:
-        members = [one for place, one in cells.items() if place[1] == column]
+    return cells
+
+
+def _by_column(cells: Cells) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for (_, column), one in cells.items():
+        found.setdefault(column, []).append(one)
+    return found
+
+
+def _mixed_columns(cells: Cells, force: bool) -> list[str]:
+    """A warning for each column whose groups differ in more than the method; without `force` a UserError."""
+    warnings = []
+    for column, members in _by_column(cells).items():
         apart = differing([{**one.surroundings, **one.panel} for one in members])
         if apart:
-            told = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, values)))}" for key, values in apart.items())
-            warning = f"in column {column!r} more differs than the method: {told}"
+            values = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, each)))}" for key, each in apart.items())
+            warning = f"in column {column!r} more differs than the method: {values}"
             if not force:
                 raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
             warnings.append(warning)
+    return warnings
+
+
+def _students_alone(cells: Cells, groups: list[Group], col_keys: list[str]) -> tuple[dict[str, Group], list[str]]:
+    """The student without teachers of each column, and a warning for each column that several fit.
+
+    Those that fit no column have one of their own, for a student that has no teachers yet.
+    """
+    without_teachers = [one for one in groups if one.is_alone]
+    alone: dict[str, Group] = {}
+    warnings = []
+    by_column = _by_column(cells)
+    for column, members in by_column.items():
         kinds = {_key(one.surroundings) for one in members}
-        fitting = [one for one in groups if one.is_alone and _key(one.surroundings) in kinds]
+        fitting = [one for one in without_teachers if _key(one.surroundings) in kinds]
         if len(fitting) == 1:
             alone[column] = fitting[0]
         elif fitting:
             warnings.append(f"column {column!r}: several students alone fit, none is shown")
     used = {id(one) for one in alone.values()}
-    unused = [one for one in groups if one.is_alone and id(one) not in used]
-    for one in unused:  # a student alone whose pupil has no teachers yet
-        column = name(one, col_keys)
-        if column not in columns:
-            columns.append(column)
-            alone[column] = one
-    table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
-    beside = [_cell(alone.get(column), chosen, confidence) for column in columns]
-    for index, column in enumerate(columns):
-        rivals: list[Rival] = [(alone[column], None)] if column in alone else []
-        rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
-        _mark(rivals, chosen, confidence)
-    return {
-        "metric": chosen,
-        "higher_is_better": higher,
-        "confidence_level": confidence,
-        "row_keys": row_keys,
-        "col_keys": col_keys,
-        "rows": names,
-        "cols": columns,
-        "teachers": [_teachers(cells, column, chosen) for column in columns],
-        "alone": beside,
-        "cells": table,
-        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
-        "warnings": warnings,
-        "left_out": compared["left_out"],
-    }
+    for one in without_teachers:
+        if id(one) not in used and (column := _heading_of(one, col_keys)) not in by_column:
+            alone.setdefault(column, one)
+    return alone, warnings
 
 
 Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
@@ -610,7 +648,7 @@ def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] |
     return {**spread(list(values.values()), confidence, limits(metric)), "seeds": list(values), "mark": None}
 
 
-def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> list[dict[str, Any]]:
+def _teachers(cells: Cells, column: str, metric: str) -> list[dict[str, Any]]:
     """Name and figure of each teacher of a column; the figure is None where runs do not tell it."""
     one = next((found for place, found in cells.items() if place[1] == column), None)
     if one is None:
@@ -627,7 +665,7 @@ def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> 
 def _missing(
     names: list[str],
     columns: list[str],
-    cells: dict[tuple[str, str], Group],
+    cells: Cells,
     alone: dict[str, Group],
     row_keys: list[str],
     metric: str,

@@ -15,9 +15,8 @@ from kd_core.config import MAX_NESTING, Config, Layer, NotImported, own_code, re
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.privacy import redacted
-from kd_core.report.html import lookup
 from kd_core.run import artifacts
-from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.folder import RunFolder, lookup, read_metrics
 from kd_core.teachers.load import ON_DEMAND, export_in
 
 # figures that a run's summary has under other names

@@ -15,9 +15,7 @@ from kd_core.comparison.compare import ALONE, is_percent, short
 from kd_core.errors import UserError, printable
 from kd_core.files import csv_text, writable_folder, write_json, write_text, writing
 from kd_core.loop.timing import clock
-from kd_core.report import console as report
-from kd_core.report import plots
-from kd_core.report.html import data_uri, render
+from kd_core.report import text_table
 
 NOTHING = "-"
 MARKS = {"best": "*", "second": "°"}  # in the terminal, which has neither bold nor underlined text to copy
@@ -200,13 +198,11 @@ def one_line(text: str) -> str:
 def terminal(table: Table) -> str:
     """A table as plain text; the best of a column is marked `*`, the second `°`."""
     rows = [[one_line(cell.text) + MARKS.get(cell.mark or "", "") for cell in row] for row in table.rows]
-    lines = report.table([one_line(cell) for cell in table.header], rows).splitlines()
-    if table.rule_after:
-        lines.insert(2 + table.rule_after, "-" * len(lines[1]))
+    body = text_table.terminal([one_line(cell) for cell in table.header], rows, rule_after=table.rule_after)
     marks = {cell.mark for row in table.rows for cell in row if cell.mark}
     legend = [", ".join(f"{sign} {mark}" for mark, sign in MARKS.items() if mark in marks)] if marks else []
     notes = [f"note: {one_line(note)}" for note in table.notes]
-    return "\n".join([one_line(table.title), *lines, *legend, *notes])
+    return "\n".join([one_line(table.title), body, *legend, *notes])
 
 
 def markdown(table: Table) -> str:
@@ -215,19 +211,15 @@ def markdown(table: Table) -> str:
     def escape(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", one_line(text))
 
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
     wrap: dict[str | None, Callable[[str], str]] = {
         None: str,
         "best": lambda text: f"**{text}**",
         "second": lambda text: f"<u>{text}</u>",
     }
-    rows = [line([wrap[cell.mark](escape(cell.text)) for cell in row]) for row in table.rows]
-    rule = line(["---", *["---:"] * (len(table.header) - 1)])
+    rows = [[wrap[cell.mark](escape(cell.text)) for cell in row] for row in table.rows]
+    body = text_table.markdown([escape(cell) for cell in table.header], rows)
     notes = ["", *(f"- {escape(note)}" for note in table.notes)] if table.notes else []
-    header = line([escape(cell) for cell in table.header])
-    return "\n".join([f"**{escape(table.title)}**", "", header, rule, *rows, *notes])
+    return "\n".join([f"**{escape(table.title)}**", "", body, *notes])
 
 
 TEX = {
@@ -347,6 +339,8 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
 
     UserError if the folder cannot be written.
     """
+    from kd_core.report import html  # not above: only files need it
+
     writable_folder(folder, "--out")
     below = remarks(result)
     files = {
@@ -355,22 +349,24 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
         "comparison.tex": "\n\n".join(map(latex, tables)) + "\n",
     }
     with writing(folder):
-        pictures = _pictures(folder, result)
-        page = {
+        drawn = _plots(folder, result)
+        values = {
             "result": result,
             "tables": tables,
             "remarks": below,
             "missing": result.get("missing", []),
-            "pictures": [(data_uri(path), alt, caption) for path, alt, caption in pictures],
+            "pictures": [(html.data_uri(path), alt, caption) for path, alt, caption in drawn],
         }
-        for name, content in {**files, "comparison.html": render("comparison.html", **page)}.items():
+        for name, content in {**files, "comparison.html": html.render("comparison.html", **values)}.items():
             write_text(folder / name, content)
         write_json(folder / "comparison.json", result)
     return [folder / name for name in (*files, "comparison.html", "comparison.json")]
 
 
-def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
+def _plots(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
     """(file, what it shows, how to read it) of the plots of each set; of several those in which groups are compared."""
+    from kd_core.report import plots  # not above: imports matplotlib, which takes a second
+
     found = []
     for number, one in enumerate(result.get("sets", []), 1):
         if len(one["groups"]) == 1 < len(result["sets"]):

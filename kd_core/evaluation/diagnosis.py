@@ -23,7 +23,7 @@ from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation import uncertainty
 from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.labels import LABELS
-from kd_core.evaluation.uncertainty import paired_difference
+from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
 from kd_core.models.predict import image_weights
 from kd_core.teachers.class_order import accuracies, effort, on_top_of
@@ -79,7 +79,7 @@ BLIND = 0.025
 # How far below the student a teacher is that is worse beyond doubt: in points, and in standard errors of the
 # difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723), but one below the student alone, by
 # the verdict of a comparison, has to be said.
-WORSE, BEYOND_DOUBT = 0.1, 3.0
+WORSE = 0.1
 # How much another order of classes must add to a teacher's accuracy on images to which it was not fitted.
 CLEAR_GAIN = 0.05
 

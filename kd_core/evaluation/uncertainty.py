@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import special
 from torch import Tensor
 
 CONFIDENCE = 0.95
+BEYOND_DOUBT = 3.0  # standard errors of a difference
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
 
 
@@ -29,6 +29,8 @@ def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> tuple[fl
     """
     if count < 1:
         raise ValueError("no images")
+    from scipy import special  # not above: takes a second
+
     z = float(special.ndtri((1 + confidence) / 2))
     share, weight = correct / count, z * z / count
     middle = share + weight / 2
@@ -63,6 +65,8 @@ class PairedDifference:
     @property
     def p(self) -> float:
         """Two-sided p-value of McNemar's exact test: of images that differ each network has one half right."""
+        from scipy import special
+
         differ = self.gained + self.lost
         return min(1.0, 2 * float(special.bdtr(min(self.gained, self.lost), differ, 0.5))) if differ else 1.0
 

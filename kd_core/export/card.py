@@ -22,6 +22,7 @@ from kd_core.export.write import OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
 from kd_core.models.build import LoadedModel, count_parameters
 from kd_core.privacy import redacted
+from kd_core.report import text_table
 from kd_core.run.folder import RunFolder
 from kd_core.run.tracking import code_version
 from kd_core.teachers.load import EXPOSED
@@ -235,7 +236,7 @@ def _results(figures: dict[str, dict[str, float]]) -> str:
         for key, (title, _) in FIGURES.items()
         if any(key in row for row in figures.values())
     ]
-    return _table(["", *({"val": "validation"}.get(split, split) for split in figures)], rows)
+    return _table(["", *({"val": "validation"}.get(split, split) for split in figures)], rows, numbers=True)
 
 
 def _figure(key: str, value: Any) -> str:
@@ -339,6 +340,5 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#!|~$])", r"\\\1", html.escape(line, quote=False))
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows)])
+def _table(header: list[str], rows: list[list[str]], *, numbers: bool = False) -> str:
+    return text_table.markdown(header, [list(map(_plain, row)) for row in rows], numbers=numbers)

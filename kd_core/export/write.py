@@ -127,7 +127,8 @@ def write(kind: str, loaded: LoadedModel, folder: Path, checks: Checks, card: Ca
         UserError: the network cannot be exported, or its export says something else; `folder` is untouched then.
     """
     with writing(folder), replacing_folder(folder) as temporary:
-        difference = {"onnx": _onnx, "program": _program}.get(kind, _timm)(loaded, temporary, checks)
+        what, exported = FORMATS[kind]
+        difference = checks.difference(exported(loaded, temporary, checks), what)
         write_text(temporary / CARD, card(difference))
     return difference
 
@@ -184,7 +185,8 @@ def require_timm(loaded: LoadedModel) -> None:
 
 
 @torch.inference_mode()
-def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
+    """Write timm's format; returns its logits [n,C] of the checked images, as the other formats do."""
     args, extra = loaded.config.get("model_args") or {}, loaded.config.get("extra")
     models.export(
         loaded.model,
@@ -197,11 +199,10 @@ def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
         extra=redacted((extra if isinstance(extra, dict) else {}) | {"image_size": loaded.stored_side}),
     )
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    logits = torch.cat([network(batch) for batch in checks.normalised.split(checks.sizes)])
-    return checks.difference(logits, "the export in timm's format")
+    return torch.cat([network(batch) for batch in checks.normalised.split(checks.sizes)])
 
 
-def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
     import onnx
     import onnxruntime
 
@@ -225,10 +226,10 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
     _write_about(folder, described | {"opset": OPSET})
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     logits = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in checks.images.split(checks.sizes)]
-    return checks.difference(torch.cat([torch.from_numpy(part) for part in logits]), "the ONNX export")
+    return torch.cat([torch.from_numpy(part) for part in logits])
 
 
-def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
     file, described = folder / "model.pt2", about(loaded)
     with _tracing("program", loaded):
         program = torch.export.export(
@@ -247,7 +248,16 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["killed"]
             raise UserError(f"--export program: {loaded.architecture}: cannot be loaded with torch alone: {last[0]}")
-        return checks.difference(torch.load(elsewhere / "logits.pt", weights_only=True), "the exported program")
+        logits: Tensor = torch.load(elsewhere / "logits.pt", weights_only=True)
+    return logits
+
+
+FORMATS: dict[str, tuple[str, Callable[[LoadedModel, Path, Checks], Tensor]]] = {  # by kind: name, how it is written
+    "timm": ("the export in timm's format", _timm),
+    "hub": ("the export in timm's format", _timm),
+    "onnx": ("the ONNX export", _onnx),
+    "program": ("the exported program", _program),
+}
 
 
 def _example(checks: Checks) -> Tensor:

@@ -16,28 +16,15 @@ from kd_core.data.dataset import Data
 from kd_core.errors import printable
 from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.labels import LABELS
-from kd_core.evaluation.uncertainty import wilson
+from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 from kd_core.models.network import Student
+from kd_core.report import text_table
 from kd_core.teachers.load import EXPOSED, Teacher, worst_of
 
 LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
-BEYOND_DOUBT = 3  # standard errors of a difference
 MISTAKES = 5  # pairs of classes that an evaluation prints
 ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Plain-text table: first column to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
@@ -74,7 +61,7 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     header.append(LABELS["parameters"])
     if all(row[3] == "-" for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
-    lines = table(header, rows)
+    lines = text_table.terminal(header, rows)
     if summary["val_images"]:
         accuracy, count = summary["val_accuracy"], summary["val_images"]
         error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
@@ -154,11 +141,11 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
     rows.insert(2, [LABELS["accuracy_interval"], interval(figures["accuracy_interval"]), ""])
     if scaled:
         at = f"at {LABELS['temperature']} {scaled['temperature']:.3f}, from {scaled['fitted_on']}"
-        blocks = [table([title, "", at], rows)]
+        blocks = [text_table.terminal([title, "", at], rows)]
         if not scaled["helped"]:
             blocks.append(no_help(figures))
     else:
-        blocks = [table([title, ""], [row[:2] for row in rows])]
+        blocks = [text_table.terminal([title, ""], [row[:2] for row in rows])]
     if "teachers" in figures:
         forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f", "agreement": ".2%", "kl": ".4f"}
         names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
@@ -166,14 +153,14 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
             [name, *(cell(row[key], form) for key, form in forms.items())]
             for name, row in zip([*names, LABELS["ensemble"]], [*figures["teachers"], figures["ensemble"]], strict=True)
         ]
-        blocks.append(table(["", *(LABELS[key] for key in forms)], rows))
+        blocks.append(text_table.terminal(["", *(LABELS[key] for key in forms)], rows))
         beside = figures["against_teachers"]
         rows = [
             [LABELS[key], cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
             for key in ("all_agree", "disagree", "all_wrong")
         ]
         rows.append([LABELS["oracle"], cell(beside["oracle"], ".2%"), ""])
-        blocks.append(table(["", "share of images", "student's accuracy there"], rows))
+        blocks.append(text_table.terminal(["", "share of images", "student's accuracy there"], rows))
     if "alone" in figures:
         alone = figures["alone"]
         forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f"}
@@ -184,7 +171,7 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
         rows = [
             [f"{row['label']} taken for {row['predicted']}", str(row["count"]), f"{row['share']:.1%}"] for row in pairs
         ]
-        blocks.append(table(["most frequent mistakes", "images", "of the class"], rows))
+        blocks.append(text_table.terminal(["most frequent mistakes", "images", "of the class"], rows))
     return "\n\n".join(blocks)
 
 
@@ -206,7 +193,7 @@ def costs(figures: dict[str, Any]) -> str:
         for count, value in figures[name].items():
             shown = "too large" if value is None else format(value, form)
             rows.append([f"{LABELS[name]}, batch of {count}", shown])
-    return table([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
+    return text_table.terminal([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
 
 
 def summarize(

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kd_core.errors import printable
 from kd_core.evaluation.labels import LABELS
+from kd_core.run.folder import lookup
 
 TEMPLATES = Path(__file__).parent / "templates"
 MISSING = "–"  # stands where nothing was measured
@@ -30,18 +31,6 @@ def render(template_name: str, **values: Any) -> str:
 def data_uri(path: Path) -> str:
     """The PNG file `path` as a URI that holds it."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def lookup(values: Any, key: str) -> Any:
-    """The value under a dotted key such as 'evaluation.val.teachers.0.ece'; None where it does not exist."""
-    for part in key.split("."):
-        if isinstance(values, dict):
-            values = values.get(part)
-        elif isinstance(values, list) and part.isdecimal() and int(part) < len(values):
-            values = values[int(part)]
-        else:
-            return None
-    return values
 
 
 def shown(value: Any, kind: Kind) -> str:

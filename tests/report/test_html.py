@@ -18,6 +18,7 @@ from kd_core.comparison import tables as comparison_tables
 from kd_core.evaluation.figures import evaluate
 from kd_core.report import html as page
 from kd_core.report import run_page as report_page
+from kd_core.run.folder import lookup
 from kd_core.run.tracking import without_images
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -90,7 +91,7 @@ def test_every_number_is_the_one_of_the_summary(report, tree):
         if "data-key" not in attributes:
             continue
         key = attributes["data-key"]
-        value = page.lookup(summary, key)
+        value = lookup(summary, key)
         shown[key] = text
         if text == page.MISSING:
             assert value is None
@@ -137,8 +138,8 @@ def test_how_values_read(value, kind, text):
 
 def test_keys_are_looked_up_and_missing_ones_are_none():
     values = {"a": [{"b": 0}, 1], "1": {"x": 2}}
-    assert [page.lookup(values, key) for key in ("a.0.b", "a.1", "1.x")] == [0, 1, 2]
-    assert [page.lookup(values, key) for key in ("a.2", "a.-1", "b", "a.x", "a.0.b.c", "")] == [None] * 6
+    assert [lookup(values, key) for key in ("a.0.b", "a.1", "1.x")] == [0, 1, 2]
+    assert [lookup(values, key) for key in ("a.2", "a.-1", "b", "a.x", "a.0.b.c", "")] == [None] * 6
 
 
 def test_the_whole_evaluation_lies_beside_the_page(report):
