@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kd_core.comparison import compare as comparison
-from kd_core.comparison import runs
+from kd_core.comparison import compare, runs
 from kd_core.comparison.compare import ALONE, is_percent, short
 from kd_core.errors import UserError, printable
 from kd_core.files import csv_text, writable_folder, write_json, write_text, writing
@@ -72,7 +71,7 @@ def _count(value: float | None) -> Cell:
 
 
 def tables_of(compared: dict[str, Any]) -> list[Table]:
-    """A table for each set of what `comparison.compare` gives."""
+    """A table for each set of what `compare.compare` gives."""
     metric, also = compared["metric"], compared["also"]
     level = f"{100 * compared['confidence_level']:g}%"
     tables = []
@@ -112,7 +111,7 @@ def _test(test: dict[str, Any] | None, metric: str) -> list[Cell]:
 
 
 def table_of(pivoted: dict[str, Any]) -> Table:
-    """The paper's table of what `comparison.pivot` gives."""
+    """The paper's table of what `compare.pivot` gives."""
     metric = pivoted["metric"]
     rows = []
     if any(pivoted["teachers"]):
@@ -328,7 +327,7 @@ def of_folders(folders: list[str]) -> str:
     """What a terminal shows of the finished runs in these folders, and the command that shows it again."""
     command = shlex.join(["python", "compare_kd.py", *folders])
     try:
-        compared = comparison.compare(runs.find(folders))
+        compared = compare.compare(runs.find(folders))
     except UserError as error:  # data with neither a validation nor a test split, say: no reason to fail after all
         return f"nothing to compare: {error}"
     return f"{text(compared, tables_of(compared))}\n\ncompare: {command}"
@@ -386,7 +385,7 @@ def _plots(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
         if timed:
             path = folder / f"cost{suffix}.png"
             costs = {row["label"]: (row["cost"]["training_seconds"], row["mean"], row["deviation"]) for row in timed}
-            plots.save(plots.against_cost(costs, metric, percent=percent, within=comparison.limits(metric)), path)
+            plots.save(plots.against_cost(costs, metric, percent=percent, within=compare.limits(metric)), path)
             told = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
             caption = f"{one['title']}: {metric} against the time of training, mean and deviation over the seeds."
             found.append((path, f"training time of {told}", f"{caption} Times compare on equal machines only."))

@@ -17,8 +17,7 @@ from kd_core.evaluation.figures import OPTIONAL, Predictions
 from kd_core.evaluation.labels import LABELS
 from kd_core.files import read_object, replacing_folder, write_json, write_text
 from kd_core.privacy import redacted
-from kd_core.report import html as page
-from kd_core.report import plots
+from kd_core.report import html, plots
 from kd_core.report.console import ONE_SEED, next_steps, short
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.tracking import MISTAKES
@@ -68,7 +67,7 @@ def write_report(
             plots.save(plot.figure, fresh / f"{name}.png")
         for split, figures in evaluations.items():
             write_json(fresh / f"evaluation-{split}.json", figures)
-        text = page.render(
+        text = html.render(
             "report.html",
             name=folder.resolve().name,
             summary=summary,
@@ -78,7 +77,7 @@ def write_report(
             exposed=EXPOSED,
             plots={
                 name: {
-                    "uri": page.data_uri(fresh / f"{name}.png"),
+                    "uri": html.data_uri(fresh / f"{name}.png"),
                     "alt": plot.alt,
                     "caption": plot.caption,
                     "images": name.startswith(MISTAKES),
@@ -155,9 +154,9 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     if not epochs:
         return {}
     last = epochs[-1]
-    reached = [f"training loss {page.shown(last['train/loss_total'], 'figure')}"]
+    reached = [f"training loss {html.shown(last['train/loss_total'], 'figure')}"]
     for name, words in (("train/accuracy", "training accuracy"), ("val/accuracy", "validation accuracy")):
-        reached += [f"{words} {page.shown(last[name], 'share')}"] * (name in last)
+        reached += [f"{words} {html.shown(last[name], 'share')}"] * (name in last)
     drawn = {
         "training-curves": Plot(
             plots.training_curves(rows),
@@ -169,7 +168,7 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     }
     if panels := plots.method_panels(rows, teachers):
         ends = [
-            f"{title}: " + ", ".join(f"{label} {page.shown(last.get(name), 'figure')}" for name, label in own.items())
+            f"{title}: " + ", ".join(f"{label} {html.shown(last.get(name), 'figure')}" for name, label in own.items())
             for title, own in panels.items()
         ]
         drawn["method"] = Plot(
@@ -186,8 +185,8 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     after, effect = None, ""
     if scaling:
         effect = (
-            f" At {LABELS['temperature']} {page.shown(scaling['temperature'], 'figure')}: "
-            f"{page.shown(scaling['ece'], 'share')}."
+            f" At {LABELS['temperature']} {html.shown(scaling['temperature'], 'figure')}: "
+            f"{html.shown(scaling['ece'], 'share')}."
         )
         if predictions:
             probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
@@ -200,7 +199,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         "reliability": Plot(
             plots.reliability(figures["reliability"], figures["ece"], after),
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
-            f"histogram of the confidence. {_capital(LABELS['ece'])}: {page.shown(figures['ece'], 'share')}.{effect}",
+            f"histogram of the confidence. {_capital(LABELS['ece'])}: {html.shown(figures['ece'], 'share')}.{effect}",
             "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
             "a bar is overconfidence, one within it underconfidence.",
         )
@@ -215,7 +214,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
             plots.confusion(
                 figures["confusion"], classes, grouped, predictions.superclass_names if predictions else None
             ),
-            f"Confusion matrix of {len(classes)} classes; accuracy {page.shown(figures['accuracy'], 'share')}. "
+            f"Confusion matrix of {len(classes)} classes; accuracy {html.shown(figures['accuracy'], 'share')}. "
             f"Most frequent mistakes: {worst or 'none'}.",
             "Rows are true classes, columns predictions; the diagonal is right. The root scale makes rare mistakes "
             "visible.",
@@ -228,7 +227,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         drawn["gains"] = Plot(
             plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
             f"Bars of each class's {LABELS['gain']}. Highest: {best[0]}, "
-            f"{page.shown(best[1], 'points')}; lowest: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
+            f"{html.shown(best[1], 'points')}; lowest: {worst_class[0]}, {html.shown(worst_class[1], 'points')}.",
             "Each class's accuracy minus that of the same student trained alone. With few images most of this is "
             "chance: the table of classes has each standard error.",
         )
@@ -271,7 +270,7 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 ),
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
                 f"network. The first is of class {true}, taken for {taken} with "
-                f"{page.shown(float(confidence[first]), 'share')}.",
+                f"{html.shown(float(confidence[first]), 'share')}.",
                 "The mistakes that the student is surest of, beside what its (first) teachers say. Ticks and green "
                 "bars mark the true class.",
             )
@@ -283,7 +282,7 @@ def _capital(text: str) -> str:
 
 
 def _mean(values: Tensor) -> str:
-    return page.shown(float(values.mean()) if len(values) else None, "figure")
+    return html.shown(float(values.mean()) if len(values) else None, "figure")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Any:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kd_core.comparison import compare as comparison
+from kd_core.comparison import compare
 from kd_core.evaluation import uncertainty
 from kd_core.evaluation.uncertainty import BETTER, CANNOT_TELL, WORSE, PairedDifference, paired_difference, wilson
 
@@ -67,7 +67,7 @@ def test_verdicts_on_images(gained, lost, word):
 @pytest.mark.parametrize("higher", [True, False])
 @pytest.mark.parametrize("mean", [-0.1, 0.1])
 def test_seeds_are_judged_in_the_same_words(p, higher, mean):
-    word = comparison.verdict({"mean": mean, "p_holm": p}, higher, 0.95)
+    word = compare.verdict({"mean": mean, "p_holm": p}, higher, 0.95)
     assert word == uncertainty.verdict(mean, p, higher=higher)
     sure = p is not None and p <= 0.05
     assert word == ((BETTER if (mean > 0) == higher else WORSE) if sure else CANNOT_TELL)
