@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare finished runs: seeds of one experiment together, methods side by side, and how sure a difference is.
+"""Compare finished runs: seeds of one experiment together, methods side by side, and how certain a difference is.
 
     python compare_kd.py runs                                     all runs in a folder
     python compare_kd.py runs/average-* runs/dynamic-* --baseline average --also val/ece,val/auroc
@@ -8,18 +8,18 @@
 
 switches:
     RUN ...              run folders, folders that hold run folders, ENTITY/PROJECT/ID or ENTITY/PROJECT of W&B
-    --metric NAME        what to compare by (default: test/accuracy if all runs have it, else val/accuracy), such as
+    --metric NAME        what to compare (default: test/accuracy if all runs have it, else val/accuracy), such as
                          val/ece, or with dots a key of summary.json: cost.latency_ms.1
-    --also NAMES         further figures to show, separated by commas
+    --also NAMES         further metrics to show, separated by commas
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
                          "alone" (default: the student without teachers, else the first group)
     --confidence LEVEL   of intervals and verdicts (default: 0.95)
-    --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by
-    --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
-                         trains it
-    --same-data A=B      take data with the fingerprints A and B (their first 8 characters or more) for one data set;
+    --rows KEYS          with --cols: a table of mean and standard deviation by any keys of the configuration,
+    --cols KEYS          separated by commas; "pair" stands for TEACHERS -> STUDENT.  Missing cells are listed with the
+                         commands that train them
+    --same-data A=B      treat data with the fingerprints A and B (their first 8 characters or more) as one data set;
                          may be given several times
-    --force              compare also what differs in more than the method, with a warning
+    --force              also compare what differs in more than the method, with a warning
     --import FILE.py     run a file of your own code first, which runs were trained with; repeatable (docs/own_code.md)
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
@@ -62,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if bool(options.rows) != bool(options.cols):
         raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
     if options.rows and (options.also or options.baseline):
-        raise UserError("--also, --baseline: have no place in the table of --rows and --cols, which shows one figure")
+        raise UserError("--also, --baseline: cannot be used with --rows and --cols, whose table shows one metric")
     try:
         options.confidence = float(options.confidence)
     except ValueError:

@@ -135,7 +135,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
-    """better, worse or cannot tell, by the corrected p-value `p_holm`."""
+    """better, worse or inconclusive, by the corrected p-value `p_holm`."""
     return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
 
 
@@ -254,19 +254,19 @@ def _titles(sets: list[list[Group]]) -> list[str]:
         "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
         for members in sets
     ]
-    return _told_apart(pairs, [_shared(members) for members in sets])
+    return _distinct_labels(pairs, [_shared(members) for members in sets])
 
 
 def label(groups: list[Group]) -> None:
     """Name the groups of one set by their methods, and by what else tells those of one method apart."""
-    names = _told_apart([one.method for one in groups], [one.settings for one in groups])
+    names = _distinct_labels([one.method for one in groups], [one.settings for one in groups])
     for one, name in zip(groups, names, strict=True):
         one.label = name
 
 
-def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
     """The names, equal ones followed by settings in which they differ: all of the method, others while they help."""
-    told = []
+    labels = []
     for name, own in zip(names, settings, strict=True):
         same = [other for its, other in zip(names, settings, strict=True) if its == name]
         apart = differing(same)
@@ -275,8 +275,8 @@ def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
             if key not in keys and _distinct(same, [*keys, key]) > _distinct(same, keys):
                 keys.append(key)
         details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in keys)
-        told.append(f"{name} ({details})" if details else name)
-    return told
+        labels.append(f"{name} ({details})" if details else name)
+    return labels
 
 
 def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
@@ -649,17 +649,17 @@ def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] |
 
 
 def _teachers(cells: Cells, column: str, metric: str) -> list[dict[str, Any]]:
-    """Name and figure of each teacher of a column; the figure is None where runs do not tell it."""
+    """Name and value of each teacher of a column; the value is None if the runs did not record it."""
     one = next((found for place, found in cells.items() if place[1] == column), None)
     if one is None:
         return []
     split, _, rest = metric.partition("/")
-    told = []
+    found = []
     for index, name in enumerate(one.first.teachers):
         keys = (f"evaluation.{split}.teachers.{index}.{rest}", f"teachers.{index}.{split}_{rest}")
         values = [value for key in keys if (value := number(lookup(one.first.summary, key))) is not None]
-        told.append({"name": name, "value": values[0] if values else None})
-    return told
+        found.append({"name": name, "value": values[0] if values else None})
+    return found
 
 
 def _missing(

@@ -1,4 +1,4 @@
-"""Finished runs, in folders or at W&B: found, read with distrust, and asked for their figures."""
+"""Finished runs, in folders or at W&B: found, loaded and validated, and their metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, lookup, read_metrics
 from kd_core.teachers.load import ON_DEMAND, export_in
 
-# figures that a run's summary has under other names
+# metrics that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
 # Keys of `data` that say where images lie and what their columns are called, not which they are.
 PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
@@ -51,9 +51,9 @@ class Run:
 
     @property
     def teachers(self) -> list[str]:
-        """The teachers' names, as the run told them, else as its settings do."""
-        told = self.summary.get("teachers")
-        names = [row.get("name") for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+        """The teachers' names, from the run's summary, otherwise from its settings."""
+        stated = self.summary.get("teachers")
+        names = [row.get("name") for row in stated if isinstance(row, dict)] if isinstance(stated, list) else []
         if len(names) == len(self.config.teachers) and all(isinstance(name, str) for name in names):
             return [str(name) for name in names]
         return [teacher.model or teacher.weights or str(teacher.logits) for teacher in self.config.teachers]
@@ -109,7 +109,7 @@ def number(value: Any) -> float | None:
 
 @dataclass
 class Found:
-    """Runs that can be compared, (name, reason) of those that were left out, and what else is to be said."""
+    """Runs that can be compared, (name, reason) of those that were left out, and further notes."""
 
     runs: list[Run]
     left_out: list[tuple[str, str]]
@@ -222,7 +222,7 @@ def read_folder(path: Path) -> Run:
     config = resolve([read_record((path / "config.yaml").absolute())], in_sweep=False).config
     if folder.identity_file.is_file():
         identity = read_object(folder.identity_file)
-    else:  # of before it was recorded
+    else:  # an older run, which did not record it
         fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
         identity = redacted(config.identity(str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []

@@ -44,7 +44,7 @@ class Table:
 
 
 def figure(value: float, metric: str, *, beside: float | None = None, signed: bool = False) -> str:
-    """A figure of a metric: shares in percent, anything else with as many places as the number `beside` it needs."""
+    """A value of a metric: shares in percent, anything else with as many decimal places as the number `beside` it."""
     sign = "+" if signed else ""
     if is_percent(metric):
         return f"{100 * value:{sign}.2f}"
@@ -53,7 +53,7 @@ def figure(value: float, metric: str, *, beside: float | None = None, signed: bo
 
 
 def mean_and_deviation(found: dict[str, Any] | None, metric: str, *, count: bool = False) -> Cell:
-    """mean ± sample deviation, with `count` also how many seeds that is; one seed has no deviation."""
+    """mean ± sample standard deviation, with `count` also the number of seeds; one seed has no deviation."""
     if found is None:
         return Cell(NOTHING)
     text = figure(found["mean"], metric)
@@ -116,8 +116,8 @@ def table_of(pivoted: dict[str, Any]) -> Table:
     rows = []
     if any(pivoted["teachers"]):
         cells = [Cell("teacher")]
-        for told in pivoted["teachers"]:
-            values = [None if one["value"] is None else figure(one["value"], metric) for one in told]
+        for teachers in pivoted["teachers"]:
+            values = [None if one["value"] is None else figure(one["value"], metric) for one in teachers]
             cells.append(Cell(" / ".join(value or NOTHING for value in values) if values else NOTHING))
         rows.append(cells)
     if any(pivoted["alone"]):
@@ -126,17 +126,17 @@ def table_of(pivoted: dict[str, Any]) -> Table:
     for name, cells in zip(pivoted["rows"], pivoted["cells"], strict=True):
         rows.append([Cell(name), *(mean_and_deviation(cell, metric, count=True) for cell in cells)])
     unit = ", percent" if is_percent(metric) else ""
-    title = f"{metric}{unit}: mean ± sample deviation (number of seeds n)"
+    title = f"{metric}{unit}: mean ± sample standard deviation (number of seeds n)"
     header = [", ".join(pivoted["row_keys"]), *pivoted["cols"]]
     return Table(title, header, rows, [*pivoted["warnings"], *_gaps(pivoted), _marks(pivoted)], headers)
 
 
 def _gaps(pivoted: dict[str, Any]) -> list[str]:
-    """What a paper's table lacks, in words: its empty cells, and cells of fewer seeds than others of the column."""
+    """Notes on a paper's table: its empty cells, and cells with fewer seeds than others of the column."""
     lines = [(f"student {ALONE}", pivoted["alone"])] if any(pivoted["alone"]) else []
     lines += list(zip(pivoted["rows"], pivoted["cells"], strict=True))
-    empty, fewer, untold = "missing, no finished run", "missing seeds that others of the column have", "missing figures"
-    gaps: dict[str, list[str]] = {empty: [], fewer: [], untold: []}
+    empty, fewer, unknown = "missing, no finished run", "missing seeds that others of the column have", "missing values"
+    gaps: dict[str, list[str]] = {empty: [], fewer: [], unknown: []}
     for row, cells in lines:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
             lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
@@ -147,12 +147,12 @@ def _gaps(pivoted: dict[str, Any]) -> list[str]:
                 gaps[fewer].append(f"{row} in {column} ({seeds})")
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
         if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):
-            gaps[untold].append(f"teacher in {column}")
+            gaps[unknown].append(f"teacher in {column}")
     return [f"{reason}: {'; '.join(cells)}" for reason, cells in gaps.items() if cells]
 
 
 def _marks(pivoted: dict[str, Any]) -> str:
-    """What a mark in a paper's table means."""
+    """The meaning of the marks in a paper's table."""
     level = f"{100 * pivoted['confidence_level']:g}%"
     rule = f"if the {level} interval of its difference to the next one, the student alone counted, leaves out 0"
     marked = any(cell and cell["mark"] for row in pivoted["cells"] for cell in row)
@@ -160,14 +160,14 @@ def _marks(pivoted: dict[str, Any]) -> str:
 
 
 def remarks(compared: dict[str, Any]) -> list[str]:
-    """What is to be said of a whole comparison: why sets are apart, and which runs are not in it."""
+    """Remarks on a whole comparison: why its sets are separate, and which runs were left out."""
     lines = list(compared.get("notes", []))
     if compared.get("differences"):
         if compared["forced"]:
             names = "; ".join(f"{number}: {title}" for number, title in enumerate(compared["apart"], 1))
-            lines.append(f"compared all the same (--force), though these differ in more than the method: {names}")
+            lines.append(f"compared anyway (--force), although these differ in more than the method: {names}")
         else:
-            lines.append("the sets differ in more than the method, so they are not compared (--force does it):")
+            lines.append("the sets differ in more than the method, so they are not compared (--force compares them):")
         for difference in compared["differences"]:
             places = _by_value((short(value), str(number)) for number, value in enumerate(difference["values"], 1))
             values = "; ".join(f"{value} in {', '.join(numbers)}" for value, numbers in places.items())
@@ -190,7 +190,7 @@ def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def one_line(text: str) -> str:
-    """Text of data as it may stand in a line: nothing a terminal obeys, no line breaks."""
+    """Text from data on one line, without control characters."""
     return printable(" ".join(text.split()))
 
 
@@ -262,7 +262,7 @@ def latex(table: Table) -> str:
 
 
 def _latex_notes(table: Table) -> list[str]:
-    """The title, which says what the figures are, and the notes, as small print below a table."""
+    """The title, which names the metric, and the notes, in small print below a table."""
     return [
         r"\par\smallskip",
         r"{\footnotesize",
@@ -324,7 +324,7 @@ def text(result: dict[str, Any], tables: list[Table]) -> str:
 
 
 def of_folders(folders: list[str]) -> str:
-    """What a terminal shows of the finished runs in these folders, and the command that shows it again."""
+    """The comparison of the finished runs in these folders as text, and the command that prints it again."""
     command = shlex.join(["python", "compare_kd.py", *folders])
     try:
         compared = compare.compare(runs.find(folders))
@@ -354,7 +354,7 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
             "tables": tables,
             "remarks": below,
             "missing": result.get("missing", []),
-            "pictures": [(html.data_uri(path), alt, caption) for path, alt, caption in drawn],
+            "plots": [(html.data_uri(path), alt, caption) for path, alt, caption in drawn],
         }
         for name, content in {**files, "comparison.html": html.render("comparison.html", **values)}.items():
             write_text(folder / name, content)
@@ -386,7 +386,7 @@ def _plots(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
             path = folder / f"cost{suffix}.png"
             costs = {row["label"]: (row["cost"]["training_seconds"], row["mean"], row["deviation"]) for row in timed}
             plots.save(plots.against_cost(costs, metric, percent=percent, within=compare.limits(metric)), path)
-            told = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
-            caption = f"{one['title']}: {metric} against the time of training, mean and deviation over the seeds."
-            found.append((path, f"training time of {told}", f"{caption} Times compare on equal machines only."))
+            times = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
+            caption = f"{one['title']}: {metric} against training time, mean and standard deviation over the seeds."
+            found.append((path, f"training time of {times}", f"{caption} Compare times on equal machines only."))
     return found

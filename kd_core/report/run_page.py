@@ -1,6 +1,6 @@
-"""The report of a run: plots, figures and tables in one page, report/index.html in the run folder.
+"""The report of a run: plots, metrics and tables in one page, report/index.html in the run folder.
 
-Whatever number the page tells is one of summary.json's, under the key that its element names.
+Every number on the page is in summary.json, under the key that its element names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside th
 
 @dataclass
 class Plot:
-    """A figure, what it shows to those who do not see it, and how to read it."""
+    """A figure, its content in words for those who cannot see it, and how to read it."""
 
     figure: Figure
     alt: str
@@ -46,18 +46,18 @@ def write_report(
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None = None,
 ) -> Path:
-    """Write folder/report anew, all of it or nothing: plots, evaluation-SPLIT.json, and index.html, whose path returns.
+    """Replace folder/report, all of it or nothing: plots, evaluation-SPLIT.json and index.html; returns its path.
 
     Args:
         folder: the run folder.
         summary: what summary.json holds, with `evaluation`, `cost` and `findings` where there are such.
         settings: the resolved settings as YAML.
-        environment: versions and hardware, of `tracking.environment`.
+        environment: versions and hardware, from `tracking.environment`.
         rows: of metrics.jsonl.
-        evaluations: per split all that `evaluation.evaluate` returns.
-        predictions: those of the split whose weights of teachers and mistakes are shown.
+        evaluations: what `figures.evaluate` returned, by split.
+        predictions: of the split whose mistakes and weights of teachers are shown.
 
-    A part whose values do not exist is left out.
+    A part without values is left out.
     """
     summary, environment, evaluations = redacted(summary), redacted(environment), redacted(evaluations)
     splits = {split: title for split, title in SPLITS.items() if split in evaluations}
@@ -140,7 +140,7 @@ def draw(
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None,
 ) -> dict[str, Plot]:
-    """All plots that the values allow, under the names of their files."""
+    """All plots for which there are values, by file name without the extension."""
     teachers = [teacher["name"] for teacher in summary.get("teachers") or []]
     drawn = _over_epochs(rows, teachers)
     for split, figures in evaluations.items():
@@ -162,8 +162,8 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
             plots.training_curves(rows),
             f"Three line charts over {len(epochs)} epochs: loss, accuracy, learning rate. "
             f"In the last epoch: {', '.join(reached)}.",
-            "Training figures are means over augmented images in training mode, so they may lie below those of "
-            "validation. The star is the epoch whose student is the result.",
+            "Training metrics are means over augmented images in training mode, so they may be below those of "
+            "validation. The star marks the epoch whose student is the result.",
         )
     }
     if panels := plots.method_panels(rows, teachers):
@@ -174,8 +174,8 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
         drawn["method"] = Plot(
             plots.method_metrics(rows, teachers),
             f"Line charts over {len(epochs)} epochs of what the method measured. In the last epoch: {'; '.join(ends)}.",
-            "What the method itself measured, under the names of metrics.jsonl: what it minimises, how it mixes labels "
-            "and teachers, and how it weighs each teacher.",
+            "What the method itself measured, under the names of metrics.jsonl: what it minimizes, how it mixes labels "
+            "and teachers, and how it weights each teacher.",
         )
     return drawn
 
@@ -200,8 +200,8 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
             plots.reliability(figures["reliability"], figures["ece"], after),
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
             f"histogram of the confidence. {_capital(LABELS['ece'])}: {html.shown(figures['ece'], 'share')}.{effect}",
-            "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
-            "a bar is overconfidence, one within it underconfidence.",
+            "Bars on the diagonal mean that 70% of the predictions made with 70% confidence are right. A hatched gap "
+            "above a bar is overconfidence, one within it underconfidence.",
         )
     }
     classes = [row["name"] for row in figures["per_class"]]
@@ -222,7 +222,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     gains = [(row["name"], row["gain"]) for row in figures["per_class"] if row.get("gain") is not None]
     if gains:
         known = [row["gain_error"] for row in figures["per_class"] if row.get("gain_error") is not None]
-        errors = known if len(known) == len(gains) else None  # evaluations of before have none
+        errors = known if len(known) == len(gains) else None  # older evaluations have none
         best, worst_class = max(gains, key=lambda pair: pair[1]), min(gains, key=lambda pair: pair[1])
         drawn["gains"] = Plot(
             plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
@@ -248,8 +248,8 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
         drawn["teacher-weights"] = Plot(
             plots.teacher_weights(weights, right, names),
             f"Histograms of the weight of each teacher, for images that it has right and wrong. Means: {means}.",
-            "A method that tells good advice from bad gives a teacher more weight where it is right. The dotted line "
-            "is the weight that all teachers have if they are weighed alike.",
+            "A good weighting gives a teacher more weight where it is right. The dotted line is the weight of each "
+            "teacher if all have the same.",
         )
     if predictions.pixels:
         probabilities = predictions.student.float().softmax(1)
@@ -271,8 +271,8 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
                 f"network. The first is of class {true}, taken for {taken} with "
                 f"{html.shown(float(confidence[first]), 'share')}.",
-                "The mistakes that the student is surest of, beside what its (first) teachers say. Ticks and green "
-                "bars mark the true class.",
+                "The student's most confident mistakes, beside the predictions of its (first) teachers. Ticks and "
+                "green bars mark the true class.",
             )
     return drawn
 

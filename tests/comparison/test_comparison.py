@@ -165,7 +165,7 @@ def test_without_common_seeds_it_is_welchs_test():
 def test_where_no_test_is_possible_there_is_no_p_value(own, other, why, recwarn):
     found = difference(own, other, 0.95)
     assert found["p"] is None and found["interval"] is None and found["why"] == why
-    assert verdict({**found, "p_holm": None}, True, 0.95) == "cannot tell"
+    assert verdict({**found, "p_holm": None}, True, 0.95) == "inconclusive"
     assert not recwarn.list  # of scipy, about lost precision
 
 
@@ -227,7 +227,7 @@ def test_p_values_are_corrected_for_the_methods_that_were_tested():
     corrected = [found[name]["against_baseline"]["p_holm"] for name in (A, B)]
     assert corrected == pytest.approx(closed_testing(raw))
     assert found[C]["against_baseline"]["p_holm"] is None
-    assert found[C]["against_baseline"]["verdict"] == "cannot tell" and found[C]["deviation"] is None
+    assert found[C]["against_baseline"]["verdict"] == "inconclusive" and found[C]["deviation"] is None
 
 
 # -------------------------------------------------------------------------------------------------------- grouping
@@ -293,7 +293,7 @@ def test_data_can_be_said_to_be_the_same():
     assert [len(one["groups"]) for one in compared["sets"]] == [2, 1]
     assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are taken for the same" in compared["notes"]
     row = compared["sets"][0]["groups"][1]["against_baseline"]
-    assert row["kind"] == "paired" and row["verdict"] == "cannot tell"
+    assert row["kind"] == "paired" and row["verdict"] == "inconclusive"
     everything = found()
     as_same_data(everything, [(new, old), (third[:8], new[:8])])
     assert len(compare(everything)["sets"]) == 1
@@ -476,10 +476,10 @@ def test_a_papers_table(tmp_path):
     notes = [
         f"missing, no finished run: student alone in {right}; {C} in {right}",
         f"missing seeds that others of the column have: {C} in {left} (2, 3, 4)",
-        f"missing figures: teacher in {right}",
+        f"missing values: teacher in {right}",
     ]
     below = tex.partition(r"\end{tabular}")[2]
-    assert "mean $\\pm$ sample deviation (number of seeds n)" in below and r"\footnotesize" in below
+    assert "mean $\\pm$ sample standard deviation (number of seeds n)" in below and r"\footnotesize" in below
     for note in notes:
         assert f"note: {note}" in lines and note in table.notes
         assert tables.tex_escape(note) in below

@@ -109,7 +109,7 @@ def test_the_difference_to_the_student_alone_says_how_sure_it_is():
     assert "one seed each, so another may differ" in text
     same = evaluate(replace(given, alone=given.student))
     assert (same["gain"], same["gain_images"], same["gain_error"]) == (0.0, 0, 1 / 510)
-    assert "+0.00 points (0 of 510 images), standard error 0.20 points: cannot tell" in console.evaluation("s", same)
+    assert "+0.00 points (0 of 510 images), standard error 0.20 points: inconclusive" in console.evaluation("s", same)
 
 
 def test_temperature_scaling_says_when_it_did_not_help():

@@ -1,4 +1,4 @@
-"""A person's own pictures are classified as evaluation classifies the same pixels."""
+"""Your own images are classified as evaluation classifies the same pixels."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def test_validation_images_as_files_get_evaluations_logits(tmp_path, name, resiz
     assert (probabilities(folder, *files) - logits[:20].softmax(1)).abs().max() < 1e-6
 
 
-def test_pictures_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
+def test_images_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
     plain = noise(32, 32)
     plain.save(tmp_path / "plain.png")
     expected = probabilities(student, tmp_path / "plain.png")
@@ -125,7 +125,7 @@ def test_the_script_prints_and_writes_a_table(student, tmp_path, capsys):
     evaluate_kd.main(words)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out and "\\x1b[31mred\\n.png\n" in printed.out
-    assert "2 pictures written to" in printed.out
+    assert "2 images written to" in printed.out
     assert printed.err.startswith("left out, since they cannot be read (1):\n") and "x.txt: cannot" in printed.err
     shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", printed.out, re.MULTILINE)]
     assert len(shares) == 20 and sum(shares) == pytest.approx(200, abs=0.2)
@@ -158,7 +158,7 @@ def test_names_that_are_no_text_can_be_written(tmp_path):
     [
         ("--images=nowhere", "--images: no such file or folder: nowhere"),
         ("--images={empty}", "--images: there is no file in"),
-        ("--images=README.md", "--images: none of 1 file(s) can be read as a picture:\n  README.md: cannot identify"),
+        ("--images=README.md", "--images: none of 1 file(s) can be read as an image:\n  README.md: cannot identify"),
         ("--images=x --top=0", "--top: 0: a number of classes is needed"),
         ("--images=x --top=five", "--top: five"),
         ("--images=x --csv=tests", "--csv: tests is a folder"),

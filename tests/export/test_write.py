@@ -259,7 +259,7 @@ def test_figures_of_another_checkpoint_are_not_taken(run):
 
 def test_a_card_without_any_origin(written):
     text = (written["test_vit"] / "onnx" / "README.md").read_text()
-    assert "No figures are known" in text and "| data | unknown |" in text and "a method that is not known" in text
+    assert "No metrics are known" in text and "| data | unknown |" in text and "a method that is not known" in text
     assert ModelCard(text).data.library_name == "onnx"
 
 

@@ -262,7 +262,7 @@ def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
         (["docs"], "docs: holds no run folder"),
         (["README.md"], "README.md: no such folder"),
         (["RUNS", "--rows=kd.type"], "--rows and --cols: one needs the other"),
-        (["RUNS", "--rows=kd.type", "--cols=pair", "--also=val/auroc"], "--also, --baseline: have no place"),
+        (["RUNS", "--rows=kd.type", "--cols=pair", "--also=val/auroc"], "--also, --baseline: cannot be used with"),
         (["RUNS", "--confidence=high"], "--confidence: is 'high', a number"),
         (["RUNS", "--confidence=2"], "--confidence: is 2, must lie between 0 and 1"),
         (["RUNS", "--metric=val/typo"], "--metric: val/typo: no run has such a figure; there are .*val/accuracy"),
