@@ -1,6 +1,6 @@
-"""Runs side by side: seeds of one experiment together, experiments that may be compared, and how sure a difference is.
+"""Runs side by side: groups of seeds, sets of groups that may be compared, and how certain a difference is.
 
-What the figures mean, with sources: docs/comparing.md.
+What the numbers mean, with sources: docs/comparing.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
 DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
 HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
 LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
-# of the figures that are better when higher, those that are shares of images
+# of the metrics that are better when higher, those that are shares of images
 PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain|gain_error)"
 
 
@@ -45,7 +45,7 @@ def is_percent(metric: str) -> bool:
 
 
 def limits(metric: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have; infinite where there is none."""
+    """The lowest and the highest value that a metric can have; infinite without a limit."""
     last = re.split(r"[/.]", metric)[-1]
     if re.fullmatch(r"gain", last):
         return -1.0, 1.0
@@ -83,7 +83,7 @@ def spread(values: Sequence[float], confidence: float, within: tuple[float, floa
 
 
 def _cut(interval: Iterable[float], within: tuple[float, float]) -> list[float]:
-    """An interval of a mean without what no mean can be: it covers the true one as often."""
+    """An interval of a mean, cut at the values that a mean can have; it covers the true one as often."""
     low, high = within
     return [float(min(max(edge, low), high)) for edge in interval]
 
@@ -178,7 +178,7 @@ class Group:
 
     @property
     def surroundings(self) -> dict[str, Any]:
-        """What must be equal in groups that are compared: all but the method's own settings, the teachers aside."""
+        """Settings that must be equal in groups that are compared, without those of method and teachers."""
         own = self.settings
         return {key: own[key] for key in own if key.split(".")[0] not in ("kd", "teachers", "fixed_views")}
 
@@ -189,13 +189,13 @@ class Group:
         return {key: own[key] for key in own if key.split(".")[0] in ("teachers", "fixed_views")}
 
     def values(self, metric: str) -> dict[int, float]:
-        """{seed: figure} of the runs that have it."""
+        """{seed: value} of the runs that have the metric."""
         found = {seed: run.figure(metric) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
-    """Groups in the order in which they first occur, and notes: of equal runs with one seed the newest counts."""
+    """Groups in the order in which they first occur, and notes: of equal runs with one seed only the newest counts."""
     groups: dict[str, Group] = {}
     notes = []
     for run in runs:
@@ -216,7 +216,7 @@ def _key(settings: dict[str, Any]) -> str:
 
 
 def comparable_sets(groups: list[Group]) -> list[list[Group]]:
-    """Groups that differ in their methods alone, together, the largest sets first.
+    """Sets of groups that differ only in their methods, the largest sets first.
 
     A group without teachers joins every set of its kind.
     """
@@ -243,13 +243,13 @@ def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _shared(members: list[Group]) -> dict[str, Any]:
-    """What the groups of a set have in common: the teachers are those of the groups that have any."""
+    """The settings that the groups of a set share; the teachers are those of the groups that have any."""
     one = next((one for one in members if not one.is_alone), members[0])
     return {**one.surroundings, **one.panel}
 
 
 def _titles(sets: list[list[Group]]) -> list[str]:
-    """A name for each set: its networks, and what else tells it from those with the same."""
+    """A name for each set: its networks, and settings that distinguish sets with the same."""
     pairs = [
         "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
         for members in sets
@@ -258,14 +258,14 @@ def _titles(sets: list[list[Group]]) -> list[str]:
 
 
 def label(groups: list[Group]) -> None:
-    """Name the groups of one set by their methods, and by what else tells those of one method apart."""
+    """Name the groups of one set by their methods, and by settings that distinguish groups of one method."""
     names = _distinct_labels([one.method for one in groups], [one.settings for one in groups])
     for one, name in zip(groups, names, strict=True):
         one.label = name
 
 
 def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """The names, equal ones followed by settings in which they differ: all of the method, others while they help."""
+    """The names; equal ones are followed by the settings of the method that differ, and others as far as needed."""
     labels = []
     for name, own in zip(names, settings, strict=True):
         same = [other for its, other in zip(names, settings, strict=True) if its == name]
@@ -284,7 +284,7 @@ def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
 
 
 def short(value: Any) -> str:
-    """A setting's value for a reader: digests by their first characters."""
+    """A setting's value as text; of digests the first characters."""
     if value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value)
@@ -295,7 +295,7 @@ def short(value: Any) -> str:
 
 
 def choose_metric(groups: list[Group], metric: str | None) -> str:
-    """The metric to compare by.  UserError if no run has it, or if it is not known which way is better."""
+    """The metric to compare.  UserError if no run has it, or if it is unknown whether higher is better."""
     runs = [run for one in groups for run in one.runs.values()]
     if metric is None:
         complete = [name for name in DEFAULT_METRICS if all(run.figure(name) is not None for run in runs)]
@@ -303,16 +303,16 @@ def choose_metric(groups: list[Group], metric: str | None) -> str:
         metric = next(iter([*complete, *some]), DEFAULT_METRICS[-1])
     require_figure(runs, metric, "--metric")
     if higher_is_better(metric) is None:
-        raise UserError(f"--metric: {metric}: it is not known whether more of it is better; show it by --also")
+        raise UserError(f"--metric: {metric}: it is unknown whether higher is better; --also shows it")
     return metric
 
 
 def require_figure(runs: list[Run], name: str, key: str) -> None:
-    """UserError, which begins with `key`, if no run has a figure of this name."""
+    """UserError, which begins with `key`, if no run has a metric of this name."""
     if not any(run.figure(name) is not None for run in runs):
         known = sorted({figure for run in runs for figure in run.figures()})
         shown = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
-        raise UserError(f"{key}: {name}: no run has such a figure; there are {shown or 'none at all'}")
+        raise UserError(f"{key}: {name}: no run has such a metric; there are {shown or 'none at all'}")
 
 
 def compare(
@@ -324,9 +324,9 @@ def compare(
     confidence: float = 0.95,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Everything that is known of the runs, ready for JSON; docs/comparing.md names the keys.
+    """The comparison of the runs, ready for JSON; docs/comparing.md explains the keys.
 
-    UserError if there is nothing to compare, no such metric or baseline, or a confidence that is none.
+    UserError if there is nothing to compare, no such metric or baseline, or an invalid confidence level.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence: is {confidence:g}, must lie between 0 and 1, such as 0.95")
@@ -456,7 +456,7 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None) -> list[str]:
         if test and test["kind"] == "unpaired":
             found.append(f"{row['label']} and {baseline} have no seed in common: compared by Welch's test, unpaired")
         if test and test["why"] in ("equal differences", "equal values"):
-            found.append(f"{row['label']}: {test['why']} in all seeds, by which no test can judge")
+            found.append(f"{row['label']}: {test['why']} in all seeds, so no test is possible")
     few = [name for name, own in seeds.items() if len(own) < 3]
     if few:
         found.append(f"fewer than three seeds: {', '.join(few)}; expect wide intervals, or train more seeds")
@@ -477,11 +477,11 @@ def _keys(text: str, runs: list[Run], option: str) -> list[str]:
     for key in keys:
         if key != PAIR and not any(_has(run, key) for run in runs):
             raise UserError(
-                f"{option}: {key}: no run has such a setting; wanted is '{PAIR}' or a key of config.yaml, such as "
+                f"{option}: {key}: no run has such a setting; expected '{PAIR}' or a key of config.yaml, such as "
                 "kd.type, kd.loss, model.name, training.learning_rate; several are separated by commas"
             )
     if not keys:
-        raise UserError(f"{option}: is {text!r}, wanted are keys of config.yaml, or '{PAIR}'")
+        raise UserError(f"{option}: is {text!r}, expected keys of config.yaml, or '{PAIR}'")
     return keys
 
 
@@ -493,7 +493,7 @@ def _has(run: Run, key: str) -> bool:
 
 
 def _value(run: Run, key: str) -> str | None:
-    """What a run has at a key of rows or columns, None if its method has no such setting."""
+    """A run's value of a key of rows or columns, None if its method has no such setting."""
     value = run.pair if key == PAIR else lookup(run.config.model_dump(mode="json"), key)
     return None if value is None else short(value)
 
@@ -625,7 +625,7 @@ Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student a
 
 
 def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
-    """Mark the best cell of a column and then the second, each only if it is better than the next one beyond doubt.
+    """Mark the best cell of a column and then the second, each only if it is significantly better than the next one.
 
     That is so if the interval of the difference between the two leaves 0 out.  The student alone is a rival like the
     others, and is not marked itself.
@@ -670,7 +670,7 @@ def _missing(
     row_keys: list[str],
     metric: str,
 ) -> list[dict[str, Any]]:
-    """What the table lacks, cells or seeds, each with the command that trains it."""
+    """The cells and seeds that the table lacks, each with the command that trains them."""
     missing = []
     for column in columns:
         models = [one for place, one in cells.items() if place[1] == column]
@@ -701,7 +701,7 @@ def _config_of(one: Group) -> str:
 
 
 def _own_code_of(one: Group) -> list[str]:
-    """The words that take up the own code of a group's runs."""
+    """The arguments that import the own code of a group's runs."""
     local = next((run.folder for run in one.runs.values() if run.folder), None)
     files = sorted((local / IMPORTS).glob("*.py")) if local else []
     return [word for file in files for word in ("--import", str(file))]
@@ -712,7 +712,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
-    """The words that make `base`'s configuration one with `like`'s method and row, or without teachers if None."""
+    """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None."""
     if like is None:
         return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
     here, there = (flat(run.config.kd.model_dump(mode="json")) for run in (base, like))

@@ -117,10 +117,10 @@ class Found:
 
 
 def find(names: Iterable[str]) -> Found:
-    """The finished runs that `names` stand for: run folders, folders of run folders, runs or projects of W&B.
+    """The finished runs under `names`: run folders, folders of run folders, runs or projects of W&B.
 
-    What is unfinished or damaged is left out, with the reason; so are teachers that other runs have trained on demand,
-    unless they are named themselves.  UserError if a name stands for nothing, if W&B cannot be asked, or if a run needs
+    Unfinished or damaged runs are left out, with the reason; so are teachers that other runs trained on demand, unless
+    they are named themselves.  UserError if there is nothing under a name, if W&B cannot be reached, or if a run needs
     own code that the command does not name.
     """
     readers: dict[str, Callable[[], Run]] = {}
@@ -134,7 +134,7 @@ def find(names: Iterable[str]) -> Found:
     for place, read in readers.items():
         try:
             run = read()
-        except NotImported as error:  # not left out: an option is lacking, not the run
+        except NotImported as error:  # not left out: the command lacks an option, the run is fine
             raise UserError(f"{place}: {error}") from None
         except UserError as error:
             found.left_out.append((place, str(error)))
@@ -150,9 +150,9 @@ def find(names: Iterable[str]) -> Found:
 
 
 def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
-    """Take each pair of fingerprints, or of their beginnings, for one data set, wherever its images lay.
+    """Treat each pair of fingerprints, or of their first characters, as one data set, wherever its images were stored.
 
-    UserError if no run, or runs of several data, have a fingerprint that begins so.
+    UserError if no data set, or more than one, has a fingerprint with these first characters.
     """
     known = sorted({str(run.identity.get("images")) for run in found.runs})
 
@@ -171,7 +171,7 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
         named |= {first, second}
         kept, gone = same[first], same[second]
         same = {fingerprint: kept if one == gone else one for fingerprint, one in same.items()}
-        found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are taken for the same")
+        found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are treated as the same")
     places: dict[str, dict[str, Any]] = {}
     for run in found.runs:
         images = str(run.identity.get("images"))
@@ -183,7 +183,7 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
-    """(folder or ENTITY/PROJECT/ID, what reads it) of the runs that `name` stands for."""
+    """(folder or ENTITY/PROJECT/ID, function that reads it) of the runs under `name`."""
     path = local_path(name, "RUN")
     if path.is_dir():
         folders = [path] if _is_run(path) else _runs_in(path, levels=2)
@@ -191,7 +191,7 @@ def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
             raise UserError(f"{name}: holds no run folder (one with config.yaml and summary.json)")
         return [(str(folder), partial(read_folder, folder)) for folder in folders]
     if path.exists() or not WANDB_NAME.fullmatch(name) or Path(name.split("/")[0]).is_dir():
-        raise UserError(f"{name}: no such folder; wanted are run folders, folders of them, or ENTITY/PROJECT[/ID]")
+        raise UserError(f"{name}: no such folder; expected run folders, folders of them, or ENTITY/PROJECT[/ID]")
     return _at_wandb(name)
 
 
@@ -211,7 +211,7 @@ def _runs_in(path: Path, levels: int) -> list[Path]:
 
 
 def read_folder(path: Path) -> Run:
-    """The finished run in a folder.  UserError, which does not name the folder first, if there is none."""
+    """The finished run in a folder.  UserError, which leaves the folder's name to the caller, if there is none."""
     for name in ("summary.json", "config.yaml"):
         if not (path / name).is_file():
             raise UserError(f"has no {name}")
@@ -240,7 +240,7 @@ def read_folder(path: Path) -> Run:
 
 
 def _checked(identity: Any) -> dict[str, Any]:
-    """A recorded identity that is one; UserError otherwise."""
+    """A recorded identity, validated; UserError if it is none."""
 
     def depth(value: Any, level: int = 0) -> int:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -254,7 +254,7 @@ def _checked(identity: Any) -> dict[str, Any]:
 
 
 def _at_wandb(name: str) -> list[tuple[str, Callable[[], Run]]]:
-    """(ENTITY/PROJECT/ID, what reads it) of the runs of W&B that `name` stands for."""
+    """(ENTITY/PROJECT/ID, function that reads it) of W&B's runs under `name`."""
     import wandb
 
     try:
@@ -277,7 +277,7 @@ def _read_wandb(run: Any) -> Run:
         raise UserError(f"W&B: {artifacts.explain(error)}") from None
     fingerprint = values.get("data_fingerprint")
     if not isinstance(fingerprint, str):
-        raise UserError("its configuration says no data_fingerprint: no run of this project")
+        raise UserError("its configuration has no data_fingerprint: not a run of this project")
     own = values.get("own_code")
     try:
         config = resolve([without_echoes(Layer("its configuration", values))], in_sweep=False).config
@@ -306,7 +306,7 @@ def _read_wandb(run: Any) -> Run:
 
 
 def _plain(value: Any) -> Any:
-    """W&B's own mappings as dicts."""
+    """W&B's mapping types as plain dicts."""
     if hasattr(value, "items"):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

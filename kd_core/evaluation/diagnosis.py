@@ -74,7 +74,7 @@ RISEN, OVER_TRAINING = 1.5, 3.0
 # Images that one process's BatchNorm sees: below 16 its statistics are noise (Wu and He, arXiv:1803.08494, figure 1).
 FEWEST_FOR_BATCH_NORM = 16
 # Standard error of a gain in accuracy with which a gain of 5 points, which is large for distillation, would not be
-# told from none (two standard errors).
+# distinguished from none (two standard errors).
 BLIND = 0.025
 # How far below the student a teacher's accuracy must be, beside `BEYOND_DOUBT` standard errors of the difference.
 # Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723), but one below the student alone, by the verdict of

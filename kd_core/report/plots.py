@@ -184,7 +184,7 @@ def _in_order(item: tuple[str, str]) -> list[tuple[int, str]]:
 def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figure:
     """What the method itself measured over epochs: loss terms, gates and shares, weights and usage of the teachers.
 
-    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have, at least one; `teachers` are names.
+    All train/* of the rows of metrics.jsonl that not every run has, at least one; `teachers` are names.
     """
     panels, rows = method_panels(rows, teachers), _epochs(rows)
     columns = min(2, len(panels))
@@ -426,7 +426,7 @@ def gains(names: Sequence[str], values: Sequence[float], errors: Sequence[float]
 def teacher_weights(weights: Tensor, right: Tensor, names: Sequence[str]) -> Figure:
     """How the method weighs each teacher where that teacher is right, and where it is wrong.
 
-    weights [K,N] in [0,1], right bool [K,N], K names.  A method that tells good advice from bad has its right images
+    weights [K,N] in [0,1], right bool [K,N], K names.  A method that recognizes good teachers has its right images
     further to the right.
     """
     count = len(weights)
@@ -439,13 +439,13 @@ def teacher_weights(weights: Tensor, right: Tensor, names: Sequence[str]) -> Fig
         if i >= count:
             axes.set_axis_off()
             continue
-        for mask, colour, hatch, word in ((right[i], BLUE, None, "right"), (~right[i], VERMILLION, "////", "wrong")):
+        for mask, color, hatch, word in ((right[i], BLUE, None, "right"), (~right[i], VERMILLION, "////", "wrong")):
             chosen = weights[i][mask].double().numpy()
             if not len(chosen):
                 continue
             share, filled = np.full(len(chosen), 1 / len(chosen)), hatch is None
-            axes.hist(chosen, edges.tolist(), weights=share, histtype="stepfilled", edgecolor=colour, hatch=hatch,
-                      facecolor=colour if filled else "none", alpha=0.75 if filled else 1, linewidth=1.2,
+            axes.hist(chosen, edges.tolist(), weights=share, histtype="stepfilled", edgecolor=color, hatch=hatch,
+                      facecolor=color if filled else "none", alpha=0.75 if filled else 1, linewidth=1.2,
                       label=f"{word}: {len(chosen):,} images, mean {chosen.mean():.2f}")  # fmt: skip
         axes.axvline(1 / count, color=BLACK, linestyle=":", linewidth=1.2)
         axes.set_title(f"{i}: {short(names[i], 26)}", pad=34)

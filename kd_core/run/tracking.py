@@ -533,7 +533,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
         raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
     described = read_object(about)
     if set(described) != ABOUT or not isinstance(described["config"], dict):
-        raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
+        raise UserError(f"{about}: damaged, expected the keys {', '.join(sorted(ABOUT))}")
     settings = read_yaml(path / "config.yaml")
     config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
     file = MetricsFile(folder.metrics_file)

@@ -291,7 +291,7 @@ def test_data_can_be_said_to_be_the_same():
     as_same_data(both, [(old[:8], new[:10])])
     compared = compare(both)
     assert [len(one["groups"]) for one in compared["sets"]] == [2, 1]
-    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are taken for the same" in compared["notes"]
+    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are treated as the same" in compared["notes"]
     row = compared["sets"][0]["groups"][1]["against_baseline"]
     assert row["kind"] == "paired" and row["verdict"] == "inconclusive"
     everything = found()
@@ -400,7 +400,7 @@ def test_a_figure_that_is_no_finite_number_leaves_its_run_out(value):
     found = compare(Found(runs, []))
     assert found["sets"][0]["groups"][0]["n"] == 5
     assert found["left_out"] == [{"run": runs[-1].name, "reason": "has no finite val/accuracy"}]
-    with pytest.raises(UserError, match="--metric: val/accuracy: no run has such a figure; there are"):
+    with pytest.raises(UserError, match="--metric: val/accuracy: no run has such a metric; there are"):
         compare(Found(runs[-1:], []))
 
 
@@ -411,9 +411,9 @@ def test_the_default_metric_is_test_accuracy_where_all_have_it():
 
 
 def test_metrics_that_cannot_be_compared_by():
-    with pytest.raises(UserError, match="--metric: val/typo: no run has such a figure; there are val/accuracy"):
+    with pytest.raises(UserError, match="--metric: val/typo: no run has such a metric; there are val/accuracy"):
         compare(Found(several(A), []), metric="val/typo")
-    with pytest.raises(UserError, match="--metric: best_epoch: it is not known whether more"):
+    with pytest.raises(UserError, match="--metric: best_epoch: it is unknown whether higher is better"):
         compare(Found(several(A), []), metric="best_epoch")
     with pytest.raises(UserError, match="--also: val/typo: no run"):
         compare(Found(several(A), []), also=["val/typo"])
