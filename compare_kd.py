@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare finished runs: seeds of one experiment together, methods side by side, and how sure a difference is.
+"""Compare finished runs: seeds of one experiment together, methods side by side, and how certain a difference is.
 
     python compare_kd.py runs                                     all runs in a folder
     python compare_kd.py runs/average-* runs/dynamic-* --baseline average --also val/ece,val/auroc
@@ -8,18 +8,18 @@
 
 switches:
     RUN ...              run folders, folders that hold run folders, ENTITY/PROJECT/ID or ENTITY/PROJECT of W&B
-    --metric NAME        what to compare by (default: test/accuracy if all runs have it, else val/accuracy), such as
+    --metric NAME        what to compare (default: test/accuracy if all runs have it, else val/accuracy), such as
                          val/ece, or with dots a key of summary.json: cost.latency_ms.1
-    --also NAMES         further figures to show, separated by commas
+    --also NAMES         further metrics to show, separated by commas
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
                          "alone" (default: the student without teachers, else the first group)
     --confidence LEVEL   of intervals and verdicts (default: 0.95)
-    --rows KEYS          with --cols: a table of mean and deviation by any keys of the configuration, separated by
-    --cols KEYS          commas; "pair" stands for TEACHERS -> STUDENT.  What is missing is listed with the command that
-                         trains it
-    --same-data A=B      take data with the fingerprints A and B (their first 8 characters or more) for one data set;
+    --rows KEYS          with --cols: a table of mean and standard deviation by any keys of the configuration,
+    --cols KEYS          separated by commas; "pair" stands for TEACHERS -> STUDENT.  Missing cells are listed with the
+                         commands that train them
+    --same-data A=B      treat data with the fingerprints A and B (their first 8 characters or more) as one data set;
                          may be given several times
-    --force              compare also what differs in more than the method, with a warning
+    --force              also compare what differs in more than the method, with a warning
     --import FILE.py     run a file of your own code first, which runs were trained with; repeatable (docs/own_code.md)
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
@@ -36,18 +36,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import argparse
 import re
-import sys
 
-from kd_core.comparison import compare as comparison
-from kd_core.comparison import runs
-from kd_core.comparison import tables as comparison_tables
-from kd_core.config import own_code
 from kd_core.errors import CommandLine, UserError
 from kd_core.files import check_writable, local_path
-from kd_core.run.script import run_script
+from kd_core.run.script import answer_early, run_script, show_help
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line -> switches, checked.  Imports nothing heavy."""
     parser = CommandLine("compare_kd.py")
     parser.add_argument("runs", nargs="*")
     for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
@@ -60,14 +56,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(switch, action="store_true")
     options = parser.parse_intermixed_args(arguments)
     if options.help or options.h:
-        print(__doc__)
-        sys.exit(0)
+        show_help(__doc__ or "")
     if not options.runs:
         raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
     if bool(options.rows) != bool(options.cols):
         raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
     if options.rows and (options.also or options.baseline):
-        raise UserError("--also, --baseline: have no place in the table of --rows and --cols, which shows one figure")
+        raise UserError("--also, --baseline: cannot be used with --rows and --cols, whose table shows one metric")
     try:
         options.confidence = float(options.confidence)
     except ValueError:
@@ -79,7 +74,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "characters 0-9, a-f"
             )
         options.same_data[index] = tuple(pair.lower().split("="))
-    own_code.run(options.imports)
     options.also = [name.strip() for name in options.also.split(",") if name.strip()]
     if options.out:
         options.out = local_path(options.out, "--out")
@@ -87,22 +81,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    answer_early(parse, "compare_kd.py")
+
+from kd_core.comparison import compare, runs, tables
+from kd_core.config import own_code
+
+
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    own_code.run(options.imports)
     found = runs.find(options.runs)
     runs.as_same_data(found, options.same_data)
     settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
     if options.rows:
-        result = comparison.pivot(found, options.rows, options.cols, **settings)
-        tables = [comparison_tables.table_of(result)]
+        result = compare.pivot(found, options.rows, options.cols, **settings)
+        shown = [tables.table_of(result)]
     else:
-        result = comparison.compare(found, also=options.also, baseline=options.baseline, **settings)
-        tables = comparison_tables.tables_of(result)
-    shown = comparison_tables.text(result, tables)
+        result = compare.compare(found, also=options.also, baseline=options.baseline, **settings)
+        shown = tables.tables_of(result)
+    text = tables.text(result, shown)
     if options.out:
-        written = comparison_tables.write(options.out, result, tables)
-        shown += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
-    print(shown)
+        written = tables.write(options.out, result, shown)
+        text += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
+    print(text)
 
 
 if __name__ == "__main__":

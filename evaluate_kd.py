@@ -5,8 +5,8 @@
     python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --split test     the test split
     python evaluate_kd.py --artifact ENTITY/PROJECT/model-ab12cd34:best       a W&B model artifact, nothing else needed
     python evaluate_kd.py --wandb-run-id ENTITY/PROJECT/ab12cd34              that run's best model, else its latest
-    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --images cat.jpg         the classes of a picture
-    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --export onnx,program    the student for elsewhere
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --images cat.jpg         the classes of an image
+    python evaluate_kd.py --checkpoint runs/dynamic-ab12cd34 --export onnx,program    exports of the student
 
 switches:
     --checkpoint PATH      a run folder, or an exported student (config.json and model.safetensors)
@@ -24,10 +24,10 @@ switches:
     --dump-logits FILE     write its logits for all images of every split instead, as a file that can teach:
                            --teachers='[{logits: FILE}]'
     --dump-views N         with it: also those of the N fixed views of each training image, for --cache.mode=fixed
-    --images PATH          instead: the most probable classes of a picture, or of all pictures in a folder and below;
+    --images PATH          instead: the most probable classes of an image, or of all images in a folder and below;
                            status 0 if any could be read; no data set is loaded
-    --top N                with it: so many classes (default: 5)
-    --csv FILE             with it: write them as a table, too
+    --top N                with it: the number of classes (default: 5)
+    --csv FILE             with it: also write them as a table
     --export KINDS         instead: export the student, checked for equal logits; KINDS is one or more of
                            timm (stock timm loads it), onnx, program (torch alone runs it), hub (for --push)
     --out FOLDER           with it: where to (default: RUN/export/KIND; of several kinds each gets a folder in it)
@@ -36,7 +36,7 @@ switches:
     --no-wandb             no Weights & Biases run
     --help                 this text
 
-The run's own precision, memory format and batch size are used, so that its validation accuracy is found again exactly.
+The run's own precision, memory format and batch size are used, so its validation accuracy is reproduced exactly.
 Results are printed, written as evaluation-SPLIT.json and logged to W&B as a run of job type "evaluation".
 
 exit status: 0 done, 2 a mistake in the arguments or files (one clear message), 1 a failure of this program
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> None:
     given = read_settings(options, words)
     student = open_student(*find_student(options, given))
     if options.images is not None or options.export:
-        if is_first_process():  # the others have nothing to add
+        if is_first_process():  # one process is enough
             if options.export:
                 out = local_path(options.out, "--out") if options.out else None
                 export_student(student, given, options.export, out, repo=options.repo, push=options.push)

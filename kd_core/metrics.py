@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 from torch import Tensor
 
 from kd_core.errors import NonFinite, UserError, first_line
@@ -206,6 +205,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     is 1 where that cannot get better, and a limit of the range where the minimum lies beyond it, as for predictions
     that are all right.  UserError without a sample, NonFinite if logits are not finite.
     """
+    from scipy.optimize import brentq  # not above: takes a second
+
     logits = require_sound(logits, labels).double()
     margins = logits - logits.gather(1, labels[:, None])
 

@@ -1,6 +1,6 @@
-"""Runs side by side: seeds of one experiment together, experiments that may be compared, and how sure a difference is.
+"""Runs side by side: groups of seeds, sets of groups that may be compared, and how certain a difference is.
 
-What the figures mean, with sources: docs/comparing.md.
+What the numbers mean, with sources: docs/comparing.md.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import kd_methods
 from kd_core.comparison.runs import Found, Run, number
 from kd_core.config import IMPORTS
 from kd_core.errors import UserError
 from kd_core.evaluation import uncertainty
-from kd_core.report.html import lookup
+from kd_core.run.folder import lookup
 
 ALONE = "alone"  # the group without teachers
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
 DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
 HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
 LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
-# of the figures that are better when higher, those that are shares of images
+# of the metrics that are better when higher, those that are shares of images
 PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain|gain_error)"
 
 
@@ -46,7 +45,7 @@ def is_percent(metric: str) -> bool:
 
 
 def limits(metric: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have; infinite where there is none."""
+    """The lowest and the highest value that a metric can have; infinite without a limit."""
     last = re.split(r"[/.]", metric)[-1]
     if re.fullmatch(r"gain", last):
         return -1.0, 1.0
@@ -67,6 +66,8 @@ def spread(values: Sequence[float], confidence: float, within: tuple[float, floa
     the limits; both None where n is 1, the interval also where all values are equal, which says nothing about how far
     seeds spread.
     """
+    from scipy import stats  # not above: `compare_kd.py --help` should not wait for it
+
     array = np.asarray(values, dtype=np.float64)
     several = len(array) > 1
     interval = None
@@ -82,7 +83,7 @@ def spread(values: Sequence[float], confidence: float, within: tuple[float, floa
 
 
 def _cut(interval: Iterable[float], within: tuple[float, float]) -> list[float]:
-    """An interval of a mean without what no mean can be: it covers the true one as often."""
+    """An interval of a mean, cut at the values that a mean can have; it covers the true one as often."""
     low, high = within
     return [float(min(max(edge, low), high)) for edge in interval]
 
@@ -96,6 +97,8 @@ def difference(
     (Student 1908); `unpaired`, if they share none: by Welch's t test (1947).  p is two-sided.  Where no test is
     possible interval and p are None, and `why` says why.
     """
+    from scipy import stats
+
     common = sorted(own.keys() & other.keys())
     if common:
         a, b = (np.array([values[seed] for seed in common], dtype=np.float64) for values in (own, other))
@@ -132,7 +135,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
-    """better, worse or cannot tell, by the corrected p-value `p_holm`."""
+    """better, worse or inconclusive, by the corrected p-value `p_holm`."""
     return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
 
 
@@ -175,7 +178,7 @@ class Group:
 
     @property
     def surroundings(self) -> dict[str, Any]:
-        """What must be equal in groups that are compared: all but the method's own settings, the teachers aside."""
+        """Settings that must be equal in groups that are compared, without those of method and teachers."""
         own = self.settings
         return {key: own[key] for key in own if key.split(".")[0] not in ("kd", "teachers", "fixed_views")}
 
@@ -186,13 +189,13 @@ class Group:
         return {key: own[key] for key in own if key.split(".")[0] in ("teachers", "fixed_views")}
 
     def values(self, metric: str) -> dict[int, float]:
-        """{seed: figure} of the runs that have it."""
+        """{seed: value} of the runs that have the metric."""
         found = {seed: run.figure(metric) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
-    """Groups in the order in which they first occur, and notes: of equal runs with one seed the newest counts."""
+    """Groups in the order in which they first occur, and notes: of equal runs with one seed only the newest counts."""
     groups: dict[str, Group] = {}
     notes = []
     for run in runs:
@@ -213,7 +216,7 @@ def _key(settings: dict[str, Any]) -> str:
 
 
 def comparable_sets(groups: list[Group]) -> list[list[Group]]:
-    """Groups that differ in their methods alone, together, the largest sets first.
+    """Sets of groups that differ only in their methods, the largest sets first.
 
     A group without teachers joins every set of its kind.
     """
@@ -240,30 +243,30 @@ def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _shared(members: list[Group]) -> dict[str, Any]:
-    """What the groups of a set have in common: the teachers are those of the groups that have any."""
+    """The settings that the groups of a set share; the teachers are those of the groups that have any."""
     one = next((one for one in members if not one.is_alone), members[0])
     return {**one.surroundings, **one.panel}
 
 
 def _titles(sets: list[list[Group]]) -> list[str]:
-    """A name for each set: its networks, and what else tells it from those with the same."""
+    """A name for each set: its networks, and settings that distinguish sets with the same."""
     pairs = [
         "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
         for members in sets
     ]
-    return _told_apart(pairs, [_shared(members) for members in sets])
+    return _distinct_labels(pairs, [_shared(members) for members in sets])
 
 
 def label(groups: list[Group]) -> None:
-    """Name the groups of one set by their methods, and by what else tells those of one method apart."""
-    names = _told_apart([one.method for one in groups], [one.settings for one in groups])
+    """Name the groups of one set by their methods, and by settings that distinguish groups of one method."""
+    names = _distinct_labels([one.method for one in groups], [one.settings for one in groups])
     for one, name in zip(groups, names, strict=True):
         one.label = name
 
 
-def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """The names, equal ones followed by settings in which they differ: all of the method, others while they help."""
-    told = []
+def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """The names; equal ones are followed by the settings of the method that differ, and others as far as needed."""
+    labels = []
     for name, own in zip(names, settings, strict=True):
         same = [other for its, other in zip(names, settings, strict=True) if its == name]
         apart = differing(same)
@@ -272,8 +275,8 @@ def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
             if key not in keys and _distinct(same, [*keys, key]) > _distinct(same, keys):
                 keys.append(key)
         details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in keys)
-        told.append(f"{name} ({details})" if details else name)
-    return told
+        labels.append(f"{name} ({details})" if details else name)
+    return labels
 
 
 def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
@@ -281,7 +284,7 @@ def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:
 
 
 def short(value: Any) -> str:
-    """A setting's value for a reader: digests by their first characters."""
+    """A setting's value as text; of digests the first characters."""
     if value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value)
@@ -292,7 +295,7 @@ def short(value: Any) -> str:
 
 
 def choose_metric(groups: list[Group], metric: str | None) -> str:
-    """The metric to compare by.  UserError if no run has it, or if it is not known which way is better."""
+    """The metric to compare.  UserError if no run has it, or if it is unknown whether higher is better."""
     runs = [run for one in groups for run in one.runs.values()]
     if metric is None:
         complete = [name for name in DEFAULT_METRICS if all(run.figure(name) is not None for run in runs)]
@@ -300,16 +303,16 @@ def choose_metric(groups: list[Group], metric: str | None) -> str:
         metric = next(iter([*complete, *some]), DEFAULT_METRICS[-1])
     require_figure(runs, metric, "--metric")
     if higher_is_better(metric) is None:
-        raise UserError(f"--metric: {metric}: it is not known whether more of it is better; show it by --also")
+        raise UserError(f"--metric: {metric}: it is unknown whether higher is better; --also shows it")
     return metric
 
 
 def require_figure(runs: list[Run], name: str, key: str) -> None:
-    """UserError, which begins with `key`, if no run has a figure of this name."""
+    """UserError, which begins with `key`, if no run has a metric of this name."""
     if not any(run.figure(name) is not None for run in runs):
         known = sorted({figure for run in runs for figure in run.figures()})
         shown = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
-        raise UserError(f"{key}: {name}: no run has such a figure; there are {shown or 'none at all'}")
+        raise UserError(f"{key}: {name}: no run has such a metric; there are {shown or 'none at all'}")
 
 
 def compare(
@@ -321,9 +324,9 @@ def compare(
     confidence: float = 0.95,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Everything that is known of the runs, ready for JSON; docs/comparing.md names the keys.
+    """The comparison of the runs, ready for JSON; docs/comparing.md explains the keys.
 
-    UserError if there is nothing to compare, no such metric or baseline, or a confidence that is none.
+    UserError if there is nothing to compare, no such metric or baseline, or an invalid confidence level.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence: is {confidence:g}, must lie between 0 and 1, such as 0.95")
@@ -453,7 +456,7 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None) -> list[str]:
         if test and test["kind"] == "unpaired":
             found.append(f"{row['label']} and {baseline} have no seed in common: compared by Welch's test, unpaired")
         if test and test["why"] in ("equal differences", "equal values"):
-            found.append(f"{row['label']}: {test['why']} in all seeds, by which no test can judge")
+            found.append(f"{row['label']}: {test['why']} in all seeds, so no test is possible")
     few = [name for name, own in seeds.items() if len(own) < 3]
     if few:
         found.append(f"fewer than three seeds: {', '.join(few)}; expect wide intervals, or train more seeds")
@@ -474,11 +477,11 @@ def _keys(text: str, runs: list[Run], option: str) -> list[str]:
     for key in keys:
         if key != PAIR and not any(_has(run, key) for run in runs):
             raise UserError(
-                f"{option}: {key}: no run has such a setting; wanted is '{PAIR}' or a key of config.yaml, such as "
+                f"{option}: {key}: no run has such a setting; expected '{PAIR}' or a key of config.yaml, such as "
                 "kd.type, kd.loss, model.name, training.learning_rate; several are separated by commas"
             )
     if not keys:
-        raise UserError(f"{option}: is {text!r}, wanted are keys of config.yaml, or '{PAIR}'")
+        raise UserError(f"{option}: is {text!r}, expected keys of config.yaml, or '{PAIR}'")
     return keys
 
 
@@ -490,7 +493,7 @@ def _has(run: Run, key: str) -> bool:
 
 
 def _value(run: Run, key: str) -> str | None:
-    """What a run has at a key of rows or columns, None if its method has no such setting."""
+    """A run's value of a key of rows or columns, None if its method has no such setting."""
     value = run.pair if key == PAIR else lookup(run.config.model_dump(mode="json"), key)
     return None if value is None else short(value)
 
@@ -511,71 +514,36 @@ def pivot(
     in more than their methods and are not `force`d together.
     """
     compared = compare(found, metric=metric, confidence=confidence, force=force)
-    chosen, higher = compared["metric"], compared["higher_is_better"]
+    chosen = compared["metric"]
     groups = [one for one in group(found.runs)[0] if one.values(chosen)]
     label(groups)
-    taught = [one for one in groups if not one.is_alone]
-    examples = [one.first for one in taught or groups]
+    distilled = [one for one in groups if not one.is_alone]
+    examples = [one.first for one in distilled or groups]
     row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
 
-    def name(one: Group, keys: list[str]) -> str:
-        values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
-        plain = (PAIR, "kd.type", "model.name")
-        parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
-        return ", ".join(parts) or "none"
+    cells = _cells(distilled, row_keys, col_keys)
+    names = list(dict.fromkeys(row for row, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    warnings = [*compared["notes"], *_mixed_columns(cells, force)]
+    alone, ambiguous = _students_alone(cells, groups, col_keys)
+    warnings += ambiguous
+    columns += [column for column in alone if column not in columns]
 
-    cells: dict[tuple[str, str], Group] = {}
-    for one in taught:
-        place = (name(one, row_keys), name(one, col_keys))
-        there = cells.setdefault(place, one)
-        if there is not one:
-            keys = ", ".join(differing([there.settings, one.settings]))
-            raise UserError(
-                f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
-                f"{keys}; add such a key to --rows or --cols, or leave runs out"
-            )
-    columns = list(dict.fromkeys(place[1] for place in cells))
-    names = list(dict.fromkeys(place[0] for place in cells))
-    warnings = list(compared["notes"])
-    alone: dict[str, Group] = {}
-    for column in columns:
-        members = [one for place, one in cells.items() if place[1] == column]
-        apart = differing([{**one.surroundings, **one.panel} for one in members])
-        if apart:
-            told = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, values)))}" for key, values in apart.items())
-            warning = f"in column {column!r} more differs than the method: {told}"
-            if not force:
-                raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
-            warnings.append(warning)
-        kinds = {_key(one.surroundings) for one in members}
-        fitting = [one for one in groups if one.is_alone and _key(one.surroundings) in kinds]
-        if len(fitting) == 1:
-            alone[column] = fitting[0]
-        elif fitting:
-            warnings.append(f"column {column!r}: several students alone fit, none is shown")
-    used = {id(one) for one in alone.values()}
-    unused = [one for one in groups if one.is_alone and id(one) not in used]
-    for one in unused:  # a student alone whose pupil has no teachers yet
-        column = name(one, col_keys)
-        if column not in columns:
-            columns.append(column)
-            alone[column] = one
     table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
-    beside = [_cell(alone.get(column), chosen, confidence) for column in columns]
     for index, column in enumerate(columns):
         rivals: list[Rival] = [(alone[column], None)] if column in alone else []
         rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
         _mark(rivals, chosen, confidence)
     return {
         "metric": chosen,
-        "higher_is_better": higher,
+        "higher_is_better": compared["higher_is_better"],
         "confidence_level": confidence,
         "row_keys": row_keys,
         "col_keys": col_keys,
         "rows": names,
         "cols": columns,
         "teachers": [_teachers(cells, column, chosen) for column in columns],
-        "alone": beside,
+        "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
         "missing": _missing(names, columns, cells, alone, row_keys, chosen),
         "warnings": warnings,
@@ -583,11 +551,81 @@ def pivot(
     }
 
 
+Cells = dict[tuple[str, str], Group]  # by (row, column)
+
+
+def _heading_of(one: Group, keys: list[str]) -> str:
+    """The name of a group's row or column: its values of these keys."""
+    values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
+    plain = (PAIR, "kd.type", "model.name")
+    parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
+    return ", ".join(parts) or "none"
+
+
+def _cells(distilled: list[Group], row_keys: list[str], col_keys: list[str]) -> Cells:
+    """The group of each cell; UserError if two belong into one."""
+    cells: Cells = {}
+    for one in distilled:
+        place = (_heading_of(one, row_keys), _heading_of(one, col_keys))
+        there = cells.setdefault(place, one)
+        if there is not one:
+            keys = ", ".join(differing([there.settings, one.settings]))
+            raise UserError(
+                f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
+                f"{keys}; add such a key to --rows or --cols, or leave runs out"
+            )
+    return cells
+
+
+def _by_column(cells: Cells) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for (_, column), one in cells.items():
+        found.setdefault(column, []).append(one)
+    return found
+
+
+def _mixed_columns(cells: Cells, force: bool) -> list[str]:
+    """A warning for each column whose groups differ in more than the method; without `force` a UserError."""
+    warnings = []
+    for column, members in _by_column(cells).items():
+        apart = differing([{**one.surroundings, **one.panel} for one in members])
+        if apart:
+            values = "; ".join(f"{key}: {_numbers(dict.fromkeys(map(short, each)))}" for key, each in apart.items())
+            warning = f"in column {column!r} more differs than the method: {values}"
+            if not force:
+                raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
+            warnings.append(warning)
+    return warnings
+
+
+def _students_alone(cells: Cells, groups: list[Group], col_keys: list[str]) -> tuple[dict[str, Group], list[str]]:
+    """The student without teachers of each column, and a warning for each column that several fit.
+
+    Those that fit no column have one of their own, for a student that has no teachers yet.
+    """
+    without_teachers = [one for one in groups if one.is_alone]
+    alone: dict[str, Group] = {}
+    warnings = []
+    by_column = _by_column(cells)
+    for column, members in by_column.items():
+        kinds = {_key(one.surroundings) for one in members}
+        fitting = [one for one in without_teachers if _key(one.surroundings) in kinds]
+        if len(fitting) == 1:
+            alone[column] = fitting[0]
+        elif fitting:
+            warnings.append(f"column {column!r}: several students alone fit, none is shown")
+    used = {id(one) for one in alone.values()}
+    for one in without_teachers:
+        if id(one) not in used and (column := _heading_of(one, col_keys)) not in by_column:
+            alone.setdefault(column, one)
+    return alone, warnings
+
+
 Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
 
 
 def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
-    """Mark the best cell of a column and then the second, each only if it is better than the next one beyond doubt.
+    """Mark the best cell of a column and then the second, each only if it is significantly better than the next one.
 
     That is so if the interval of the difference between the two leaves 0 out.  The student alone is a rival like the
     others, and is not marked itself.
@@ -610,29 +648,29 @@ def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] |
     return {**spread(list(values.values()), confidence, limits(metric)), "seeds": list(values), "mark": None}
 
 
-def _teachers(cells: dict[tuple[str, str], Group], column: str, metric: str) -> list[dict[str, Any]]:
-    """Name and figure of each teacher of a column; the figure is None where runs do not tell it."""
+def _teachers(cells: Cells, column: str, metric: str) -> list[dict[str, Any]]:
+    """Name and value of each teacher of a column; the value is None if the runs did not record it."""
     one = next((found for place, found in cells.items() if place[1] == column), None)
     if one is None:
         return []
     split, _, rest = metric.partition("/")
-    told = []
+    found = []
     for index, name in enumerate(one.first.teachers):
         keys = (f"evaluation.{split}.teachers.{index}.{rest}", f"teachers.{index}.{split}_{rest}")
         values = [value for key in keys if (value := number(lookup(one.first.summary, key))) is not None]
-        told.append({"name": name, "value": values[0] if values else None})
-    return told
+        found.append({"name": name, "value": values[0] if values else None})
+    return found
 
 
 def _missing(
     names: list[str],
     columns: list[str],
-    cells: dict[tuple[str, str], Group],
+    cells: Cells,
     alone: dict[str, Group],
     row_keys: list[str],
     metric: str,
 ) -> list[dict[str, Any]]:
-    """What the table lacks, cells or seeds, each with the command that trains it."""
+    """The cells and seeds that the table lacks, each with the command that trains them."""
     missing = []
     for column in columns:
         models = [one for place, one in cells.items() if place[1] == column]
@@ -663,7 +701,7 @@ def _config_of(one: Group) -> str:
 
 
 def _own_code_of(one: Group) -> list[str]:
-    """The words that take up the own code of a group's runs."""
+    """The arguments that import the own code of a group's runs."""
     local = next((run.folder for run in one.runs.values() if run.folder), None)
     files = sorted((local / IMPORTS).glob("*.py")) if local else []
     return [word for file in files for word in ("--import", str(file))]
@@ -674,7 +712,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
-    """The words that make `base`'s configuration one with `like`'s method and row, or without teachers if None."""
+    """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None."""
     if like is None:
         return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
     here, there = (flat(run.config.kd.model_dump(mode="json")) for run in (base, like))

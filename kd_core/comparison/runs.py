@@ -1,4 +1,4 @@
-"""Finished runs, in folders or at W&B: found, read with distrust, and asked for their figures."""
+"""Finished runs, in folders or at W&B: found, loaded and validated, and their metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.models.network import export_in
 from kd_core.privacy import redacted
-from kd_core.report.html import lookup
 from kd_core.run import artifacts
-from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.folder import RunFolder, lookup, read_metrics
 from kd_core.teachers.load import ON_DEMAND
 
-# figures that a run's summary has under other names
+# metrics that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
 # Keys of `data` that say where images lie and what their columns are called, not which they are.
 PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
@@ -53,9 +52,9 @@ class Run:
 
     @property
     def teachers(self) -> list[str]:
-        """The teachers' names, as the run told them, else as its settings do."""
-        told = self.summary.get("teachers")
-        names = [row.get("name") for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+        """The teachers' names, from the run's summary, otherwise from its settings."""
+        stated = self.summary.get("teachers")
+        names = [row.get("name") for row in stated if isinstance(row, dict)] if isinstance(stated, list) else []
         if len(names) == len(self.config.teachers) and all(isinstance(name, str) for name in names):
             return [str(name) for name in names]
         return [teacher.model or teacher.weights or str(teacher.logits) for teacher in self.config.teachers]
@@ -111,7 +110,7 @@ def number(value: Any) -> float | None:
 
 @dataclass
 class Found:
-    """Runs that can be compared, (name, reason) of those that were left out, and what else is to be said."""
+    """Runs that can be compared, (name, reason) of those that were left out, and further notes."""
 
     runs: list[Run]
     left_out: list[tuple[str, str]]
@@ -119,10 +118,10 @@ class Found:
 
 
 def find(names: Iterable[str]) -> Found:
-    """The finished runs that `names` stand for: run folders, folders of run folders, runs or projects of W&B.
+    """The finished runs under `names`: run folders, folders of run folders, runs or projects of W&B.
 
-    What is unfinished or damaged is left out, with the reason; so are teachers that other runs have trained on demand,
-    unless they are named themselves.  UserError if a name stands for nothing, if W&B cannot be asked, or if a run needs
+    Unfinished or damaged runs are left out, with the reason; so are teachers that other runs trained on demand, unless
+    they are named themselves.  UserError if there is nothing under a name, if W&B cannot be reached, or if a run needs
     own code that the command does not name.
     """
     readers: dict[str, Callable[[], Run]] = {}
@@ -136,7 +135,7 @@ def find(names: Iterable[str]) -> Found:
     for place, read in readers.items():
         try:
             run = read()
-        except NotImported as error:  # not left out: an option is lacking, not the run
+        except NotImported as error:  # not left out: the command lacks an option, the run is fine
             raise UserError(f"{place}: {error}") from None
         except UserError as error:
             found.left_out.append((place, str(error)))
@@ -152,9 +151,9 @@ def find(names: Iterable[str]) -> Found:
 
 
 def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
-    """Take each pair of fingerprints, or of their beginnings, for one data set, wherever its images lay.
+    """Treat each pair of fingerprints, or of their first characters, as one data set, wherever its images were stored.
 
-    UserError if no run, or runs of several data, have a fingerprint that begins so.
+    UserError if no data set, or more than one, has a fingerprint with these first characters.
     """
     known = sorted({str(run.identity.get("images")) for run in found.runs})
 
@@ -173,7 +172,7 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
         named |= {first, second}
         kept, gone = same[first], same[second]
         same = {fingerprint: kept if one == gone else one for fingerprint, one in same.items()}
-        found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are taken for the same")
+        found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are treated as the same")
     places: dict[str, dict[str, Any]] = {}
     for run in found.runs:
         images = str(run.identity.get("images"))
@@ -185,7 +184,7 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
-    """(folder or ENTITY/PROJECT/ID, what reads it) of the runs that `name` stands for."""
+    """(folder or ENTITY/PROJECT/ID, function that reads it) of the runs under `name`."""
     path = local_path(name, "RUN")
     if path.is_dir():
         folders = [path] if _is_run(path) else _runs_in(path, levels=2)
@@ -193,7 +192,7 @@ def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
             raise UserError(f"{name}: holds no run folder (one with config.yaml and summary.json)")
         return [(str(folder), partial(read_folder, folder)) for folder in folders]
     if path.exists() or not WANDB_NAME.fullmatch(name) or Path(name.split("/")[0]).is_dir():
-        raise UserError(f"{name}: no such folder; wanted are run folders, folders of them, or ENTITY/PROJECT[/ID]")
+        raise UserError(f"{name}: no such folder; expected run folders, folders of them, or ENTITY/PROJECT[/ID]")
     return _at_wandb(name)
 
 
@@ -213,7 +212,7 @@ def _runs_in(path: Path, levels: int) -> list[Path]:
 
 
 def read_folder(path: Path) -> Run:
-    """The finished run in a folder.  UserError, which does not name the folder first, if there is none."""
+    """The finished run in a folder.  UserError, which leaves the folder's name to the caller, if there is none."""
     for name in ("summary.json", "config.yaml"):
         if not (path / name).is_file():
             raise UserError(f"has no {name}")
@@ -224,7 +223,7 @@ def read_folder(path: Path) -> Run:
     config = resolve([read_record((path / "config.yaml").absolute())], in_sweep=False).config
     if folder.identity_file.is_file():
         identity = read_object(folder.identity_file)
-    else:  # of before it was recorded
+    else:  # an older run, which did not record it
         fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
         identity = redacted(config.identity(str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
@@ -242,7 +241,7 @@ def read_folder(path: Path) -> Run:
 
 
 def _checked(identity: Any) -> dict[str, Any]:
-    """A recorded identity that is one; UserError otherwise."""
+    """A recorded identity, validated; UserError if it is none."""
 
     def depth(value: Any, level: int = 0) -> int:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -256,7 +255,7 @@ def _checked(identity: Any) -> dict[str, Any]:
 
 
 def _at_wandb(name: str) -> list[tuple[str, Callable[[], Run]]]:
-    """(ENTITY/PROJECT/ID, what reads it) of the runs of W&B that `name` stands for."""
+    """(ENTITY/PROJECT/ID, function that reads it) of W&B's runs under `name`."""
     import wandb
 
     try:
@@ -279,7 +278,7 @@ def _read_wandb(run: Any) -> Run:
         raise UserError(f"W&B: {artifacts.explain(error)}") from None
     fingerprint = values.get("data_fingerprint")
     if not isinstance(fingerprint, str):
-        raise UserError("its configuration says no data_fingerprint: no run of this project")
+        raise UserError("its configuration has no data_fingerprint: not a run of this project")
     own = values.get("own_code")
     try:
         config = resolve([without_echoes(Layer("its configuration", values))], in_sweep=False).config
@@ -308,7 +307,7 @@ def _read_wandb(run: Any) -> Run:
 
 
 def _plain(value: Any) -> Any:
-    """W&B's own mappings as dicts."""
+    """W&B's mapping types as plain dicts."""
     if hasattr(value, "items"):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kd_core.comparison import compare as comparison
-from kd_core.comparison import runs
+from kd_core.comparison import compare, runs
 from kd_core.comparison.compare import ALONE, is_percent, short
 from kd_core.errors import UserError, printable
 from kd_core.files import csv_text, writable_folder, write_json, write_text, writing
 from kd_core.loop.timing import clock
-from kd_core.report import console as report
-from kd_core.report import plots
-from kd_core.report.html import data_uri, render
+from kd_core.report import text_table
 
 NOTHING = "-"
 MARKS = {"best": "*", "second": "°"}  # in the terminal, which has neither bold nor underlined text to copy
@@ -47,7 +44,7 @@ class Table:
 
 
 def figure(value: float, metric: str, *, beside: float | None = None, signed: bool = False) -> str:
-    """A figure of a metric: shares in percent, anything else with as many places as the number `beside` it needs."""
+    """A value of a metric: shares in percent, anything else with as many decimal places as the number `beside` it."""
     sign = "+" if signed else ""
     if is_percent(metric):
         return f"{100 * value:{sign}.2f}"
@@ -56,7 +53,7 @@ def figure(value: float, metric: str, *, beside: float | None = None, signed: bo
 
 
 def mean_and_deviation(found: dict[str, Any] | None, metric: str, *, count: bool = False) -> Cell:
-    """mean ± sample deviation, with `count` also how many seeds that is; one seed has no deviation."""
+    """mean ± sample standard deviation, with `count` also the number of seeds; one seed has no deviation."""
     if found is None:
         return Cell(NOTHING)
     text = figure(found["mean"], metric)
@@ -74,7 +71,7 @@ def _count(value: float | None) -> Cell:
 
 
 def tables_of(compared: dict[str, Any]) -> list[Table]:
-    """A table for each set of what `comparison.compare` gives."""
+    """A table for each set of what `compare.compare` gives."""
     metric, also = compared["metric"], compared["also"]
     level = f"{100 * compared['confidence_level']:g}%"
     tables = []
@@ -114,13 +111,13 @@ def _test(test: dict[str, Any] | None, metric: str) -> list[Cell]:
 
 
 def table_of(pivoted: dict[str, Any]) -> Table:
-    """The paper's table of what `comparison.pivot` gives."""
+    """The paper's table of what `compare.pivot` gives."""
     metric = pivoted["metric"]
     rows = []
     if any(pivoted["teachers"]):
         cells = [Cell("teacher")]
-        for told in pivoted["teachers"]:
-            values = [None if one["value"] is None else figure(one["value"], metric) for one in told]
+        for teachers in pivoted["teachers"]:
+            values = [None if one["value"] is None else figure(one["value"], metric) for one in teachers]
             cells.append(Cell(" / ".join(value or NOTHING for value in values) if values else NOTHING))
         rows.append(cells)
     if any(pivoted["alone"]):
@@ -129,17 +126,17 @@ def table_of(pivoted: dict[str, Any]) -> Table:
     for name, cells in zip(pivoted["rows"], pivoted["cells"], strict=True):
         rows.append([Cell(name), *(mean_and_deviation(cell, metric, count=True) for cell in cells)])
     unit = ", percent" if is_percent(metric) else ""
-    title = f"{metric}{unit}: mean ± sample deviation (number of seeds n)"
+    title = f"{metric}{unit}: mean ± sample standard deviation (number of seeds n)"
     header = [", ".join(pivoted["row_keys"]), *pivoted["cols"]]
     return Table(title, header, rows, [*pivoted["warnings"], *_gaps(pivoted), _marks(pivoted)], headers)
 
 
 def _gaps(pivoted: dict[str, Any]) -> list[str]:
-    """What a paper's table lacks, in words: its empty cells, and cells of fewer seeds than others of the column."""
+    """Notes on a paper's table: its empty cells, and cells with fewer seeds than others of the column."""
     lines = [(f"student {ALONE}", pivoted["alone"])] if any(pivoted["alone"]) else []
     lines += list(zip(pivoted["rows"], pivoted["cells"], strict=True))
-    empty, fewer, untold = "missing, no finished run", "missing seeds that others of the column have", "missing figures"
-    gaps: dict[str, list[str]] = {empty: [], fewer: [], untold: []}
+    empty, fewer, unknown = "missing, no finished run", "missing seeds that others of the column have", "missing values"
+    gaps: dict[str, list[str]] = {empty: [], fewer: [], unknown: []}
     for row, cells in lines:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
             lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
@@ -150,12 +147,12 @@ def _gaps(pivoted: dict[str, Any]) -> list[str]:
                 gaps[fewer].append(f"{row} in {column} ({seeds})")
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
         if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):
-            gaps[untold].append(f"teacher in {column}")
+            gaps[unknown].append(f"teacher in {column}")
     return [f"{reason}: {'; '.join(cells)}" for reason, cells in gaps.items() if cells]
 
 
 def _marks(pivoted: dict[str, Any]) -> str:
-    """What a mark in a paper's table means."""
+    """The meaning of the marks in a paper's table."""
     level = f"{100 * pivoted['confidence_level']:g}%"
     rule = f"if the {level} interval of its difference to the next one, the student alone counted, leaves out 0"
     marked = any(cell and cell["mark"] for row in pivoted["cells"] for cell in row)
@@ -163,14 +160,14 @@ def _marks(pivoted: dict[str, Any]) -> str:
 
 
 def remarks(compared: dict[str, Any]) -> list[str]:
-    """What is to be said of a whole comparison: why sets are apart, and which runs are not in it."""
+    """Remarks on a whole comparison: why its sets are separate, and which runs were left out."""
     lines = list(compared.get("notes", []))
     if compared.get("differences"):
         if compared["forced"]:
             names = "; ".join(f"{number}: {title}" for number, title in enumerate(compared["apart"], 1))
-            lines.append(f"compared all the same (--force), though these differ in more than the method: {names}")
+            lines.append(f"compared anyway (--force), although these differ in more than the method: {names}")
         else:
-            lines.append("the sets differ in more than the method, so they are not compared (--force does it):")
+            lines.append("the sets differ in more than the method, so they are not compared (--force compares them):")
         for difference in compared["differences"]:
             places = _by_value((short(value), str(number)) for number, value in enumerate(difference["values"], 1))
             values = "; ".join(f"{value} in {', '.join(numbers)}" for value, numbers in places.items())
@@ -193,20 +190,18 @@ def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def one_line(text: str) -> str:
-    """Text of data as it may stand in a line: nothing a terminal obeys, no line breaks."""
+    """Text from data on one line, without control characters."""
     return printable(" ".join(text.split()))
 
 
 def terminal(table: Table) -> str:
     """A table as plain text; the best of a column is marked `*`, the second `°`."""
     rows = [[one_line(cell.text) + MARKS.get(cell.mark or "", "") for cell in row] for row in table.rows]
-    lines = report.table([one_line(cell) for cell in table.header], rows).splitlines()
-    if table.rule_after:
-        lines.insert(2 + table.rule_after, "-" * len(lines[1]))
+    body = text_table.terminal([one_line(cell) for cell in table.header], rows, rule_after=table.rule_after)
     marks = {cell.mark for row in table.rows for cell in row if cell.mark}
     legend = [", ".join(f"{sign} {mark}" for mark, sign in MARKS.items() if mark in marks)] if marks else []
     notes = [f"note: {one_line(note)}" for note in table.notes]
-    return "\n".join([one_line(table.title), *lines, *legend, *notes])
+    return "\n".join([one_line(table.title), body, *legend, *notes])
 
 
 def markdown(table: Table) -> str:
@@ -215,19 +210,15 @@ def markdown(table: Table) -> str:
     def escape(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", one_line(text))
 
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
     wrap: dict[str | None, Callable[[str], str]] = {
         None: str,
         "best": lambda text: f"**{text}**",
         "second": lambda text: f"<u>{text}</u>",
     }
-    rows = [line([wrap[cell.mark](escape(cell.text)) for cell in row]) for row in table.rows]
-    rule = line(["---", *["---:"] * (len(table.header) - 1)])
+    rows = [[wrap[cell.mark](escape(cell.text)) for cell in row] for row in table.rows]
+    body = text_table.markdown([escape(cell) for cell in table.header], rows)
     notes = ["", *(f"- {escape(note)}" for note in table.notes)] if table.notes else []
-    header = line([escape(cell) for cell in table.header])
-    return "\n".join([f"**{escape(table.title)}**", "", header, rule, *rows, *notes])
+    return "\n".join([f"**{escape(table.title)}**", "", body, *notes])
 
 
 TEX = {
@@ -271,7 +262,7 @@ def latex(table: Table) -> str:
 
 
 def _latex_notes(table: Table) -> list[str]:
-    """The title, which says what the figures are, and the notes, as small print below a table."""
+    """The title, which names the metric, and the notes, in small print below a table."""
     return [
         r"\par\smallskip",
         r"{\footnotesize",
@@ -333,10 +324,10 @@ def text(result: dict[str, Any], tables: list[Table]) -> str:
 
 
 def of_folders(folders: list[str]) -> str:
-    """What a terminal shows of the finished runs in these folders, and the command that shows it again."""
+    """The comparison of the finished runs in these folders as text, and the command that prints it again."""
     command = shlex.join(["python", "compare_kd.py", *folders])
     try:
-        compared = comparison.compare(runs.find(folders))
+        compared = compare.compare(runs.find(folders))
     except UserError as error:  # data with neither a validation nor a test split, say: no reason to fail after all
         return f"nothing to compare: {error}"
     return f"{text(compared, tables_of(compared))}\n\ncompare: {command}"
@@ -347,6 +338,8 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
 
     UserError if the folder cannot be written.
     """
+    from kd_core.report import html  # not above: only files need it
+
     writable_folder(folder, "--out")
     below = remarks(result)
     files = {
@@ -355,22 +348,24 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
         "comparison.tex": "\n\n".join(map(latex, tables)) + "\n",
     }
     with writing(folder):
-        pictures = _pictures(folder, result)
-        page = {
+        drawn = _plots(folder, result)
+        values = {
             "result": result,
             "tables": tables,
             "remarks": below,
             "missing": result.get("missing", []),
-            "pictures": [(data_uri(path), alt, caption) for path, alt, caption in pictures],
+            "plots": [(html.data_uri(path), alt, caption) for path, alt, caption in drawn],
         }
-        for name, content in {**files, "comparison.html": render("comparison.html", **page)}.items():
+        for name, content in {**files, "comparison.html": html.render("comparison.html", **values)}.items():
             write_text(folder / name, content)
         write_json(folder / "comparison.json", result)
     return [folder / name for name in (*files, "comparison.html", "comparison.json")]
 
 
-def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
+def _plots(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str]]:
     """(file, what it shows, how to read it) of the plots of each set; of several those in which groups are compared."""
+    from kd_core.report import plots  # not above: imports matplotlib, which takes a second
+
     found = []
     for number, one in enumerate(result.get("sets", []), 1):
         if len(one["groups"]) == 1 < len(result["sets"]):
@@ -390,8 +385,8 @@ def _pictures(folder: Path, result: dict[str, Any]) -> list[tuple[Path, str, str
         if timed:
             path = folder / f"cost{suffix}.png"
             costs = {row["label"]: (row["cost"]["training_seconds"], row["mean"], row["deviation"]) for row in timed}
-            plots.save(plots.against_cost(costs, metric, percent=percent, within=comparison.limits(metric)), path)
-            told = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
-            caption = f"{one['title']}: {metric} against the time of training, mean and deviation over the seeds."
-            found.append((path, f"training time of {told}", f"{caption} Times compare on equal machines only."))
+            plots.save(plots.against_cost(costs, metric, percent=percent, within=compare.limits(metric)), path)
+            times = "; ".join(f"{row['label']}: {clock(row['cost']['training_seconds'])}" for row in timed)
+            caption = f"{one['title']}: {metric} against training time, mean and standard deviation over the seeds."
+            found.append((path, f"training time of {times}", f"{caption} Compare times on equal machines only."))
     return found

@@ -1,1 +1,1 @@
-"""How good a student and its teachers are, and what a run's own numbers say went wrong."""
+"""How good a student and its teachers are, and what went wrong in a run, by its own measurements."""

@@ -1,4 +1,4 @@
-"""What a student costs where it is used: size, arithmetic, latency and throughput."""
+"""The cost of a student at inference: size, arithmetic, latency and throughput."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kd_core.loop.timing import wait_for
 from kd_core.models.build import count_parameters
 
 BATCHES = (1, 256)
-SECONDS = 2.0  # of passes that are measured at each batch size,
-FEWEST = 3  # and so many at least, however long they take
+SECONDS = 2.0  # for which passes are timed at each batch size
+FEWEST = 3  # timed passes, if these take longer
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -37,13 +37,13 @@ def measure(
     """The cost of `model`, which lies on `device`, for images of `size` pixels a side, ready for JSON.
 
     `parameters`; `multiply_adds` for one image, in convolutions and matrix products; `checkpoint_bytes` of the weights
-    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over SECONDS of passes a batch size, and
-    `images_per_second`, under "1" and "256" images: None where memory does not suffice.  Images lie on the device
-    already.  `device` and `precision` ("no", "fp16" or "bf16", the autocast type) say what the times hold for.
+    in the export's folder `checkpoint`; `latency_ms` of one pass, the median over SECONDS of passes per batch size, and
+    `images_per_second`, under "1" and "256" images: None if memory does not suffice.  Images are on the device before
+    the clock starts.  `device` and `precision` ("no", "fp16" or "bf16", the autocast type) are those of the times.
 
-    Neither the modes of the model's modules nor any generator of random numbers is changed.
+    Changes neither the modes of the model's modules nor any random number generator.
     """
-    # a generator of its own: nobody's random numbers move
+    # a separate generator, so that no other random numbers change
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def batch_of(count: int) -> Tensor:
@@ -71,7 +71,7 @@ def measure(
 @torch.no_grad()
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
     """Multiply-adds of one pass over images [B,3,h,w]: convolutions and matrix products, attention's included."""
-    # On some devices PyTorch's counter knows no fused attention; and it counts a multiply-add as two.
+    # On some devices PyTorch's counter does not count fused attention; and it counts a multiply-add as two operations.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images)
     return int(counter.get_total_flops()) // 2

@@ -1,8 +1,8 @@
 """Findings about a finished run: what its own measurements say went wrong, and the setting to change.
 
-Each check is a small generator of findings that is silent where it does not apply or where it lacks the measurement;
-`CHECKS` lists them.  A threshold is a judgement: its constant says why it lies where it does, docs/diagnosis.md lists
-all, and a run of the shipped settings is meant to have no finding.
+Each check is a small generator of findings that yields nothing if it does not apply or lacks the measurement; `CHECKS`
+lists them.  A threshold is a judgment: its constant says why it has its value, docs/diagnosis.md lists all, and a run
+of the shipped settings is meant to have no finding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation import uncertainty
 from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.labels import LABELS
-from kd_core.evaluation.uncertainty import paired_difference
+from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
 from kd_core.models.predict import image_weights
 from kd_core.teachers.class_order import accuracies, effort, on_top_of
@@ -31,20 +31,20 @@ from kd_core.teachers.class_order import accuracies, effort, on_top_of
 # Mean p(label) of a teacher on training images at the temperature of distillation: above it, all other classes
 # together get less than the 0.05 that label smoothing of 0.05 would give them for nothing.
 SATURATED = 0.95
-# By how much more a saturated teacher believes in training labels than in validation labels, at temperature 1: less,
-# and it is sure since the task is easy, not since it has learned its images by heart.
-BY_HEART = 0.05
+# By how much more a saturated teacher believes in training labels than in validation labels, at temperature 1: with
+# less, it is confident because the task is easy, not because it has memorized its images.
+MEMORIZED = 0.05
 # Mean distance of an image's teacher weights from 1/K, as a share of 1/K: with less the distillation term is, on
 # average, within 2% of the plain mean's.
 UNIFORM = 0.02
-# Weight of a teacher as a share of 1/K: with less it has a tenth of its part at all of its cost.
+# Weight of a teacher as a share of 1/K: with less it contributes a tenth of its share at its full cost.
 IDLE = 0.1
 # Share of the distillation term in the loss, and of the label term.  They are not alike since temperature squared
 # makes the distillation term large: the label term was half a per cent in the quickstart, and is less behind a steep
 # gate.
 NO_DISTILLATION, NO_LABELS = 0.01, 0.0002
 # Agreement with the teachers' ensemble on training images above which a student follows them there, and by how much
-# less it may follow them on validation images: 30 points is a judgement, above what teachers themselves lose in
+# less it may follow them on validation images: 30 points is a judgment, above what teachers themselves lose in
 # accuracy from training to validation images of CIFAR-100 (some 25).
 FOLLOWS, FORGETS = 0.9, 0.3
 # The student cannot follow if it agrees on so few training images with an ensemble that is right on so many.
@@ -54,13 +54,13 @@ CANNOT_FOLLOW, GOOD_ENSEMBLE = 0.5, 0.7
 # arXiv:2205.10287).  Shipped recipes lie within a factor of 8; beyond 10 a rate is more likely a slip than a choice.
 REFERENCE = {"sgd": (0.05, 64, 1.0), "adam": (1e-3, 128, 0.5), "adamw": (1e-3, 128, 0.5)}
 FAR = 10.0
-# In the last fifth of its epochs a run that is done gains less, an epoch, than one point of training accuracy or 2%
-# of its loss.
+# In the last fifth of its epochs a finished run gains less than one point of training accuracy or 2% of its loss per
+# epoch.
 STILL_RISES, STILL_FALLS = 0.01, 0.02
 # A run whose training accuracy gains less than a point over its second half, and stands below one half, is stuck; one
 # that loses a fifth of the best it had has diverged.
 STUCK_GAIN, STUCK_BELOW, DIVERGED = 0.01, 0.5, 0.8
-FEWEST_EPOCHS = 4  # in which a course can be seen
+FEWEST_EPOCHS = 4  # that show a trend
 # A student that is right on so few of its own training images, and on nearly as many others, has not learned what it
 # was shown.  Both are judgments: networks that fit CIFAR-100 stand 10 points higher there than on validation images, a
 # digits student of a hundredth of the usual size at 75% on both.
@@ -74,12 +74,12 @@ RISEN, OVER_TRAINING = 1.5, 3.0
 # Images that one process's BatchNorm sees: below 16 its statistics are noise (Wu and He, arXiv:1803.08494, figure 1).
 FEWEST_FOR_BATCH_NORM = 16
 # Standard error of a gain in accuracy with which a gain of 5 points, which is large for distillation, would not be
-# told from none (two standard errors).
+# distinguished from none (two standard errors).
 BLIND = 0.025
-# How far below the student a teacher is that is worse beyond doubt: in points, and in standard errors of the
-# difference.  Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723), but one below the student alone, by
-# the verdict of a comparison, has to be said.
-WORSE, BEYOND_DOUBT = 0.1, 3.0
+# How far below the student a teacher's accuracy must be, beside `BEYOND_DOUBT` standard errors of the difference.
+# Somewhat worse teachers still help (Yuan et al., arXiv:1909.11723), but one below the student alone, by the verdict of
+# a comparison, is reported.
+WORSE = 0.1
 # How much another order of classes must add to a teacher's accuracy on images to which it was not fitted.
 CLEAR_GAIN = 0.05
 
@@ -93,7 +93,7 @@ class Finding:
 
     Args:
         name: which check found it.
-        message: one sentence with the figures.
+        message: one sentence with the numbers.
         key: the setting to change, dotted as on the command line.
         value: what it is now, ready for JSON.
         advice: what to try.
@@ -108,7 +108,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run leaves to judge it by; `epochs` are the rows of whole epochs, the rest is as `diagnose` says."""
+    """The measurements of a run; `epochs` are the rows of whole epochs, the rest is described in `diagnose`."""
 
     config: Config
     epochs: list[dict[str, Any]]
@@ -119,7 +119,7 @@ class Evidence:
     batch_norm: bool
 
     def course(self, name: str) -> list[float]:
-        """The values of a metric over the epochs that have it; null is what was not finite."""
+        """The values of a metric over the epochs that have it; null, a value that was not finite, is left out."""
         return [row[name] for row in self.epochs if row.get(name) is not None]
 
     def finding(self, name: str, message: str, key: str, advice: str) -> Finding:
@@ -164,14 +164,14 @@ def diagnose(
 
 
 def saturated_teachers(evidence: Evidence) -> Iterator[Finding]:
-    """Soft targets that say little more than the label, from teachers that know their training images by heart."""
+    """Soft targets that say little more than the label, from teachers that have memorized their training images."""
     kd, train, val = evidence.config.kd, evidence.train, evidence.val
     if not isinstance(kd, kd_methods.LogitConfig) or kd.standardize or train is None or val is None:
-        return  # standardised logits never saturate
-    for index, taught, judged in _each_teacher(train, val):
-        seen, unseen = _label_probability(taught, train.labels), _label_probability(judged, val.labels)
-        soft = _label_probability(taught / kd.temperature, train.labels)
-        if soft >= SATURATED and seen - unseen >= BY_HEART:
+        return  # standardized logits never saturate
+    for index, on_train, on_val in _each_teacher(train, val):
+        seen, unseen = _label_probability(on_train, train.labels), _label_probability(on_val, val.labels)
+        soft = _label_probability(on_train / kd.temperature, train.labels)
+        if soft >= SATURATED and seen - unseen >= MEMORIZED:
             yield evidence.finding(
                 "saturated teacher",
                 f"{_named(train, index)} gives training labels a probability of {seen:.3f} ({soft:.3f} at temperature "
@@ -183,7 +183,7 @@ def saturated_teachers(evidence: Evidence) -> Iterator[Finding]:
 
 
 def uniform_weights(evidence: Evidence) -> Iterator[Finding]:
-    """A method that weighs teachers, on images for which all weigh the same."""
+    """A method that weights teachers, on images for which all get the same weight."""
     predictions = evidence.train or evidence.val
     if predictions is None or predictions.weights is None or len(predictions.weights) < 2:
         return
@@ -195,13 +195,13 @@ def uniform_weights(evidence: Evidence) -> Iterator[Finding]:
             f"an image's weights of the teachers are on average within {distance:.1%} of equal ones: the method is a "
             "plain average here",
             "kd.type",
-            "teachers that differ more in what they know, or that were trained for fewer epochs: where all are sure of "
-            "the label there is nothing to weigh; or the plain average, which is simpler",
+            "teachers that differ more, or that were trained for fewer epochs: if all are confident of the label, "
+            "weights cannot differ; or the plain average, which is simpler",
         )
 
 
 def idle_teachers(evidence: Evidence) -> Iterator[Finding]:
-    """A teacher that the method gives next to no weight."""
+    """A teacher that the method gives almost no weight."""
     count = len(evidence.config.teachers)
     for index in range(count):
         weights = evidence.course(f"train/teacher/{index}/weight")
@@ -209,10 +209,10 @@ def idle_teachers(evidence: Evidence) -> Iterator[Finding]:
             yield evidence.finding(
                 "idle teacher",
                 f"{_named(evidence.val, index)} had a weight of {mean:.3f} over the run, where an equal share is "
-                f"{1 / count:.3f}: it costs its time and teaches nothing",
+                f"{1 / count:.3f}: it costs time and contributes almost nothing",
                 f"teachers.{index}",
-                "leave it out, or look why it is so unsure of the labels: --check tries other normalizations and class "
-                "orders",
+                "leave it out, or find out why it is so uncertain of the labels: --check tries other normalizations "
+                "and class orders",
             )
 
 
@@ -244,7 +244,7 @@ def worse_teachers(evidence: Evidence) -> Iterator[Finding]:
 
 
 def other_class_orders(evidence: Evidence) -> Iterator[Finding]:
-    """A teacher whose answers fit the labels better if its outputs stand for other classes."""
+    """A teacher whose predictions fit the labels better if its outputs stand for other classes."""
     val = evidence.val
     if val is None or val.teachers is None:
         return
@@ -276,9 +276,9 @@ def advice_for(teacher: TeacherConfig, settings: dict[str, Any]) -> str:
 
 
 def simplest_of_best(tried: list[tuple[T, float]], images: int, effort: Callable[[T], int]) -> tuple[T, float]:
-    """Of (setting, accuracy on so many images) within a standard error of the best the one of least effort.
+    """The (setting, accuracy) of least effort among those within a standard error of the best, on so many images.
 
-    Of equal effort the most accurate.
+    Of equal effort the most accurate one.
     """
     best = max(accuracy for _, accuracy in tried)
     enough = best - math.sqrt(best * (1 - best) / images)
@@ -289,7 +289,7 @@ def simplest_of_best(tried: list[tuple[T, float]], images: int, effort: Callable
 
 
 def share_of_distillation(evidence: Evidence) -> Iterator[Finding]:
-    """A distillation term, or a label term, that hardly counts in the loss that is minimised."""
+    """A distillation term, or a label term, that hardly counts in the loss that is minimized."""
     kd = evidence.config.kd
     if kd.type == kd_methods.LABEL_ONLY or not evidence.course("train/kd_weight"):
         return
@@ -325,7 +325,7 @@ def balancing(kd: kd_methods.MethodConfig) -> list[str]:
 
 
 def agreement(evidence: Evidence) -> Iterator[Finding]:
-    """A student that follows its teachers on training images alone, or not even there."""
+    """A student that agrees with its teachers only on training images, or not even there."""
     train, val = evidence.train, evidence.val
     if train is None or train.teachers is None or val is None or val.teachers is None:
         return
@@ -338,8 +338,8 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         data = evidence.config.data
         plain = not data.crop_padding and not data.flip
         yield evidence.finding(
-            "memorised",
-            f"{said}: it has learned the training images by heart",
+            "memorized",
+            f"{said}: it has memorized the training images",
             "data.crop_padding" if plain else "training.weight_decay",
             "augmentation (data.crop_padding, data.flip) with view: shared for the teachers, more weight decay, or "
             "more training images",
@@ -360,7 +360,7 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
 
 
 def learning_rate(evidence: Evidence) -> Iterator[Finding]:
-    """A learning rate that is far from what works for this optimizer and batch."""
+    """A learning rate that is far from what works for this optimizer and batch size."""
     training, batch = evidence.config.training, evidence.config.data.batch_size
     if training.optimizer not in REFERENCE:
         return
@@ -379,7 +379,7 @@ def learning_rate(evidence: Evidence) -> Iterator[Finding]:
 
 
 def training_failed(evidence: Evidence) -> Iterator[Finding]:
-    """Training that fell back, or that never got anywhere."""
+    """Training accuracy that fell far below its best, or that never rose."""
     course = evidence.course("train/accuracy")
     if len(course) < FEWEST_EPOCHS:
         return
@@ -417,7 +417,7 @@ def too_few_epochs(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _still_learns(evidence: Evidence) -> tuple[float, float, int] | None:
-    """What an epoch still changes at the end, if that is much: rise of accuracy, fall of the loss, over how many."""
+    """(rise of accuracy, fall of the loss, epochs averaged) per epoch at the end of the run, if both are large."""
     accuracy, loss = evidence.course("train/accuracy"), evidence.course("train/loss_total")
     if not 2 <= len(accuracy) == evidence.config.training.max_epochs:  # else stopped early, for it learned no more
         return None
@@ -427,7 +427,7 @@ def _still_learns(evidence: Evidence) -> tuple[float, float, int] | None:
 
 
 def underfitting(evidence: Evidence) -> Iterator[Finding]:
-    """A student that knows its training images hardly better than others, and neither well."""
+    """A student that is hardly better on its training images than on others, and good on neither."""
     train, val = (
         None if one is None else float((metrics.predictions(one.student) == one.labels).double().mean())
         for one in (evidence.train, evidence.val)
@@ -558,8 +558,8 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 def _each_teacher(train: Predictions, val: Predictions) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number, logits on training images, logits on validation images) of each teacher, if there are any."""
     if train.teachers is not None and val.teachers is not None:
-        for index, (taught, judged) in enumerate(zip(train.teachers, val.teachers, strict=True)):
-            yield index, taught, judged
+        for index, (on_train, on_val) in enumerate(zip(train.teachers, val.teachers, strict=True)):
+            yield index, on_train, on_val
 
 
 def _label_probability(logits: Tensor, labels: Tensor) -> float:
@@ -568,19 +568,19 @@ def _label_probability(logits: Tensor, labels: Tensor) -> float:
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of values [N] and its standard error; of values all alike at least that of one in N that differs."""
+    """Mean of values [N] and its standard error, which is at least that of one value in N that differs."""
     spread = max(float(values.var(correction=0)), 1 / len(values))
     return float(values.mean()), math.sqrt(spread / len(values))
 
 
 def _weighs(config: Config) -> bool:
-    """Whether the method tells a teacher that is sure of the label from one that is sure of another class."""
+    """Whether the method weights a teacher that is confident of the label and one of another class differently."""
     logits = torch.tensor([[10.0, 0.0], [0.0, 10.0]])
     weights = image_weights(kd_methods.build(config.kd), logits[:1], logits[:, None], torch.tensor([0]))
     return weights is not None and float((weights - 0.5).abs().max()) > UNIFORM
 
 
 def _named(predictions: Predictions | None, index: int) -> str:
-    """What a message calls a teacher."""
+    """A teacher's name in messages."""
     names = predictions.teacher_names if predictions else []
     return f"teacher {index} ({names[index]})" if index < len(names) else f"teacher {index}"

@@ -15,18 +15,18 @@ from kd_core import metrics
 from kd_core.data.superclasses import superclasses_of
 from kd_core.evaluation.uncertainty import paired_difference, wilson
 
-# Of the difference to the student alone.
+# keys of the difference to the student alone
 GAIN = ("gain", "gain_images", "gain_error", "gain_p", "gain_verdict")
-# Figures that an evaluation has only where there are such networks or classes, or that one of before does not have.
+# keys that an evaluation has only with such networks or classes, or that older evaluations lack
 OPTIONAL = (
     "teachers", "ensemble", "against_teachers", "alone", *GAIN, "superclasses", "confusion", "accuracy_interval",
 )  # fmt: skip
-MATRIX_CLASSES = 1000  # more classes have no confusion matrix: a file of millions of zeros
+MATRIX_CLASSES = 1000  # with more classes there is no confusion matrix: it would be a file of millions of zeros
 
 
 @dataclass
 class Predictions:
-    """What networks say about the images of one split; all tensors on the CPU.
+    """The networks' outputs for the images of one split; all tensors on the CPU.
 
     Args:
         split: "val", "test" or "train".
@@ -62,11 +62,11 @@ def evaluate(
     fitted: Predictions | None = None,
     classify: Callable[[Tensor, Tensor], dict[str, float]] = metrics.classification,
 ) -> dict[str, Any]:
-    """All figures of a student's predictions, ready for JSON; docs/metrics.md defines them.
+    """All metrics of a student's predictions, ready for JSON; docs/metrics.md defines them.
 
     `fitted` is the split on which the temperature is fitted; without it there is no temperature scaling.  `classify`
-    gives the headline metrics: `metrics.classification`, or the same through Hugging Face's `evaluate`.  What has no
-    meaning, such as the accuracy of a class without images, is None; what has no source is absent.
+    computes the headline metrics: `metrics.classification`, or the same through Hugging Face's `evaluate`.  Undefined
+    values, such as the accuracy of a class without images, are None; keys without a source are absent.
 
     Raises:
         UserError: no images; NonFinite: logits of the student, of a teacher or of the student alone are not finite.
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def logged(figures: dict[str, Any]) -> dict[str, float]:
-    """Those of `evaluate`'s figures that are single numbers worth a chart, under their names in W&B."""
+    """The single numbers of what `evaluate` returned that W&B charts, under their names there."""
     split = figures["split"]
     names = ("accuracy", "auroc", "top5", "macro_accuracy", "nll", "brier", "ece", "ece_adaptive")
     row: dict[str, float | None] = {name: figures[name] for name in names}

@@ -1,8 +1,8 @@
-"""What each figure is called wherever people read it: console, page, plots, model card, docs/metrics.md."""
+"""The name of each metric wherever people read it: console, page, plots, model card, docs/metrics.md."""
 
 from __future__ import annotations
 
-# By the key in files.  Keys are a contract; what stands beside a value is said here alone.
+# By the key in files.  Keys are a contract; the words shown for them are only here.
 LABELS = {
     "accuracy": "accuracy",
     "accuracy_interval": "95% interval of the accuracy (Wilson)",

@@ -155,12 +155,12 @@ def find_teachers(
 
 
 def require_at_hand(teacher: TeacherConfig, index: int, artifact: str | None) -> None:
-    """UserError for a teacher that would be fetched because settings say so that came with a student from elsewhere.
+    """UserError for a teacher that would be downloaded only because the settings of a student from elsewhere name it.
 
-    What lies on this machine is read as data, and artifacts of a project that the user has named may be fetched.
+    Local files are read as data, and artifacts of a project that the user has named may be downloaded.
     """
     source = teacher.weights or ""
-    if (teacher.model or "").startswith("hf-hub:"):  # its description would be fetched, whatever its weights are
+    if (teacher.model or "").startswith("hf-hub:"):  # its description would be downloaded, wherever its weights are
         source = str(teacher.model)
     project, named = (name.rpartition("/")[0] for name in (artifact or "", source.partition("wandb:")[2]))
     if not (source == "pretrained" or source.startswith(("hf-hub:", "wandb:"))) or (artifact and named == project):

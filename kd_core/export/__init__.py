@@ -1,1 +1,1 @@
-"""A student for use elsewhere: files, model card, the classes of your own images."""
+"""A student for use elsewhere: exports, model cards, files of logits, the classes of your own images."""

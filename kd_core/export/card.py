@@ -1,4 +1,4 @@
-"""The model card of an export, a README.md that the Hub reads: its figures, where it comes from, how it is loaded."""
+"""The model card of an export, a README.md that the Hub reads: its metrics, its origin, how it is loaded."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from kd_core.export.write import OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
 from kd_core.models.build import LoadedModel, count_parameters
 from kd_core.privacy import redacted
+from kd_core.report import text_table
 from kd_core.run.folder import RunFolder
 from kd_core.run.tracking import code_version
 from kd_core.teachers.load import EXPOSED
 
-HUB = {"accuracy": "accuracy", "auroc": "roc_auc", "brier": "brier_score"}  # figures that the Hub has a name for
+HUB = {"accuracy": "accuracy", "auroc": "roc_auc", "brier": "brier_score"}  # metrics that the Hub has a name for
 SHOWN = ("accuracy", "top5", "macro_accuracy", "auroc", "nll", "brier", "ece", "ece_adaptive")
-# Figures of an evaluation: how a card calls them, and the Hub's name.
+# Metrics of an evaluation: the card's name and the Hub's.
 FIGURES = {key: (LABELS[key], HUB.get(key)) for key in SHOWN}
-SHARES = ("accuracy", "top5", "macro_accuracy")  # which are written in percent
+SHARES = ("accuracy", "top5", "macro_accuracy")  # written in percent
 SECTIONS = ("data", "model", "teachers", "kd", "training")  # of the settings: those that shape a student
 LIBRARIES = ("torch", "torchvision", "timm")
-FOLDER = re.compile(r"^(?:~|/|[A-Za-z]:[\\/]).*[\\/]")  # all of a path from the root or a home but the name
+FOLDER = re.compile(r"^(?:~|/|[A-Za-z]:[\\/]).*[\\/]")  # all but the last part of an absolute path
 
 PICTURE = """\
 image = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
@@ -152,9 +153,9 @@ Its logits differ from the student's by at most {difference:.1e}, on {images}.
 
 {_origin(kind, loaded, lineage)}
 {_settings(lineage)}
-## Licence
+## License
 
-None is stated. Whoever publishes this model chooses one, as `license:` at the top of this file; the data and the
+None is stated. If you publish this model, choose one and add it as `license:` at the top of this file; the data and the
 teachers have their own.
 """
     return f"---\n{_front_matter(kind, name, lineage, figures)}\n---\n\n{text}"
@@ -193,14 +194,14 @@ def _front_matter(kind: str, name: str, lineage: Lineage, figures: dict[str, dic
 
 
 def _summary(lineage: Lineage) -> dict[str, Any]:
-    """summary.json of the run, if the export is the student that it speaks of."""
+    """summary.json of the run, if the export is the student that it describes."""
     if lineage.run is None or not RunFolder(lineage.run).has_selected(lineage.export):
         return {}
     return read_object(lineage.run / "summary.json")
 
 
 def _figures(lineage: Lineage) -> dict[str, dict[str, float]]:
-    """{split: {figure: value}} of this very network: its own metrics.json, the run's summary, evaluations of it."""
+    """{split: {metric: value}} of exactly this network: from its metrics.json, the run's summary and evaluations."""
     found: dict[str, dict[str, Any]] = {"val": {}, "test": {}}
     own = lineage.export / "metrics.json"
     trained = read_object(own) if own.is_file() else {}
@@ -229,13 +230,13 @@ def _figures(lineage: Lineage) -> dict[str, dict[str, float]]:
 
 def _results(figures: dict[str, dict[str, float]]) -> str:
     if not figures:
-        return "No figures are known."
+        return "No metrics are known."
     rows = [
         [title, *(_figure(key, row.get(key)) for row in figures.values())]
         for key, (title, _) in FIGURES.items()
         if any(key in row for row in figures.values())
     ]
-    return _table(["", *({"val": "validation"}.get(split, split) for split in figures)], rows)
+    return _table(["", *({"val": "validation"}.get(split, split) for split in figures)], rows, numbers=True)
 
 
 def _figure(key: str, value: Any) -> str:
@@ -257,7 +258,7 @@ def _contents(kind: str, loaded: LoadedModel) -> str:
     outside = f"`{ABOUT}` says how images are brought to that size and names the classes; the file itself holds it too"
     if kind in RUN:
         what = f"`model.onnx`, opset {OPSET}" if kind == "onnx" else "`model.pt2`, a `torch.export` program"
-        return f"{what}: images {shape} to logits; the normalisation is inside. {outside}."
+        return f"{what}: images {shape} to logits; the normalization is inside. {outside}."
     if in_stock_timm(loaded.architecture):
         return "timm's format; torch and timm suffice."
     return (
@@ -298,14 +299,14 @@ def _origin(kind: str, loaded: LoadedModel, lineage: Lineage) -> str:
 
 
 def _accuracies(teacher: dict[str, Any]) -> list[str]:
-    """A teacher's on validation, with a remark if it may have been trained on these images, and on test."""
+    """A teacher's accuracy on validation, with a remark if it may have been trained on these images, and on test."""
     exposed = EXPOSED.get(str(teacher.get("saw_validation")))
     validation = _figure("accuracy", teacher.get("val_accuracy")) or "unknown"
     return [validation + (f" ({exposed})" if exposed else ""), _figure("accuracy", teacher.get("test_accuracy"))]
 
 
 def _teachers(config: Config | None, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """As the run has measured them, else as the settings name them."""
+    """The teachers as the run measured them, otherwise as the settings name them."""
     measured = summary.get("teachers")
     if isinstance(measured, list):
         return [teacher for teacher in measured if isinstance(teacher, dict)]
@@ -325,7 +326,7 @@ def _settings(lineage: Lineage) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Plain data without passwords, and with the name alone of every path from the root or from somebody's home."""
+    """Plain data without passwords, and with only the last part of absolute paths and of paths from a home folder."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -334,11 +335,10 @@ def _without_folders(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text from data that stays text in Markdown and in HTML, on one line."""
+    """Text from data on one line, escaped for Markdown and HTML."""
     line = " ".join(printable(redacted(text)).split())
     return re.sub(r"([\\`*_{}\[\]#!|~$])", r"\\\1", html.escape(line, quote=False))
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows)])
+def _table(header: list[str], rows: list[list[str]], *, numbers: bool = False) -> str:
+    return text_table.markdown(header, [list(map(_plain, row)) for row in rows], numbers=numbers)

@@ -1,4 +1,4 @@
-"""The kinds of exports, and what can be said of a command that asks for them before anything heavy is imported."""
+"""The kinds of exports, and checks of a command that asks for them; imports nothing heavy."""
 
 from __future__ import annotations
 

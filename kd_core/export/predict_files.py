@@ -1,4 +1,4 @@
-"""Classes of a person's own pictures: decoded as the training images were, shown as in evaluation."""
+"""The classes of your own images: decoded as the training images were, shown to the network as in evaluation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from kd_core.errors import UserError, printable
 from kd_core.files import csv_text, local_path, write_text, writing
 from kd_core.models.build import LoadedModel
 
-BATCH = 256  # pictures, while they are small:
+BATCH = 256  # images, or fewer of large ones:
 BATCH_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of a picture, the first one first."""
+    """The most probable classes of an image, in descending order."""
 
     file: Path
     classes: list[str]
@@ -43,14 +43,14 @@ def print_predictions(loaded: LoadedModel, path: str, *, top: int, csv: str | No
     found, unreadable = predict(loaded, files, top=top, device=device)
     reasons = "".join(f"\n  {file}: {reason}" for file, reason in unreadable.items())
     if not found:
-        raise UserError(f"--images: none of {len(files)} file(s) can be read as a picture:{reasons}")
+        raise UserError(f"--images: none of {len(files)} file(s) can be read as an image:{reasons}")
     print(as_text(found))
     if reasons:
         print(printable(f"left out, since they cannot be read ({len(unreadable)}):{reasons}"), file=sys.stderr)
     if csv is not None:
         target = local_path(csv, "--csv")
         write_csv(target, found)
-        print(f"{len(found)} pictures written to {target}")
+        print(f"{len(found)} images written to {target}")
 
 
 def files_in(path: Path) -> list[Path]:
@@ -74,10 +74,10 @@ def files_in(path: Path) -> list[Path]:
 def predict(
     loaded: LoadedModel, files: Sequence[Path], *, top: int, device: torch.device
 ) -> tuple[list[Prediction], dict[Path, str]]:
-    """The `top` classes of every picture that can be read, in order, and why each of the others cannot.
+    """The `top` classes of every image that can be read, in order, and why each of the others cannot.
 
-    A picture goes the way of a training image: upright, in RGB, its centre square at the stored size
-    (`decoding.decode`), then the network's clean view, in float32.  Without names classes are numbers.
+    An image is processed like a training image: upright, in RGB, its center square at the stored size
+    (`decoding.decode`), then the network's clean view, in float32.  Classes without names are numbers.
 
     Raises:
         UserError: the network gives probabilities that are not finite.
@@ -91,7 +91,7 @@ def predict(
     size = max(1, min(BATCH, BATCH_PIXELS // max(side, loaded.preprocess.resize) ** 2))
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(files), desc="pictures", leave=False, disable=None) as bar,
+        tqdm(total=len(files), desc="images", leave=False, disable=None) as bar,
     ):
         for start in range(0, len(files), size):
             batch = files[start : start + size]
@@ -114,7 +114,7 @@ def predict(
 
 
 def as_text(predictions: Sequence[Prediction]) -> str:
-    """A paragraph a picture, for a terminal: no name can look like more than one line."""
+    """One paragraph per image, for a terminal; line breaks in names are escaped."""
     return "\n".join(
         "\n".join([_shown(str(one.file)), *map(_line, one.probabilities, one.classes)]) for one in predictions
     )

@@ -1,7 +1,8 @@
-"""Students for elsewhere: timm's format, ONNX, a torch.export program, a repository of the Hub.
+"""Exports of a student: timm's format, ONNX, a torch.export program, a repository of the Hub.
 
-Each is a folder that is checked before it takes its place: the exported network gives the student's logits.  ONNX and
-program hold the normalisation too: images float32 [N,3,size,size] in [0,1], RGB -> logits float32 [N,C], for any N.
+Each is a folder that is checked before it replaces an older one: the exported network must give the student's logits.
+ONNX and program include the normalization: images float32 [N,3,size,size] in [0,1], RGB -> logits float32 [N,C], for
+any N.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from kd_core.models.build import LoadedModel
 from kd_core.privacy import redacted
 
 OPSET = 20  # of ONNX
-TOLERANCE = 1e-4  # of a logit, for logits up to 100; of larger ones a millionth
-CHECKED, CHECKED_PIXELS = 1000, 4_000_000  # images that an export is checked on: so many, or so many pixels
-# What a process that has never heard of this project does with a program: the modules named None cannot be imported.
+TOLERANCE = 1e-4  # absolute, for logits up to 100; for larger ones a millionth of the largest
+CHECKED, CHECKED_PIXELS = 1000, 4_000_000  # an export is checked on at most so many images and, roughly, pixels
+# Runs a program in a process without this project: modules that are None in sys.modules cannot be imported.
 FRESH = """
 import sys
 sys.modules |= dict.fromkeys(["kd_core", "kd_methods", "timm", "torchvision"])
@@ -48,7 +49,7 @@ torch.save(torch.cat(logits), "logits.pt")
 
 
 class Deployed(nn.Module):
-    """Images float32 [N,3,size,size] in [0,1] -> logits float32 [N,C]: normalisation and network in one."""
+    """Images float32 [N,3,size,size] in [0,1] -> logits float32 [N,C]: normalization and network in one."""
 
     mean: Tensor
     std: Tensor
@@ -65,16 +66,16 @@ class Deployed(nn.Module):
 
 @dataclass
 class Checks:
-    """Images to check exports on, and what the student says about them.
+    """Images to check exports on, and the student's logits for them.
 
-    images: float32 [n,3,size,size] in [0,1], resized and cropped as the network wants them.
-    normalised: the same as the network itself takes them.
+    images: float32 [n,3,size,size] in [0,1], resized and cropped for the network.
+    normalized: the same, normalized for the network.
     logits: float32 [n,C] of the student, on the CPU.
-    sizes: the batches in which exports see them, which sum to n.
+    sizes: of the batches in which exports see them; they sum to n.
     """
 
     images: Tensor
-    normalised: Tensor
+    normalized: Tensor
     logits: Tensor
     sizes: list[int]
 
@@ -97,7 +98,7 @@ def how_many(size: int) -> int:
 
 @torch.inference_mode()
 def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
-    """What the student says about stored images uint8 [n,S,S,3] in evaluation's view of them."""
+    """The student's logits for stored images uint8 [n,S,S,3], preprocessed as in evaluation."""
     network = loaded.model.eval()
     side = pixels.shape[1]
     clean = Views(loaded.preprocess, side, NO_AUGMENTATION).clean(pixels)
@@ -120,20 +121,21 @@ def write(kind: str, loaded: LoadedModel, folder: Path, checks: Checks, card: Ca
     """Replace `folder` by an export, and return how far its logits are from the student's at most.
 
     Args:
-        kind: timm, onnx, program, or hub, which is timm's for a repository.
-        card: the text of its README.md, given that difference.
+        kind: timm, onnx, program, or hub, which is timm's format for a repository.
+        card: returns the text of its README.md for that difference.
 
     Raises:
-        UserError: the network cannot be exported, or its export says something else; `folder` is untouched then.
+        UserError: the network cannot be exported, or its export has other logits; `folder` is untouched then.
     """
     with writing(folder), replacing_folder(folder) as temporary:
-        difference = {"onnx": _onnx, "program": _program}.get(kind, _timm)(loaded, temporary, checks)
+        what, exported = FORMATS[kind]
+        difference = checks.difference(exported(loaded, temporary, checks), what)
         write_text(temporary / CARD, card(difference))
     return difference
 
 
 def about(loaded: LoadedModel) -> dict[str, Any]:
-    """What a user of an ONNX file or a program must know: how images become its input, and the names of classes."""
+    """What a user of an ONNX file or a program needs: the preprocessing of images, and the names of classes."""
     wanted = loaded.preprocess
     return {
         "architecture": loaded.architecture,
@@ -153,7 +155,7 @@ def about(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def in_stock_timm(architecture: str) -> bool:
-    """Whether timm has the network by itself; those of `kd_core.zoo` and of own code are registered here."""
+    """Whether timm itself has the network; those of `kd_core.zoo` and of own code are registered by this project."""
     if own_code.provider(own_code.NETWORK, architecture):
         return False
     return not timm.models.model_entrypoint(architecture).__module__.startswith("kd_core.")
@@ -184,7 +186,8 @@ def require_timm(loaded: LoadedModel) -> None:
 
 
 @torch.inference_mode()
-def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
+    """Write timm's format; returns its logits [n,C] of the checked images, as the other formats do."""
     args, extra = loaded.config.get("model_args") or {}, loaded.config.get("extra")
     models.export(
         loaded.model,
@@ -197,11 +200,10 @@ def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
         extra=redacted((extra if isinstance(extra, dict) else {}) | {"image_size": loaded.stored_side}),
     )
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    logits = torch.cat([network(batch) for batch in checks.normalised.split(checks.sizes)])
-    return checks.difference(logits, "the export in timm's format")
+    return torch.cat([network(batch) for batch in checks.normalized.split(checks.sizes)])
 
 
-def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
     import onnx
     import onnxruntime
 
@@ -225,10 +227,10 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
     _write_about(folder, described | {"opset": OPSET})
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     logits = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in checks.images.split(checks.sizes)]
-    return checks.difference(torch.cat([torch.from_numpy(part) for part in logits]), "the ONNX export")
+    return torch.cat([torch.from_numpy(part) for part in logits])
 
 
-def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
+def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
     file, described = folder / "model.pt2", about(loaded)
     with _tracing("program", loaded):
         program = torch.export.export(
@@ -247,11 +249,20 @@ def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> float:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["killed"]
             raise UserError(f"--export program: {loaded.architecture}: cannot be loaded with torch alone: {last[0]}")
-        return checks.difference(torch.load(elsewhere / "logits.pt", weights_only=True), "the exported program")
+        logits: Tensor = torch.load(elsewhere / "logits.pt", weights_only=True)
+    return logits
+
+
+FORMATS: dict[str, tuple[str, Callable[[LoadedModel, Path, Checks], Tensor]]] = {  # by kind: name, how it is written
+    "timm": ("the export in timm's format", _timm),
+    "hub": ("the export in timm's format", _timm),
+    "onnx": ("the ONNX export", _onnx),
+    "program": ("the exported program", _program),
+}
 
 
 def _example(checks: Checks) -> Tensor:
-    """Two images to trace with: of one image the tracer would believe that it is always one."""
+    """Two images to trace with: with one, the tracer would fix the batch size to 1."""
     return torch.zeros(2, *checks.images.shape[1:])
 
 
@@ -261,7 +272,7 @@ def _write_about(folder: Path, described: dict[str, Any]) -> None:
 
 @contextmanager
 def _tracing(kind: str, loaded: LoadedModel) -> Iterator[None]:
-    """Within the block a network that the tracer does not understand is a UserError; it can raise anything."""
+    """Within the block an error of the tracer, which can raise anything, becomes a UserError about the network."""
     try:
         yield
     except OSError:

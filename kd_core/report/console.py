@@ -1,4 +1,4 @@
-"""What a run tells: its cost beforehand, a line an epoch, its summary and the table of results."""
+"""What a run prints: its cost beforehand, one line per epoch, and the tables of results; and its summary.json."""
 
 from __future__ import annotations
 
@@ -16,32 +16,19 @@ from kd_core.data.dataset import Data
 from kd_core.errors import printable
 from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.labels import LABELS
-from kd_core.evaluation.uncertainty import wilson
+from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 from kd_core.models.network import Network
+from kd_core.report import text_table
 from kd_core.teachers.load import EXPOSED, Teacher, worst_of
 
-LARGE = ("confusion", "reliability")  # of an evaluation: in the report's own files alone
-BEYOND_DOUBT = 3  # standard errors of a difference
-MISTAKES = 5  # pairs of classes that an evaluation prints
+LARGE = ("confusion", "reliability")  # entries of an evaluation that only the report's own files hold
+MISTAKES = 5  # number of the most confused pairs of classes that an evaluation prints
 ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Plain-text table: first column to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
 def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
-    """One line about an epoch: what was reached, at what speed, how long it will still take (`left`, seconds)."""
+    """One line about an epoch: its metrics, its time, and the time that the run still needs (`left`, seconds)."""
     validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
     return (
         f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}  train {row['train/accuracy']:.2%}"
@@ -53,8 +40,8 @@ def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) ->
 def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     """Student alone, each teacher, their ensemble and the distilled student: accuracy, AUROC, parameters.
 
-    Test accuracies stand beside where the test split was opened; networks that may have been trained on the validation
-    images are marked.
+    Test accuracies are added if the test split was opened; networks that may have been trained on the validation images
+    are marked.
     """
     rows = []
     if baseline is not None:
@@ -74,14 +61,14 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     header.append(LABELS["parameters"])
     if all(row[3] == "-" for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
-    lines = table(header, rows)
+    lines = text_table.terminal(header, rows)
     if summary["val_images"]:
         accuracy, count = summary["val_accuracy"], summary["val_images"]
         error = 100 * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
         lines += f"\n{count:,} validation images: one standard error of an accuracy here is about {error:.1f} points"
         lines += f"\nstudent's {LABELS['accuracy_interval']}: {interval(wilson(round(accuracy * count), count))}"
     validation = (summary.get("evaluation") or {}).get("val") or {}
-    if "gain_images" in validation:  # runs of before have none
+    if "gain_images" in validation:  # older runs have none
         lines += f"\n{difference_to_alone(validation)}"
     return "\n".join([lines, *_exposed(summary)])
 
@@ -90,7 +77,7 @@ MARKS = {"possibly": " *", "yes": " **"}  # of networks that `teachers.EXPOSED` 
 
 
 def _exposed(summary: dict[str, Any]) -> list[str]:
-    """What the marks in the table of results mean, and which teachers have seen the validation images."""
+    """The meaning of the marks in the table of results, and the teachers that have seen the validation images."""
     teachers = summary.get("teachers") or []
     words = [teacher.get("saw_validation") for teacher in teachers]
     lines = [
@@ -115,7 +102,7 @@ def interval(edges: Sequence[float]) -> str:
 
 
 def difference_to_alone(figures: dict[str, Any]) -> str:
-    """One sentence: what an evaluation says of the student beside itself without teachers, and how sure that is."""
+    """One sentence: the difference to the student trained without teachers, and how certain it is."""
     return (
         f"{LABELS['gain']}: {100 * figures['gain']:+.2f} points ({figures['gain_images']} of {figures['total']:,} "
         f"images), standard error {100 * figures['gain_error']:.2f} points: {figures['gain_verdict']} on these images "
@@ -136,7 +123,7 @@ def _row(name: str, figures: dict[str, Any], parameters: int | None) -> list[str
 
 
 def evaluation(title: str, figures: dict[str, Any]) -> str:
-    """Tables of what `kd_core.evaluation.figures.evaluate` found; `title` names the student and the images."""
+    """Tables of the metrics that `kd_core.evaluation.figures.evaluate` returns; `title` names student and images."""
 
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -154,11 +141,11 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
     rows.insert(2, [LABELS["accuracy_interval"], interval(figures["accuracy_interval"]), ""])
     if scaled:
         at = f"at {LABELS['temperature']} {scaled['temperature']:.3f}, from {scaled['fitted_on']}"
-        blocks = [table([title, "", at], rows)]
+        blocks = [text_table.terminal([title, "", at], rows)]
         if not scaled["helped"]:
             blocks.append(no_help(figures))
     else:
-        blocks = [table([title, ""], [row[:2] for row in rows])]
+        blocks = [text_table.terminal([title, ""], [row[:2] for row in rows])]
     if "teachers" in figures:
         forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f", "agreement": ".2%", "kl": ".4f"}
         names = [f"teacher {index} ({row['name']})" for index, row in enumerate(figures["teachers"])]
@@ -166,14 +153,14 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
             [name, *(cell(row[key], form) for key, form in forms.items())]
             for name, row in zip([*names, LABELS["ensemble"]], [*figures["teachers"], figures["ensemble"]], strict=True)
         ]
-        blocks.append(table(["", *(LABELS[key] for key in forms)], rows))
+        blocks.append(text_table.terminal(["", *(LABELS[key] for key in forms)], rows))
         beside = figures["against_teachers"]
         rows = [
             [LABELS[key], cell(beside[key]["share"], ".2%"), cell(beside[key]["accuracy"], ".2%")]
             for key in ("all_agree", "disagree", "all_wrong")
         ]
         rows.append([LABELS["oracle"], cell(beside["oracle"], ".2%"), ""])
-        blocks.append(table(["", "share of images", "student's accuracy there"], rows))
+        blocks.append(text_table.terminal(["", "share of images", "student's accuracy there"], rows))
     if "alone" in figures:
         alone = figures["alone"]
         forms = {"accuracy": ".2%", "nll": ".4f", "ece": ".4f"}
@@ -184,19 +171,19 @@ def evaluation(title: str, figures: dict[str, Any]) -> str:
         rows = [
             [f"{row['label']} taken for {row['predicted']}", str(row["count"]), f"{row['share']:.1%}"] for row in pairs
         ]
-        blocks.append(table(["most frequent mistakes", "images", "of the class"], rows))
+        blocks.append(text_table.terminal(["most frequent mistakes", "images", "of the class"], rows))
     return "\n\n".join(blocks)
 
 
 def no_help(figures: dict[str, Any]) -> str:
-    """One sentence: what temperature scaling made of an evaluation's calibration, where it did not help."""
+    """One sentence: how calibration changed by temperature scaling, for an evaluation that it did not help."""
     scaled = figures["temperature_scaling"]
-    told = [f"{LABELS[key]} {figures[key]:.4f} became {scaled[key]:.4f}" for key in ("nll", "ece")]
-    return f"temperature scaling did not help on these images: {', '.join(told)}"
+    changes = [f"{LABELS[key]} {figures[key]:.4f} became {scaled[key]:.4f}" for key in ("nll", "ece")]
+    return f"temperature scaling did not help on these images: {', '.join(changes)}"
 
 
 def costs(figures: dict[str, Any]) -> str:
-    """A table of what `kd_core.evaluation.cost.measure` found."""
+    """A table of the costs that `kd_core.evaluation.cost.measure` returns."""
     rows = [
         [LABELS["parameters"], f"{figures['parameters']:,}"],
         [LABELS["multiply_adds"], f"{figures['multiply_adds']:,}"],
@@ -206,7 +193,7 @@ def costs(figures: dict[str, Any]) -> str:
         for count, value in figures[name].items():
             shown = "too large" if value is None else format(value, form)
             rows.append([f"{LABELS[name]}, batch of {count}", shown])
-    return table([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
+    return text_table.terminal([f"cost on {figures['device']}, precision {figures['precision']}", ""], rows)
 
 
 def summarize(
@@ -221,8 +208,8 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of summary.json.
 
-    `measured`: of the teachers and their ensemble; `state`: the checkpoint's; `evaluations`: by split,
-    what `evaluate` gave.
+    `measured`: metrics of each teacher and of their ensemble; `state`: the checkpoint's; `evaluations`: by split, what
+    `evaluate` returned.
     """
     best, final = state["best"], state["metrics"]
     figures: list[dict[str, Any]] = [{"val_accuracy": row["accuracy"], "val_auroc": row["auroc"]} for row in measured]
@@ -233,7 +220,7 @@ def summarize(
             row["test_accuracy"] = found["accuracy"]
         for place, word in enumerate(exposed):
             own = figures[place]
-            # Test images that were cut from training prove nothing: the teacher may have seen these, too.
+            # Test images that were cut from the training split prove nothing: the teacher may have seen them, too.
             if word == "possibly" and config.data.test_size is None and _far_above(
                 own["val_accuracy"], len(data.val or ()), own["test_accuracy"], tested["total"]
             ):
@@ -264,7 +251,7 @@ def summarize(
 
 
 def _far_above(first: float, images: int, second: float, others: int) -> bool:
-    """Whether an accuracy lies above one on other images by more than chance: `BEYOND_DOUBT` standard errors.
+    """Whether an accuracy exceeds one on other images by more than chance: by `BEYOND_DOUBT` standard errors.
 
     The images are independent, so the variances p (1 - p) / n add up; each is at least that of one wrong image.
     """
@@ -276,12 +263,12 @@ def _far_above(first: float, images: int, second: float, others: int) -> bool:
 
 
 def short(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json holds of an evaluation."""
+    """The part of an evaluation that summary.json holds."""
     return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
 
 
 def findings_lines(findings: list[Finding]) -> str:
-    """What each finding says, the setting to change and what to try; empty without findings."""
+    """The message of each finding, the setting to change and what to try; empty without findings."""
     if not findings:
         return ""
     lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
@@ -292,7 +279,7 @@ def findings_lines(findings: list[Finding]) -> str:
 
 
 def next_steps(summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = ()) -> str:
-    """Where the results are, `page` among them, and how to test the student; `imports`: files that this must name."""
+    """Where the results are, `page` included, and how to test the student; `imports`: the files of --import."""
     folder = shlex.quote(summary["run_folder"])
     own = "".join(f" --import {shlex.quote(file)}" for file in imports)
     lines = [
@@ -315,13 +302,13 @@ def cost(
     steps_per_epoch: int,
     seconds: float,
 ) -> str:
-    """What a run will take, from `seconds` a step and its settings.
+    """What a run will cost, from its settings and `seconds` per step.
 
     `loss` is the loss in words, `to_train` the number of teachers that must be trained first.
     """
     device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
-    # weights and two moments in `latest` and in its successor, weights in `best` and in `student`
+    # weights and two moments in `latest` and in its replacement; weights in `best` and in `student`
     disk = 4 * parameters * (3 + 3 + 1 + 1) / 1e6
     total = seconds * steps_per_epoch * training.max_epochs
     memory = peak_device_memory_mb(device) or peak_host_memory_mb()
@@ -336,7 +323,7 @@ def cost(
   loss      {loss.removeprefix("loss = ")}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
   length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
-  speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms a step
+  speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step
   time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
   memory    {memory:,.0f} MB at the peak, on {device}
   disk      about {disk:,.0f} MB for checkpoints and the export, {pixels:,.0f} MB for decoded training images"""

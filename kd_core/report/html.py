@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one file that loads nothing, whatever the names in it hold."""
+"""Self-contained HTML pages: one file that loads nothing, safe for any names that it shows."""
 
 from __future__ import annotations
 
@@ -12,44 +12,33 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kd_core.errors import printable
 from kd_core.evaluation.labels import LABELS
+from kd_core.run.folder import lookup
 
 TEMPLATES = Path(__file__).parent / "templates"
-MISSING = "–"  # stands where nothing was measured
+MISSING = "–"  # shown if nothing was measured
 Kind = Literal["share", "points", "error", "figure", "count", "bytes", "text"]
 
 
 def render(template_name: str, **values: Any) -> str:
     """The page that `template_name` in kd_core/report/templates makes of `values`.  It extends base.html.
 
-    Strings in `values` are data: they are escaped, and control characters are spelled out.  A name that the template
-    wants and `values` lacks is an error (jinja2.UndefinedError).
+    Strings in `values` are data: they are escaped, and control characters are spelled out.  jinja2.UndefinedError if
+    the template uses a name that `values` lacks.
     """
     return _environment.get_template(template_name).render(**values)
 
 
 def data_uri(path: Path) -> str:
-    """The PNG file `path` as a URI that holds it."""
+    """The PNG file `path` as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def lookup(values: Any, key: str) -> Any:
-    """The value under a dotted key such as 'evaluation.val.teachers.0.ece'; None where it does not exist."""
-    for part in key.split("."):
-        if isinstance(values, dict):
-            values = values.get(part)
-        elif isinstance(values, list) and part.isdecimal() and int(part) < len(values):
-            values = values[int(part)]
-        else:
-            return None
-    return values
-
-
 def shown(value: Any, kind: Kind) -> str:
-    """How a value reads on a page.
+    """A value as text for a page.
 
     share: a fraction in percent; points: a difference of fractions in percentage points, with its sign; error: its
-    standard error, without a sign; figure: four significant digits; count: a whole number; bytes: a size; text: as it
-    is.  What is None or NaN reads MISSING.
+    standard error, without a sign; figure: four significant digits; count: a whole number; bytes: a size in MB; text:
+    unchanged.  None and NaN become MISSING.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
@@ -69,7 +58,7 @@ def shown(value: Any, kind: Kind) -> str:
 
 
 def _finalize(value: Any) -> Any:
-    """Spell out control characters in what will be escaped; HTML that a macro made has passed here in parts."""
+    """Spell out control characters in text; a macro's HTML is left alone, since its parts have been through here."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

@@ -1,8 +1,8 @@
 """Plots of a run, and of runs side by side: plain values in, a matplotlib Figure out; `save` writes it.
 
-They are drawn for a white ground and 800 pixels in width.  Colours are Okabe and Ito's (jfly.uni-koeln.de/color), and
-viridis, which differ for colour-blind readers and in print; whatever a colour says, a position, a hatch or a word
-says, too.  Names come from data: they are shortened, and no text is read as a formula.
+They are drawn for a white background and a width of 800 pixels.  Colors are Okabe and Ito's (jfly.uni-koeln.de/color)
+and viridis, which color-blind readers can tell apart, also in print; no information is in a color alone.  Names come
+from data: they are shortened, and no text is read as a formula.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kd_core.evaluation.labels import LABELS
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-GREY = "#8A8A8A"
-# of lines that share a panel; with different markers
+GRAY = "#8A8A8A"
+# colors of lines that share a panel; markers differ, too
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX"
-WIDTH = 8.0  # inches; at 800 pixels a point is 1.4 of them
+WIDTH = 8.0  # inches; at 800 pixels a point is 1.4 pixels
 FEW = 20  # classes up to which each is named and written into its cell
 MANY = 6  # teachers up to which each is named
 STYLE: Any = {
@@ -52,7 +52,7 @@ P = ParamSpec("P")
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """`draw` in this module's style, which stays out of the program's other plots."""
+    """`draw` in this module's style, which other plots of the program do not take over."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -65,7 +65,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as the PNG file `path`: the same bytes for the same values, without a date or a version."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A script that the font lacks reads as boxes; the page and summary.json spell the names out.
+        # Characters that the font lacks become boxes; the page and summary.json hold the names as they are.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -89,7 +89,7 @@ def _epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], series: dict[str, str], ylabel: str) -> None:
-    """Values over epochs; `series` is metric -> label.  Few epochs get marks, so that a single one is seen."""
+    """Values over epochs; `series` is metric -> label.  Few epochs get markers, so that a single one is visible."""
     for i, (name, label) in enumerate(series.items()):
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         marker = MARKERS[i % len(MARKERS)] if len(points) <= 40 else None
@@ -124,16 +124,16 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
     known = set().union(*rows)
     figure, (loss, accuracy, rate) = _figure(3.2, 1, 3)
 
-    terms = {"train/loss_total": "training, what is minimised", "train/loss_label": "training, labels' term",
+    terms = {"train/loss_total": "training, what is minimized", "train/loss_label": "training, labels' term",
              "val/loss_ce": f"validation, {LABELS['loss_ce']}"}  # fmt: skip
     _lines(loss, rows, {name: label for name, label in terms.items() if name in known}, "loss (nats)")
     _legend(loss)
     shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation"}
     _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, LABELS["accuracy"])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    judged = [row for row in rows if "val/accuracy" in row]
-    if judged:
-        best = max(judged, key=lambda row: row["val/accuracy"])  # the first of several, as training does
+    validated = [row for row in rows if "val/accuracy" in row]
+    if validated:
+        best = max(validated, key=lambda row: row["val/accuracy"])  # the first of several, as training does
         axis_label = f"selected: epoch {best['epoch']}, {best['val/accuracy']:.1%}"
         accuracy.plot(best["epoch"], best["val/accuracy"], marker="*", markersize=11, color=BLACK, linestyle="none",
                       markerfacecolor=YELLOW, label=axis_label)  # fmt: skip
@@ -144,7 +144,7 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-# of every method, and shown elsewhere or of no interest here
+# metrics of every method, which are shown elsewhere or not at all
 COMMON = {"loss_total", "accuracy", "step_time", "skipped_steps"}
 WEIGHT, USAGE = "mean weight of each teacher", "share of images that follow it"
 SHARES, TERMS = "shares and probabilities", "loss terms (nats)"
@@ -184,7 +184,7 @@ def _in_order(item: tuple[str, str]) -> list[tuple[int, str]]:
 def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figure:
     """What the method itself measured over epochs: loss terms, gates and shares, weights and usage of the teachers.
 
-    Whatever train/* the rows of metrics.jsonl hold beyond what all runs have, at least one; `teachers` are names.
+    All train/* of the rows of metrics.jsonl that not every run has, at least one; `teachers` are names.
     """
     panels, rows = method_panels(rows, teachers), _epochs(rows)
     columns = min(2, len(panels))
@@ -195,7 +195,7 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
         if title in (SHARES, WEIGHT, USAGE):
             axes.set_ylim(-0.02, 1.02)
         if title == WEIGHT and len(series) > 1:
-            axes.axhline(1 / len(series), color=GREY, linewidth=1.2, linestyle=":", label="all alike")
+            axes.axhline(1 / len(series), color=GRAY, linewidth=1.2, linestyle=":", label="all alike")
         widest = max(map(len, series.values()))
         _legend(axes, columns=1 if widest > 18 else MANY if widest < 4 else 2)
     for axes in grid[len(panels) :]:
@@ -214,7 +214,7 @@ def seeds(
     *,
     percent: bool,
 ) -> Figure:
-    """Each seed's figure, by group, and beneath it the group's mean and the interval (low, high) of it, if any."""
+    """Each seed's value, by group, and below it the group's mean with its interval (low, high), if any."""
     figure, [axes] = _figure(1.3 + 0.45 * len(points))
     for row, ((_, values), (mean, interval)) in enumerate(zip(points.items(), means, strict=True)):
         color = CYCLE[row % len(CYCLE)]
@@ -235,7 +235,7 @@ def seeds(
 def against_cost(
     costs: dict[str, tuple[float, float, float | None]], metric: str, *, percent: bool, within: tuple[float, float]
 ) -> Figure:
-    """Each group's mean and deviation against the seconds of its training; `costs`: (seconds, mean, deviation).
+    """Each group's mean and standard deviation against its training time; `costs`: (seconds, mean, deviation).
 
     Bars of the deviation end at the limits `within` which the metric lies.
     """
@@ -289,7 +289,7 @@ def reliability(
     axes.set_ylim(0, 1)
     axes.set_xlim(0, 1)
     axes.legend(loc="upper left")
-    histogram.bar(lower, count / count.sum(), upper - lower, align="edge", color=GREY, edgecolor="white", linewidth=0.8)
+    histogram.bar(lower, count / count.sum(), upper - lower, align="edge", color=GRAY, edgecolor="white", linewidth=0.8)
     histogram.set_ylabel("share of images")
     histogram.set_xlabel("confidence: probability of the predicted class")
     for each in (axes, histogram):
@@ -369,7 +369,7 @@ def _named_bars(axes: Axes, names: Sequence[str], gains: np.ndarray, errors: np.
     """Horizontal bars with names, values and standard errors; all are fractions, drawn as percentage points."""
     places, points = np.arange(len(gains)), 100 * gains
     colors, whiskers = [BLUE if gain >= 0 else VERMILLION for gain in gains], 100 * errors
-    axes.barh(places, points, color=colors, height=0.72, xerr=whiskers, ecolor=GREY, error_kw={"linewidth": 1.2})
+    axes.barh(places, points, color=colors, height=0.72, xerr=whiskers, ecolor=GRAY, error_kw={"linewidth": 1.2})
     axes.set_yticks(places, [short(name, 20) for name in names])
     axes.invert_yaxis()
     axes.axvline(0, color=BLACK, linewidth=0.9)
@@ -426,7 +426,7 @@ def gains(names: Sequence[str], values: Sequence[float], errors: Sequence[float]
 def teacher_weights(weights: Tensor, right: Tensor, names: Sequence[str]) -> Figure:
     """How the method weighs each teacher where that teacher is right, and where it is wrong.
 
-    weights [K,N] in [0,1], right bool [K,N], K names.  A method that tells good advice from bad has its right images
+    weights [K,N] in [0,1], right bool [K,N], K names.  A method that recognizes good teachers has its right images
     further to the right.
     """
     count = len(weights)
@@ -439,13 +439,13 @@ def teacher_weights(weights: Tensor, right: Tensor, names: Sequence[str]) -> Fig
         if i >= count:
             axes.set_axis_off()
             continue
-        for mask, colour, hatch, word in ((right[i], BLUE, None, "right"), (~right[i], VERMILLION, "////", "wrong")):
+        for mask, color, hatch, word in ((right[i], BLUE, None, "right"), (~right[i], VERMILLION, "////", "wrong")):
             chosen = weights[i][mask].double().numpy()
             if not len(chosen):
                 continue
             share, filled = np.full(len(chosen), 1 / len(chosen)), hatch is None
-            axes.hist(chosen, edges.tolist(), weights=share, histtype="stepfilled", edgecolor=colour, hatch=hatch,
-                      facecolor=colour if filled else "none", alpha=0.75 if filled else 1, linewidth=1.2,
+            axes.hist(chosen, edges.tolist(), weights=share, histtype="stepfilled", edgecolor=color, hatch=hatch,
+                      facecolor=color if filled else "none", alpha=0.75 if filled else 1, linewidth=1.2,
                       label=f"{word}: {len(chosen):,} images, mean {chosen.mean():.2f}")  # fmt: skip
         axes.axvline(1 / count, color=BLACK, linestyle=":", linewidth=1.2)
         axes.set_title(f"{i}: {short(names[i], 26)}", pad=34)

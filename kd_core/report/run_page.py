@@ -1,6 +1,6 @@
-"""The report of a run: plots, figures and tables in one page, report/index.html in the run folder.
+"""The report of a run: plots, metrics and tables in one page, report/index.html in the run folder.
 
-Whatever number the page tells is one of summary.json's, under the key that its element names.
+Every number on the page is in summary.json, under the key that its element names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from kd_core.evaluation.figures import OPTIONAL, Predictions
 from kd_core.evaluation.labels import LABELS
 from kd_core.files import read_object, replacing_folder, write_json, write_text
 from kd_core.privacy import redacted
-from kd_core.report import html as page
-from kd_core.report import plots
+from kd_core.report import html, plots
 from kd_core.report.console import ONE_SEED, next_steps, short
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.tracking import MISTAKES
@@ -30,7 +29,7 @@ SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside th
 
 @dataclass
 class Plot:
-    """A figure, what it shows to those who do not see it, and how to read it."""
+    """A figure, its content in words for those who cannot see it, and how to read it."""
 
     figure: Figure
     alt: str
@@ -47,18 +46,18 @@ def write_report(
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None = None,
 ) -> Path:
-    """Write folder/report anew, all of it or nothing: plots, evaluation-SPLIT.json, and index.html, whose path returns.
+    """Replace folder/report, all of it or nothing: plots, evaluation-SPLIT.json and index.html; returns its path.
 
     Args:
         folder: the run folder.
         summary: what summary.json holds, with `evaluation`, `cost` and `findings` where there are such.
         settings: the resolved settings as YAML.
-        environment: versions and hardware, of `tracking.environment`.
+        environment: versions and hardware, from `tracking.environment`.
         rows: of metrics.jsonl.
-        evaluations: per split all that `evaluation.evaluate` returns.
-        predictions: those of the split whose weights of teachers and mistakes are shown.
+        evaluations: what `figures.evaluate` returned, by split.
+        predictions: of the split whose mistakes and weights of teachers are shown.
 
-    A part whose values do not exist is left out.
+    A part without values is left out.
     """
     summary, environment, evaluations = redacted(summary), redacted(environment), redacted(evaluations)
     splits = {split: title for split, title in SPLITS.items() if split in evaluations}
@@ -68,7 +67,7 @@ def write_report(
             plots.save(plot.figure, fresh / f"{name}.png")
         for split, figures in evaluations.items():
             write_json(fresh / f"evaluation-{split}.json", figures)
-        text = page.render(
+        text = html.render(
             "report.html",
             name=folder.resolve().name,
             summary=summary,
@@ -78,7 +77,7 @@ def write_report(
             exposed=EXPOSED,
             plots={
                 name: {
-                    "uri": page.data_uri(fresh / f"{name}.png"),
+                    "uri": html.data_uri(fresh / f"{name}.png"),
                     "alt": plot.alt,
                     "caption": plot.caption,
                     "images": name.startswith(MISTAKES),
@@ -141,7 +140,7 @@ def draw(
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None,
 ) -> dict[str, Plot]:
-    """All plots that the values allow, under the names of their files."""
+    """All plots for which there are values, by file name without the extension."""
     teachers = [teacher["name"] for teacher in summary.get("teachers") or []]
     drawn = _over_epochs(rows, teachers)
     for split, figures in evaluations.items():
@@ -155,28 +154,28 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     if not epochs:
         return {}
     last = epochs[-1]
-    reached = [f"training loss {page.shown(last['train/loss_total'], 'figure')}"]
+    reached = [f"training loss {html.shown(last['train/loss_total'], 'figure')}"]
     for name, words in (("train/accuracy", "training accuracy"), ("val/accuracy", "validation accuracy")):
-        reached += [f"{words} {page.shown(last[name], 'share')}"] * (name in last)
+        reached += [f"{words} {html.shown(last[name], 'share')}"] * (name in last)
     drawn = {
         "training-curves": Plot(
             plots.training_curves(rows),
             f"Three line charts over {len(epochs)} epochs: loss, accuracy, learning rate. "
             f"In the last epoch: {', '.join(reached)}.",
-            "Training figures are means over augmented images in training mode, so they may lie below those of "
-            "validation. The star is the epoch whose student is the result.",
+            "Training metrics are means over augmented images in training mode, so they may be below those of "
+            "validation. The star marks the epoch whose student is the result.",
         )
     }
     if panels := plots.method_panels(rows, teachers):
         ends = [
-            f"{title}: " + ", ".join(f"{label} {page.shown(last.get(name), 'figure')}" for name, label in own.items())
+            f"{title}: " + ", ".join(f"{label} {html.shown(last.get(name), 'figure')}" for name, label in own.items())
             for title, own in panels.items()
         ]
         drawn["method"] = Plot(
             plots.method_metrics(rows, teachers),
             f"Line charts over {len(epochs)} epochs of what the method measured. In the last epoch: {'; '.join(ends)}.",
-            "What the method itself measured, under the names of metrics.jsonl: what it minimises, how it mixes labels "
-            "and teachers, and how it weighs each teacher.",
+            "What the method itself measured, under the names of metrics.jsonl: what it minimizes, how it mixes labels "
+            "and teachers, and how it weights each teacher.",
         )
     return drawn
 
@@ -186,8 +185,8 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     after, effect = None, ""
     if scaling:
         effect = (
-            f" At {LABELS['temperature']} {page.shown(scaling['temperature'], 'figure')}: "
-            f"{page.shown(scaling['ece'], 'share')}."
+            f" At {LABELS['temperature']} {html.shown(scaling['temperature'], 'figure')}: "
+            f"{html.shown(scaling['ece'], 'share')}."
         )
         if predictions:
             probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
@@ -200,9 +199,9 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
         "reliability": Plot(
             plots.reliability(figures["reliability"], figures["ece"], after),
             f"Reliability diagram: accuracy against confidence in {len(figures['reliability']['count'])} bins, and a "
-            f"histogram of the confidence. {_capital(LABELS['ece'])}: {page.shown(figures['ece'], 'share')}.{effect}",
-            "Bars on the diagonal mean that of predictions made with 70% confidence 70% are right. A hatched gap above "
-            "a bar is overconfidence, one within it underconfidence.",
+            f"histogram of the confidence. {_capital(LABELS['ece'])}: {html.shown(figures['ece'], 'share')}.{effect}",
+            "Bars on the diagonal mean that 70% of the predictions made with 70% confidence are right. A hatched gap "
+            "above a bar is overconfidence, one within it underconfidence.",
         )
     }
     classes = [row["name"] for row in figures["per_class"]]
@@ -215,7 +214,7 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
             plots.confusion(
                 figures["confusion"], classes, grouped, predictions.superclass_names if predictions else None
             ),
-            f"Confusion matrix of {len(classes)} classes; accuracy {page.shown(figures['accuracy'], 'share')}. "
+            f"Confusion matrix of {len(classes)} classes; accuracy {html.shown(figures['accuracy'], 'share')}. "
             f"Most frequent mistakes: {worst or 'none'}.",
             "Rows are true classes, columns predictions; the diagonal is right. The root scale makes rare mistakes "
             "visible.",
@@ -223,12 +222,12 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
     gains = [(row["name"], row["gain"]) for row in figures["per_class"] if row.get("gain") is not None]
     if gains:
         known = [row["gain_error"] for row in figures["per_class"] if row.get("gain_error") is not None]
-        errors = known if len(known) == len(gains) else None  # evaluations of before have none
+        errors = known if len(known) == len(gains) else None  # older evaluations have none
         best, worst_class = max(gains, key=lambda pair: pair[1]), min(gains, key=lambda pair: pair[1])
         drawn["gains"] = Plot(
             plots.gains([name for name, _ in gains], [gain for _, gain in gains], errors),
             f"Bars of each class's {LABELS['gain']}. Highest: {best[0]}, "
-            f"{page.shown(best[1], 'points')}; lowest: {worst_class[0]}, {page.shown(worst_class[1], 'points')}.",
+            f"{html.shown(best[1], 'points')}; lowest: {worst_class[0]}, {html.shown(worst_class[1], 'points')}.",
             "Each class's accuracy minus that of the same student trained alone. With few images most of this is "
             "chance: the table of classes has each standard error.",
         )
@@ -249,8 +248,8 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
         drawn["teacher-weights"] = Plot(
             plots.teacher_weights(weights, right, names),
             f"Histograms of the weight of each teacher, for images that it has right and wrong. Means: {means}.",
-            "A method that tells good advice from bad gives a teacher more weight where it is right. The dotted line "
-            "is the weight that all teachers have if they are weighed alike.",
+            "A good weighting gives a teacher more weight where it is right. The dotted line is the weight of each "
+            "teacher if all have the same.",
         )
     if predictions.pixels:
         probabilities = predictions.student.float().softmax(1)
@@ -271,9 +270,9 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 ),
                 f"{len(chosen)} of {len(wrong)} misclassified images with the three most probable classes of each "
                 f"network. The first is of class {true}, taken for {taken} with "
-                f"{page.shown(float(confidence[first]), 'share')}.",
-                "The mistakes that the student is surest of, beside what its (first) teachers say. Ticks and green "
-                "bars mark the true class.",
+                f"{html.shown(float(confidence[first]), 'share')}.",
+                "The student's most confident mistakes, beside the predictions of its (first) teachers. Ticks and "
+                "green bars mark the true class.",
             )
     return drawn
 
@@ -283,7 +282,7 @@ def _capital(text: str) -> str:
 
 
 def _mean(values: Tensor) -> str:
-    return page.shown(float(values.mean()) if len(values) else None, "figure")
+    return html.shown(float(values.mean()) if len(values) else None, "figure")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Any:

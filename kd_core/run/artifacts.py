@@ -17,7 +17,7 @@ from kd_core.errors import UserError, first_line
 from kd_core.files import json_text, replacing_folder
 
 API_TIMEOUT = 30  # seconds; without it the client would try an unreachable server for minutes
-# What a model artifact may hold, and how large each file may be in bytes.  Anything else is not a student of ours.
+# What a model artifact may hold, and how large each file may be in bytes.  Anything else is refused.
 STUDENT_FILES = {"config.json": 2**20, "config.yaml": 2**20, "metrics.json": 2**20, "model.safetensors": 2**36}
 
 MISSING = "W&B knows no such artifact (or hides it from this account)"
@@ -49,7 +49,7 @@ def download(name: str, cache: Path, where: str) -> Path:
         UserError: begins with `where` and says why: no such artifact, no access, no network, another type, files that
             no student of this project has, or content that differs from its checksums.
     """
-    if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # the client would look for a mere NAME anywhere
+    if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # a bare NAME would be searched everywhere
         raise UserError(f"{where}: W&B artifact {name!r}: the name must look like ENTITY/PROJECT/NAME:ALIAS")
     if name not in _fetched:
         _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
@@ -93,7 +93,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
         raise UserError(f"{where}: refused, it is called {artifact.entity!r}, {artifact.project!r}, {artifact.name!r}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Several processes may want the same one.  What lies there already is verified, not trusted.
+        # Several processes may want the same one.  An existing folder is verified, not trusted.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder.is_dir() and _is_intact(artifact, folder)):
                 with replacing_folder(folder) as fresh:
@@ -115,7 +115,7 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One line about a failure of W&B: what to do where that is known, and its own words."""
+    """One line about a failure of W&B: what to do, if that is known, and W&B's own message."""
     words = first_line(error, 200)
     signs = re.sub(r"'[^']*'", "", str(error))  # names, which may read like causes
     advice = next((advice for sign, advice in CAUSES.items() if re.search(sign, signs, re.IGNORECASE)), None)
@@ -125,8 +125,8 @@ def explain(error: Exception) -> str:
 class Uploads:
     """Versions of artifact model-{run_id}, one after the other in their own thread: training never waits.
 
-    `guard(what, action)` runs a W&B call; if it fails, tells so and returns None.  `patience`: seconds that a version
-    may take to arrive, and all of them at the end.
+    `guard(what, action)` runs a W&B call; if it fails, it reports that and returns None.  `patience`: seconds that one
+    version may take to arrive, and all of them at the end.
     """
 
     def __init__(self, run: Any, online: bool, guard: Callable[[str, Callable[[], Any]], Any], patience: float):
@@ -139,8 +139,7 @@ class Uploads:
     def store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, final: bool) -> None:
         """Add the student in folder `export` with its `metrics` as a version with `aliases`.
 
-        `final`: it is one of those that the run ends with; its files are never written again, so that W&B need not
-        copy them.
+        `final`: the run ends with it; its files do not change any more, so W&B need not copy them.
         """
         import wandb
 
@@ -149,7 +148,7 @@ class Uploads:
             policy: Any = "immutable" if final else "mutable"
             own = (path for path in export.iterdir() if path.name in STUDENT_FILES and not path.is_symlink())
             for file in sorted(own):  # links could lead anywhere
-                # skip_cache: else a copy of each version stays in W&B's cache in the home folder
+                # without skip_cache a copy of each version stays in W&B's cache in the home folder
                 artifact.add_file(str(file), name=file.name, policy=policy, skip_cache=True)
             return artifact
 
@@ -160,12 +159,12 @@ class Uploads:
                 self._final.append(sending)
 
     def _send(self, artifact: Any, aliases: list[str]) -> bool:
-        """Whether it arrived, or, offline, was recorded.  The next one waits, so that aliases end where they must."""
+        """Whether it arrived, or, offline, was recorded.  One at a time, so that aliases end at the last version."""
 
         def log() -> Any:
             try:
                 return self._run.log_artifact(artifact, aliases=aliases)
-            except Exception:  # noqa: BLE001 - fails after some 20 seconds without a server: a minute is worth a try
+            except Exception:  # noqa: BLE001 - fails after about 20 seconds without a server, which may be back
                 return self._run.log_artifact(artifact, aliases=aliases)
 
         logged = self._guard("store the student", log)

@@ -371,3 +371,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def lookup(values: Any, key: str) -> Any:
+    """The value under a dotted key of a summary, such as 'evaluation.val.teachers.0.ece'; None if there is none."""
+    for part in key.split("."):
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and part.isdecimal() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return None
+    return values

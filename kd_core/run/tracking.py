@@ -30,9 +30,9 @@ from kd_core.run import artifacts
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
 from kd_core.run.script import exit_status
 
-# what about.json tells wandb.init, which would take much else, too
+# the arguments of wandb.init that about.json holds; any others are refused
 ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
-SENT = "sent"  # file in a run's wandb folder: the server has all of it
+SENT = "sent"  # a file in a run's wandb folder: the server has everything
 # keys of summary.json that W&B shows as the run's summary
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
 MISTAKES = "mistakes"  # the plot of the report that shows images of the data; on the page a figure of class "images"
@@ -61,14 +61,14 @@ def wandb_mode(config: Config) -> str:
 
 
 def _has_credentials() -> bool:
-    """Whether W&B's own client finds credentials for its server: environment, netrc, settings; asks nobody."""
+    """Whether W&B's own client finds credentials for its server: environment, netrc, settings; never prompts."""
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
     try:
         host = wandb_setup.singleton().settings.base_url
         return wbauth.authenticate_session(host=host, source="kd", prompt=False, update_session=False) is not None
-    except Exception:  # noqa: BLE001 - a malformed key or address: starting online says what is wrong, and goes on
+    except Exception:  # noqa: BLE001 - a malformed key or address: starting online reports it and goes on
         return True
 
 
@@ -91,12 +91,12 @@ def code_version() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as it can be typed again; a launcher before it shows in the number of processes only."""
+    """The command as it can be typed again, without a launcher: the number of processes is recorded beside it."""
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def environment() -> dict[str, Any]:
-    """What the results may depend on besides the settings: command, versions and hardware; not whose machine it is."""
+    """What the results may depend on besides the settings: command, versions and hardware; nothing about the user."""
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "wandb")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -119,13 +119,13 @@ _preparing: threading.Thread | None = None
 def prepare(config: Config) -> None:
     """Start W&B's service in the background, if it will be used, and import what a run's start imports.
 
-    Together they take three quarters of a second, which go beside the loading of data here.
+    Together they take 0.75 seconds, in which the data are loaded.
     """
     global _preparing
     if _preparing is None and wandb_mode(config) != "disabled":
 
         def setup() -> None:
-            with suppress(Exception):  # whatever is wrong, starting the run meets it again and tells it
+            with suppress(Exception):  # starting the run fails in the same way and reports it
                 import wandb.apis.public
 
                 wandb.setup()
@@ -149,11 +149,11 @@ def start_tracking(
     facts: dict[str, Any] | None = None,
     offset: int | None = None,
 ) -> Tracker:
-    """The tracker of one run; nothing but a stand-in where `enabled` is false, as on all processes but the main one.
+    """The tracker of one run; one that does nothing if not `enabled`, as on all processes but the main one.
 
     Args:
-        facts: what W&B's configuration of the run shall hold besides the settings and the environment.
-        offset: length in bytes that metrics.jsonl had at the checkpoint from which the run goes on; None: a new run.
+        facts: further entries of the run's configuration at W&B, beside the settings and the environment.
+        offset: length of metrics.jsonl in bytes at the checkpoint from which the run is resumed; None: a new run.
     """
     file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
     mode = wandb_mode(config) if enabled and use_wandb else "disabled"
@@ -179,8 +179,8 @@ def start_tracking(
 class Tracker:
     """Metrics of one run, in metrics.jsonl and in W&B.
 
-    The step that W&B knows a row by is its number in metrics.jsonl.  So the history there is the file, row by row,
-    also after a crash and a resumption: what was sent before is not sent again, what was not is made up for.
+    A row's step at W&B is its number in metrics.jsonl.  So the history there equals the file, row by row, also after a
+    crash and a resume: rows that W&B has are not sent again, and rows that it lacks are sent.
     """
 
     def __init__(
@@ -194,9 +194,9 @@ class Tracker:
         *,
         insist: bool = False,
     ):
-        """`about`: what W&B is to know of the run, as arguments of wandb.init; None: no W&B.
+        """`about`: the arguments of wandb.init; None: no W&B.
 
-        If W&B cannot be started as `mode` says: UserError for those who `insist`, else offline, else not at all.
+        If W&B cannot be started in `mode`: UserError with `insist`, otherwise start offline, otherwise without W&B.
         """
         self.mode, self._settings, self._notify, self._folder, self._file = mode, settings, notify, folder, file
         self._run: Any = None
@@ -230,7 +230,7 @@ class Tracker:
                 finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
                 finish_timeout_raises=True,
                 silent=True,
-                # What the client would tell of the machine and of whose it is; `environment` says what helps.
+                # Send nothing about the machine and its user; `environment` holds what helps.
                 x_disable_meta=True,
                 save_code=False,
                 program=Path(sys.argv[0]).name,
@@ -240,12 +240,12 @@ class Tracker:
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
 
         def init_offline() -> Any:
-            wandb.teardown()  # else the client holds the id for the start that failed
+            wandb.teardown()  # otherwise the client keeps the id reserved for the failed start
             return init("offline")
 
         try:
             self._run = init(self.mode)
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
+        except Exception as error:  # noqa: BLE001 - W&B can raise anything; training goes on
             what = f"W&B could not be started {self.mode}: {artifacts.explain(error)}"
             if insist:
                 raise UserError(what) from None
@@ -259,14 +259,14 @@ class Tracker:
             self._known = self._rows_known()
             patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
-            if about["job_type"] == "train":  # else the client would add epoch 0, the axis of figures without epochs
+            if about["job_type"] == "train":  # otherwise the client adds epoch 0, the axis of metrics without epochs
                 self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
     def _place_artifacts(self) -> None:
-        """Say where the files of artifacts are read: in the run folder, else those of offline runs would get lost.
+        """Let W&B stage the files of artifacts in the run folder; otherwise those of offline runs would get lost.
 
-        Online its path is hidden by a link, since W&B stores with an artifact where its files lay.
+        Online a link hides the folder's path, since W&B stores the paths of an artifact's files.
         """
         self._place = self._folder.path.resolve()
         if self.mode == "online":
@@ -297,18 +297,18 @@ class Tracker:
             self._run.define_metric(pattern, step_metric=axis)
 
     def _rows_known(self) -> int:
-        """How many rows of this run W&B has: as the server says, or, offline, as earlier attempts noted."""
+        """The number of this run's rows that W&B has: the server's answer, or, offline, what earlier attempts noted."""
         if self.mode == "online":
             return int(self._run.starting_step) if self._run.resumed else 0
         if self._file is None or not self._known_file.exists():
             return 0
         try:
             return int(self._known_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # no attempt gave W&B less than what the last checkpoint knew of
+        except (OSError, ValueError):  # every attempt sent at least the rows of the last checkpoint
             return len(read_metrics(self._folder.metrics_file))
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
-        """Run a W&B call; a failure is told and never reaches training."""
+        """Run a W&B call; a failure is reported and never stops training."""
         try:
             return action()
         except Exception as error:  # noqa: BLE001
@@ -333,7 +333,7 @@ class Tracker:
         self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        """Give W&B the next row, unless it has it.  It knows NaN, which is what null in metrics.jsonl stands for."""
+        """Send W&B the next row, unless it has it.  W&B takes NaN, which metrics.jsonl stores as null."""
         number, self._row = self._row, self._row + 1
         if self._run is not None and number >= self._known:
             known = {name: math.nan if value is None else value for name, value in finite(row).items()}
@@ -342,7 +342,7 @@ class Tracker:
                 self._guard("note how much it has", lambda: self._note(number + 1))
 
     def _note(self, rows: int) -> None:
-        """What `_rows_known` reads; training does not wait for the disk, and a note that is lost is done without."""
+        """Store what `_rows_known` reads.  Not durable: no wait for the disk, and a lost note does no harm."""
         write_text(self._known_file, str(rows), durable=False)
 
     def record_report(self, folder: Path) -> None:
@@ -372,16 +372,16 @@ class Tracker:
             self._uploads.record_data(data.fingerprint, data.describe())
 
     def store_best(self) -> None:
-        """Store a better student, at most every `wandb.upload_every_minutes`; offline the end is soon enough."""
+        """Store a better student, at most every `wandb.upload_every_minutes`; offline `store_final` is enough."""
         due = time.monotonic() - self._last_upload >= 60 * self._settings.upload_every_minutes
         if due and self.mode == "online":
             self._store(self._folder.checkpoint("best") / "student", ["best"], final=False)
             self._last_upload = time.monotonic()
 
     def store_final(self) -> None:
-        """The best student, then the final one last, so that `latest` is what it says.
+        """Store the best student, then the final one, so that `latest` is the final one.
 
-        Equal content is one version for W&B, whoever sent it before.
+        W&B stores equal content as one version.
         """
         if self._uploads is None:
             return
@@ -398,7 +398,7 @@ class Tracker:
             self._uploads.store(place, read_json(export / "metrics.json"), aliases, final=final)
 
     def finish(self, error: BaseException | None = None) -> bool:
-        """Close the local file and the W&B run, and say how to send what the server lacks; whether it has all.
+        """Close the local file and the W&B run, and print how to send what the server lacks; whether it has everything.
 
         `error` is what ended the run early, if anything did: after a signal W&B's agents start it again.
         """
@@ -427,11 +427,11 @@ class Tracker:
                 finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
                 complete = bool(finished) and (settled or error is not None)
             finally:
-                self._tell_how_to_send(run, complete, kept)
+                self._print_how_to_send(run, complete, kept)
         return complete
 
-    def _tell_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
-        """Name the command that brings the server what it lacks; if it has all, note so and tidy up."""
+    def _print_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
+        """Print the command that sends what the server lacks; if it has everything, record that and clean up."""
         records = Path(run.dir).parent.parent
         parts = sorted(records.glob(f"offline-run-*-{run.id}"))  # one for each attempt
         if self.mode == "offline":
@@ -464,7 +464,7 @@ def _report(folder: Path, with_images: bool) -> dict[str, Any]:
         for path in own("*.png")
         if with_images or not path.stem.startswith(MISTAKES)
     }
-    # Unless told not to, the client adds a style sheet of its own server.
+    # By default the client adds its server's style sheet.
     shown["report/page"] = wandb.Html(page if with_images else without_images(page), inject=False)
     for path in own("evaluation-*.json"):
         classes = read_object(path)["per_class"]
@@ -485,10 +485,10 @@ def without_images(page: str) -> str:
 
 
 def _to_end(run: Any) -> bool:
-    """Whether the server wants this trial to end for good: its sweep ended it early, or somebody pressed a button.
+    """Whether the server wants this trial to end for good: its sweep stopped it early, or a user did.
 
-    Agents end such a trial by the very signal that they pass on when they are preempted themselves, and W&B gives a
-    preempted trial out again.  The client has no public call that tells.
+    Agents end such a trial with the same signal that they pass on when they are preempted themselves, and W&B starts a
+    preempted trial again.  The client has no public call for this.
     """
     if not run.sweep_id:
         return False
@@ -501,12 +501,12 @@ def _to_end(run: Any) -> bool:
 
 
 def _seconds(variable: str, default: float) -> float:
-    """A limit that the environment may set; W&B's own names."""
+    """A limit in seconds from the environment, under W&B's own names."""
     return float(os.environ.get(variable) or default)
 
 
 def _words(*paths: Path) -> str:
-    """Paths as they can be typed in the working folder."""
+    """Paths as they can be typed in a shell, relative to the working folder where they lie in it."""
     here = Path.cwd()
     absolute = [path.resolve() for path in paths]
     return shlex.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in absolute)
@@ -533,7 +533,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
         raise UserError(f"{path}: was trained without W&B (it has no wandb/about.json)")
     described = read_object(about)
     if set(described) != ABOUT or not isinstance(described["config"], dict):
-        raise UserError(f"{about}: damaged, wanted are the keys {', '.join(sorted(ABOUT))}")
+        raise UserError(f"{about}: damaged, expected the keys {', '.join(sorted(ABOUT))}")
     settings = read_yaml(path / "config.yaml")
     config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
     file = MetricsFile(folder.metrics_file)
@@ -546,7 +546,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
 
 
 def send_rest(config: Config, path: Path, notify: Callable[[str], None]) -> None:
-    """Send W&B what it lacks of the finished run in folder `path`, if an online run was cut off while it was ending."""
+    """Send W&B what it lacks of the finished run in folder `path`, if an online run was killed while it finished."""
     started = (path / "wandb" / "about.json").is_file() and list((path / "wandb").glob("run-*"))
     if started and not (path / "wandb" / SENT).exists() and wandb_mode(config) == "online":
         try:

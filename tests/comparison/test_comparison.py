@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kd_core.comparison import compare as comparison
-from kd_core.comparison import tables as comparison_tables
-from kd_core.comparison.compare import compare, difference, holm, pivot, spread, verdict
+from kd_core.comparison import tables
+from kd_core.comparison.compare import compare, difference, higher_is_better, holm, limits, pivot, spread, verdict
 from kd_core.comparison.runs import Found, Run, as_same_data
 from kd_core.config import command_line
 from kd_core.errors import UserError
@@ -60,12 +59,12 @@ def test_one_value_has_no_deviation_and_equal_ones_no_interval():
     ],
 )  # fmt: skip
 def test_no_interval_goes_beyond_what_a_metric_can_be(metric, values, low, high):
-    plain, found = spread(values, 0.95), spread(values, 0.95, comparison.limits(metric))
-    assert comparison.limits(metric) == (low, high)
+    plain, found = spread(values, 0.95), spread(values, 0.95, limits(metric))
+    assert limits(metric) == (low, high)
     assert found["interval"] == [max(plain["interval"][0], low), min(plain["interval"][1], high)]
     assert {**found, "interval": None} == {**plain, "interval": None}
     own, other = seeded(values), seeded([value * 0.5 for value in values])
-    edges = difference(own, other, 0.95, comparison.limits(metric))["interval"]
+    edges = difference(own, other, 0.95, limits(metric))["interval"]
     assert edges is None or low - high <= edges[0] <= edges[1] <= high - low
 
 
@@ -128,7 +127,7 @@ def test_without_common_seeds_it_is_welchs_test():
 def test_where_no_test_is_possible_there_is_no_p_value(own, other, why, recwarn):
     found = difference(own, other, 0.95)
     assert found["p"] is None and found["interval"] is None and found["why"] == why
-    assert verdict({**found, "p_holm": None}, True, 0.95) == "cannot tell"
+    assert verdict({**found, "p_holm": None}, True, 0.95) == "inconclusive"
     assert not recwarn.list  # of scipy, about lost precision
 
 
@@ -171,7 +170,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     ],
 )  # fmt: skip
 def test_the_better_direction_is_known_by_name(metric, higher):
-    assert comparison.higher_is_better(metric) is higher
+    assert higher_is_better(metric) is higher
 
 
 def test_verdicts_know_the_direction():
@@ -190,7 +189,7 @@ def test_p_values_are_corrected_for_the_methods_that_were_tested():
     corrected = [found[name]["against_baseline"]["p_holm"] for name in (A, B)]
     assert corrected == pytest.approx(closed_testing(raw))
     assert found[C]["against_baseline"]["p_holm"] is None
-    assert found[C]["against_baseline"]["verdict"] == "cannot tell" and found[C]["deviation"] is None
+    assert found[C]["against_baseline"]["verdict"] == "inconclusive" and found[C]["deviation"] is None
 
 
 # -------------------------------------------------------------------------------------------------------- grouping
@@ -233,7 +232,7 @@ def test_what_differs_in_more_than_the_method_is_kept_apart(change, key):
     found = compare(Found(runs, []))
     assert [[row["label"] for row in one["groups"]] for one in found["sets"]] == [[A], [B]]
     assert key in [one["key"] for one in found["differences"]]
-    assert key in "\n".join(comparison_tables.remarks(found))
+    assert key in "\n".join(tables.remarks(found))
     forced = compare(Found(runs, []), force=True)
     assert len(forced["sets"]) == 1 and forced["forced"] and forced["differences"] == found["differences"]
     assert forced["sets"][0]["groups"][1]["against_baseline"]["kind"] == "paired"
@@ -254,9 +253,9 @@ def test_data_can_be_said_to_be_the_same():
     as_same_data(both, [(old[:8], new[:10])])
     compared = compare(both)
     assert [len(one["groups"]) for one in compared["sets"]] == [2, 1]
-    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are taken for the same" in compared["notes"]
+    assert "--same-data: data 0a0a0a0a0a0a and 0b0b0b0b0b0b are treated as the same" in compared["notes"]
     row = compared["sets"][0]["groups"][1]["against_baseline"]
-    assert row["kind"] == "paired" and row["verdict"] == "cannot tell"
+    assert row["kind"] == "paired" and row["verdict"] == "inconclusive"
     everything = found()
     as_same_data(everything, [(new, old), (third[:8], new[:8])])
     assert len(compare(everything)["sets"]) == 1
@@ -363,7 +362,7 @@ def test_a_figure_that_is_no_finite_number_leaves_its_run_out(value):
     found = compare(Found(runs, []))
     assert found["sets"][0]["groups"][0]["n"] == 5
     assert found["left_out"] == [{"run": runs[-1].name, "reason": "has no finite val/accuracy"}]
-    with pytest.raises(UserError, match="--metric: val/accuracy: no run has such a figure; there are"):
+    with pytest.raises(UserError, match="--metric: val/accuracy: no run has such a metric; there are"):
         compare(Found(runs[-1:], []))
 
 
@@ -374,9 +373,9 @@ def test_the_default_metric_is_test_accuracy_where_all_have_it():
 
 
 def test_metrics_that_cannot_be_compared_by():
-    with pytest.raises(UserError, match="--metric: val/typo: no run has such a figure; there are val/accuracy"):
+    with pytest.raises(UserError, match="--metric: val/typo: no run has such a metric; there are val/accuracy"):
         compare(Found(several(A), []), metric="val/typo")
-    with pytest.raises(UserError, match="--metric: best_epoch: it is not known whether more"):
+    with pytest.raises(UserError, match="--metric: best_epoch: it is unknown whether higher is better"):
         compare(Found(several(A), []), metric="best_epoch")
     with pytest.raises(UserError, match="--also: val/typo: no run"):
         compare(Found(several(A), []), also=["val/typo"])
@@ -388,7 +387,7 @@ def test_metrics_that_cannot_be_compared_by():
 
 def test_one_run_is_a_comparison_too():
     found = compare(Found([make(A)], []))
-    text = comparison_tables.text(found, comparison_tables.tables_of(found))
+    text = tables.text(found, tables.tables_of(found))
     assert re.search(rf"^{A} +1 +50.00 ", text, re.MULTILINE) and "verdict" not in text
     json.dumps(found, allow_nan=False)
 
@@ -423,29 +422,29 @@ def test_a_papers_table(tmp_path):
         [(0.707, 5, None), (0.716, 5, None)],
         [(0.85, 2, None), None],
     ]
-    table = comparison_tables.table_of(found)
-    lines = comparison_tables.terminal(table).splitlines()
+    table = tables.table_of(found)
+    lines = tables.terminal(table).splitlines()
     assert lines[2] == lines[5] == "-" * len(lines[2])
     assert [line.split("  ")[0] for line in (lines[1], *lines[3:5], *lines[6:8])] == [
         "kd.type", "teacher", "student alone", A, B,
     ]  # fmt: skip
     assert re.search(rf"^{C} +85.00 ± 7.07 \(2\) +-$", "\n".join(lines), re.MULTILINE)
-    tex = comparison_tables.latex(table)
+    tex = tables.latex(table)
     assert r"85.00 $\pm$ 7.07 (2) &" in tex and r"\textbf" not in tex and r"\underline" not in tex
     assert r"kd.type & cifar\_resnet56 $\rightarrow$ cifar\_resnet20 & cifar\_vgg13 $\rightarrow$ cifar\_vgg8 \\" in tex
     assert tex.count(r"\midrule") == 2 and r"\toprule" in tex and r"\bottomrule" in tex
-    assert "| 85.00 ± 7.07 (2) |" in comparison_tables.markdown(table)
+    assert "| 85.00 ± 7.07 (2) |" in tables.markdown(table)
     left, right = found["cols"]
     notes = [
         f"missing, no finished run: student alone in {right}; {C} in {right}",
         f"missing seeds that others of the column have: {C} in {left} (2, 3, 4)",
-        f"missing figures: teacher in {right}",
+        f"missing values: teacher in {right}",
     ]
     below = tex.partition(r"\end{tabular}")[2]
-    assert "mean $\\pm$ sample deviation (number of seeds n)" in below and r"\footnotesize" in below
+    assert "mean $\\pm$ sample standard deviation (number of seeds n)" in below and r"\footnotesize" in below
     for note in notes:
         assert f"note: {note}" in lines and note in table.notes
-        assert comparison_tables.tex_escape(note) in below
+        assert tables.tex_escape(note) in below
     assert "none is here" in table.notes[-1]
 
 
@@ -483,9 +482,9 @@ def test_a_best_is_marked_where_its_interval_leaves_out_the_next(alone, methods,
         runs += runs_of(name, values)
     found = pivot(Found(runs, []), "kd.type", "pair", metric="val/accuracy" if higher else "val/ece")
     assert [row[0]["mark"] for row in found["cells"]] == marks
-    table = comparison_tables.table_of(found)
-    assert comparison_tables.latex(table).count(r"\textbf") == marks.count("best")
-    assert comparison_tables.terminal(table).count("*") == 2 * marks.count("best")  # once in the legend
+    table = tables.table_of(found)
+    assert tables.latex(table).count(r"\textbf") == marks.count("best")
+    assert tables.terminal(table).count("*") == 2 * marks.count("best")  # once in the legend
     assert ("none is here" in table.notes[-1]) == ("best" not in marks)
 
 
@@ -562,18 +561,18 @@ def test_columns_hold_what_may_be_compared():
 
 def test_nothing_in_a_name_is_obeyed_by_the_terminal():
     found = evil()
-    text = comparison_tables.text(found, comparison_tables.tables_of(found))
+    text = tables.text(found, tables.tables_of(found))
     assert "\x1b" not in text and "\\x1b[31m" in text
 
 
 def test_names_are_escaped_in_latex_and_markdown():
-    [table] = comparison_tables.tables_of(evil())
+    [table] = tables.tables_of(evil())
     table.rows[0][0].text = EVIL
-    tex = comparison_tables.latex(table)
+    tex = tables.latex(table)
     row = next(line for line in tex.splitlines() if "script" in line and not line.startswith("%"))
     bare = re.sub(r"\\(?:[&%$#_{}]|text\w+\{\}|degree\{\})|\$\\pm\$|\$-\$", "", row.removesuffix("\\\\"))
     assert bare.count("&") == len(table.header) - 1 and not re.search(r"[%$#_{}~^\\]", bare)
-    lines = comparison_tables.markdown(table).splitlines()
+    lines = tables.markdown(table).splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", line)) == len(table.header) + 1 for line in lines if line.startswith("|"))
     assert not re.search(r"(?<!\\)[<`]", "\n".join(lines))
     assert [line for line in tex.splitlines() if "new `line`" in line and line.startswith("%")]  # not a line of its own
@@ -593,7 +592,7 @@ class Elements(HTMLParser):
 
 def test_the_files(tmp_path):
     found = evil()
-    written = comparison_tables.write(tmp_path / "out", found, comparison_tables.tables_of(found))
+    written = tables.write(tmp_path / "out", found, tables.tables_of(found))
     assert {path.name for path in written} == {f"comparison.{end}" for end in ("csv", "md", "tex", "html", "json")}
     page = Elements()
     page.feed((tmp_path / "out" / "comparison.html").read_text())
@@ -616,7 +615,7 @@ def test_no_cell_of_text_is_a_formula(start):
 
 def test_a_papers_table_as_files(tmp_path):
     found = pivot(Found(paper(tmp_path), []), "kd.type", "pair")
-    comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
+    tables.write(tmp_path / "out", found, [tables.table_of(found)])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
     cells = {(row["row"], row["column"].split()[0]): row for row in rows}
     assert cells[C, "cifar_resnet56"]["n"] == "2" and cells[C, "cifar_resnet56"]["seeds"] == "0 1"
@@ -627,6 +626,6 @@ def test_a_papers_table_as_files(tmp_path):
     assert "missing, no finished run: student alone in" in page
     clear = several(A) + several(B, BELOW) + several(C, LOWEST) + several(LABEL_ONLY, LOWEST)
     found = pivot(Found(clear, []), "kd.type", "pair")
-    comparison_tables.write(tmp_path / "out", found, [comparison_tables.table_of(found)])
+    tables.write(tmp_path / "out", found, [tables.table_of(found)])
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "<strong>" in page and "<u>" in page and "Bold: the best" in page

@@ -10,7 +10,7 @@ from torch import nn
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 from kd_core.evaluation import cost
-from kd_core.report import console as report
+from kd_core.report import console
 
 # 3x3 convolutions of 16, 32 and 64 channels at 32, 16 and 8 pixels, two 1x1 shortcuts, the classifier
 RESNET20 = (
@@ -76,7 +76,7 @@ def test_measuring(network, tmp_path, precision):
     for count, latency in found["latency_ms"].items():
         assert 0 < latency < math.inf
         assert found["images_per_second"][count] * latency / 1000 == pytest.approx(int(count))
-    assert "images per second" in report.costs(found)
+    assert "images per second" in console.costs(found)
 
 
 class Limited(nn.Module):
@@ -101,7 +101,7 @@ def test_a_batch_that_does_not_fit_has_no_times(tmp_path):
     assert found["latency_ms"]["256"] is None and found["images_per_second"]["256"] is None
     assert found["latency_ms"]["1"] > 0 and found["checkpoint_bytes"] == 5
     assert network.passes == [1, 1, *[1] * cost.FEWEST, 256]  # counted, warmed up, measured; no second try
-    assert "too large" in report.costs(found)
+    assert "too large" in console.costs(found)
     with pytest.raises(RuntimeError, match="something else"):
         cost.measure(Limited("something else"), 8, torch.device("cpu"), checkpoint=tmp_path)
 

@@ -211,9 +211,9 @@ def test_a_student_that_memorises():
     planted = run("--data.crop_padding=0")
     val = planted["val"]
     val.student = answers(val.labels, 0.5, 4.0, 77)
-    assert found(planted)["memorised"].key == "data.crop_padding"  # neither that nor flip: no augmentation at all
+    assert found(planted)["memorized"].key == "data.crop_padding"  # neither that nor flip: no augmentation at all
     planted["config"] = settings_of()
-    assert found(planted)["memorised"].key == "training.weight_decay"
+    assert found(planted)["memorized"].key == "training.weight_decay"
 
 
 def test_a_student_that_cannot_follow():

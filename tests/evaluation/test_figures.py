@@ -16,7 +16,7 @@ from kd_core import metrics
 from kd_core.data.superclasses import CIFAR100, in_one_spelling, superclasses_of
 from kd_core.errors import NonFinite, UserError
 from kd_core.evaluation.figures import GAIN, Predictions, evaluate, logged
-from kd_core.report import console as report
+from kd_core.report import console
 
 PLAIN = {
     "split", "correct", "total", "accuracy", "top5", "macro_accuracy", "loss_ce", "nll", "brier", "ece", "ece_adaptive",
@@ -54,7 +54,7 @@ def test_its_shape(name, count):
     )
     assert sum(map(sum, found["confusion"])) == sum(row["count"] for row in found["per_class"]) == found["total"]
     assert sum(found["confusion"][c][c] for c in range(classes)) == found["correct"]
-    assert f"{found['correct']} / {found['total']}" in report.evaluation("a student", found)
+    assert f"{found['correct']} / {found['total']}" in console.evaluation("a student", found)
     assert all(isinstance(value, float) for value in logged(found).values())
 
 
@@ -101,7 +101,7 @@ def test_the_difference_to_the_student_alone_says_how_sure_it_is():
     only, other = int((right & ~alone).sum()), int((alone & ~right).sum())
     p = stats.binomtest(only, only + other).pvalue
     assert found["gain_p"] == pytest.approx(p) and p < 0.05 and found["gain_verdict"] == "better"
-    text = report.evaluation("a student", found)
+    text = console.evaluation("a student", found)
     assert (
         f"difference to the student alone: {100 * found['gain']:+.2f} points ({found['gain_images']} of 510 images), "
         f"standard error {100 * found['gain_error']:.2f} points: better on these images"
@@ -109,7 +109,7 @@ def test_the_difference_to_the_student_alone_says_how_sure_it_is():
     assert "one seed each, so another may differ" in text
     same = evaluate(replace(given, alone=given.student))
     assert (same["gain"], same["gain_images"], same["gain_error"]) == (0.0, 0, 1 / 510)
-    assert "+0.00 points (0 of 510 images), standard error 0.20 points: cannot tell" in report.evaluation("s", same)
+    assert "+0.00 points (0 of 510 images), standard error 0.20 points: inconclusive" in console.evaluation("s", same)
 
 
 def test_temperature_scaling_says_when_it_did_not_help():
@@ -119,12 +119,12 @@ def test_temperature_scaling_says_when_it_did_not_help():
     found = evaluate(calibrated, cold)
     scaled = found["temperature_scaling"]
     assert scaled["helped"] is False and scaled["nll"] > found["nll"] and scaled["ece"] > found["ece"]
-    text = report.evaluation("a student", found)
+    text = console.evaluation("a student", found)
     assert "temperature scaling did not help on these images: cross-entropy (nats)" in text
     assert f"calibration error (ECE, 15 bins) {found['ece']:.4f} became {scaled['ece']:.4f}" in text
     helped = evaluate(calibrated, calibrated)
     assert helped["temperature_scaling"]["helped"] is True
-    assert "did not help" not in report.evaluation("a student", helped)
+    assert "did not help" not in console.evaluation("a student", helped)
     flat = evaluate(replace(calibrated, student=torch.zeros(510, 10)), cold)  # no temperature changes it
     assert flat["temperature_scaling"]["nll"] == flat["nll"] and flat["temperature_scaling"]["helped"] is False
 
@@ -163,7 +163,7 @@ def test_most_confused_are_named():
 
 def test_without_a_validation_split_there_is_no_temperature():
     found = evaluate(predictions())
-    assert found["temperature_scaling"] is None and "temperature" not in report.evaluation("a student", found)
+    assert found["temperature_scaling"] is None and "temperature" not in console.evaluation("a student", found)
     assert not any("temperature" in name or "scaled" in name for name in logged(found))
 
 

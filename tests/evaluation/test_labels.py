@@ -10,7 +10,7 @@ from html_tree import Tree
 from kd_core.evaluation.figures import evaluate
 from kd_core.evaluation.labels import LABELS
 from kd_core.export import card
-from kd_core.report import console as report
+from kd_core.report import console
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 BOTH = (
@@ -21,26 +21,26 @@ BOTH = (
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> tuple[str, Tree]:
-    """What the console and the page say of one evaluation."""
+def shown(tmp_path_factory) -> tuple[str, Tree]:
+    """The console's text and the page of one evaluation."""
     path, arguments = sample_run.report(tmp_path_factory.mktemp("labels") / "run")
-    console = report.evaluation("a student", arguments["evaluations"]["val"])
-    console += "\n\n" + report.costs(arguments["summary"]["cost"])
-    return console, Tree(path.read_text(encoding="utf-8"))
+    printed = console.evaluation("a student", arguments["evaluations"]["val"])
+    printed += "\n\n" + console.costs(arguments["summary"]["cost"])
+    return printed, Tree(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("key", BOTH)
-def test_console_and_page_say_the_same(told, key):
-    console, page = told
+def test_console_and_page_say_the_same(shown, key):
+    printed, page = shown
     words = [text for _, text, _ in page.all("th", "dt", "caption", "p", "dd")]
-    assert LABELS[key] in console
+    assert LABELS[key] in printed
     assert any(LABELS[key] in text for text in words)
 
 
-def test_no_figure_of_the_console_has_a_name_of_its_own(told):
+def test_no_figure_of_the_console_has_a_name_of_its_own(shown):
     """The first column and the headers of its tables hold labels, networks and classes alone."""
-    console, page = told
-    blocks = console.split("\n\n")
+    printed, page = shown
+    blocks = printed.split("\n\n")
     first = [re.split(r"  +", line)[0] for line in blocks[0].splitlines()[2:]]
     assert set(first) - set(LABELS.values()) == {"correct / total"}
     header = re.split(r"  +", blocks[1].splitlines()[0].strip())
@@ -62,7 +62,7 @@ def test_the_networks_of_a_run_are_told_in_the_same_words():
         **sample_run.summary(made, {"val": figures}), **known, "val_images": 400,
         "ensemble": known, "teachers": [{"name": "a", "parameters": 7, **known}],
     }  # fmt: skip
-    text = report.results(summary, {**known, "student_model": "vit", "parameters": 9})
+    text = console.results(summary, {**known, "student_model": "vit", "parameters": 9})
     header = text.splitlines()[0]
     assert [part for part in re.split(r"  +", header) if part] == [
         f"validation {LABELS['accuracy']}", f"validation {LABELS['auroc']}", LABELS["parameters"],
@@ -73,12 +73,12 @@ def test_the_networks_of_a_run_are_told_in_the_same_words():
     assert LABELS["alone"] in text and LABELS["ensemble"] in text
     for name in ("gain", "gain_images", "gain_error", "gain_p", "gain_verdict"):
         del summary["evaluation"]["val"][name]  # a run of before
-    assert LABELS["gain"] not in report.results(summary, None)
+    assert LABELS["gain"] not in console.results(summary, None)
 
 
 def test_interval_of_a_perfect_student_ends_at_100():
     summary = {"student_model": "vit", "kd_type": "x", "parameters": 9, "val_accuracy": 1.0, "val_images": 50}
-    assert "(Wilson): 92.87% to 100.00%" in report.results(summary, None)
+    assert "(Wilson): 92.87% to 100.00%" in console.results(summary, None)
 
 
 def test_the_card_and_the_docs_use_them():

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kd_core.comparison import compare as comparison
+from kd_core.comparison import compare
 from kd_core.evaluation import uncertainty
-from kd_core.evaluation.uncertainty import BETTER, CANNOT_TELL, WORSE, PairedDifference, paired_difference, wilson
+from kd_core.evaluation.uncertainty import BETTER, INCONCLUSIVE, WORSE, PairedDifference, paired_difference, wilson
 
 
 @given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.999]))
@@ -56,8 +56,8 @@ def test_no_sample_shows_a_standard_error_of_0(found):
 
 @pytest.mark.parametrize(
     ("gained", "lost", "word"),
-    [(5, 2, CANNOT_TELL), (2, 5, CANNOT_TELL), (0, 0, CANNOT_TELL), (5, 0, CANNOT_TELL), (6, 0, BETTER), (0, 6, WORSE),
-     (40, 10, BETTER), (10, 40, WORSE)],
+    [(5, 2, INCONCLUSIVE), (2, 5, INCONCLUSIVE), (0, 0, INCONCLUSIVE), (5, 0, INCONCLUSIVE), (6, 0, BETTER),
+     (0, 6, WORSE), (40, 10, BETTER), (10, 40, WORSE)],
 )  # fmt: skip
 def test_verdicts_on_images(gained, lost, word):
     assert PairedDifference(gained, lost, 229).verdict == word
@@ -67,10 +67,10 @@ def test_verdicts_on_images(gained, lost, word):
 @pytest.mark.parametrize("higher", [True, False])
 @pytest.mark.parametrize("mean", [-0.1, 0.1])
 def test_seeds_are_judged_in_the_same_words(p, higher, mean):
-    word = comparison.verdict({"mean": mean, "p_holm": p}, higher, 0.95)
+    word = compare.verdict({"mean": mean, "p_holm": p}, higher, 0.95)
     assert word == uncertainty.verdict(mean, p, higher=higher)
     sure = p is not None and p <= 0.05
-    assert word == ((BETTER if (mean > 0) == higher else WORSE) if sure else CANNOT_TELL)
+    assert word == ((BETTER if (mean > 0) == higher else WORSE) if sure else INCONCLUSIVE)
 
 
 def test_no_image_is_an_error():

@@ -17,7 +17,7 @@ from kd_core.config import Config
 from kd_core.data.dataset import load_data
 from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
-from kd_core.export import predict_files as pictures
+from kd_core.export import predict_files
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
 from kd_core.models.predict import Images, Predictor
@@ -37,7 +37,7 @@ def noise(height: int, width: int, *, seed: int = 0) -> Image.Image:
 
 def probabilities(student: Path, *files: Path) -> torch.Tensor:
     """float32 [n,10], by label."""
-    found, unreadable = pictures.predict(models.load_export(student), files, top=10, device=CPU)
+    found, unreadable = predict_files.predict(models.load_export(student), files, top=10, device=CPU)
     assert not unreadable and [one.file for one in found] == list(files)
     by_name = [dict(zip(one.classes, one.probabilities, strict=True)) for one in found]
     return torch.tensor([[one[name] for name in NAMES] for one in by_name])
@@ -60,7 +60,7 @@ def test_validation_images_as_files_get_evaluations_logits(tmp_path, name, resiz
     assert (probabilities(folder, *files) - logits[:20].softmax(1)).abs().max() < 1e-6
 
 
-def test_pictures_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
+def test_images_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
     plain = noise(32, 32)
     plain.save(tmp_path / "plain.png")
     expected = probabilities(student, tmp_path / "plain.png")
@@ -91,7 +91,7 @@ def test_pictures_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
 
 
 def test_a_folder_is_read_in_batches_sorted_without_what_is_no_picture(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "BATCH", 2)
+    monkeypatch.setattr(predict_files, "BATCH", 2)
     (tmp_path / "b" / "deep").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     names = ["a.png", "b/deep/c.png", "b/x.png", "z.png"]
@@ -102,13 +102,15 @@ def test_a_folder_is_read_in_batches_sorted_without_what_is_no_picture(student, 
     bomb = Image.new("1", (9001, 9000))
     bomb.save(tmp_path / "c.png")
     (tmp_path / "d.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    files = pictures.files_in(tmp_path)
+    files = predict_files.files_in(tmp_path)
     assert len(files) == 8 and files == sorted(files)
-    found, unreadable = pictures.predict(models.load_export(student), files, top=3, device=CPU)
+    found, unreadable = predict_files.predict(models.load_export(student), files, top=3, device=CPU)
     assert [one.file for one in found] == [tmp_path / name for name in names]
     assert sorted(file.name for file in unreadable) == ["c.png", "cut.png", "d.eps", "notes.txt"]
     assert "9001x9000 pixels are more than" in unreadable[tmp_path / "c.png"]
-    one_by_one = [pictures.predict(models.load_export(student), [one.file], top=3, device=CPU)[0][0] for one in found]
+    one_by_one = [
+        predict_files.predict(models.load_export(student), [one.file], top=3, device=CPU)[0][0] for one in found
+    ]
     assert [one.classes for one in found] == [one.classes for one in one_by_one]
 
 
@@ -123,7 +125,7 @@ def test_the_script_prints_and_writes_a_table(student, tmp_path, capsys):
     evaluate_kd.main(words)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out and "\\x1b[31mred\\n.png\n" in printed.out
-    assert "2 pictures written to" in printed.out
+    assert "2 images written to" in printed.out
     assert printed.err.startswith("left out, since they cannot be read (1):\n") and "x.txt: cannot" in printed.err
     shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", printed.out, re.MULTILINE)]
     assert len(shares) == 20 and sum(shares) == pytest.approx(200, abs=0.2)
@@ -133,7 +135,7 @@ def test_the_script_prints_and_writes_a_table(student, tmp_path, capsys):
     assert list(rows[0]) == ["file", *(f"{kind}_{k}" for k in range(1, 11) for kind in ("class", "probability"))]
     assert len(rows) == 2 and {row["class_1"] for row in rows} <= {"'=cat", *NAMES[1:]}
     assert {"'=cat"} <= set(rows[0].values()) and "=cat" not in rows[0].values()
-    found, _ = pictures.predict(models.load_export(student), [folder / "a.png"], top=2, device=CPU)
+    found, _ = predict_files.predict(models.load_export(student), [folder / "a.png"], top=2, device=CPU)
     row = next(row for row in rows if row["file"] == str(folder / "a.png"))
     assert float(row["probability_2"]) == pytest.approx(found[0].probabilities[1], abs=1e-6)
     assert not [path for path in table.parent.iterdir() if path.name.startswith(".")]
@@ -141,13 +143,13 @@ def test_the_script_prints_and_writes_a_table(student, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx"])
 def test_no_cell_is_a_formula(tmp_path, text):
-    pictures.write_csv(tmp_path / "a.csv", [pictures.Prediction(Path(text), [text], [0.5])])
+    predict_files.write_csv(tmp_path / "a.csv", [predict_files.Prediction(Path(text), [text], [0.5])])
     [_, cells] = csv.reader((tmp_path / "a.csv").open(newline=""))
     assert cells[0][0] == cells[1][0] == "'" and cells[2] == "0.500000"
 
 
 def test_names_that_are_no_text_can_be_written(tmp_path):
-    pictures.write_csv(tmp_path / "a.csv", [pictures.Prediction(Path("\udcff.png"), ["\ud800"], [0.5])])
+    predict_files.write_csv(tmp_path / "a.csv", [predict_files.Prediction(Path("\udcff.png"), ["\ud800"], [0.5])])
     assert "\\udcff.png,\\ud800," in (tmp_path / "a.csv").read_text(encoding="utf-8")
 
 
@@ -156,7 +158,7 @@ def test_names_that_are_no_text_can_be_written(tmp_path):
     [
         ("--images=nowhere", "--images: no such file or folder: nowhere"),
         ("--images={empty}", "--images: there is no file in"),
-        ("--images=README.md", "--images: none of 1 file(s) can be read as a picture:\n  README.md: cannot identify"),
+        ("--images=README.md", "--images: none of 1 file(s) can be read as an image:\n  README.md: cannot identify"),
         ("--images=x --top=0", "--top: 0: a number of classes is needed"),
         ("--images=x --top=five", "--top: five"),
         ("--images=x --csv=tests", "--csv: tests is a folder"),
@@ -189,7 +191,7 @@ def test_an_export_of_another_project_has_its_own_size_and_numbers_for_names(stu
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config))
     noise(8, 8).save(tmp_path / "a.png")
-    [[one], _] = pictures.predict(models.load_export(tmp_path), [tmp_path / "a.png"], top=99, device=CPU)
+    [[one], _] = predict_files.predict(models.load_export(tmp_path), [tmp_path / "a.png"], top=99, device=CPU)
     assert sorted(one.classes) == [str(number) for number in range(10)] and sum(one.probabilities) == pytest.approx(1)
 
 
@@ -198,7 +200,7 @@ def test_weights_that_are_not_finite_are_one_message(student, tmp_path):
     loaded = models.load_export(student)
     next(loaded.model.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match="test_vit: gives probabilities that are not finite"):
-        pictures.predict(loaded, [tmp_path / "a.png"], top=5, device=CPU)
+        predict_files.predict(loaded, [tmp_path / "a.png"], top=5, device=CPU)
 
 
 def test_exit_statuses(student, tmp_path, monkeypatch, capsys):

@@ -25,9 +25,7 @@ import kd_methods
 from kd_core.config import Config
 from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
-from kd_core.export import card
-from kd_core.export import predict_files as pictures
-from kd_core.export import write as exports
+from kd_core.export import card, predict_files, write
 from kd_core.files import write_json
 from kd_core.models import build as models
 
@@ -49,11 +47,11 @@ def written(tmp_path_factory, pixels) -> dict[str, Path]:
     for name in STUDENTS:
         home = tmp_path_factory.mktemp(name)
         loaded = models.load_export(make_student(home / "student", name))
-        checks = exports.prepare(loaded, pixels)
+        checks = write.prepare(loaded, pixels)
         lineage = card.Lineage(home / "student", None, None, None)
         for kind in KINDS:
             describe = functools.partial(card.render, kind, loaded, lineage, images="40 images", repo=None)
-            assert exports.write(kind, loaded, home / kind, checks, describe) < 1e-4
+            assert write.write(kind, loaded, home / kind, checks, describe) < 1e-4
         found[name] = home
     return found
 
@@ -89,8 +87,8 @@ def test_onnx_describes_itself(written, name):
     folder = written[name] / "onnx"
     model, about = onnx.load(folder / "model.onnx"), json.loads((folder / "preprocessing.json").read_text())
     inside = {item.key: json.loads(item.value) for item in model.metadata_props}
-    assert about == inside | {"opset": exports.OPSET} and about["class_names"] == NAMES
-    assert [item.version for item in model.opset_import if item.domain == ""] == [exports.OPSET]
+    assert about == inside | {"opset": write.OPSET} and about["class_names"] == NAMES
+    assert [item.version for item in model.opset_import if item.domain == ""] == [write.OPSET]
     shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert shape == about["input"]["shape"] == ["batch", 3, 32, 32]
     assert about["mean"] == [0.5, 0.4, 0.3] and about["stored_size"] == about["resize"] == about["size"] == 32
@@ -118,7 +116,7 @@ def test_the_documents_code_is_the_cards_and_runs(written, kind):
     Image.fromarray(noise.numpy()).save(home / "picture.png")
     unneeded = ["kd_core", "kd_methods", *(["timm", "torchvision"] if kind != "timm" else [])]
     printed = isolated(code.replace("picture.png", str(home / "picture.png")), folder, *unneeded)
-    [[expected], _] = pictures.predict(loaded, [home / "picture.png"], top=5, device=torch.device("cpu"))
+    [[expected], _] = predict_files.predict(loaded, [home / "picture.png"], top=5, device=torch.device("cpu"))
     found = [line.split("% ", 1) for line in printed.splitlines()]
     assert [name for _, name in found] == expected.classes
     assert [float(share) for share, _ in found] == pytest.approx([100 * p for p in expected.probabilities], abs=0.02)
@@ -132,14 +130,14 @@ def test_the_projects_own_networks_say_what_they_need(written):
 
 def test_an_export_that_differs_is_not_kept(written, pixels, tmp_path):
     loaded = models.load_export(written["cifar_resnet20"] / "student")
-    checks = exports.prepare(loaded, pixels)
+    checks = write.prepare(loaded, pixels)
     checks.logits = checks.logits.clone()
     checks.logits[3, 4] += 0.01
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "config.json").write_text("the former one")
     for name in ("there", "new"):
         with pytest.raises(UserError, match="differ from the student's by up to 0.01, allowed is 0.0001; nothing was"):
-            exports.write("timm", loaded, tmp_path / name, checks, lambda _: "")
+            write.write("timm", loaded, tmp_path / name, checks, lambda _: "")
     assert (tmp_path / "there" / "config.json").read_text() == "the former one"
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -147,7 +145,7 @@ def test_an_export_that_differs_is_not_kept(written, pixels, tmp_path):
 @pytest.mark.parametrize("kind", ["timm", "hub"])
 def test_class_names_stand_at_the_top_and_in_timms_own_settings(written, pixels, tmp_path, kind):
     loaded = models.load_export(written["test_vit"] / "student")
-    exports.write(kind, loaded, tmp_path / kind, exports.prepare(loaded, pixels), str)
+    write.write(kind, loaded, tmp_path / kind, write.prepare(loaded, pixels), str)
     config = json.loads((tmp_path / kind / "config.json").read_text())
     assert config["label_names"] == config["pretrained_cfg"]["label_names"] == NAMES
 
@@ -155,7 +153,7 @@ def test_class_names_stand_at_the_top_and_in_timms_own_settings(written, pixels,
 def test_what_counts_as_equal():
     def difference(scale: float, error: float) -> float:
         logits = torch.full((3, 2), scale)
-        checks = exports.Checks(logits, logits, logits, [3])
+        checks = write.Checks(logits, logits, logits, [3])
         return checks.difference(logits + torch.tensor([0.0, error]), "it")
 
     assert difference(1, 5e-5) == pytest.approx(5e-5, rel=0.01) and difference(1000, 9e-4) > 1e-4
@@ -167,23 +165,23 @@ def test_what_counts_as_equal():
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 40])
 def test_few_images_are_enough(written, pixels, count):
     loaded = models.load_export(written["test_vit"] / "student")
-    checks = exports.prepare(loaded, pixels[:count])
+    checks = write.prepare(loaded, pixels[:count])
     assert sum(checks.sizes) == len(checks.logits) == count and checks.sizes[0] == 1
     assert checks.difference(student_logits(written["test_vit"], pixels[:count]), "it") < 1e-6
 
 
 @pytest.mark.parametrize(("size", "count"), [(32, 1000), (64, 976), (224, 79), (1024, 16)])
 def test_large_networks_are_checked_on_fewer_images(size, count):
-    assert exports.how_many(size) == count
+    assert write.how_many(size) == count
 
 
 def test_a_network_that_cannot_be_traced_is_one_message(written, pixels, tmp_path):
     loaded = models.load_export(written["cifar_resnet20"] / "student")
-    checks = exports.prepare(loaded, pixels)
+    checks = write.prepare(loaded, pixels)
     loaded.model.forward = lambda images: images.mean() > 0 and images or -images
     for kind in ("onnx", "program"):
         with pytest.raises(UserError, match=f"--export {kind}: cifar_resnet20 cannot be exported: .*--export timm"):
-            exports.write(kind, loaded, tmp_path / kind, checks, lambda _: "")
+            write.write(kind, loaded, tmp_path / kind, checks, lambda _: "")
     assert not list(tmp_path.iterdir())
 
 
@@ -261,7 +259,7 @@ def test_figures_of_another_checkpoint_are_not_taken(run):
 
 def test_a_card_without_any_origin(written):
     text = (written["test_vit"] / "onnx" / "README.md").read_text()
-    assert "No figures are known" in text and "| data | unknown |" in text and "a method that is not known" in text
+    assert "No metrics are known" in text and "| data | unknown |" in text and "a method that is not known" in text
     assert ModelCard(text).data.library_name == "onnx"
 
 
@@ -280,7 +278,7 @@ def test_the_script_exports_beside_the_run_and_checks_on_its_data(tmp_path, caps
     assert re.search(r"timm: written to .*run-1/export/timm; .* on \d+ images of the val split", printed)
     assert "stock timm has no cifar_resnet20" in printed and "--export program runs without it" in printed
     assert "a dry run: --push would send to the Hub's org/digits:\n  README.md" in printed
-    assert sorted(path.name for path in (run / "export" / "hub").iterdir()) == sorted(exports.FILES["hub"])
+    assert sorted(path.name for path in (run / "export" / "hub").iterdir()) == sorted(write.FILES["hub"])
     content = (run / "export" / "hub" / "README.md").read_text()
     assert 'create_model("hf-hub:org/digits"' in content and "| data | digits |" in content
     kept = json.loads((run / "export" / "timm" / "config.json").read_text())
@@ -295,7 +293,7 @@ def test_without_its_data_random_images_serve(written, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "note: checked on random images, since the data cannot be used: --config: needed here" in printed
     assert "on 1,000 random images" in printed and sorted(path.name for path in out.iterdir()) == sorted(
-        exports.FILES["timm"]
+        write.FILES["timm"]
     )
     assert "1,000 random images" in (out / "README.md").read_text()
 
@@ -399,7 +397,7 @@ def test_pushing_sends_the_export_and_nothing_else(written, tmp_path, monkeypatc
         server.shutdown()
     assert f"pushed to {server.address}/org/digits" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in out.iterdir()} == handler.files
-    assert set(handler.files) == set(exports.FILES["hub"])
+    assert set(handler.files) == set(write.FILES["hub"])
     [created] = [json.loads(body) for path, body, _ in handler.asked if path.endswith("/repos/create")]
     private = created.get("private") is True or created.get("visibility") == "private"
     assert private
@@ -410,7 +408,7 @@ def test_pushing_sends_the_export_and_nothing_else(written, tmp_path, monkeypatc
 def test_a_hub_that_cannot_be_reached_is_one_message(written):
     """This process is offline."""
     with pytest.raises(UserError, match="--push: org/x: the Hub does not take it: .*; the export is complete in "):
-        exports.push(written["test_vit"] / "timm", "org/x")
+        write.push(written["test_vit"] / "timm", "org/x")
 
 
 @pytest.mark.slow

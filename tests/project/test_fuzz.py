@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import compare_kd
 import evaluate_kd
-from kd_core.config import Config, command_line, parse_yaml
+from kd_core.config import Config, command_line, own_code, parse_yaml
 from kd_core.errors import UserError
 from kd_core.teachers.load import training_config
 
@@ -158,13 +158,13 @@ def test_command_lines_of_training(words):
     words=st.lists(st.one_of(word, st.sampled_from(["--checkpoint", "--split", "--dump-views", "val"])), max_size=4),
 )
 def test_command_lines_of_evaluation(source, words):
-    accepted(lambda: evaluate_kd.parse([*source, *words]))
+    accepted(lambda: evaluate_kd.read_settings(*evaluate_kd.parse([*source, *words])))
 
 
 @examples(300)
 @given(words=st.lists(st.one_of(word, st.sampled_from(["--rows=a", "--cols=b", "--out", "--also=,"])), max_size=4))
 def test_command_lines_of_comparison(words):
-    accepted(lambda: compare_kd.parse(["runs", *words]))
+    accepted(lambda: own_code.run(compare_kd.parse(["runs", *words]).imports))
 
 
 COUNTS = {

@@ -14,10 +14,10 @@ from browser import Browser
 from compared_runs import evil
 from html_tree import Tree
 
-from kd_core.comparison import tables as comparison_tables
+from kd_core.comparison.tables import tables_of, write
 from kd_core.evaluation.figures import evaluate
-from kd_core.report import html as page
-from kd_core.report import run_page as report_page
+from kd_core.report import html, run_page
+from kd_core.run.folder import lookup
 from kd_core.run.tracking import without_images
 
 
@@ -60,16 +60,16 @@ def test_every_number_is_the_one_of_the_summary(report, tree):
         if "data-key" not in attributes:
             continue
         key = attributes["data-key"]
-        value = page.lookup(summary, key)
+        value = lookup(summary, key)
         shown[key] = text
-        if text == page.MISSING:
+        if text == html.MISSING:
             assert value is None
         elif "value" in attributes:
             assert float(attributes["value"]) == value, key
             number, rounding = read(text)
             assert number == pytest.approx(value, abs=max(rounding, 1e-12)), (key, text, value)
         else:
-            assert text == " ".join(page.printable(str(value)).split()), key
+            assert text == " ".join(html.printable(str(value)).split()), key
     # every figure is there, but for a second name of the same one and what is no figure
     unshown = {key for key, _ in leaves(summary)} - set(shown)
     assert {re.sub(r"\d+", "0", key) for key in unshown} == {
@@ -102,13 +102,13 @@ def test_numbers_in_cells_and_cards_name_their_keys(report):
     ],
 )  # fmt: skip
 def test_how_values_read(value, kind, text):
-    assert page.shown(value, kind) == text
+    assert html.shown(value, kind) == text
 
 
 def test_keys_are_looked_up_and_missing_ones_are_none():
     values = {"a": [{"b": 0}, 1], "1": {"x": 2}}
-    assert [page.lookup(values, key) for key in ("a.0.b", "a.1", "1.x")] == [0, 1, 2]
-    assert [page.lookup(values, key) for key in ("a.2", "a.-1", "b", "a.x", "a.0.b.c", "")] == [None] * 6
+    assert [lookup(values, key) for key in ("a.0.b", "a.1", "1.x")] == [0, 1, 2]
+    assert [lookup(values, key) for key in ("a.2", "a.-1", "b", "a.x", "a.0.b.c", "")] == [None] * 6
 
 
 def test_the_whole_evaluation_lies_beside_the_page(report):
@@ -177,7 +177,7 @@ def test_a_student_without_teachers(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "no teachers" in text and "Student and teachers" not in headings(path)
     assert not list(path.parent.glob("teacher-weights*")) + list(path.parent.glob("gains*"))
-    for word in ("agreement", "ensemble", "alone", page.MISSING):
+    for word in ("agreement", "ensemble", "alone", html.MISSING):
         assert word not in text[text.index("<main") : text.index('id="cost"')], word
 
 
@@ -249,9 +249,9 @@ def test_an_evaluation_of_before_is_shown_without_what_it_lacks(tmp_path):
 def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path, arguments = sample_run.report(tmp_path / "run", **NOTHING)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    monkeypatch.setattr(page, "render", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(html, "render", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report_page.write_report(tmp_path / "run", **{**arguments, "settings": "new"})
+        run_page.write_report(tmp_path / "run", **{**arguments, "settings": "new"})
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["report"]
 
@@ -269,7 +269,7 @@ def test_a_home_folder_is_not_told(tmp_path, monkeypatch):
 def test_images_of_the_data_can_be_left_out(report):
     text = report[0].read_text(encoding="utf-8")
     without = without_images(text)
-    picture = page.data_uri(report[0].parent / "mistakes-val.png")
+    picture = html.data_uri(report[0].parent / "mistakes-val.png")
     assert picture in text and picture not in without
     assert len(Tree(without).all("img")) == 6
 
@@ -336,7 +336,7 @@ def test_text_stands_out_in_light_and_dark(browser, report, scheme):
 @pytest.mark.parametrize("width", [375, 1280])
 def test_a_comparison_fits_the_screen_and_stands_out(browser, tmp_path, width):
     found = evil()
-    comparison_tables.write(tmp_path, found, comparison_tables.tables_of(found))
+    write(tmp_path, found, tables_of(found))
     browser.open(tmp_path / "comparison.html", width, prefers_color_scheme="dark" if width == 375 else "light")
     assert browser.run("document.documentElement.scrollWidth") <= width == browser.run("innerWidth")
     assert browser.problems == [] and browser.run("document.title") == "Comparison: val/accuracy"
@@ -358,14 +358,14 @@ def test_tables_are_sorted_by_keyboard(browser, report):
     assert browser.run("document.activeElement.innerText") == "Skip to the content"
     assert browser.run("document.activeElement.getBoundingClientRect().x") >= 0  # seen while it has the focus
     classes = [row["name"] for row in report[1]["summary"]["evaluation"]["val"]["per_class"]]
-    assert column(browser, 2)[4] == page.MISSING and len(classes) == 10
+    assert column(browser, 2)[4] == html.MISSING and len(classes) == 10
     browser.run("[...document.querySelectorAll('.sortable')].pop().querySelectorAll('button')[2].focus()")
     assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     orders = []
     for key, code, text in (("Enter", 13, "\r"), (" ", 32, " ")):
         browser.press(key, code, text)
         *values, last = column(browser, 2)
-        assert last == page.MISSING  # whichever way it goes
+        assert last == html.MISSING  # whichever way it goes
         orders.append([float(value.rstrip("%")) for value in values])
     assert orders[0] == sorted(orders[0]) and orders[1] == orders[0][::-1] and orders[0] != orders[1]
     assert browser.run("document.activeElement.closest('th').getAttribute('aria-sort')") == "descending"

@@ -12,8 +12,7 @@ from PIL import Image
 
 from kd_core import metrics
 from kd_core.evaluation.figures import Predictions, evaluate
-from kd_core.report import plots
-from kd_core.report import run_page as report_page
+from kd_core.report import plots, run_page
 
 ALL = {"training-curves", "method", "reliability", "confusion", "gains", "teacher-weights", "mistakes"}
 
@@ -22,7 +21,7 @@ def drawn(made: Predictions) -> dict[str, Figure]:
     """All plots of a run, by name."""
     evaluations = {"val": evaluate(made, made)}
     rows, summary = sample_run.rows(), sample_run.summary(made, evaluations)
-    found = report_page.draw(summary, rows, evaluations, made)
+    found = run_page.draw(summary, rows, evaluations, made)
     return {name.removesuffix("-val"): plot.figure for name, plot in found.items()}
 
 

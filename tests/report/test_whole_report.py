@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import evaluate_kd
 import train_kd
-from kd_core.report.html import MISSING, lookup, shown
-from kd_core.run.folder import read_metrics
+from kd_core.report.html import MISSING, shown
+from kd_core.run.folder import lookup, read_metrics
 
 KINDS = ("share", "points", "error", "figure", "count", "bytes", "text")
 VIT = "{name: test_vit, img_size: 32, args: {patch_size: 8}}"

@@ -248,7 +248,7 @@ def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
     words = (str(copies), f"--same-data={identity['images'][:8]}=0F0F0F0F")
     assert "the data's fingerprints differ" in compared(capsys, str(copies))
     text = compared(capsys, *words)
-    assert re.search(rf"^{METHOD} +2 ", text, re.MULTILINE) and "are taken for the same" in text
+    assert re.search(rf"^{METHOD} +2 ", text, re.MULTILINE) and "are treated as the same" in text
 
 
 @pytest.mark.parametrize(
@@ -258,15 +258,15 @@ def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
         (["RUNS", "--same-data=abc=def"], "--same-data: is 'abc=def', expected two fingerprints, A=B"),
         (["RUNS", "--same-data=01234567"], "--same-data: is '01234567', expected two fingerprints, A=B"),
         (["RUNS", "--same-data=01234567=89abcdef"], "--same-data: 01234567: no run's data have such a fingerprint"),
-        (["nowhere"], "nowhere: no such folder; wanted are run folders"),
+        (["nowhere"], "nowhere: no such folder; expected run folders"),
         (["tests/nowhere"], "tests/nowhere: no such folder"),
         (["docs"], "docs: holds no run folder"),
         (["README.md"], "README.md: no such folder"),
         (["RUNS", "--rows=kd.type"], "--rows and --cols: one needs the other"),
-        (["RUNS", "--rows=kd.type", "--cols=pair", "--also=val/auroc"], "--also, --baseline: have no place"),
+        (["RUNS", "--rows=kd.type", "--cols=pair", "--also=val/auroc"], "--also, --baseline: cannot be used with"),
         (["RUNS", "--confidence=high"], "--confidence: is 'high', a number"),
         (["RUNS", "--confidence=2"], "--confidence: is 2, must lie between 0 and 1"),
-        (["RUNS", "--metric=val/typo"], "--metric: val/typo: no run has such a figure; there are .*val/accuracy"),
+        (["RUNS", "--metric=val/typo"], "--metric: val/typo: no run has such a metric; there are .*val/accuracy"),
         (["RUNS", "--baseline=typo"], "--baseline: no group is called 'typo'; there are alone"),
         (["RUNS", "--typo"], "unrecognized arguments: --typo; --help lists all"),
         (["RUNS", "--out=README.md"], "--out: cannot write to README.md"),

@@ -27,7 +27,7 @@ from kd_core.evaluation.labels import LABELS
 from kd_core.export import card
 from kd_core.models import build as models
 from kd_core.models import network as student
-from kd_core.report import console as told
+from kd_core.report import console
 from kd_core.report.console import results, summarize
 from kd_core.teachers import load as teachers
 from kd_core.teachers.logits_file import write_logits
@@ -232,7 +232,7 @@ def test_a_finished_run_of_before_has_no_marks():
     ],
 )
 def test_three_standard_errors_decide(val, images, test, tested, above):
-    assert told._far_above(val, images, test, tested) == above
+    assert console._far_above(val, images, test, tested) == above
 
 
 def test_page_and_card_say_it(tmp_path, home):
