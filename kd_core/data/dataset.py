@@ -1,4 +1,4 @@
-"""Image classification data: decoded once, memory-mapped, split by class, and stored where batches are made."""
+"""Image classification data: decoded once, memory-mapped, split by class, and stored where batches are formed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from kd_core.files import writable_folder
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
 
-VAL, TRAIN_SIZE, TEST = range(3)  # streams of data.split_seed
-CIFAR_CLASSES = (10, 20, 100)  # with 50,000 training images of 32 pixels: CIFAR, wherever it comes from
+VAL, TRAIN_SIZE, TEST = range(3)  # random streams of data.split_seed
+CIFAR_CLASSES = (10, 20, 100)  # with 50,000 training images of 32 pixels, a data set is CIFAR
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Split:
     images: uint8 [N,H,W,3], all rows of the source split, backed by a memory map.
     labels: int64 [N].
     rows: int64 [n], the rows that belong to this split, ascending.
-    fingerprint: of the whole source split's content, the same wherever it was read from.
+    fingerprint: of the content of the whole source split; independent of where it was read from.
     """
 
     images: Tensor
@@ -52,11 +52,11 @@ class Split:
 
 @dataclass
 class Data:
-    """A data set that is ready for training.
+    """A data set, ready for training.
 
     mean, std: per channel over the training rows, in [0,1], rounded to 4 decimals.
     image_size: side of the stored square images.
-    notes: what was guessed, cut or dropped, one line each.
+    notes: what was guessed, cut or dropped; one line each.
     fingerprint: of the content of the training split and, if it is a source split of its own, the validation split.
     cut_from: int64 [n], the labels of the images that validation is cut from: readable, and not cut for the test split.
     """
@@ -75,7 +75,7 @@ class Data:
     _test: list[Split | None] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data set in a record of a run: its digest and its sizes."""
+        """Identifies the data set in the record of a run: fingerprint and sizes."""
         return {
             "fingerprint": self.fingerprint,
             "train_images": len(self.train),
@@ -85,8 +85,10 @@ class Data:
         }
 
     def test(self) -> Split | None:
-        """The test split, None if there is none.  Nothing of it is read before the first call, and no other split, mean
-        or deviation has any of it, also where `data.test_size` cuts it from training.
+        """The test split; None if there is none.
+
+        It is not read before the first call.  The other splits, the mean and the standard deviation never contain it,
+        even if `data.test_size` cuts it from training.
 
         Raises:
             UserError: it cannot be read, or its labels are not those of the training split.
@@ -101,125 +103,175 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
 
     Args:
         model_sizes: input sides of all models; images of mixed sizes are stored for the largest.
-        show_progress: of decoding.  With several processes the caller lets the main process go first.
+        show_progress: of decoding.  With several processes, the caller lets the main process go first.
 
     Raises:
-        UserError: anything about the data that the user can mend.
+        UserError: anything about the data that the user can fix.
     """
     writable_folder(Path(cache_dir), "cache.dir")
     source = open_source(config)
     train_name, val_name, test_name = _split_names(source, config)
-    unused = [name for name in source.split_names if name not in (train_name, val_name, test_name)]
     largest = config.store_size or round(max(model_sizes) * 8 / 7)
+    reader = _Reader(source, config, train_name, largest, Path(cache_dir) / "images", show_progress)
+    unused = [name for name in source.split_names if name not in (train_name, val_name, test_name)]
     notes = [*source.notes, *(f"split {name!r} is not used{_why_unused(name, config)}" for name in unused)]
 
-    def open_split(name: str, training: Classes | None, side: int | None) -> tuple[RawSplit, Stored]:
-        raw = source.open(name)
+    stored, rows = _read_training(reader, notes)
+    classes, labels = stored.classes, stored.labels
+    rows, test_rows = _cut_test(config, source, labels, rows, test_name)  # before the others
+    cut_from = labels[rows]
+    val: Split | None
+    if val_name is not None:
+        val, fingerprint = _read_validation(reader, val_name, stored, notes)
+    else:
+        rows, val = _cut_validation(config, stored, rows, notes)
+        fingerprint = stored.fingerprint
+    rows = _train_subset(config, labels, rows, notes)
+    notes.append(_test_note(config, test_name, test_rows))
+
+    def open_test() -> Split | None:
+        if test_rows is not None:
+            return _split(stored, test_rows, "test")
+        return None if test_name is None else _read_test(reader, test_name, stored)
+
+    mean, std = _statistics(stored, rows, source)
+    return Data(
+        train=_split(stored, rows, "train"),
+        val=val,
+        num_classes=len(classes.names),
+        class_names=classes.names,
+        mean=mean,
+        std=std,
+        image_size=stored.side,
+        notes=notes,
+        fingerprint=fingerprint,
+        cut_from=cut_from,
+        _open_test=open_test,
+    )
+
+
+# --------------------------------------------------------------------------------------- stages of load_data
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the splits of a source; each is decoded into `folder` the first time."""
+
+    source: Source
+    config: DataConfig
+    train_split: str
+    largest: int
+    folder: Path
+    show_progress: bool
+
+    def read(self, name: str, training: Stored | None = None) -> tuple[RawSplit, Stored]:
+        """A split; `training` is the training split, whose classes and side another split takes over."""
+        classes = training.classes if training else None
+        raw = self.source.open(name)
         return raw, decoding.store(
             raw,
             lambda values, names: class_numbers(
-                values, names, training, source.where, split=name, train_split=train_name
+                values, names, classes, self.source.where, split=name, train_split=self.train_split
             ),
-            meaning=json.dumps([training.names, training.kind] if training else None),
-            side=side,
-            largest=largest,
-            folder=Path(cache_dir) / "images",
-            threads=config.num_workers,
-            allow_unreadable=config.allow_unreadable,
-            show_progress=show_progress,
+            meaning=json.dumps([classes.names, classes.kind] if classes else None),
+            side=training.side if training else None,
+            largest=self.largest,
+            folder=self.folder,
+            threads=self.config.num_workers,
+            allow_unreadable=self.config.allow_unreadable,
+            show_progress=self.show_progress,
             notify=tqdm.write,
         )
 
-    # ------------------------------------------------------------------------------------------- training
-    raw, stored = open_split(train_name, None, None)
-    classes, names, side = stored.classes, stored.classes.names, stored.side
+
+def _read_training(reader: _Reader, notes: list[str]) -> tuple[Stored, np.ndarray]:
+    """The training split and its readable rows.  UserError unless these have images of two classes at least."""
+    raw, stored = reader.read(reader.train_split)
+    names = stored.classes.names
     notes += [*raw.notes, f"train: split {raw.name!r}, {len(stored.labels):,} images, {len(names)} classes"]
     notes += [
         f"train: classes {first!r} and {second!r} differ by capital letters alone, and are two classes"
         for first, second in _alike(names, str.lower)
     ]
     rows = _readable(stored, "train", notes)
-    labels = stored.labels
-    present = len(np.unique(labels[rows]))
+    present = len(np.unique(stored.labels[rows]))
     if present < len(names):
         notes.append(f"train: {len(names) - present} of the classes have no image")
     if present < 2:
-        raise UserError(f"data.label_column: all training images of {source.where} are of one class; two are needed")
-
-    # ----------------------------------------------------------------------------- test, cut before the others
-    test_note = (
-        f"test: split {test_name!r}, not opened before evaluation"
-        if test_name
-        else "test: none found, so there will be no test figures (data.test_split names it, data.test_size cuts it)"
-    )
-    test_rows: np.ndarray | None = None
-    if config.test_size is not None:
-        if test_name is not None:
-            raise UserError(
-                f"data.test_size: {source.where} has a test split of its own, {test_name!r}, so none is cut from "
-                "training; remove data.test_size"
-            )
-        count = _count("test_size", config.test_size, labels[rows])
-        test_rows = stratified(labels[rows], rows, count, seed=config.split_seed, stream=TEST)
-        rows = np.setdiff1d(rows, test_rows)
-        test_note = (
-            f"test: {count:,} images cut from training, stratified by class, split_seed {config.split_seed}, not used "
-            "before evaluation"
+        raise UserError(
+            f"data.label_column: all training images of {reader.source.where} are of one class; two are needed"
         )
+    return stored, rows
 
-    # ----------------------------------------------------------------------------------------- validation
-    val: Split | None = None
-    fingerprint, cut_from = stored.fingerprint, labels[rows]
-    if val_name is not None:
-        _, own = open_split(val_name, classes, side)
-        val = _split(own, _readable(own, "val", notes), "val")
-        notes.append(f"val: split {val_name!r}, {len(val):,} images")
-        fingerprint = hashlib.sha256(f"{fingerprint} {own.fingerprint}".encode()).hexdigest()
-    else:
-        count = _val_count(config, cut_from, side, len(names))
-        if count:
-            cut = stratified(cut_from, rows, count, seed=config.split_seed, stream=VAL)
-            rows = np.setdiff1d(rows, cut)
-            val = _split(stored, cut, "val")
-            notes.append(
-                f"val: {count:,} images cut from training, stratified by class, split_seed {config.split_seed}"
-            )
-        else:
-            notes.append("val: none")
-    if config.train_size is not None:
-        count = _count("train_size", config.train_size, labels[rows])
-        left_out = stratified(labels[rows], rows, len(rows) - count, seed=config.split_seed, stream=TRAIN_SIZE)
-        rows = np.setdiff1d(rows, left_out)
-        notes.append(f"train: a stratified subset of {len(rows):,} images")
 
-    # ----------------------------------------------------------------------------------------------- test
-    def open_test() -> Split | None:
-        if test_rows is not None:
-            return _split(stored, test_rows, "test")
-        if test_name is None:
-            return None
-        _, own = open_split(test_name, classes, side)
-        dropped: list[str] = []
-        split = _split(own, _readable(own, "test", dropped), "test")
-        for note in dropped:
-            tqdm.write(note)
-        return split
+def _cut_test(
+    config: DataConfig, source: Source, labels: np.ndarray, rows: np.ndarray, test_name: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Training rows without the test images that `data.test_size` cuts from them, and the rows of these, if any."""
+    if config.test_size is None:
+        return rows, None
+    if test_name is not None:
+        raise UserError(
+            f"data.test_size: {source.where} has a test split of its own, {test_name!r}, so none is cut from "
+            "training; remove data.test_size"
+        )
+    count = _count("test_size", config.test_size, labels[rows])
+    test_rows = stratified(labels[rows], rows, count, seed=config.split_seed, stream=TEST)
+    return np.setdiff1d(rows, test_rows), test_rows
 
-    notes.append(test_note)
-    mean, std = _statistics(stored, rows, source)
-    return Data(
-        train=_split(stored, rows, "train"),
-        val=val,
-        num_classes=len(names),
-        class_names=names,
-        mean=mean,
-        std=std,
-        image_size=side,
-        notes=notes,
-        fingerprint=fingerprint,
-        cut_from=cut_from,
-        _open_test=open_test,
-    )
+
+def _test_note(config: DataConfig, test_name: str | None, test_rows: np.ndarray | None) -> str:
+    if test_rows is not None:
+        return (
+            f"test: {len(test_rows):,} images cut from training, stratified by class, split_seed {config.split_seed}, "
+            "not used before evaluation"
+        )
+    if test_name:
+        return f"test: split {test_name!r}, not opened before evaluation"
+    return "test: none found, so there will be no test metrics (data.test_split names it, data.test_size cuts it)"
+
+
+def _read_validation(reader: _Reader, name: str, stored: Stored, notes: list[str]) -> tuple[Split, str]:
+    """A validation split of its own, and the fingerprint of training and validation images together."""
+    _, own = reader.read(name, stored)
+    val = _split(own, _readable(own, "val", notes), "val")
+    notes.append(f"val: split {name!r}, {len(val):,} images")
+    return val, hashlib.sha256(f"{stored.fingerprint} {own.fingerprint}".encode()).hexdigest()
+
+
+def _cut_validation(
+    config: DataConfig, stored: Stored, rows: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, Split | None]:
+    """Training rows without the validation images cut from them, and these, if there are any."""
+    labels = stored.labels[rows]
+    count = _val_count(config, labels, stored.side, len(stored.classes.names))
+    if not count:
+        notes.append("val: none")
+        return rows, None
+    cut = stratified(labels, rows, count, seed=config.split_seed, stream=VAL)
+    notes.append(f"val: {count:,} images cut from training, stratified by class, split_seed {config.split_seed}")
+    return np.setdiff1d(rows, cut), _split(stored, cut, "val")
+
+
+def _train_subset(config: DataConfig, labels: np.ndarray, rows: np.ndarray, notes: list[str]) -> np.ndarray:
+    """The training rows that `data.train_size` leaves."""
+    if config.train_size is None:
+        return rows
+    count = _count("train_size", config.train_size, labels[rows])
+    left_out = stratified(labels[rows], rows, len(rows) - count, seed=config.split_seed, stream=TRAIN_SIZE)
+    rows = np.setdiff1d(rows, left_out)
+    notes.append(f"train: a stratified subset of {len(rows):,} images")
+    return rows
+
+
+def _read_test(reader: _Reader, name: str, stored: Stored) -> Split:
+    """The source's test split."""
+    _, own = reader.read(name, stored)
+    dropped: list[str] = []
+    split = _split(own, _readable(own, "test", dropped), "test")
+    for note in dropped:
+        tqdm.write(note)
+    return split
 
 
 def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, str | None]:
@@ -270,8 +322,8 @@ def _statistics(
     total, squares = stored.sums[rows].sum(axis=0) / (len(rows) * stored.side**2)
     mean, std = total / 255, np.sqrt(np.maximum(squares - total**2, 0)) / 255
     if std.max() < 1e-4:
-        raise UserError(f"data.image_column: all training images of {source.where} are one even color")
-    std = np.where(std < 1e-4, 1.0, std)  # a channel that never changes, as in fluorescence images
+        raise UserError(f"data.image_column: all training images of {source.where} are one uniform color")
+    std = np.where(std < 1e-4, 1.0, std)  # a constant channel, as in fluorescence images
     red, green, blue = ((round(float(m), 4), round(float(s), 4)) for m, s in zip(mean, std, strict=True))
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
@@ -291,11 +343,11 @@ def class_numbers(
     """Labels as class numbers int64 [N], and the classes.
 
     Args:
-        values: what the source has, all of one kind: class numbers (also as whole floats), names, or true and false.
-        names: what the source calls its class numbers, if it does.
-        training: the training split's classes, to which another split's labels are translated by name; None: this is
-            the training split.
-        where: how messages call the source; split, train_split: the names of this split and of the training split.
+        values: labels of one kind: class numbers (also as whole floats), names, or true and false.
+        names: names of the class numbers, if the source has them.
+        training: the training split's classes, to which the labels of another split are translated by name; None for
+            the training split itself.
+        where: the source's name in messages; split, train_split: the names of this split and of the training split.
 
     Raises:
         UserError: a missing label, one that is no whole number or outside the range, one that training does not know,
@@ -351,7 +403,7 @@ _KINDS = {
 
 
 def _kind(values: list[Any], names: list[str] | None, here: str) -> str:
-    """How labels are written, one of `_KINDS`.  UserError for what is neither number, text nor truth value."""
+    """The kind of labels, one of `_KINDS`.  UserError unless they are numbers, text, or true and false."""
     types = {type(value) for value in values}
     if types == {str}:
         return "text"
@@ -376,7 +428,7 @@ def _check_range(values: list[Any], count: int, here: str) -> None:
 
 
 def _comparable(own: Classes, training: Classes) -> bool:
-    """Whether a name means the same class in both: names do, and numbers where they are also called by them."""
+    """Whether equal names mean equal classes: true for names, and for numbers that are also the names."""
     kinds = {own.kind, training.kind}
     if len(kinds) == 1 or kinds == {"text", "named"}:
         return True
@@ -385,7 +437,7 @@ def _comparable(own: Classes, training: Classes) -> bool:
 
 
 def _translated(numbers: np.ndarray, names: list[str], classes: list[str], here: str) -> np.ndarray:
-    """Class numbers int64 [N] that mean `names`, as numbers that mean `classes`; UserError if one is not among them."""
+    """Class numbers int64 [N] of `names`, translated to numbers of `classes`; UserError for a name not among them."""
     position = {name: number for number, name in enumerate(classes)}
     for name in (names[number] for number in np.unique(numbers)):
         if name not in position:
@@ -397,13 +449,13 @@ def _translated(numbers: np.ndarray, names: list[str], classes: list[str], here:
 
 
 def _as_seen(name: str) -> str:
-    """A class name without what cannot be seen: spaces, invisible characters, and how an accent is composed."""
+    """A class name without spaces and invisible characters, and with accents in composed form."""
     composed = unicodedata.normalize("NFC", name)
     return "".join(letter for letter in composed if not letter.isspace() and unicodedata.category(letter) != "Cf")
 
 
 def _alike(names: list[str], form: Callable[[str], str]) -> list[tuple[str, str]]:
-    """Pairs of different names that `form` makes equal: each with the first of its kind."""
+    """Pairs of different names that `form` maps to the same text: each name with the first such name."""
     first: dict[str, str] = {}
     return [(there, name) for name in names if (there := first.setdefault(form(name), name)) != name]
 
@@ -419,15 +471,15 @@ def _val_count(config: DataConfig, labels: np.ndarray, side: int, num_classes: i
 
 
 def validation_size(config: DataConfig, data: Data) -> int:
-    """How many validation images `config` cuts from the source's training images, those of `data`.
+    """The number of validation images that `config` cuts from the training images of the source of `data`.
 
-    UserError if they cannot be cut.
+    UserError if it cannot cut them.
     """
     return _val_count(config, data.cut_from, data.image_size, data.num_classes)
 
 
 def _count(key: str, size: int | float, labels: np.ndarray) -> int:
-    """How many of the images a count or a fraction means; UserError if that cannot be stratified."""
+    """The number of images that a count or a fraction stands for; UserError if it cannot be stratified."""
     classes = len(np.unique(labels))
     count = round(size * len(labels)) if isinstance(size, float) and size < 1 else int(size)
     most = len(labels) - (classes if key in ("val_size", "test_size") else 0)
@@ -448,14 +500,14 @@ def _count(key: str, size: int | float, labels: np.ndarray) -> int:
 
 
 class ImageStore:
-    """A split's images where batches are made from them.
+    """A split's images, stored where batches are formed.
 
     Args:
         on_device: "device" copies the split's images to the device (on a CPU: into memory); "host" leaves them
-            memory-mapped; "auto" copies if they take less than 40% of a GPU's free memory.  On a CPU auto leaves
-            them: a memory map in the page cache is as fast, and shared by all processes.
+            memory-mapped; "auto" copies if they take less than 40% of a GPU's free memory.  On a CPU, "auto" leaves
+            them: a memory map in the page cache is as fast, and all processes share it.
 
-    index_device: where `gather` wants its rows; from elsewhere they are copied, which waits for the device.
+    index_device: the device of the rows for `gather`.  Rows on another device are copied, which synchronizes.
     """
 
     def __init__(self, split: Split, device: torch.device, *, on_device: Literal["auto", "device", "host"]):
@@ -466,7 +518,7 @@ class ImageStore:
             on_device = "device" if size < 0.4 * free else "host"
         if on_device == "device":
             self.index_device = self.device
-            # Of a split cut from another only its own rows are copied; `_position` says where they went.
+            # Only the split's own rows are copied; `_position` maps source rows to them.
             self._images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=self.device)
             for start in range(0, len(split), 1024):
                 rows = split.rows[start : start + 1024]
@@ -482,13 +534,13 @@ class ImageStore:
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 [B,H,W,3] and labels int64 [B] of rows int64 [B], all on the device.
 
-        From host memory the copy is asynchronous.  Rows that are not the split's are an error.
+        From host memory the copy is asynchronous.  Rows outside the split are an error.
         """
         rows = rows.to(self.index_device)
         labels = self._labels.index_select(0, rows)
         if self._position is not None:
             return self._images.index_select(0, self._position.index_select(0, rows)), labels
-        pinned = self.device.type == "cuda"  # a fresh buffer each time: the allocator knows when a copy is done
+        pinned = self.device.type == "cuda"  # a new buffer per batch: the allocator knows when a copy is done
         images = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         torch.index_select(self._images, 0, rows, out=images)
         labels = labels.pin_memory() if pinned else labels

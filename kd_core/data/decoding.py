@@ -23,24 +23,24 @@ from kd_core.errors import UserError
 from kd_core.files import replacing_folder, reserve, write_json, writing
 
 if TYPE_CHECKING:
-    from kd_core.data.sources import RawSplit
+    from kd_core.data.raw import RawSplit
 
-VERSION = 2  # of the decoder and of what is kept: another number decodes anew
+VERSION = 2  # of the decoder and the stored files; changing it decodes all images again
 CHUNK = 256  # images held in memory at a time, besides the one that each thread decodes
-# Of Pillow's, those without an interpreter behind them (EPS starts Ghostscript).
+# Pillow's formats, without those that start an interpreter (EPS starts Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 NPY_HEADER = 128  # bytes before the numbers in a .npy file of uint8 [N,S,S,3]
-MAX_PIXELS = 80_000_000  # a decompression bomb is smaller than this as a file and larger as an image
+MAX_PIXELS = 80_000_000  # guards against decompression bombs: small files that decode to huge images
 
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a split calls its classes.
+    """The classes of a split.
 
     names: by class number.
-    kind: how the source writes a label: "text" (a name), "named" (a number, and the source has a name for it), "number"
-        or "boolean".
+    kind: how the source encodes a label: "text" (a name), "named" (a number with a name in the source), "number" or
+        "boolean".
     """
 
     names: list[str]
@@ -57,8 +57,8 @@ class Stored:
     images: uint8 [N,S,S,3], memory-mapped (copy on write: the file never changes); zeros where unreadable.
     labels: int64 [N].
     sums: int64 [N,2,3], each image's sum of values and of squared values per channel.
-    unreadable: {row: file name or row, and why}.
-    fingerprint: of pixels and labels, wherever they came from and whatever the classes are called.
+    unreadable: {row: file name or row, and the reason}.
+    fingerprint: of pixels and labels; independent of the source and of the class names.
     """
 
     images: np.ndarray
@@ -88,13 +88,13 @@ def store(
 ) -> Stored:
     """Open the decoded split in `folder`, decoding it first if it is not there or damaged.
 
-    A second process that asks for the same split waits, and finds it done.
+    A second process that opens the same split waits until it is decoded.
 
     Args:
         read_labels: turns the source's labels and class names into int64 [N] and the classes.
         meaning: what else the labels depend on; part of the cache's key.
         side: of the stored images; None: their own if all are squares of one size up to `largest`, else `largest`.
-        threads: that decode; None: one a core.
+        threads: that decode; None: one per core.
         allow_unreadable: how many images may be missing.
 
     Raises:
@@ -122,7 +122,7 @@ def store(
 
 
 def _opened(path: Path, notify: Callable[[str], None]) -> Stored | None:
-    """What lies in `path`, or None, with a notice, if it is damaged.  Pixels are checked by their size alone."""
+    """The decoded split in `path`; None if it is missing or, with a notice, damaged.  Pixels are checked by size."""
     if not path.exists():
         return None
     try:
@@ -160,7 +160,7 @@ def _decode_all(
 ) -> None:
     shape = (len(labels), side, side, 3)
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
-    if needed > 0.95 * free:  # a memory map on a full disk would end the process without a word
+    if needed > 0.95 * free:  # on a full disk, writing to a memory map kills the process without a message
         raise UserError(
             f"cache.dir: {folder.parent} has {free / 1e9:.1f} GB free, the decoded {raw.name} images need "
             f"{needed / 1e9:.1f} GB; choose another folder or a smaller data.store_size"
@@ -172,7 +172,7 @@ def _decode_all(
     unreadable: dict[int, str] = {}
     content = hashlib.sha256(json.dumps(shape).encode() + labels.tobytes())
     title = f"decoding {raw.name} images to {side}x{side}"
-    hidden = None if show_progress else True  # None: where no terminal shows it
+    hidden = None if show_progress else True  # None: hidden unless in a terminal
     with tqdm(total=len(labels), desc=title, unit=" images", leave=False, disable=hidden) as bar:
         for start, items in _chunks(raw, len(labels)):
             for row, (item, decoded) in enumerate(
@@ -208,7 +208,7 @@ def _check_unreadable(split: str, unreadable: dict[int, str], allowed: int) -> N
         more = f"\n  and {len(unreadable) - len(shown)} more" if len(unreadable) > len(shown) else ""
         raise UserError(
             f"{len(unreadable)} images of the {split} split cannot be read, and data.allow_unreadable is "
-            f"{allowed}; mend or remove them, or allow as many to be left out:\n  " + "\n  ".join(shown) + more
+            f"{allowed}; repair or remove them, or raise data.allow_unreadable:\n  " + "\n  ".join(shown) + more
         )
 
 
@@ -225,13 +225,13 @@ def _sha256(content: bytes) -> str:
 
 
 def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> int | None:
-    """The side of all images, if they are squares of one size; found once, from the files' headers."""
+    """The side of all images, if they are squares of one size; computed once, from the files' headers."""
     try:
         found = json.loads(remembered.read_text(encoding="utf-8"))
         if found["sha256"] == _sha256(json.dumps(found["common_side"]).encode()):
             return found["common_side"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: looked up again
+        pass  # missing or damaged: computed again
     sizes: set[tuple[int, int]] = set()
     for _, items in _chunks(raw, len(raw.labels()[0])):
         sizes.update(size for size in pool.map(size_of, items) if size is not None)  # decoding reports the others
@@ -244,7 +244,7 @@ def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> i
 
 
 def size_of(item: Any) -> tuple[int, int] | None:
-    """Width and height of an image (bytes, a path, an array), from its header alone; None if it is none."""
+    """Width and height of an image (bytes, a path, an array), from its header alone; None if it is not an image."""
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[0]
     try:
@@ -255,7 +255,7 @@ def size_of(item: Any) -> tuple[int, int] | None:
 
 
 def _try_decode(item: Any, side: int) -> tuple[np.ndarray, np.ndarray] | str:
-    """The image and its sums, or why there is none."""
+    """The image and its sums, or the reason why it cannot be decoded."""
     image = try_decode(item, side)
     if isinstance(image, str):
         return image
@@ -264,7 +264,7 @@ def _try_decode(item: Any, side: int) -> tuple[np.ndarray, np.ndarray] | str:
 
 
 def try_decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray | str:
-    """`decode`, or why there is no image: a damaged file can raise anything in a decoder."""
+    """`decode`, or the reason why it fails: a damaged file can raise any exception."""
     try:
         return decode(item, side)
     except Exception as error:  # noqa: BLE001 - collected, and reported all at once
@@ -272,13 +272,13 @@ def try_decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray |
 
 
 def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
-    """An encoded image as uint8 [side,side,3]: upright, in RGB, the short side resized, its centre cropped.
+    """An encoded image as uint8 [side,side,3]: upright, in RGB, the short side resized, its center cropped.
 
-    Transparent images are put on white; 16-bit grey is scaled to 8 bits; an animation is its first frame.
+    Transparent images get a white background, 16-bit gray is scaled to 8 bits, animations give their first frame.
 
     Raises:
         ValueError: no image, more than MAX_PIXELS, pixels without a known range (32-bit float).
-        Exception: whatever Pillow raises for a damaged file.
+        Exception: what Pillow raises for a damaged file.
     """
     if isinstance(item, np.ndarray):
         if item.shape == (side, side, 3):
@@ -309,8 +309,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no known range; convert them to 8 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -1,4 +1,4 @@
-"""How a model wants its images: size, crop, interpolation and normalisation, in timm's terms."""
+"""The preprocessing of a model: size, crop, interpolation and normalization, in timm's terms."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from timm.data.constants import (
 )
 from torch import nn
 
-# Mean and deviation a channel, in [0,1], that public checkpoints were commonly trained with.
+# Mean and standard deviation per channel, in [0,1], with which public checkpoints are commonly trained.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "cifar": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100, as mdistiller and RepDistiller have it
+    "cifar": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100, as in mdistiller and RepDistiller
     "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),  # to [-1,1]
     "none": ((0.0,) * 3, (1.0,) * 3),  # to [0,1]
     "bytes": ((0.0,) * 3, (1 / 255,) * 3),  # to [0,255]
@@ -25,7 +25,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the short side to `resize`, crop `size` x `size` from the centre, to [0,1], normalise."""
+    """Resize the short side to `resize`, crop `size` x `size` from the center, scale to [0,1], normalize."""
 
     size: int
     resize: int
@@ -35,13 +35,13 @@ class Preprocess:
 
     @property
     def crop_pct(self) -> float:
-        """timm's `crop_pct`: a number from which floor(size / crop_pct) gives `resize` back."""
+        """timm's `crop_pct`: a number for which floor(size / crop_pct) equals `resize`."""
         fraction = self.size / self.resize
         return fraction if resize_side(self.size, fraction) == self.resize else math.nextafter(fraction, 0.0)
 
 
 def resize_side(size: int, crop_pct: float) -> int:
-    """The short side before the centre crop, rounded down as in timm's transform (224, 0.9: 248)."""
+    """The short side before the center crop, rounded down as in timm's transform (224, 0.9: 248)."""
     return math.floor(size / crop_pct)
 
 
@@ -56,9 +56,8 @@ def preprocess_of(
 
     Args:
         img_size: the view's side; the resize keeps the model's crop fraction.
-        mean, std: statistics of the data set, for models trained on it from scratch. Such a model owes
-            nothing to
-            the crop that an ImageNet checkpoint was evaluated with, so no border is cut off: resize == size.
+        mean, std: statistics of the data set, for models trained on it from scratch.  The crop with which an ImageNet
+            checkpoint was evaluated does not apply to them, so no border is cut off: resize == size.
     """
     args: dict[str, Any] = {"img_size": img_size, "mean": mean, "std": std}
     if mean is not None or std is not None:

@@ -1,9 +1,8 @@
-"""Where labelled images come from: each source lists its splits, and opens one without reading the others."""
+"""Sources of labeled images: each lists its splits and opens one without reading the others."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import json
 import os
@@ -11,10 +10,9 @@ import pickle
 import pickletools
 import re
 import shlex
-import stat
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +28,9 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from kd_core.config import own_code
-from kd_core.data import decoding
+from kd_core.data import image_folders
 from kd_core.data import splits as layout
+from kd_core.data.raw import LABEL_WORDS, RawSplit, Source, about_splits, digest, file_facts, named_splits, walk
 from kd_core.data.splits import IMAGE
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError, first_line
@@ -41,45 +40,13 @@ if TYPE_CHECKING:
     from kd_core.config import DataConfig
 
 MAX_CLASSES = 100_000
-MIN_IMAGE_BYTES = 16  # on average, in a compressed file; fewer would be one image over and over
+MIN_IMAGE_BYTES = 16  # on average, in a compressed file; with fewer, all images would be the same
 LABEL_TYPES = r"u?int\d+|float\d+|bool|(large_)?string(_view)?"  # of plain columns
-LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 IMAGE_WORDS = ("image", "img")
-COLUMNS_OF_SPLITS = {"split", "splits", "set", "subset", "partition", "usage", "phase", "fold"}  # words in their names
-FEW = 20  # values of a column that may tell splits
 WAYS_OUT = """three ways out:
   1. download it on a machine with network, copy that machine's Hugging Face cache and set HF_HOME to the copy
   2. use local files: --data.source=parquet --data.path=FOLDER (or imagefolder, disk, cifar_python)
   3. use the data set that needs no download: --data.source=digits"""
-
-
-@dataclass
-class RawSplit:
-    """One split, not decoded.
-
-    key: changes whenever the split's content or the choice of columns does.
-    labels: reads one label a row (class numbers or names) and, where the source has them, the class names.
-    images: reads the images of rows start to stop: encoded bytes, paths, or decoded uint8 arrays [H,W,3].
-    notes: what was guessed, one line each.
-    columns: those of images and labels, where the source is a table.
-    """
-
-    name: str
-    key: str
-    labels: Callable[[], tuple[list[Any], list[str] | None]]
-    images: Callable[[int, int], list[Any]]
-    notes: list[str]
-    columns: tuple[str, ...] = ()
-
-
-@dataclass
-class Source:
-    """where: how messages name it.  notes: what was guessed or left out, one line each."""
-
-    where: str
-    split_names: list[str]
-    open: Callable[[str], RawSplit]
-    notes: list[str] = field(default_factory=list)
 
 
 Opener = Callable[["DataConfig"], Source]
@@ -89,7 +56,7 @@ _added: dict[str, Opener] = {}
 def add(name: str, opener: Opener) -> None:
     """Make `opener`, which gives a Source for the settings `data`, the data source `name`.
 
-    Its images may be encoded bytes, paths, or uint8 arrays [H,W,3].  ValueError for a name that is taken.
+    Its images may be encoded bytes, paths, or uint8 arrays [H,W,3].  ValueError for a name in use.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"data source {name!r}: a name consists of lower-case letters, digits and _")
@@ -107,7 +74,7 @@ def open_source(config: DataConfig) -> Source:
     """The source that `data.source` names.
 
     Raises:
-        UserError: a path that is missing or of the wrong kind, a Hub data set that cannot be had.
+        UserError: a path that is missing or of the wrong kind, a Hub data set that is not available.
     """
     if config.source in _added:
         return _added_source(config)
@@ -119,7 +86,12 @@ def open_source(config: DataConfig) -> Source:
     if not folder.is_dir():
         found = "a file, and a folder is needed" if folder.exists() else "no such folder"
         raise UserError(f"data.path: {folder}: {found} (data.source={config.source})")
-    local = {"parquet": _parquet, "imagefolder": _imagefolder, "disk": _disk, "cifar_python": _cifar_python}
+    local: dict[str, Callable[[Path, DataConfig], Source]] = {
+        "parquet": _parquet,
+        "imagefolder": image_folders.open_folder,
+        "disk": _disk,
+        "cifar_python": _cifar_python,
+    }
     return local[config.source](folder, config)
 
 
@@ -155,32 +127,12 @@ def _added_source(config: DataConfig) -> Source:
             values, names = raw.labels()
             return [value.item() if isinstance(value, np.generic) else value for value in values], names
 
-        # what was decoded is found again by the key: other code may give other images under the same one
-        return replace(raw, labels=labels, images=images, key=_digest("added", file.digest if file else "", raw.key))
+        # Decoded images are cached by this key, and changed code may give other images.
+        return replace(raw, labels=labels, images=images, key=digest("added", file.digest if file else "", raw.key))
 
     source = _added[name](config)
     require(source, Source)
     return replace(source, open=open_split)
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-Fact = tuple[str, int, int, int]
-
-
-def _fact(name: str, about: os.stat_result) -> Fact:
-    """What tells, without reading a file, whether it has changed: name, size and both times.
-
-    A copy that keeps the time of its content has a new time of its entry.
-    """
-    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns
-
-
-def _listing(files: Iterable[str | Path]) -> list[Fact]:
-    """The state of each file; of one that is not there, whoever reads it reports that."""
-    return [_fact(str(file), os.stat(file)) if os.path.exists(file) else (str(file), -1, -1, -1) for file in files]
 
 
 # -------------------------------------------------------------------------------- Hugging Face data sets
@@ -218,8 +170,8 @@ def _hub(config: DataConfig) -> Source:
 
 def _parquet(folder: Path, config: DataConfig) -> Source:
     """Files named by split (train-00000-of-00003.parquet), or in folders named by split; else all is training."""
-    listing = _walk(folder)
-    found = layout.tables(listing.kinds, named=_named(config), where=str(folder))
+    listing = walk(folder)
+    found = layout.tables(listing.kinds, named=named_splits(config), where=str(folder))
 
     def open_split(name: str) -> RawSplit:
         files = [folder / file for file in found.splits[name][None]]
@@ -228,31 +180,31 @@ def _parquet(folder: Path, config: DataConfig) -> Source:
         groups = _alike(files)
         parts = [_from_dataset(_load_parquet(folder, group), name, str(folder), config) for group in groups]
         raw = parts[0] if len(parts) == 1 else _joined(parts, groups)
-        raw.key = _digest(raw.key, _listing(files))
+        raw.key = digest(raw.key, file_facts(files))
         return raw
 
     return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
 
 
 def _alike(files: list[Path]) -> list[list[Path]]:
-    """Neighbors with the same columns and class names: datasets takes the first file's for all that it is given."""
+    """Runs of files with equal columns and class names: `datasets` uses the first file's for all of a call."""
 
     def columns(file: Path) -> str:
         try:
             features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError):
-            return ""  # damaged: opening it says so
+            return ""  # damaged: opening it reports that
         return repr(sorted(features.items(), key=lambda item: item[0]))
 
     return [list(group) for _, group in groupby(files, key=columns)]
 
 
 def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
-    """The rows of all parts, one after another, their labels translated by the class names of each."""
+    """The rows of all parts, one after another; labels are translated by class name."""
     files = [group[0].name for group in groups]
     if len({part.columns for part in parts}) > 1:
-        told = "; ".join(f"{file}: {', '.join(part.columns)}" for file, part in zip(files, parts, strict=True))
-        raise UserError(f"data.image_column, data.label_column: the files of one split have other columns: {told}")
+        found = "; ".join(f"{file}: {', '.join(part.columns)}" for file, part in zip(files, parts, strict=True))
+        raise UserError(f"data.image_column, data.label_column: the files of one split have different columns: {found}")
 
     @cache
     def read() -> list[tuple[list[Any], list[str] | None]]:
@@ -261,8 +213,8 @@ def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
     def labels() -> tuple[list[Any], list[str] | None]:
         kinds = {file: _kind_of_labels(*each) for file, each in zip(files, read(), strict=True)}
         if len({kind for kind in kinds.values() if kind != "names"}) > 1 or set(kinds.values()) == {"names", "numbers"}:
-            told = ", ".join(f"{file} has {kind}" for file, kind in kinds.items())
-            raise UserError(f"data.label_column: the files of one split have labels of other kinds: {told}")
+            found = ", ".join(f"{file} has {kind}" for file, kind in kinds.items())
+            raise UserError(f"data.label_column: the files of one split have labels of different kinds: {found}")
         if "names" not in kinds.values():
             return [value for values, _ in read() for value in values], None
         known = list(dict.fromkeys(name for _, names in read() for name in names or []))
@@ -286,8 +238,8 @@ def _joined(parts: list[RawSplit], groups: list[list[Path]]) -> RawSplit:
 
     note = f"{parts[0].name}: class names differ between its files, and are translated by name"
     if len({json.dumps(names) for _, names in read()}) == 1:
-        note = f"{parts[0].name}: its files have other columns, or columns of other types, beside the same labels"
-    key = _digest([part.key for part in parts])
+        note = f"{parts[0].name}: its files have the same labels, but other columns or column types"
+    key = digest([part.key for part in parts])
     return RawSplit(parts[0].name, key, labels, images, [*parts[0].notes, note], parts[0].columns)
 
 
@@ -297,252 +249,20 @@ def _kind_of_labels(values: list[Any], names: list[str] | None) -> str:
     return "text" if any(isinstance(value, str) for value in values) else "numbers"
 
 
-def _imagefolder(folder: Path, config: DataConfig) -> Source:
-    """Folders named by class, within folders named by split if there are such; or a table of labels beside images."""
-    listing = _walk(folder)
-    tables = layout.tables_by_folder(listing.kinds)
-    column = config.label_column
-    columns = {table: _read_table(folder / table).column_names for table in sorted(tables.values())} if column else {}
-    by_table = any(column in names for names in columns.values())
-    if column not in (None, "label") and not by_table:
-        known = "; ".join(f"{table}: {', '.join(names)}" for table, names in columns.items())
-        raise UserError(
-            f"data.label_column: {folder} has no column {column!r} ({known or 'and no metadata.csv'}); leave it out "
-            "where the folders are the classes"
-        )
-    if config.image_column not in (None, "image", "file_name"):
-        raise UserError(f"data.image_column: is {config.image_column!r}, but images are files here; leave it out")
-    found = layout.image_folders(
-        listing.kinds,
-        listing.empty,
-        named=_named(config),
-        folders=config.folders,
-        by_table=by_table,
-        where=str(folder),
-    )
-    _require_distinct(found, listing)
-    if config.folders is None and column is None:
-        _require_agreement(found, folder, tables)
-    found.notes += _unknown_classes(found, layout.split_for("train", found.splits, config.train_split, str(folder)))
-
-    def open_split(name: str) -> RawSplit:
-        classes = found.splits[name]
-        files = [file for own in classes.values() for file in own]
-
-        def labels() -> tuple[list[Any], list[str] | None]:
-            if None in classes:
-                return _labels_of(files, folder, tables, column), None
-            names = [str(one) for one in classes]
-            return [number for number, own in enumerate(classes.values()) for _ in own], names
-
-        used = sorted({table for file in files if (table := layout.table_of(file, tables)) and None in classes})
-        return RawSplit(
-            name=name,
-            key=_digest(str(folder.absolute()), [listing.facts[file] for file in files + used], list(classes), column),
-            labels=labels,
-            images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
-            notes=[f"{name}: labels are in {', '.join(used)}"] if None in classes else _about_classes(name, classes),
-        )
-
-    return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
-
-
-def _named(config: DataConfig) -> dict[str, str | None]:
-    return {"train": config.train_split, "val": config.val_split, "test": config.test_split}
-
-
-@dataclass
-class _Listing:
-    """All files below a folder, by their paths within it: what each is, its state, and what tells it from others."""
-
-    kinds: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Fact] = field(default_factory=dict)
-    identities: dict[str, tuple[int, int]] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-
-
-def _walk(folder: Path) -> _Listing:
-    """What lies in `folder`, links followed."""
-    listing = _Listing()
-
-    def look(inside: str, around: tuple[tuple[int, int], ...]) -> None:
-        try:
-            entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"data.path: {folder / inside}: cannot be read: {error.strerror}") from None
-        if inside and not entries:
-            listing.empty.append(inside)
-        for entry in entries:
-            name = f"{inside}/{entry.name}" if inside else entry.name
-            try:
-                about = entry.stat()
-            except OSError:
-                listing.kinds[name] = "with a broken link" if entry.is_symlink() else "without permission to read"
-                continue
-            identity = (about.st_dev, about.st_ino)
-            if stat.S_ISDIR(about.st_mode) and identity in around:
-                listing.kinds[name] = "linking to a folder around it"
-            elif stat.S_ISDIR(about.st_mode):
-                look(name, (*around, identity))
-            elif not stat.S_ISREG(about.st_mode):
-                listing.kinds[name] = "of a special kind (no regular file)"
-            else:
-                listing.kinds[name] = layout.kind_of(name) or _kind_by_content(folder / name)
-                listing.facts[name] = _fact(name, about)
-                listing.identities[name] = identity
-
-    about = folder.stat()
-    look("", ((about.st_dev, about.st_ino),))
-    return listing
-
-
-def _kind_by_content(file: Path) -> str:
-    """What a file is whose name does not tell."""
-    if decoding.size_of(str(file)) is not None:
-        return IMAGE
-    return file.suffix.lower() or "without a suffix"
-
-
-def _require_distinct(found: layout.Layout, listing: _Listing) -> None:
-    """UserError if one file is in two splits or classes, as links make it."""
-    seen: dict[tuple[int, int], tuple[str, str, str | None]] = {}
-    for split, classes in found.splits.items():
-        for label, files in classes.items():
-            for file in files:
-                first = seen.setdefault(listing.identities[file], (file, split, label))
-                if first[1:] != (split, label):
-                    raise UserError(
-                        f"data.path: {found.where}: {first[0]!r} and {file!r} are the same file, by a link; an image "
-                        "belongs to one split and one class"
-                    )
-
-
-def _unknown_classes(found: layout.Layout, train: str | None) -> list[str]:
-    """A note on each split with a class that training lacks: it cannot be evaluated."""
-    trained = found.splits.get(train or "", {None: []})
-    lacking = {
-        name: next((label for label, files in classes.items() if label and files and not trained.get(label)), None)
-        for name, classes in found.splits.items()
-        if None not in trained
-    }
-    return [
-        f"{name}: class {label!r} does not occur in training, so this split cannot be evaluated"
-        for name, label in lacking.items()
-        if label
-    ]
-
-
-def _about_classes(split: str, classes: Iterable[str | None]) -> list[str]:
-    """A note on the order of classes that are numbered, which other programs sort in another way."""
-    names = [str(name) for name in classes]
-    parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name) for name in names]
-    numbers = [int(part[2]) for part in parts if part]
-    alike = len(numbers) == len(names) and len({(part[1], part[3]) for part in parts if part}) == 1
-    if not alike or numbers == sorted(numbers):
-        return []
-    return [
-        f"{split}: the class folders are numbered, and sorted as text: {', '.join(names[:4])}, ...; a teacher whose "
-        "outputs are sorted by number needs teachers[].class_order=natural"
-    ]
-
-
-def _labels_of(files: list[str], folder: Path, tables: dict[str, str], column: str | None) -> list[Any]:
-    """The label that the nearest table of labels states for each image.
-
-    UserError unless each has one, and the tables speak of no image that is not there.
-    """
-    stated: dict[str, Any] = {}
-    columns: dict[str, str] = {}
-    for table in sorted({found for file in files if (found := layout.table_of(file, tables))}):
-        content, around = _read_table(folder / table), Path(table).parent
-        columns[table] = _column_of_labels(content.column_names, column, folder / table)
-        for other in set(content.column_names) - {"file_name", columns[table]}:
-            _about_splits(other, content.column(other).unique().to_pylist(), str(folder / table))
-        names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
-        for name, label in zip(names, content.column(columns[table]).to_pylist(), strict=True):
-            if stated.setdefault(name, label) != label:
-                raise UserError(
-                    f"data.label_column: {folder / table}: {name!r} has several labels, {stated[name]!r} and "
-                    f"{label!r}, and an image has one"
-                )
-    lacking = [file for file in files if stated.get(os.path.normpath(file)) is None]
-    if lacking or not columns:
-        raise UserError(
-            f"data.path: {folder}: {len(lacking):,} of {len(files):,} images have no label in "
-            f"{', '.join(columns) or 'a metadata.csv, which is not there'}, "
-            f"such as {lacking[0]!r}; add them or remove the images"
-        )
-    known = {os.path.normpath(file) for file in files}
-    gone = [name for name in stated if name not in known and not (folder / name).is_file()]
-    if gone:
-        raise UserError(
-            f"data.path: {folder}: {', '.join(columns)} names {len(gone):,} images that are not there, such as "
-            f"{gone[0]!r}; remove the rows or add the images"
-        )
-    return [stated[os.path.normpath(file)] for file in files]
-
-
-def _require_agreement(found: layout.Layout, folder: Path, tables: dict[str, str]) -> None:
-    """UserError if a table beside class folders has labels, and within one folder several of them."""
-    for table in set(tables.values()):
-        content = _read_table(folder / table, required=False)
-        column = next((word for word in LABEL_WORDS if word in content.column_names), None)
-        if column is None or "file_name" not in content.column_names:
-            continue
-        names = [os.path.normpath(Path(table).parent / str(name)) for name in content["file_name"].to_pylist()]
-        stated = dict(zip(names, content[column].to_pylist(), strict=True))
-        for classes in found.splits.values():
-            for name, files in classes.items():
-                told = {stated[file] for file in files if stated.get(file) is not None}
-                if name is not None and len(told) > 1:
-                    raise UserError(
-                        f"data.label_column: {folder / table}: column {column!r} has several labels for images of the "
-                        f"folder {name!r}; set data.label_column={column} to take the table's labels, or "
-                        "data.folders=classes if the folders are the classes"
-                    )
-
-
-def _read_table(file: Path, *, required: bool = True) -> pyarrow.Table:
-    names_are_text = pyarrow.csv.ConvertOptions(column_types={"file_name": pyarrow.string()})
-    readers: dict[str, Callable[[Path], pyarrow.Table]] = {
-        ".csv": partial(pyarrow.csv.read_csv, convert_options=names_are_text),
-        ".jsonl": pyarrow.json.read_json,
-        ".parquet": pyarrow.parquet.read_table,
-    }
-    try:
-        table = readers[file.suffix.lower()](file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
-    if required and "file_name" not in table.column_names:
-        raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
-    return table
-
-
-def _column_of_labels(names: list[str], wanted: str | None, file: Path) -> str:
-    others = [name for name in names if name != "file_name"]
-    likely = [word for word in LABEL_WORDS if word in others] or (others if len(others) == 1 else [])
-    if wanted in others:
-        return str(wanted)
-    if wanted is not None or not likely:
-        problem = f"no column {wanted!r}" if wanted else "cannot be guessed"
-        raise UserError(f"data.label_column: {problem}; {file} has {', '.join(others) or 'file_name alone'}")
-    return likely[0]
-
-
 def _load_parquet(folder: Path, files: list[Path]) -> datasets.Dataset:
     """The rows of these files, one after another."""
-    datasets.disable_progress_bars()  # they speak of downloading; decoding has a bar of its own
+    datasets.disable_progress_bars()  # they mention downloads; decoding has its own bar
     try:
         return datasets.load_dataset(
             "parquet",
-            # `datasets` keeps what it read under the files' names and times alone, and would give that for a file of
-            # another size, too.  The configuration's name is part of the place where it keeps it.
-            name=_digest(_listing(files))[:16],
+            # `datasets` caches by the files' names and times, and would reuse that for a file of another size.  The
+            # configuration's name is part of the cache's path.
+            name=digest(file_facts(files))[:16],
             split="train",
             data_files=[glob.escape(str(file)) for file in files],
         )
-    except Exception as error:  # damaged files and what they say of themselves make it fail in any of a dozen ways
-        cause = error.__cause__ or error  # datasets wraps what went wrong
+    except Exception as error:  # damaged files and metadata raise a dozen kinds of errors
+        cause = error.__cause__ or error  # `datasets` wraps the cause
         raise UserError(f"data.path: {folder}: cannot be read as parquet: {first_line(cause, 160)}") from None
     finally:
         datasets.enable_progress_bars()
@@ -568,29 +288,29 @@ def _disk(folder: Path, config: DataConfig) -> Source:
         except Exception as error:  # as above
             raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error, 160)}") from None
         raw = _from_dataset(dataset, name, str(folder), config)
-        raw.key = _digest(raw.key, _listing(sorted(folders[name].glob("*"))))
+        raw.key = digest(raw.key, file_facts(sorted(folders[name].glob("*"))))
         return raw
 
     return Source(str(folder), list(folders), open_split)
 
 
 def _inside(name: str, folder: Path) -> str:
-    """`name`, if it is that of something directly in `folder`; else UserError."""
+    """`name` if it is an entry directly in `folder`; else UserError."""
     if Path(name).name != name or name == "..":
         raise UserError(f"data.path: {folder}: names {name!r}, which does not lie in it")
     return name
 
 
 def _check_parquet(file: Path) -> None:
-    """UserError for a file that would unfold into more than its size allows for."""
+    """UserError for a file that claims more rows or classes than its size allows."""
     try:
         metadata = pyarrow.parquet.read_metadata(file)
-    except (pyarrow.ArrowException, OSError):  # opening it says so
+    except (pyarrow.ArrowException, OSError):  # opening it reports that
         return
     if metadata.num_rows > file.stat().st_size // MIN_IMAGE_BYTES:
         raise UserError(
             f"data.path: {file}: claims {metadata.num_rows:,} rows in {file.stat().st_size:,} bytes, less than "
-            f"{MIN_IMAGE_BYTES} bytes an image"
+            f"{MIN_IMAGE_BYTES} bytes per image"
         )
     about = (metadata.metadata or {}).get(b"huggingface", b"")
     if any(int(count) > MAX_CLASSES for count in re.findall(rb'"num_classes": *(\d{1,18})', about)):
@@ -598,9 +318,9 @@ def _check_parquet(file: Path) -> None:
 
 
 def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
-    """folders: those in which the images may lie that the data set names by their paths."""
+    """A split of a data set in memory; images named by paths must lie in `where` or, for the Hub, in its caches."""
     try:
-        dataset.data.validate(full=True)  # unchecked, Arrow reads wherever damaged offsets point, and dies there
+        dataset.data.validate(full=True)  # unchecked, Arrow follows damaged offsets and crashes
     except ValueError as error:
         raise UserError(f"data.path: {where}: split {name!r} is damaged: {first_line(error, 160)}") from None
     caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
@@ -610,10 +330,10 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     feature = dataset.features[label_column]
     others = [column for column in _label_columns(dataset) if column != label_column]
     mixed = [
-        told
+        note
         for column, kind in dataset.features.items()
         if column not in (image_column, label_column) and _may_be_label(kind)
-        for told in _about_splits(column, _named_values(dataset.unique(column), kind), where)
+        for note in about_splits(column, _named_values(dataset.unique(column), kind), where)
     ]
     note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
     images = dataset.select_columns([image_column]).with_format("arrow")
@@ -633,7 +353,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
 
     return RawSplit(
         name=name,
-        key=_digest(dataset._fingerprint, image_column, label_column, _listing(_named_files(images, folders))),
+        key=digest(dataset._fingerprint, image_column, label_column, file_facts(_named_files(images, folders))),
         labels=read_labels,
         images=read_images,
         notes=[note + (f" (there is also {', '.join(others)})" if others else ""), *mixed],
@@ -642,35 +362,13 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
 
 
 def _named_values(values: list[Any], kind: Any) -> list[Any]:
-    """Values of a column, by name where they are numbers of classes."""
+    """Values of a column; class numbers as class names."""
     names = kind.names if isinstance(kind, datasets.ClassLabel) else None
     return [names[v] if names and isinstance(v, int) and 0 <= v < len(names) else v for v in values]
 
 
-def _about_splits(column: str, values: list[Any], where: str) -> list[str]:
-    """A note on a column that may tell the split of each row; none for other columns.
-
-    UserError if it does tell, and rows of several splits are in one: `split` with train and test, `is_train` with two
-    values.
-    """
-    values = [value for value in values if value not in (None, "")]
-    if not 1 < len(values) <= FEW:
-        return []
-    told = [role for role in map(layout.roles_in, map(str, values)) if role]
-    named = bool(set(re.findall("[a-z]+", column.lower())) & COLUMNS_OF_SPLITS)
-    all_tell = len(told) == len(values) and len(set().union(*told)) > 1
-    flags = bool(layout.roles_in(column)) and len(values) == 2
-    if all_tell or (named and told) or flags:
-        raise UserError(
-            f"data.path: {where}: column {column!r} says that the rows of this split belong to several, "
-            f"{', '.join(map(repr, values[:4]))}; write the rows of each split into files or folders of their own"
-        )
-    shown = ", ".join(map(repr, values[:4])) + (", ..." if len(values) > 4 else "")
-    return [f"column {column!r} ({shown}) is not read: rows of all its values are taken together"] if named else []
-
-
 def _encoded(cell: Any, folders: list[Path]) -> Any:
-    """The bytes or the path in a cell of an image column; None where there is neither, or a path elsewhere."""
+    """The bytes or the path in a cell of an image column; None if there is neither, or a path outside `folders`."""
     if not isinstance(cell, dict):
         return cell
     if cell["bytes"] is not None or cell["path"] is None:
@@ -691,7 +389,7 @@ def _paths_only(column: str, path: str, where: str) -> UserError:
 
 
 def _named_files(images: datasets.Dataset, folders: list[Path]) -> list[str]:
-    """The files that a column of images, in Arrow's format, names where it does not hold their bytes."""
+    """The files that a column of images, in Arrow format, names instead of holding their bytes."""
     column = images[:].column(0)
     if not pyarrow.types.is_struct(column.type):
         return []
@@ -700,7 +398,7 @@ def _named_files(images: datasets.Dataset, folders: list[Path]) -> list[str]:
 
 
 def _image_columns(dataset: datasets.Dataset) -> list[str]:
-    """Columns of images, also as plain parquet files spell them: a struct of bytes and path."""
+    """Columns of images, including those of plain parquet files: a struct of bytes and path."""
     return [
         name
         for name, feature in dataset.features.items()
@@ -713,14 +411,14 @@ def _label_columns(dataset: datasets.Dataset) -> list[str]:
 
 
 def _may_be_label(feature: Any) -> bool:
-    """Class numbers (pandas may have made them floats), class names, or true and false; the values are read later."""
+    """Class numbers (floats if pandas converted them), class names, or true and false; the values are read later."""
     return isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value) and bool(re.fullmatch(LABEL_TYPES, feature.dtype))
     )
 
 
 def _type_name(feature: Any) -> str:
-    """How messages name a column's type."""
+    """A column's type in messages."""
     if isinstance(feature, datasets.Value):
         return str(feature.dtype)
     if isinstance(feature, (datasets.List, datasets.LargeList)):
@@ -729,7 +427,7 @@ def _type_name(feature: Any) -> str:
 
 
 def _why_no_label(feature: Any) -> str:
-    """What is wrong with a column of labels of a type that `_may_be_label` does not take."""
+    """Why a column cannot be labels, whose type `_may_be_label` does not accept."""
     name = _type_name(feature)
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return f"{name}: several labels per image, which is not supported"
@@ -822,8 +520,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 def _read_pickle(file: Path) -> dict[str, Any]:
     try:
         content = file.read_bytes()
-        for opcode, argument, _ in pickletools.genops(content):  # which fails where the content ends too early
-            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # it would make room for as many
+        for opcode, argument, _ in pickletools.genops(content):  # fails if the content is truncated
+            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # it would allocate that many
                 raise pickle.UnpicklingError("asks for too much memory")
         found = _CifarUnpickler(io.BytesIO(content), encoding="latin1").load()
     except OSError as error:
@@ -885,7 +583,7 @@ def _cifar_opener(base: Path, splits: dict[str, list[str]], meta: str, config: D
 
         return RawSplit(
             name=name,
-            key=_digest(_listing([*files, base / meta]), column),
+            key=digest(file_facts([*files, base / meta]), column),
             labels=labels,
             images=images,
             notes=[f"{name}: labels are {column.removesuffix('s')!r}"],
@@ -910,19 +608,19 @@ def _cifar_batch(file: Path, column: str) -> tuple[np.ndarray, list[Any]]:
 
 
 def _digits(name: str) -> RawSplit:
-    """scikit-learn's 1,797 digits: 8x8 grey, enlarged to 32x32x3; a fixed 15% per class are the test split."""
+    """scikit-learn's 1,797 digits: 8x8 gray, enlarged to 32x32x3; a fixed 15% per class are the test split."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
     labels = found.target.astype(np.int64)
     test = stratified(labels, np.arange(len(labels)), round(0.15 * len(labels)), seed=0, stream=0)
     rows = test if name == "test" else np.setdiff1d(np.arange(len(labels)), test)
-    grey = from_numpy(found.images[rows] * (255 / 16)).float()[:, None]
-    large = F.interpolate(grey, (32, 32), mode="bicubic", align_corners=False).clamp(0, 255).round()
+    gray = from_numpy(found.images[rows] * (255 / 16)).float()[:, None]
+    large = F.interpolate(gray, (32, 32), mode="bicubic", align_corners=False).clamp(0, 255).round()
     pixels = large.byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     return RawSplit(
         name=name,
-        key=_digest("digits", name),
+        key=digest("digits", name),
         labels=lambda: (labels[rows].tolist(), [str(digit) for digit in range(10)]),
         images=lambda start, stop: list(pixels[start:stop]),
         notes=[],

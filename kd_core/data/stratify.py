@@ -1,15 +1,15 @@
-"""A subset with each class's share: which rows are taken depends on the seed and the rows alone."""
+"""Stratified subsets that depend on the seed and the rows alone."""
 
 import numpy as np
 from torch import from_numpy
 
 from kd_core.data.views import random_bits
 
-STREAMS = 1 << 40  # away from those that order and augment an epoch
+STREAMS = 1 << 40  # disjoint from the streams that order and augment an epoch
 
 
 def stratified(labels: np.ndarray, rows: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:
-    """`count` of `rows`, sorted: int64 [count], each class in proportion and no class whole.
+    """`count` of `rows`, sorted: int64 [count], classes in proportion, and of no class all rows.
 
     Args:
         labels: int64 [n], the class of each of rows, int64 [n].

@@ -1,5 +1,5 @@
 """The 20 superclasses of CIFAR-100's classes (Krizhevsky, "Learning multiple layers of features from tiny images",
-2009), spelled as the original archive does; the Hub's uoft-cs/cifar100 calls one class otherwise."""
+2009), spelled as in the original archive; the Hub's uoft-cs/cifar100 spells one class differently."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def superclasses_of(class_names: Sequence[str]) -> tuple[list[int], list[str]] |
 
 
 def in_one_spelling(class_names: Sequence[str]) -> list[str]:
-    """The names, those of CIFAR-100's classes as the archive spells them; names of other data stay as they are."""
+    """The class names; those of CIFAR-100 as the archive spells them."""
     own = [HUB_SPELLINGS.get(name, name) for name in class_names]
     return own if set(own) == set(_NUMBERS) else list(class_names)

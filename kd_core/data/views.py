@@ -1,8 +1,7 @@
-"""Which images a step takes and how they are augmented: functions of (seed, epoch, row), on the device.
+"""The images of a step and their augmentation, as functions of (seed, epoch, row), computed on the device.
 
-A view is one integer, `flip * G * G + dy * G + dx` with G = 2 * crop_padding + 1 crop offsets per axis.  It
-is all the randomness there is, so that a view can be replayed, cached, and shown at another size to another
-model.
+A view is one integer, `flip * G * G + dy * G + dx` with G = 2 * crop_padding + 1 crop offsets per axis.  It holds all
+the randomness of the augmentation, so a view can be replayed, cached, and rendered at another size for another model.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from kd_core.data.preprocess import Preprocess
 
 MASK = (1 << 64) - 1
-FLOAT_RESIZE = 2  # version of resizing in floats: another number computes anew the cached logits that rest on it
+FLOAT_RESIZE = 2  # version of resizing in floats; changing it invalidates the cached logits that depend on it
 GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
@@ -45,8 +44,7 @@ def random_bits(seed: int, stream: int, rows: Tensor) -> Tensor:
     """64 random bits per row, as int64 with the shape of `rows`; the same on every device, forever.
 
     Counter-based: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of the row, on a sequence chosen by
-    (seed, stream), so that a row's bits depend neither on which other rows are asked for nor on the library's
-    generators.
+    (seed, stream), so a row's bits depend neither on the other rows of a call nor on the library's generators.
     """
     return _mix(rows * _signed(GOLDEN) + _key(seed, stream))
 
@@ -70,7 +68,7 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
-    """The permutation of `rows` (int64 [n]) that epoch `epoch` goes through: int64 [n] on their device."""
+    """The order of `rows` (int64 [n]) in epoch `epoch`: int64 [n] on their device."""
     return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
 
 
@@ -80,9 +78,9 @@ def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
 def resized(pixels: Tensor, side: int, interpolation: str) -> Tensor:
     """Pixels [B,C,H,W] in [0, 255] -> [B,C,side,side]: whole gray levels, within two of Pillow's.
 
-    uint8 stays uint8; all else is computed and given in float32, as bytes are on a device other than the CPU: PyTorch
-    resizes bytes there alone.  Pillow goes across first and keeps bytes between the two passes, which cuts off what
-    bicubic overshoots; without that, hard edges would come out up to 31 levels off.
+    uint8 stays uint8 on the CPU.  Everything else is computed and returned in float32, since PyTorch resizes bytes on
+    the CPU only.  Pillow resizes horizontally first and rounds to bytes between the two passes, which clips bicubic
+    overshoot; without that, hard edges would be up to 31 levels off.
     """
     options: dict[str, Any] = {"mode": interpolation, "align_corners": False, "antialias": True}
     if pixels.device.type == "cpu" and pixels.dtype == torch.uint8:  # ten times as fast as floats
@@ -92,7 +90,7 @@ def resized(pixels: Tensor, side: int, interpolation: str) -> Tensor:
 
 
 def _as_bytes(pixels: Tensor) -> Tensor:
-    """The values that a byte can hold, halves rounded up as Pillow does; in place."""
+    """Rounded and clipped to byte values, halves upward as in Pillow; in place."""
     return pixels.add_(0.5).floor_().clamp_(0, 255)
 
 
@@ -127,7 +125,7 @@ def view_ids(seed: int, epoch: int, rows: Tensor, augmentation: Augmentation) ->
 
 @dataclass(frozen=True)
 class View:
-    """How a batch is shown: `ids` int64 [B] are its views; a teacher's cache knows them by `numbers` int64 [B]."""
+    """The views of a batch: `ids` int64 [B]; `numbers` int64 [B] are their keys in a teacher's cache."""
 
     ids: Tensor
     numbers: Tensor
@@ -136,9 +134,9 @@ class View:
 def draw_views(
     seed: int, epoch: int, rows: Tensor, augmentation: Augmentation, *, fixed: int | None = None
 ) -> View:
-    """The view of each row int64 [B] in an epoch, on their device: one of all, or of the `fixed` ones of the row.
+    """The view of each row int64 [B] in an epoch, on their device: one of all, or one of the row's `fixed` views.
 
-    A row's fixed views are the same for every seed, so that their logits can be computed once.
+    A row's fixed views are the same for every seed, so their logits can be computed once.
     """
     ids = view_ids(seed, epoch, rows, augmentation)
     if fixed is None:
@@ -154,7 +152,7 @@ def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bo
 
 
 class Batch(NamedTuple):
-    """One process's part of a step, all int64 [B]: rows, their views, and the numbers by which a cache knows these."""
+    """One process's share of a step, all int64 [B]: rows, their views, and the keys of these views in a cache."""
 
     rows: Tensor
     ids: Tensor
@@ -162,16 +160,16 @@ class Batch(NamedTuple):
 
 
 class EpochPlan:
-    """What the steps of one epoch take: made at once for all, on the host and on the device, so that no step waits.
+    """Rows and views of all steps of one epoch, computed once, on the host and on the device, so no step waits.
 
     Args:
         rows: int64 [n], on the host, those of the training split.
         device: of the networks.
-        batch_size: of all processes together.  An epoch has `n // batch_size` steps; what is left over is not used.
-        rank, world_size: which process this is, and how many share each step.
-        fixed: views are drawn from so many of each row's own, None: from all.
+        batch_size: of all processes together.  An epoch has `n // batch_size` steps; the remainder is not used.
+        rank, world_size: index of this process, and the number of processes that share each step.
+        fixed: draw views from this number of fixed views per row; None: from all views.
 
-    Order and views are functions of (seed, epoch, row): the number of processes only divides them.
+    Order and views are functions of (seed, epoch, row), whatever the number of processes.
     """
 
     def __init__(
@@ -202,7 +200,7 @@ class EpochPlan:
     def batch(self, step: int, device: torch.device) -> Batch:
         """Step `step`, on the host or on the plan's device."""
         latest, batch = self._latest.get(device.type, (None, None))
-        if batch is None or latest != step:  # the parts of a step ask one after the other
+        if batch is None or latest != step:  # several parts of a step ask for the same batch
             batch = Batch(*(part[step] for part in self.whole(device)))
             self._latest[device.type] = step, batch
         return batch
@@ -213,12 +211,12 @@ class EpochPlan:
 
 
 class Views:
-    """Views of stored images for one model: cropped, flipped, at its size and with its normalisation.
+    """Views of stored images for one model: cropped, flipped, at its size and with its normalization.
 
     Args:
         preprocess: the model's `size`, `resize`, `interpolation`, `mean` and `std`.
         image_size: side of the stored square images.
-        augmentation: what view ids stand for.
+        augmentation: gives view ids their meaning.
 
     A model of the stored size sees a crop of the image with the crop padding, black pixels, around it.  For any
     other size the image is resized to 8/7 of the model's side, and the crop is a box at one of G evenly
@@ -246,14 +244,14 @@ class Views:
         self._resizes = not image_size == self.resize == self.canvas - 2 * self.padding
         mean = torch.tensor(preprocess.mean, dtype=torch.float64)
         std = torch.tensor(preprocess.std, dtype=torch.float64)
-        # For whole rows of pixels: an inner loop over three channels would be slow.
+        # Repeated for whole rows of pixels: an inner loop over three channels would be slow.
         self._scale = (1 / (255 * std)).float().repeat(self.size)
         self._shift = (-mean / std).float().repeat(self.size)
         slack = self.canvas - self.size
         self._offset = torch.tensor([round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)])
 
     def recipe(self, device: torch.device) -> dict[str, Any]:
-        """All that a clean view depends on besides the image, for the key of what is cached about it."""
+        """Everything besides the image that a clean view depends on, for cache keys."""
         in_floats = self._resizes and device.type != "cpu"
         return {**self._recipe, **({"float_resize": FLOAT_RESIZE} if in_floats else {})}
 
@@ -270,7 +268,7 @@ class Views:
         plane, slack = self.offsets**2, self.canvas - self.size
         top = self._offset[view_ids % plane // self.offsets]
         left = self._offset[view_ids % self.offsets]
-        if self.flip:  # of the stored bytes, before the crop, whose offset from the left then mirrors too
+        if self.flip:  # mirror the stored bytes before the crop; the crop's left offset is mirrored too
             mirror = view_ids >= plane
             images = _mirrored_where(mirror, images)
             left = torch.where(mirror, slack - left, left)
@@ -278,7 +276,7 @@ class Views:
             canvas = F.pad(images, (0, 0, *[self.padding] * 4))
         else:
             canvas = self._resized(images, self.canvas)
-        return self._normalised(self._crop(canvas, top, left), out_dtype, channels_last)
+        return self._normalized(self._crop(canvas, top, left), out_dtype, channels_last)
 
     def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
         """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""
@@ -286,7 +284,7 @@ class Views:
         start = round((self.resize - self.size) / 2)
         stop = start + self.size
         view = self._resized(images, self.resize)[:, start:stop, start:stop]
-        return self._normalised(view.flatten(2), out_dtype, channels_last)
+        return self._normalized(view.flatten(2), out_dtype, channels_last)
 
     def _to(self, device: torch.device) -> None:
         if self._scale.device != device:
@@ -315,8 +313,8 @@ class Views:
             count, self.size, self.size * 3
         )
 
-    def _normalised(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        """Rows of pixels [B,size,size*3] in [0, 255] -> normalised [B,3,size,size]."""
+    def _normalized(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        """Rows of pixels [B,size,size*3] in [0, 255] -> normalized [B,3,size,size]."""
         values = torch.addcmul(self._shift, view.float(), self._scale).to(dtype)
         image = values.unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
         return image if channels_last else image.contiguous()

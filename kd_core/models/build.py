@@ -1,4 +1,4 @@
-"""Models by name: build them, describe their input, export them in timm's format and load such exports."""
+"""Models by name: build them, describe their input, export them in timm's format, and load exports."""
 
 import difflib
 import inspect
@@ -37,10 +37,10 @@ __all__ = [
     "preprocess_of",
 ]
 
-timm.models.set_pretrained_check_hash(True)  # names of timm's files hold their digests
+timm.models.set_pretrained_check_hash(True)  # names of timm's files contain their digests
 HUB = "hf-hub:"
-MAX_SIDE = 2048  # pixels, of what an export says
-# Arguments of timm's factory that say where weights come from or make something else than a classifier.
+MAX_SIDE = 2048  # pixels; larger input sizes in exports are refused
+# Arguments of timm's factory that choose weights or build something else than a classifier.
 RESERVED = {
     "cache_dir", "checkpoint_path", "device", "dtype", "exportable", "feature_cfg", "feature_cls",
     "features_only", "kwargs_filter", "model_cfg", "model_name", "no_jit", "num_classes", "out_indices",
@@ -59,7 +59,7 @@ def create_model(
     args: dict[str, Any] | None = None,
     where: str = "model",
 ) -> nn.Module:
-    """A timm classifier: images [B,3,h,w], normalised as `preprocess_of` says, to logits [B,num_classes].
+    """A timm classifier: images [B,3,h,w], normalized as in `preprocess_of`, to logits [B,num_classes].
 
     Args:
         name: any timm name, with or without a pretrained tag, old names and the `cifar_*` names included, or
@@ -98,14 +98,14 @@ def create_model(
         raise UserError(f"{where} {name!r}: pretrained weights cannot be fetched: {first_line(error, 200)}") from error
     except Exception as error:
         if not args and not hub:
-            raise  # nothing of the user's could be at fault
+            raise  # no input of the user can be the cause
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UserError(
             f"{where} {name!r}: rejected the arguments ({given}): {type(error).__name__}: {first_line(error, 200)}"
         ) from error
     side = img_size or args.get("img_size")
     if side is not None:
-        # Of the model's own description only the size changes; preprocess_of and export read it from there.
+        # Only the size changes; preprocess_of and export read it from this configuration.
         height, width = (side, side) if isinstance(side, int) else side
         channels = model.pretrained_cfg["input_size"][0]
         model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | {"input_size": (channels, height, width)}
@@ -113,9 +113,9 @@ def create_model(
 
 
 def current_name(name: str, where: str = "model") -> str:
-    """What timm calls a network today: `tv_resnet50` is "resnet50.tv_in1k"; other names stay.
+    """timm's current name of a network: `tv_resnet50` is "resnet50.tv_in1k"; current names stay.
 
-    timm itself builds networks by old names, but says neither their input size nor whether they are for one size.
+    timm builds networks by old names, but has no configuration (input size and so on) under them.
 
     Raises:
         UserError: timm has removed it.
@@ -146,7 +146,7 @@ def _own_model(
     args: dict[str, Any],
     where: str,
 ) -> nn.Module:
-    """A network that a user's file has registered, and that need be no more than an nn.Module which gives logits."""
+    """A network registered by a user's file; any nn.Module that returns logits will do."""
     base, _ = split_model_name_tag(name)
     entry = timm.models.model_entrypoint(base)
     who = f"{where} {name!r} ({file.path.name})"
@@ -176,7 +176,7 @@ def _own_model(
 
 
 def _no_size(name: str, where: str) -> UserError:
-    return UserError(f"{where} {name!r}: has no pretrained_cfg that says its input's size; set img_size beside it")
+    return UserError(f"{where} {name!r}: has no pretrained_cfg with its input size; set img_size beside it")
 
 
 def architecture(name: str, stem: str = "default", where: str = "model") -> str:
@@ -215,7 +215,7 @@ def input_size(name: str, img_size: int | None = None, stem: str = "default", wh
 
 
 def usual_size(name: str, stem: str = "default") -> int | None:
-    """The side of the square input that a known network is made for; None if it does not say so, as one's own may."""
+    """The side of the square input that a network was made for; None if unknown, as for some of a user's own."""
     registered = current_name(name) if stem == "default" else architecture(name, stem)
     return _pretrained_cfg(registered, "model").get("input_size", (None,))[-1]
 
@@ -255,7 +255,7 @@ def _hub_config(name: str, where: str) -> tuple[dict[str, Any], str, dict[str, A
 def _unknown(name: str, where: str) -> UserError:
     base, _ = split_model_name_tag(name)
     known = [n for n in timm.list_models() if n.startswith(PREFIX) == base.startswith(PREFIX)]
-    prefixed = f"cifar_{base}"  # the literature calls the same networks without this prefix
+    prefixed = f"cifar_{base}"  # papers name these networks without this prefix
     matches = difflib.get_close_matches(base, known)
     matches += difflib.get_close_matches(prefixed, [n for n in known if n.startswith("cifar_")], n=1, cutoff=0.85)
     near = " or ".join(repr(match) for match in ([prefixed] if prefixed in known else dict.fromkeys(matches)))
@@ -279,12 +279,12 @@ class LoadedModel:
 
     @property
     def image_size(self) -> int | None:
-        """The side at which the images of its training were stored, if the export says so."""
+        """The side of the stored images that it was trained on, if the export has it."""
         return self._extra.get("image_size")
 
     @property
     def data_fingerprint(self) -> str | None:
-        """The fingerprint of the data that it was trained on, if the export says so."""
+        """The fingerprint of the data that it was trained on, if the export has it."""
         return self._extra.get("data_fingerprint")
 
     @property
@@ -294,7 +294,7 @@ class LoadedModel:
 
     @property
     def stored_side(self) -> int:
-        """`image_size`, or the side to which the network's own preprocessing resizes; UserError for a wild one."""
+        """`image_size`, or the side to which the network's preprocessing resizes; UserError for an absurd one."""
         side = self.preprocess.resize if self.image_size is None else self.image_size
         if type(side) is not int or not 1 <= side <= MAX_SIDE:
             raise UserError(f"config.json: extra.image_size: is {side!r:.60}, allowed: a whole number up to {MAX_SIDE}")
@@ -302,7 +302,7 @@ class LoadedModel:
 
     @property
     def names(self) -> list[str]:
-        """A name for each class: its number where the export has none."""
+        """A name for each class; numbers if the export has no names."""
         return self.class_names or [str(number) for number in range(self.num_classes)]
 
 
@@ -335,9 +335,9 @@ def export(
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": num_classes,
-        **({"num_features": model.num_features} if hasattr(model, "num_features") else {}),  # one's own may have none
+        **({"num_features": model.num_features} if hasattr(model, "num_features") else {}),  # may be missing
         **({"label_names": class_names} if class_names else {}),
-        # A network built for one size must be rebuilt for it, however it was asked for.
+        # A network built for one size must be rebuilt for it, whichever setting chose the size.
         "model_args": ({"img_size": preprocess.size} if fixed else {}) | model_args,
         "pretrained_cfg": {
             "num_classes": num_classes,
@@ -429,7 +429,7 @@ def load_export(folder: str | Path) -> LoadedModel:
     args: dict[str, Any] = {key: value for key, value in config.model_args.items() if key != "num_classes"}
     size = config.pretrained_cfg.input_size[-1]
     names = config.label_names or config.pretrained_cfg.label_names
-    names = names if isinstance(names, list) else None  # a mapping describes gaps, for which there is no use here
+    names = names if isinstance(names, list) else None  # a mapping is for gaps in the numbers, which do not occur here
     if names and len(names) != config.num_classes:
         raise UserError(f"{path}: label_names: {len(names)} names for {config.num_classes} classes")
 
@@ -442,12 +442,12 @@ def load_export(folder: str | Path) -> LoadedModel:
         return create_model(
             config.architecture,
             num_classes=config.num_classes,
-            img_size=size if own else None,  # which it may not know by itself
+            img_size=size if own else None,  # which its code may not know
             args=args,
             where=f"{path}: architecture",
         )
 
-    if not own:  # a person's own code need not know of tensors without memory
+    if not own:  # a user's code need not support meta tensors
         with torch.device("meta"):
             check_strict(build(), tensors, str(weights), config.num_classes)
     model: Any = build()

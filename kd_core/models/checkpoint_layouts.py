@@ -1,7 +1,7 @@
-"""Where other people's checkpoints keep a network's weights, and how they name them.
+"""Layouts of checkpoints: where they keep a network's weights, and under which names.
 
 Containers (`{"epoch": 9, "state_dict": ...}`), names of wrappers (DataParallel, torch.compile, a Lightning module) and
-counters that tools add are taken away; nothing else is left out in silence.
+counters that tools add are removed; nothing else is dropped silently.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from kd_core.errors import UserError
 from kd_core.zoo.public_names import to_zoo_names
 
-# Keys under which training scripts keep a state dict: if there are several, the first of them is taken, and that is
-# said.  Averaged weights come before all others, as in timm's `load_state_dict`: the published accuracy is theirs.
+# Keys under which training scripts keep a state dict; of several, the first is used and reported.  Averaged weights
+# come before all others, as in timm's `load_state_dict`, since the published accuracy is theirs.
 CONTAINERS = (
     "state_dict",
     "model",
@@ -33,23 +33,23 @@ CONTAINERS = (
     "params",
     "weights",
 )
-AVERAGED = {"ema", "swa", "averaged"}  # words in a key that say so, as in "state_dict_ema"
-OTHERS = {"optimizer", "optim", "teacher", "discriminator"}  # words of what else is trained or stored beside it
+AVERAGED = {"ema", "swa", "averaged"}  # words in keys of averaged weights, as in "state_dict_ema"
+OTHERS = {"optimizer", "optim", "teacher", "discriminator"}  # words in keys of other content
 DEPTH = 4  # levels of containers, and of modules around a network
 WRAPPERS = ("module", "_orig_mod")  # in front of every name, by DataParallel and torch.compile
 INNER_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # within a name, too
 COUNTERS = ("n_averaged", "total_ops", "total_params")  # of torch's AveragedModel, and of the profiler thop
-BATCH_COUNTER = ".num_batches_tracked"  # which torch itself fills in where old checkpoints lack it
+BATCH_COUNTER = ".num_batches_tracked"  # torch fills it in if old checkpoints lack it
 
 
 def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) -> dict[str, Tensor]:
-    """Parameter names to tensors, from whatever a checkpoint holds; without wrappers' names and counters.
+    """Parameter names to tensors of a checkpoint's content, without names of wrappers and counters.
 
-    `notify` is told in one line which weights were taken, if the file leaves a choice.
+    `notify` is called with one line on which weights are used, if there are several.
 
     Raises:
-        UserError: beginning with `origin`; no state dict, several of which none is known to be the network's, or names
-            that fall together.
+        UserError: beginning with `origin`; no state dict, several with none clearly the network's, or names
+            that collide.
     """
     candidates = list(_candidates(content))
     if not candidates:
@@ -80,7 +80,7 @@ def find_state_dict(content: Any, origin: str, notify: Callable[[str], None]) ->
 
 
 def _candidates(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(keys, dict) of each dict within `content` that looks like a state dict; optimizers are not looked into."""
+    """(keys, dict) of each dict within `content` that looks like a state dict; optimizers are skipped."""
     if not isinstance(content, dict) or "param_groups" in content or not all(isinstance(key, str) for key in content):
         return
     if _tensors(content) and all(isinstance(value, (Tensor, *_PLAIN)) for value in content.values()):
@@ -90,7 +90,7 @@ def _candidates(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
             yield from _candidates(value, (*path, key))
 
 
-_PLAIN = (int, float, str, bool, type(None), np.generic)  # what stands among parameters without being one
+_PLAIN = (int, float, str, bool, type(None), np.generic)  # values among parameters that are none
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
@@ -141,8 +141,8 @@ def network_names(
     """`state_dict` under the names of a network of which `wanted` is the own state dict.
 
     Names of public checkpoints are translated (`zoo/public_names.py`), and a prefix that all of the network's names
-    have is removed, such as Lightning's `model.`.  What does not fit is given back as close to the network's names as
-    can be, for a message that says what differs.
+    have is removed, such as Lightning's `model.`.  If nothing fits, the closest names are returned,
+    for a message that shows the differences.
 
     Raises:
         UserError: beginning with `where`; the file holds other modules beside the network, or several networks.

@@ -1,4 +1,4 @@
-"""What a user's own network and method must offer, checked before anything is trained; CONTRIBUTING.md lists it."""
+"""Checks of what networks and methods must provide, before training; CONTRIBUTING.md lists it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_core.models.predict import image_weights
 
 
 def require_module(network: Any, who: str) -> None:
-    """UserError, which begins with `who`, for what is no nn.Module."""
+    """UserError, which begins with `who`, unless `network` is an nn.Module."""
     if not isinstance(network, nn.Module):
         raise UserError(f"{who}: gives a {type(network).__name__}, a torch.nn.Module is needed")
 
@@ -63,10 +63,10 @@ def _described(output: Any) -> str:
 
 
 def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes: int) -> None:
-    """UserError unless a method or loss that a user has added gives what training and its report need.
+    """UserError unless a user's own method or loss returns what training and its report need.
 
-    That is: a loss [] with a gradient, metrics `loss_label`, `loss_distill`, `kd_weight` and `teacher/K/weight` of each
-    teacher, and all of it image by image under torch.vmap, too.  No random generator changes.
+    These are a loss [] with a gradient, and the metrics `loss_label`, `loss_distill`, `kd_weight` and
+    `teacher/K/weight` of each teacher; all of them also per image under torch.vmap.  No random generator changes.
     """
     loss = getattr(config, "loss", "")
     own = own_code.provider(own_code.METHOD, config.type) or own_code.provider(own_code.LOSS, str(loss))
@@ -78,15 +78,15 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
     labels = torch.randint(num_classes, (4,), generator=generator)
     try:
         method = kd_methods.build(config, num_classes=num_classes)
-        taught = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
-        value, measures = method(kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(taught), labels, 0.5)
+        teachers = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
+        value, measures = method(kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(teachers), labels, 0.5)
         wanted = ["loss_label", "loss_distill", "kd_weight"]
         wanted += [f"teacher/{index}/weight" for index in range(num_teachers)] if method.requires_teachers else []
         if missing := [name for name in wanted if name not in measures]:
             raise UserError(f"{who}: lacks the metric {missing[0]!r}; kd_methods.common_metrics gives those needed")
         if value.shape != () or not value.requires_grad:
             raise UserError(f"{who}: its loss has shape {list(value.shape)}; one number with a gradient is needed")
-        image_weights(method, student.detach(), taught, labels)
+        image_weights(method, student.detach(), teachers, labels)
     except UserError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Logits of a network over a split: sharded over processes without padding, gathered once, in the split's order."""
+"""Logits of a network on a split, sharded over processes without padding and gathered in the split's order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Predictor:
-    """How networks are evaluated in this run: where, and in what batches and memory format."""
+    """How networks are evaluated in a run: device, batch size and memory format."""
 
     accelerator: Accelerator
     config: Config
@@ -37,10 +37,10 @@ class Predictor:
         self._batch_size = asked or (max(usual, LARGEST) if on_gpu else usual)
 
     def in_batches(self, work: Callable[[int], T]) -> T:
-        """`work(batch size of one process)`, which is done again with smaller batches while memory does not suffice."""
+        """`work(batch size per process)`, repeated with smaller batches while memory runs out."""
 
         def attempt(batch_size: int) -> T:
-            self._batch_size = batch_size  # which the next one begins with
+            self._batch_size = batch_size  # the next call starts with it
             return work(max(1, batch_size // self.accelerator.num_processes))
 
         return find_executable_batch_size(attempt, starting_batch_size=self._batch_size)()
@@ -61,8 +61,8 @@ class Predictor:
     ) -> Tensor:
         """Logits float32 [n,C] of `images`, on every process, on the device, in the split's order.
 
-        The network is in evaluation mode; its mode is restored afterwards.  It sees the clean view, or what
-        `show(pixels, rows)` makes of images uint8 [B,H,W,3] in rows int64 [B].  Process r of R computes rows r, r+R,
+        The network runs in evaluation mode; its mode is restored afterwards.  Its input is the clean view, or
+        `show(pixels, rows)` of images uint8 [B,H,W,3] and their rows int64 [B].  Process r of R computes rows r, r+R,
         ...; a progress bar is shown if `label` is given.
         """
         accelerator, training = self.accelerator, model.training
@@ -90,9 +90,9 @@ class Predictor:
 
 
 class Images:
-    """A split that is ready for use on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
+    """A split on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
 
-    `rows` lie where the pixels do: rows on the device would make a gather in host memory wait for the device.
+    `rows` are stored with the pixels: with rows on the device, a gather from host memory would synchronize.
     """
 
     def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
@@ -120,7 +120,7 @@ def score(
     loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.  NonFinite
     if logits or loss are not finite.
     """
-    figures = metrics.classification(logits, labels)
+    found = metrics.classification(logits, labels)
     method.eval()
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for start in range(0, len(labels), batch_size):
@@ -130,30 +130,30 @@ def score(
         total += loss.double() * len(labels[chunk])
     method.train()
     if not total.isfinite():
-        raise NonFinite(f"loss_total of the {len(labels)} images to judge by not finite")
-    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(figures["auroc_classes_left_out"])
-    return {**{name: figures[name] for name in kept}, "loss_total": float(total) / len(labels)}
+        raise NonFinite(f"the evaluation loss is not finite (loss_total of {len(labels)} images)")
+    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(found["auroc_classes_left_out"])
+    return {**{name: found[name] for name in kept}, "loss_total": float(total) / len(labels)}
 
 
 @torch.no_grad()
 def per_image(method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-    """The method's metrics of each image, as if it was a batch of its own: {name: float32 [N]}.
+    """The method's metrics per image, each as a batch of one: {name: float32 [N]}.
 
     logits [N,C], teachers' logits [K,N,C] (None for a method without teachers), labels int64 [N].  In evaluation mode
-    and at the end of training (progress 1).  Under scope "batch" training averages weights over a batch before it uses
-    them; these here are what went into that average.  One process's images alone: nothing is reduced over processes.
+    and at the end of training (progress 1).  With scope "batch", training averages weights over a batch
+    before it uses them; these are the weights before averaging.  Nothing is reduced over processes.
     """
 
-    def one(own: Tensor, taught: Tensor | None, label: Tensor) -> dict[str, Tensor]:
-        teachers = TeacherOutputs(None if taught is None else taught[:, None])
+    def one(own: Tensor, others: Tensor | None, label: Tensor) -> dict[str, Tensor]:
+        teachers = TeacherOutputs(None if others is None else others[:, None])
         return method(StudentOutput(own[None]), teachers, label[None])[1]
 
     training, reduce_mean = method.training, method.reduce_mean
     method.eval()
     method.reduce_mean = lambda values: values
     try:
-        taught = None if teacher_logits is None else 1
-        return torch.vmap(one, (0, taught, 0), chunk_size=CHUNK)(logits.float(), teacher_logits, labels)
+        dimension = None if teacher_logits is None else 1
+        return torch.vmap(one, (0, dimension, 0), chunk_size=CHUNK)(logits.float(), teacher_logits, labels)
     finally:
         method.reduce_mean = reduce_mean
         method.train(training)

@@ -21,7 +21,7 @@ from kd_core.models.checkpoint_layouts import BATCH_COUNTER, counted, find_state
 from kd_core.zoo.base import CIFAR100_MEAN, CIFAR100_STD
 
 PICKLED = (".pth", ".pt", ".tar", ".bin", ".th", ".ckpt")
-READING = 2  # raised whenever the same file comes to mean other weights, so that logits in the cache are made anew
+READING = 2  # raised when the same file yields other weights, which invalidates cached logits
 
 
 _REBUILD: Any = np.float64(0).__reduce__()[0]
@@ -34,7 +34,7 @@ def _numpy_scalar(dtype: Any, content: Any) -> Any:
     return _REBUILD(dtype, content)
 
 
-# What training scripts store beside the tensors (arguments, a best accuracy, a flag): data without behaviour.
+# What training scripts store beside the tensors (arguments, a best accuracy, a flag): data without behavior.
 _KINDS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "SU"
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -43,7 +43,7 @@ HARMLESS: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in _KINDS},
 ]
-# Files that only look like a checkpoint, known by their first bytes.
+# Files that are not checkpoints, recognized by their first bytes.
 IMPOSTORS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it",
     b"<": "is a web page, not a checkpoint; the download has failed",
@@ -80,11 +80,11 @@ def read_state_dict(
 ) -> dict[str, Tensor]:
     """Parameter names to tensors (on the CPU) of a checkpoint file.
 
-    Where in the file the state dict stands, and which of several is taken, `checkpoint_layouts` says. Nothing in the
-    file is executed: tensors and plain data only.
+    `checkpoint_layouts` finds the state dict in the file and chooses among several.  Nothing in the file is executed:
+    it may hold only tensors and plain data.
 
     Args:
-        notify: is told in one line which weights were taken, if the file leaves a choice; by default it is printed.
+        notify: called with one line on which weights are used, if the file has several; prints by default.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown kind, or holds anything else; begins with
@@ -112,15 +112,15 @@ def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
 
 
 def unfolds(path: Path) -> bool:
-    """Whether a zip file says that it holds more than its own size, or nothing clear; torch compresses nothing."""
+    """Whether a zip file claims more content than its size, or is unclear; torch never compresses."""
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":  # what torch knows a zip file by
+        if file.read(4) != b"PK\3\4":  # by which torch recognizes a zip file
             return False
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(member.file_size for member in archive.infolist()) > path.stat().st_size
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return True  # so that it is refused: torch's own reader might see more in it
+        return True  # refused: torch's reader might find more in it
 
 
 def _read_pickled(path: Path, origin: str) -> Any:
@@ -129,10 +129,10 @@ def _read_pickled(path: Path, origin: str) -> Any:
     for beginning, reason in IMPOSTORS.items():
         if first.startswith(beginning):
             raise UserError(f"{origin}: {reason}")
-    if first[257:262] == b"ustar":  # what marks a tar archive; also what PyTorch wrote before version 0.2
+    if first[257:262] == b"ustar":  # a tar archive, which PyTorch wrote before version 0.2
         raise UserError(f"{origin}: is a tar archive of files, not a checkpoint; unpack it and name the file in it")
     if unfolds(path):
-        raise UserError(f"{origin}: damaged, or not a PyTorch file, or it would unfold into more than its size")
+        raise UserError(f"{origin}: damaged, or not a PyTorch file, or it would unpack into more than its size")
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,12 @@
-"""Teacher cache: a teacher's logits, computed once for each view of each image, shared by all runs on a machine.
+"""The teacher cache: logits computed once per view of each image, and shared by all runs on a machine.
 
     python -m kd_core.cache [--dir FOLDER]                 what is cached: size, filled share, last use
     python -m kd_core.cache [--dir FOLDER] --erase all|KEY...
 
 A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under a key that covers everything they
-depend on.  Beside each row of logits stands its checksum, 0 where the row is not filled: so a store can be filled in
-any order by any number of processes, an interruption loses nothing, and a damaged or half-written row is just missing.
+depend on.  A second file holds a checksum per row of logits, 0 for a row that is not filled.  So any number of
+processes can fill a store in any order, an interruption loses nothing, and a damaged or half-written row counts as
+missing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from kd_core.errors import UserError
 from kd_core.files import existing_part, held_lock, read_object, reserve, write_json, writing
 from kd_core.teachers.logits_file import FileStore
 
-VERSION = 2  # of the files' layout and of the way that logits are computed
+VERSION = 2  # of the files' layout and of how logits are computed
 GIGABYTE = 10**9
 MERSENNE = 2**31 - 1  # a prime
 SHAPE = {"views", "rows", "classes"}
@@ -46,8 +47,7 @@ SHAPE = {"views", "rows", "classes"}
 def row_checksums(logits: Tensor) -> Tensor:
     """Checksums int32 [B], never 0, of fp16 logits [B,C].
 
-    The values' bits, each times a factor of its own, summed modulo a prime.  Doubles are exact below 2^53, which C up
-    to 2^16 keeps.
+    The weighted sum of the values' bits modulo a prime.  Doubles are exact below 2^53, which holds for C up to 2^16.
     """
     sums = logits.view(torch.int16).double() @ _factors(logits.shape[1])
     return (sums.remainder_(MERSENNE) + 1).int()
@@ -75,7 +75,7 @@ class Store:
 
     @classmethod
     def create(cls, folder: Path, **shape: int) -> Store:
-        """An empty store in a new folder.  Its logits are holes at first, which take no room."""
+        """An empty store in a new folder.  Its file of logits is sparse and takes no space at first."""
         folder.mkdir()
         (logits, size), (checks, room) = _files(folder, **shape).items()
         with open(logits, "wb") as file:
@@ -85,11 +85,11 @@ class Store:
 
     @staticmethod
     def size(views: int, rows: int, classes: int) -> int:
-        """Bytes of a store once it is filled."""
+        """Bytes of a full store."""
         return views * rows * (2 * classes + 4)
 
     def read(self, slots: Tensor) -> Tensor:
-        """Logits fp16 [n,C] of slots int64 [n] on the CPU, whatever stands there."""
+        """Logits fp16 [n,C] of slots int64 [n] on the CPU, filled or not."""
         return self._logits.index_select(0, slots)
 
     def sound(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
@@ -100,51 +100,51 @@ class Store:
     def write(self, slots: Tensor, logits: Tensor) -> None:
         """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU.  OSError on a full disk."""
         data, width = memoryview(logits.numpy().tobytes()), 2 * self.classes
-        # Runs of neighbours, on the host: only what has just been computed is written, once, after a forward pass.
+        # In runs of adjacent slots, on the host: only new logits are written, once, after a forward pass.
         breaks = ((slots.diff() != 1).nonzero().flatten() + 1).tolist()
         starts = [0, *breaks, len(slots)] if len(slots) else []
         for (start, end), slot in zip(pairwise(starts), slots[starts[:-1]].tolist(), strict=True):
-            # to the file, not to its map: where a hole cannot be filled this is an error, and that the process's end
+            # to the file, not to its map: on a full disk the file raises an error, the map kills the process
             part = data[start * width : end * width]
             if os.pwrite(self._file.fileno(), part, slot * width) < len(part):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._checks.index_copy_(0, slots, row_checksums(logits))
 
     def missing(self, slots: Tensor) -> Tensor:
-        """Those of the slots int64 [n] that are not filled, or damaged."""
+        """The slots among int64 [n] that are not filled or damaged."""
         return slots[~self.sound(slots)]
 
     def damaged(self, slots: Tensor) -> int:
-        """How many of the slots int64 [n], which are missing, hold something that cannot be used."""
+        """How many of the missing slots int64 [n] hold damaged data."""
         return int((self._checks.index_select(0, slots) != 0).sum())
 
     def lock(self, notify: Callable[[str], None]) -> SoftFileLease:
-        """Held by who fills the store; while another run does, says so and waits."""
+        """The lock for filling the store; while another run holds it, reports that and waits."""
         return held_lock(
             self.folder / ".owner",
             lambda owner: notify(f"{owner} is filling the cache of this teacher; waiting for it"),
         )
 
     def filled(self) -> float:
-        """The share of slots that hold something."""
+        """The fraction of slots that are filled."""
         return float((self._checks != 0).float().mean())
 
 
 def _files(folder: Path, views: int, rows: int, classes: int) -> dict[Path, int]:
-    """A store's logits and checksums, and how many bytes each must have."""
+    """A store's files of logits and checksums, with their sizes in bytes."""
     count = views * rows
     return {folder / "logits": 2 * count * classes, folder / "checks": 4 * count}
 
 
 class CachedTeacher:
-    """A teacher's logits by row and view: read if they are there, else computed and kept.
+    """A teacher's logits by row and view: read if they are stored, else computed and stored.
 
     Args:
-        store: what is kept, of this project's or a file of logits.
-        per_view: whether a slot depends on the view, or there is the clean view alone.
-        notify: is told, once, of rows that are damaged; they are computed again.
+        store: a store of the cache or a file of logits.
+        per_view: whether there are logits per view, or of the clean view only.
+        notify: called once if rows are damaged; these are computed again.
 
-    index_device: where `begin_epoch` wants its rows.
+    index_device: the device of the rows for `begin_epoch`.
     """
 
     def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
@@ -156,7 +156,7 @@ class CachedTeacher:
         self.hits = self.asked = 0
 
     def begin_epoch(self, batches: Batch) -> None:
-        """Look up at once what the steps of an epoch, all int64 [steps,B], will find: no step then has to."""
+        """Look up all steps of an epoch at once, all int64 [steps,B], so that no step has to."""
         rows = batches.rows
         self._slots = batches.numbers * self.store.rows + rows if self.per_view else rows
         self.asked += rows.numel()
@@ -164,14 +164,14 @@ class CachedTeacher:
             self.hits += rows.numel()
             return
         self._there = self.store.sound(self._slots.flatten()).view_as(rows)
-        self._complete = self._there.all(1).tolist()  # on the host, once an epoch: no wait
+        self._complete = self._there.all(1).tolist()  # on the host, once per epoch: no synchronization
         self.hits += int(self._there.sum())
         self.report_damage(self._slots[~self._there])
 
     def __call__(self, step: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits fp16 [B,C] of a step of the epoch, on `device`, without waiting for it.
+        """Logits fp16 [B,C] of a step of the epoch, on `device`, without synchronizing.
 
-        `compute(positions)` gives, on the device, those at positions int64 [n] of the batch.
+        `compute(positions)` returns, on the device, those at positions int64 [n] of the batch.
         """
         slots = self._slots[step]
         if self._table is not None:
@@ -181,7 +181,7 @@ class CachedTeacher:
             logits = logits.pin_memory().to(device, non_blocking=True)
         if not self._complete[step]:
             lacking = (~self._there[step]).nonzero().flatten()
-            # A network may round a single image's logits otherwise than a batch's.
+            # Kernels may round a single image differently from a batch.
             positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
             there_too = positions.to(device, non_blocking=True)
             fresh = compute(there_too)
@@ -190,19 +190,19 @@ class CachedTeacher:
         return logits
 
     def report_damage(self, slots: Tensor) -> None:
-        """Say so if any of the slots int64 [n], which are missing, are damaged."""
+        """Notify, once, if any of the missing slots int64 [n] are damaged."""
         if not self._damage_reported and (count := self.store.damaged(slots)):
             self._damage_reported = True
             self._notify(f"{self.store.folder}: damaged, {count} or more teachers' logits are computed again")
 
     def keep(self, slots: Tensor, logits: Tensor) -> None:
-        """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; what is not finite is left missing."""
+        """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; rows that are not finite stay missing."""
         fine = logits.isfinite().all(1)
         with writing(self.store.folder):
             self.store.write(slots[fine], logits[fine])
 
     def _keep_later(self, slots: Tensor, logits: Tensor) -> None:
-        """`keep` logits that may lie on a GPU, once their copy has arrived."""
+        """`keep` logits that may be on a GPU, once their copy has arrived."""
         if logits.device.type != "cuda":
             return self.keep(slots, logits)
         copy = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True).copy_(logits, non_blocking=True)
@@ -218,7 +218,7 @@ class CachedTeacher:
         self.keep(slots, copy)
 
     def keep_on(self, device: torch.device, rows: Tensor) -> None:
-        """Copy the store to a GPU if all of rows int64 [n] is there, and less than a fifth of its free memory goes."""
+        """Copy the store to a GPU if all rows int64 [n] are filled and it takes under a fifth of the free memory."""
         if device.type != "cuda":
             return
         store = self.store
@@ -235,7 +235,7 @@ class CachedTeacher:
         self._table, self.index_device = table, device
 
     def hit_rate(self) -> float:
-        """The share of logits that were read since the last call; what was computed has been kept."""
+        """The fraction of logits that were read since the last call; computed ones are stored by then."""
         while self._coming:
             self._keep_first()
         rate = self.hits / self.asked if self.asked else 0.0
@@ -243,11 +243,11 @@ class CachedTeacher:
         return rate
 
 
-# ---------------------------------------------------------------------------------------------- all of a machine
+# --------------------------------------------------------------------------------------------------- all stores
 
 
 def key_of(parts: dict[str, Any]) -> str:
-    """The name of the store whose logits depend on `parts` and nothing else."""
+    """The name of the store whose logits depend on exactly `parts`."""
     return hashlib.sha256(json.dumps([VERSION, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -262,13 +262,18 @@ def open_store(
     max_gb: float,
     notify: Callable[[str], None] = print,
 ) -> Store:
-    """The store for `parts` in `folder`; it is made if there is none, or, with a notice, if what is there is damaged.
+    """The store for `parts` in `folder`; created if it is missing or, with a notice, damaged.
 
-    Before, the stores that were not used for longest are removed until all fit into `max_gb` gigabytes.  `about` is for
-    people: the teacher's name and so on.  UserError if the folder cannot be written or the disk has too little room:
-    writing to a memory map beyond that would end the process without a word.
+    Before a store is created, the least recently used ones are removed until all fit into `max_gb` gigabytes.
+
+    Args:
+        about: shown to people, such as the teacher's name.
+
+    Raises:
+        UserError: the folder is not writable, or the disk lacks the space; writing to a memory map on a full disk would
+            kill the process without a message.
     """
-    parts = json.loads(json.dumps(parts))  # as they are read back
+    parts = json.loads(json.dumps(parts))  # as `about.json` returns them
     own = folder / key_of(parts)
     shape = {"views": views, "rows": rows, "classes": classes}
     try:
@@ -285,19 +290,19 @@ def open_store(
                 if wanted > free:
                     raise UserError(
                         f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "
-                        "make room, or choose another cache.dir or cache.mode"
+                        "free some space, or choose another cache.dir or cache.mode"
                     )
                 store = Store.create(own, **shape)
                 write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
                 return store
-            os.utime(own / "about.json")  # the time of its last use
+            os.utime(own / "about.json")  # records the last use
             return Store(own, **shape)
     except OSError as error:
         raise UserError(f"cache.dir: cannot keep teachers' logits in {folder}: {error.strerror}") from None
 
 
 def free_gigabytes(folder: Path) -> float:
-    """What the disk of `folder`, which need not exist yet, has free."""
+    """Free space on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(existing_part(folder)).free / GIGABYTE
 
 
@@ -317,7 +322,7 @@ def _described(store: Path) -> dict[str, Any]:
 
 @dataclass
 class Listed:
-    """One store as people see it."""
+    """One store, for display."""
 
     key: str
     teacher: str
@@ -334,13 +339,13 @@ class Listed:
 
 
 def listed(folder: Path) -> list[Listed]:
-    """The stores in `folder`, the last used first.  What is damaged is listed as empty."""
+    """The stores in `folder`, most recently used first.  Damaged ones are listed as empty."""
     found = []
     for path in folder.glob("*/about.json"):
         about, store = _described(path.parent), path.parent
         shape = about.get("shape")
         sound = isinstance(shape, dict) and set(shape) == SHAPE and _has_files(store, shape)
-        # what it takes on the disk: holes take nothing
+        # size on disk: holes of sparse files take nothing
         size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
         teacher, view = (str(about.get(name, "damaged")) for name in ("teacher", "view"))
         filled = Store(store, **shape).filled() if sound and shape else 0.0
@@ -349,9 +354,9 @@ def listed(folder: Path) -> list[Listed]:
 
 
 def make_room(folder: Path, max_gb: float, wanted: int) -> None:
-    """Remove the stores that were used longest ago until `wanted` bytes more fit.
+    """Remove the least recently used stores until `wanted` more bytes fit.
 
-    A store that another process reads goes on serving it: its files live until it lets go of them.
+    A process that has opened a removed store can go on reading it: the system keeps its files until they are closed.
     """
     stores = listed(folder)
     while stores and sum(store.gigabytes for store in stores) + wanted / GIGABYTE > max_gb:

@@ -1,4 +1,4 @@
-"""In which order a teacher's outputs stand for the classes: by name, or found from what it says about images."""
+"""The order of classes in a teacher's outputs: by name, or found from its predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USUAL = get_args(ClassOrder)
 
 
 def outputs_in_order(order: Order, class_names: list[str]) -> list[int]:
-    """Which output of a network stands for each class, from a setting `class_order`: C numbers."""
+    """The index of the output for each class, from a setting `class_order`: C numbers."""
     numbers = list(range(len(class_names)))
     if order is None or isinstance(order, list):
         return order or numbers
@@ -34,13 +34,13 @@ def outputs_in_order(order: Order, class_names: list[str]) -> list[int]:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """What sorts names with the numbers in them by value: "1", "2", "10"; "a2", "a10"."""
-    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that equal places hold equal types
+    """A sort key that compares the numbers in names by value: "1", "2", "10"; "a2", "a10"."""
+    parts = re.split("([0-9]+)", name)  # text and digits alternate, so equal positions have equal types
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:
-    """The setting that replaces `setting`, under which logits were computed, if these are to be put into `order`."""
+    """The setting that has the effect of `setting` followed by `order`."""
     if setting is None or order is None:
         return order if setting is None else setting
     outputs = outputs_in_order(setting, names)
@@ -48,16 +48,16 @@ def on_top_of(setting: Order, order: Order, names: list[str]) -> Order:
 
 
 def effort(order: Order) -> int:
-    """How much there is to set: nothing (0), a word (1) or a list (2)."""
+    """The complexity of a setting: nothing (0), a word (1) or a list (2)."""
     return 0 if order is None else 1 if isinstance(order, str) else 2
 
 
-def explaining(logits: Tensor, labels: Tensor) -> list[int]:
-    """The order of outputs that makes most of the predictions right: C numbers, output `order[c]` for class c.
+def best_order(logits: Tensor, labels: Tensor) -> list[int]:
+    """The order of outputs with the most correct predictions: C numbers, output `order[c]` for class c.
 
-    logits [N,C], labels int64 [N].  The assignment of outputs to classes of the largest sum of counts, solved exactly
-    (Crouse, IEEE TAES 2016, in scipy).  A class whose images do not tell keeps its own number where that is free.  It
-    is fitted to these images: how good it is must be measured on others.
+    logits [N,C], labels int64 [N].  Solved exactly as a linear assignment (Crouse, IEEE TAES 2016, in scipy).  A class
+    that the images leave open keeps its own output if that is free.  The order is fitted to these images, so measure
+    its accuracy on others.
     """
     classes = logits.shape[1]
     counts = metrics.confusion_matrix(metrics.predictions(logits), labels, classes).double()
@@ -69,12 +69,12 @@ def explaining(logits: Tensor, labels: Tensor) -> list[int]:
 def accuracies(logits: Tensor, labels: Tensor, class_names: list[str]) -> list[tuple[Order, float]]:
     """The accuracy of logits [N,C] for labels int64 [N] under each order: (a value for `class_order`, accuracy).
 
-    As it is, the usual ones, and, if they are two a class at least, the one that explains the images with even numbers;
-    each is measured on the images with odd ones.
+    Tries no reordering, the usual orders and, with at least two images per class, the order fitted to the images with
+    even indices; each is measured on those with odd indices.
     """
     orders: list[Order] = [None, *USUAL]
     if len(labels) // 2 >= 2 * logits.shape[1]:
-        orders.append(explaining(logits[::2], labels[::2]))
+        orders.append(best_order(logits[::2], labels[::2]))
     outputs = torch.tensor([outputs_in_order(order, class_names) for order in orders], device=labels.device)  # [O,C]
     right = outputs[:, labels[1::2]] == metrics.predictions(logits[1::2])
     return list(zip(orders, right.double().mean(1).tolist(), strict=True))

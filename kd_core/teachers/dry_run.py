@@ -1,4 +1,4 @@
-"""One pass before training, by which networks that cannot be trained or asked are told from those that can."""
+"""One pass before training, which finds networks that cannot be trained or evaluated."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TRAINED = "be trained on"
 
 @dataclass(frozen=True)
 class Subject:
-    """The network that is tried, and where its settings are: `model`, `img_size`, `args` and `batch_size` are keys."""
+    """The network that is tried; `model`, `img_size`, `args` and `batch_size` are the keys of its settings."""
 
     name: str
     size: int  # side of its input in pixels
-    usual_size: int | None  # for which it was made; None if nobody knows
+    usual_size: int | None  # the side that it was made for; None if unknown
     model: str = "model.name"
     img_size: str = "model.img_size"
     args: str = "model.args"
@@ -44,13 +44,14 @@ class Subject:
 
 
 def train_once(student: Network, config: Config, data: Data, predict: Predictor, subject: Subject) -> None:
-    """One training pass, forward, loss and backward, at this process's share of the batch, and one image in evaluation.
+    """Run forward, loss and backward on this process's share of one batch, and evaluate one image.
 
-    In the run's precision and memory format, on the first training images, without an optimizer's step.  The random
-    generators stand afterwards where they stood.  Weights and statistics do not: `student` must not be used afterwards.
+    Uses the first training images, with the run's precision and memory format, and makes no optimizer step.  The states
+    of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
 
-    UserError that names the key to change: the network fails on images of this size, BatchNorm sees one value, the
-    outputs are not one tensor of logits [B,C], the device's memory is full.
+    Raises:
+        UserError: naming the key to change; the network fails on images of this size, BatchNorm sees one value, the
+            output is not one tensor of logits [B,C], the device is out of memory.
     """
     accelerator = predict.accelerator
     share = config.data.batch_size // accelerator.num_processes
@@ -91,7 +92,7 @@ def train_once(student: Network, config: Config, data: Data, predict: Predictor,
 
 @torch.no_grad()
 def check_teacher(network: nn.Module, teacher: Teacher, predict: Predictor) -> None:
-    """Show two images to a teacher's network; UserError that names the key to change if it gives no logits [2,C]."""
+    """Run a teacher's network on two images; UserError that names the key to change if it gives no logits [2,C]."""
     assert teacher.views is not None
     where = f"teachers[{teacher.index}]"
     side = teacher.views.recipe(predict.accelerator.device)["image_size"]
@@ -118,7 +119,7 @@ def _require_logits(output: Any, subject: Subject, count: int, num_classes: int,
 
 @contextmanager
 def _explained(subject: Subject, doing: str, count: int, config: Config, predict: Predictor) -> Iterator[None]:
-    """Turn what the network raises within the block into a UserError that names the key to change."""
+    """Turn exceptions of the network within the block into a UserError that names the key to change."""
     try:
         yield
     except UserError:
@@ -130,7 +131,7 @@ def _explained(subject: Subject, doing: str, count: int, config: Config, predict
 def _explanation(
     error: Exception, subject: Subject, doing: str, count: int, config: Config, predict: Predictor
 ) -> str:
-    said, size = first_line(error, 200), f"{subject.size} x {subject.size} pixels"
+    message, size = first_line(error, 200), f"{subject.size} x {subject.size} pixels"
     if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
         remedies = [f"a smaller {subject.img_size}"]
         if count > 2:
@@ -138,32 +139,32 @@ def _explanation(
         if predict.accelerator.mixed_precision == "no":
             remedies.append("training.mixed_precision=bf16")
         return (
-            f"{subject}: {count} images of {size} do not fit into the device's memory ({said}); try "
+            f"{subject}: {count} images of {size} do not fit into the device's memory ({message}); try "
             f"{' or '.join(remedies)}"
         )
     processes = predict.accelerator.num_processes
-    if "Expected more than 1 value per channel" in said and doing == TRAINED:
+    if "Expected more than 1 value per channel" in message and doing == TRAINED:
         many = f" over {processes} processes" if processes > 1 else ""
         return (
-            f"{subject.batch_size}: {config.data.batch_size}{many} is one image a step, too few for BatchNorm in "
+            f"{subject.batch_size}: {config.data.batch_size}{many} is one image per step, too few for BatchNorm in "
             f"{subject}, which gets one value per channel at {size}; give at least {2 * processes}"
         )
     kind = type(error).__name__
-    words = kind if said == kind else f"{kind}: {said}"
+    words = kind if message == kind else f"{kind}: {message}"
     problem = f"{subject}: cannot {doing} images of {size}: {words} ({_place(error)})"
-    if "does not have a deterministic implementation" in said:
+    if "does not have a deterministic implementation" in message:
         return f"{problem}; set training.deterministic=false, or take another network"
-    if "not implemented for 'BFloat16'" in said or "not implemented for 'Half'" in said:
+    if "not implemented for 'BFloat16'" in message or "not implemented for 'Half'" in message:
         return f"{problem}; set training.mixed_precision=no, or take another network"
     if subject.usual_size is None:
-        return f"{problem}; usual cause: a size for which it was not made, {subject.img_size}"
+        return f"{problem}; usual cause: a size that it was not made for, {subject.img_size}"
     if subject.usual_size != subject.size:
         return f"{problem}; it was made for {subject.usual_size}: try {subject.img_size}={subject.usual_size}"
-    return f"{problem}; that is the size for which it was made: check {subject.args}, or take another network"
+    return f"{problem}; that is the size that it was made for: check {subject.args}, or take another network"
 
 
 def _place(error: Exception) -> str:
-    """File and line where a network's own code failed, outside of torch."""
+    """File and line where the code of a network failed, outside of torch."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/torch/" not in frame.filename.replace("\\", "/")]
     frame = (own or frames)[-1]

@@ -1,4 +1,4 @@
-"""Teachers: where their weights or logits come from, and what they see."""
+"""Teachers: loading their weights or logits, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from kd_core.run.folder import find_run
 from kd_core.teachers.class_order import outputs_in_order
 from kd_core.teachers.logits_file import LogitsFile
 
-ON_DEMAND = "teachers"  # W&B group of those that are trained on demand
-# What a teacher that is trained on demand takes over from the run that asked for it, and nothing else: the identity
-# of the data and of the split, so that a teacher never sees the student's validation images.
+ON_DEMAND = "teachers"  # W&B group of teachers trained on demand
+# The only settings that a teacher trained on demand inherits from the run: the identity of the data and of the split,
+# so that it never sees the student's validation images.
 INHERITED_DATA = (
     "source",
     "name",
@@ -55,12 +55,12 @@ INHERITED_DATA = (
     "store",
     "num_workers",
 )
-# Of these keys those that decide which images validation is, for the same images: the fingerprint covers the others.
+# Those of these keys that choose the validation images among the same images; the fingerprint covers the others.
 SPLIT_KEYS = set(INHERITED_DATA) - {
     "source", "name", "subset", "revision", "path", "folders", "image_column", "label_column", "train_split",
     "val_split", "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
 }  # fmt: skip
-# Whether a network has been trained on the validation images; what is said of it if so.
+# Whether a network has been trained on the validation images, and the words for it.
 Exposure = Literal["no", "possibly", "yes"]
 EXPOSED = {
     "possibly": "may have been trained on these validation images",
@@ -70,24 +70,24 @@ EXPOSED = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a network without building it: enough to use logits of it that are kept."""
+    """What is known of a network without building it: enough to use its cached logits."""
 
     architecture: str
     num_classes: int
     class_names: list[str] | None
     preprocess: models.Preprocess
     parameters: int
-    notes: tuple[str, ...] = ()  # which of several weights in its file were taken
+    notes: tuple[str, ...] = ()  # which of several weights in its file are used
 
 
 @dataclass
 class Teacher:
-    """A frozen network with its own preprocessing, which is built when it is first needed, or a file of its logits.
+    """A frozen network with its own preprocessing, built when it is first used, or a file of its logits.
 
     Args:
-        digest: of all that its logits depend on, besides what it sees.
-        parameters: how many it has; None if nobody knows.
-        build: gives the network; None if there are its logits alone.
+        digest: of everything that its logits depend on, besides its views.
+        parameters: their number; None if unknown.
+        build: returns the network; None for a file of logits.
     """
 
     name: str
@@ -98,25 +98,25 @@ class Teacher:
     views: Views | None
     build: Callable[[], nn.Module] | None
     file: LogitsFile | None = None
-    stated_accuracy: float | None = None  # what its file says about itself
+    stated_accuracy: float | None = None  # by its own file
     artifact: str | None = None
-    index: int = 0  # in the configuration's list
-    preprocess: models.Preprocess | None = None  # as its weights say, whatever `normalization` makes of it
+    index: int = 0  # in the list `teachers` of the settings
+    preprocess: models.Preprocess | None = None  # of its weights, before the setting `normalization`
     validation_logits: Tensor | None = None  # [n,C], of the images that it is measured on, once computed
-    saw_validation: Exposure | None = "possibly"  # None where there is no validation split
-    notes: list[str] = field(default_factory=list)  # what should be said about it, one line each
+    saw_validation: Exposure | None = "possibly"  # None without a validation split
+    notes: list[str] = field(default_factory=list)  # printed when training starts, one line each
 
     @cached_property
     def model(self) -> nn.Module:
         assert self.build is not None, self.name
-        # When it is built depends on what is cached; the weights drawn for it, and thrown away, must not move the
-        # generator from which the student's dropout draws.
+        # Whether it is built depends on the cache, so its initialization must not advance the generator from which the
+        # student's dropout draws.
         with torch.random.fork_rng(devices=[]):
             return self.build().eval().requires_grad_(False)
 
 
 def training_config(run: Config, index: int) -> Config:
-    """The `baseline` run that trains teacher `index` of `run`; UserError if its file asks for what it may not."""
+    """The `baseline` run that trains teacher `index` of `run`; UserError if its file holds keys that it must not."""
     teacher = run.teachers[index]
     where = f"teachers[{index}].train"
     assert teacher.train is not None
@@ -134,7 +134,7 @@ def training_config(run: Config, index: int) -> Config:
             raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
     for key in ("mixed_precision", "compare_with_baseline"):
         if key in (values.get("training") or {}):
-            raise UserError(f"{path}: training.{key}: is the run's, one precision a process; remove it here")
+            raise UserError(f"{path}: training.{key}: is the run's; remove it here")
     inherited = Layer(
         f"{where} of the run",
         {
@@ -159,26 +159,26 @@ def training_config(run: Config, index: int) -> Config:
 
 
 def own_code_of(run: Config, model: str | None) -> dict[str, Any]:
-    """Setting `import` of a teacher that is trained on demand: the files that its network or its images come from."""
+    """Setting `import` of a teacher trained on demand: the files that define its network or its data source."""
     found = (own_code.provider(own_code.NETWORK, model or ""), own_code.provider(own_code.SOURCE, run.data.source))
     files = dict.fromkeys(str(file.path) for file in found if file)
     return {"import": list(files)} if files else {}
 
 
 def find_teacher(run: Config, index: int, data: Data) -> Path | None:
-    """The finished run folder of on-demand teacher `index`, if there is one."""
+    """The finished run folder of the on-demand teacher `index`, if there is one."""
     found = find_run(training_config(run, index), data.fingerprint, finished=True)
     return found.path if found else None
 
 
 def input_sizes(run: Config) -> list[int]:
-    """The side of each teacher's input in pixels; artifacts are downloaded to know it."""
+    """The side of each teacher's input in pixels; artifacts are downloaded for it."""
     return [_input_size(teacher, f"teachers[{index}]", run) for index, teacher in enumerate(run.teachers)]
 
 
 def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
     if config.logits:
-        return 0  # it sees nothing
+        return 0  # it has no input
     source = config.weights or ""
     if config.model:
         return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
@@ -190,11 +190,11 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
     if source.startswith("hf-hub:"):
         return models.input_size(source, where=f"{where}.weights")
     folder = Path(source).expanduser()
-    return models.export_size(export_in(folder)) if folder.is_dir() else 0  # what is missing `load` will report
+    return models.export_size(export_in(folder)) if folder.is_dir() else 0  # `load` reports missing files
 
 
 def untrained(run: Config, index: int, data: Data) -> Teacher:
-    """A stand-in with random weights for a teacher yet to be trained: right for timing, wrong for anything else."""
+    """A stand-in with random weights for a teacher not yet trained; only good for timing."""
     own = networks.build(training_config(run, index), data)
     config = run.teachers[index]
     return Teacher(
@@ -211,7 +211,7 @@ def untrained(run: Config, index: int, data: Data) -> Teacher:
 
 
 class Reordered(nn.Module):
-    """A network whose outputs [B,C] are put into another order: class c is its output `order[c]`."""
+    """A network with its outputs [B,C] in another order: class c is its output `order[c]`."""
 
     order: Tensor
 
@@ -225,12 +225,16 @@ class Reordered(nn.Module):
 
 
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:
-    """Teacher `index`, its weights strictly checked.  `trained` is the run folder of one trained on demand.
+    """Teacher `index`, with strictly checked weights.
 
-    A network that was built before, by any run on this machine, is built again only when it is needed: while all its
-    logits come from the cache it is not.
+    A network that any run on this machine has built before is built again only when it runs, so not if all its logits
+    are cached.
 
-    UserError if the weights are missing, damaged, for another architecture, class count or class order.
+    Args:
+        trained: the run folder of a teacher trained on demand.
+
+    Raises:
+        UserError: weights that are missing, damaged, or for another architecture, class count or class order.
     """
     where = f"teachers[{index}]"
     if isinstance(config.class_order, list) and len(config.class_order) != data.num_classes:
@@ -250,7 +254,7 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
 
 
 def exposure(members: list[Teacher]) -> Exposure | None:
-    """Whether any of them has been trained on the validation images; None where there are none."""
+    """Whether any of them has been trained on the validation images; None without such images."""
     return worst_of([teacher.saw_validation for teacher in members])
 
 
@@ -260,7 +264,7 @@ def worst_of(words: list[Exposure | None]) -> Exposure | None:
 
 
 def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
-    """What the settings and the fingerprint in an export say of whether it saw the run's validation images."""
+    """Whether an export has been trained on the run's validation images, by its settings and data fingerprint."""
     if data.val is None or not (export / "config.yaml").is_file():
         return "possibly"
     try:
@@ -268,7 +272,7 @@ def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
         if not isinstance(extra, dict) or extra.get("data_fingerprint") != data.fingerprint:
             return "possibly"
         if data.val.fingerprint != data.train.fingerprint:
-            return "no"  # a split of its own, which the fingerprint covers: it was that run's validation split, too
+            return "no"  # a separate split, covered by the fingerprint: it was that run's validation split, too
         settings = {"data": read_yaml(export / "config.yaml").get("data") or {}}
         own = resolve([Layer(str(export / "config.yaml"), settings)], in_sweep=False).config.data
         same = all(getattr(own, key) == getattr(run.data, key) for key in SPLIT_KEYS)
@@ -304,7 +308,7 @@ def _known(source: str) -> Any:
 
 
 def _from_logits(name: str, where: str, data: Data) -> Teacher:
-    """A file of logits, by whatever model."""
+    """A file of logits of any model."""
     file = LogitsFile(Path(name).expanduser(), f"{where}.logits", data.num_classes)
     file.require(data.train)
     if data.val is not None:
@@ -314,7 +318,7 @@ def _from_logits(name: str, where: str, data: Data) -> Teacher:
 
 
 def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
-    """The student that a run or somebody else exported."""
+    """An exported student."""
 
     def build() -> models.LoadedModel:
         try:
@@ -344,7 +348,7 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
 
 
 def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
-    """A plain state-dict file, local or one of the known checkpoints on the Hub."""
+    """A state-dict file, local or one of the known checkpoints on the Hub."""
     known = _known(source)
     name = models.architecture(config.model or known.model, config.stem) if known or config.model else None
     if name is None:
@@ -359,14 +363,14 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
             "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
         )
 
-    said: list[str] = []
+    remarks: list[str] = []
 
     def build() -> models.LoadedModel:
         model = models.create_model(
             name, num_classes=data.num_classes, img_size=config.img_size, args=config.args, where=f"{where}.model"
         )
-        said.clear()
-        found = weights.read_state_dict(path, f"{where}.weights", said.append)
+        remarks.clear()
+        found = weights.read_state_dict(path, f"{where}.weights", remarks.append)
         weights.load_strict(model, found, f"{where} {name!r}", data.num_classes)
         preprocess = known.preprocess if known else models.preprocess_of(model, img_size=config.img_size)
         return models.LoadedModel(model, name, data.num_classes, None, preprocess, {})
@@ -381,14 +385,14 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
         "known": source if known else None,
         **_code_of(name),
     }
-    facts, digest, network = _facts_of(origin, build, run, said)
+    facts, digest, network = _facts_of(origin, build, run, remarks)
     teacher = _teacher(facts, digest, network, config, data, run)
     teacher.notes += [f"{where}.weights: {path}: {note}" for note in facts.notes]
     return teacher
 
 
 def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
-    """timm's own weights or a timm model of the Hub; which file that means timm knows, so it is always built."""
+    """timm's own weights or a timm model of the Hub.  Only timm knows its file, so the network is always built."""
     name = config.model or source
     model = models.create_model(
         name if source == "pretrained" else source,
@@ -409,18 +413,18 @@ def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: 
 
 
 def _code_of(name: str) -> dict[str, str]:
-    """What else the logits of a network depend on if a user's file has registered it."""
+    """The digest of the user's file that registers a network, if one does: its logits depend on it."""
     file = own_code.provider(own_code.NETWORK, name)
     return {"code": file.digest} if file else {}
 
 
 def _facts_of(
-    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config, said: list[str] | None = None
+    origin: dict[str, Any], build: Callable[[], models.LoadedModel], run: Config, remarks: list[str] | None = None
 ) -> tuple[Facts, str, Callable[[], nn.Module]]:
-    """What is known of the network that `origin` identifies, the digest of that, and what gives the network.
+    """Facts about the network that `origin` identifies, their digest, and a function that returns the network.
 
-    A note in the cache says it if the network was built before; otherwise it is built now, and the note written.
-    `said` holds what `build` has to say.
+    The facts are read from the cache if the network has been built before; otherwise it is built now and they are
+    cached.  `remarks` are filled by `build`.
     """
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     note = run.cache.folder / "teachers" / f"{digest}.json"
@@ -428,7 +432,7 @@ def _facts_of(
         try:
             return TypeAdapter(Facts).validate_python(read_json(note)), digest, lambda: build().model
         except (ValidationError, UserError):
-            pass  # damaged: it is written anew
+            pass  # damaged: written again below
     loaded = build()
     parameters = models.count_parameters(loaded.model)
     facts = Facts(
@@ -437,7 +441,7 @@ def _facts_of(
         loaded.class_names,
         loaded.preprocess,
         parameters,
-        tuple(said or ()),
+        tuple(remarks or ()),
     )
     if run.cache.mode != "off":
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -462,7 +466,7 @@ def _teacher(
 
 
 def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run: Config) -> Views:
-    """What a network with this preprocessing sees under a setting `normalization`."""
+    """The views of a network with this preprocessing under a setting `normalization`."""
     if normalization != "auto":
         mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
         preprocess = replace(preprocess, mean=mean, std=std)
@@ -481,7 +485,7 @@ def download_from_hub(repository: str, filename: str, where: str) -> Path:
             f"{where}: {repository}/{filename} is not in the local Hub cache and cannot be downloaded "
             f"({type(error).__name__}); download it on a machine with network and give the file as weights"
         ) from None
-    stated = path.resolve().name  # the Hub's cache keeps large files under their SHA-256, and compares sizes alone
+    stated = path.resolve().name  # the Hub's cache names large files by their SHA-256, but compares only sizes
     if re.fullmatch("[0-9a-f]{64}", stated) and sha256_of(path) != stated:
-        raise UserError(f"{where}: {path}: damaged, its SHA-256 is not {stated}, as the Hub says; delete it, try again")
+        raise UserError(f"{where}: {path}: damaged, its SHA-256 is not the Hub's, {stated}; delete it and try again")
     return path

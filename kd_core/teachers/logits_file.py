@@ -1,12 +1,12 @@
-"""Files of logits, by which any model of any framework can teach.
+"""Files of logits, with which models of any framework can be teachers.
 
-A safetensors file.  For each source split that it covers it holds a tensor under a name of its own (such as "train"):
+A safetensors file with one tensor per source split, under any name (such as "train"):
 
-    [N,C]    logits of the un-augmented images, row i of the image that the source has in row i
+    [N,C]    logits of the images without augmentation; row i belongs to row i of the source
     [N,V,C]  logits of the V fixed views of each image (`kd_core.views.fixed_view_ids`), for cache.mode=fixed
 
-and in its metadata, under the same name, the fingerprint of the split that the rows are for; for views also
-"crop_padding" and "flip", as in the configuration.  `evaluate_kd.py --dump-logits` writes such files.
+The metadata holds, under the same name, the fingerprint of that split; for views also "crop_padding" and "flip", as in
+the configuration.  `evaluate_kd.py --dump-logits` writes such files.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FP16_MAX = torch.finfo(torch.float16).max
 
 
 class LogitsFile:
-    """An opened file, every tensor of which has been checked.
+    """An opened file of logits, with all tensors checked.
 
     Raises:
         UserError: beginning with `where`; no such file, no safetensors file, a tensor of another kind or number of
-            classes, values that are not finite or that fp16 cannot hold.
+            classes, values that are not finite or too large for fp16.
     """
 
     def __init__(self, path: Path, where: str, num_classes: int):
@@ -78,12 +78,12 @@ class LogitsFile:
         return next((self._tensors[name] for name in found if self._tensors[name].ndim == dimensions), None)
 
     def views(self, split: Split) -> int:
-        """How many fixed views of each image the file has; 0 if it has the clean ones alone."""
+        """How many fixed views of each image the file has; 0 if it has the clean view only."""
         tensor = self._of(split, 3)
         return 0 if tensor is None else tensor.shape[1]
 
     def check_views(self, split: Split, augmentation: Augmentation, fixed: int | None) -> None:
-        """UserError if the file has views of the images, and training shows others to the student."""
+        """UserError if the file has views of the images, but not those that the student sees in training."""
         views = self.views(split)
         wanted = about_views(augmentation)
         stated = {key: self.about.get(key) for key in wanted}
@@ -99,7 +99,7 @@ class LogitsFile:
             )
 
     def clean(self, split: Split) -> Tensor:
-        """Logits fp16 [n,C] of the split's un-augmented images; where there are views alone, of their ensemble."""
+        """Logits fp16 [n,C] of the split's images without augmentation; if there are only views, their ensemble's."""
         clean = self._of(split, 2)
         if clean is not None:
             return clean[split.rows].half()
@@ -108,7 +108,7 @@ class LogitsFile:
         return ensemble_logits(views[split.rows].transpose(0, 1)).half()
 
     def store(self, split: Split) -> FileStore:
-        """What training reads: the views if the file has them, else the clean logits."""
+        """The logits for training: of the views if the file has them, else of the clean images."""
         logits = self._of(split, 3)
         if logits is None:
             clean = self._of(split, 2)
@@ -118,7 +118,7 @@ class LogitsFile:
 
 
 class FileStore:
-    """Logits [rows,views,C] of a file, read by slot as those of `kd_core.teachers.cache.Store`; all are there."""
+    """Logits [rows,views,C] of a file, read by slot like those of a `kd_core.teachers.cache.Store`; all are filled."""
 
     def __init__(self, folder: Path, logits: Tensor):
         self.folder, self._logits = folder, logits
@@ -139,12 +139,12 @@ class FileStore:
 
 
 def about_views(augmentation: Augmentation) -> dict[str, str]:
-    """What a file's metadata says of the augmentation whose views it holds."""
+    """The metadata for views of this augmentation."""
     return {key: str(value).lower() for key, value in asdict(augmentation).items()}
 
 
 def write_logits(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write logits by split name and what `about` says of them; the file appears whole or not at all."""
+    """Write logits by split name, with `about` as metadata; atomic."""
     writable_folder(path.parent, "--dump-logits")
     fresh = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, fresh, metadata=about)

@@ -482,7 +482,7 @@ def test_a_network_is_checked_without_a_trace(tmp_path):
 
 def test_a_plain_network_needs_a_size(tmp_path):
     own_code.run([imported(tmp_path, NETWORK.format(**PARTS))])
-    message = "'own_net': has no pretrained_cfg that says its input's size; set img_size"
+    message = "'own_net': has no pretrained_cfg with its input size; set img_size"
     with pytest.raises(UserError, match=message):
         models.input_size("own_net")
     with pytest.raises(UserError, match=message):

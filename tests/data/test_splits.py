@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -472,6 +473,18 @@ def test_a_table_in_one_split_alone(tmp_path: Path) -> None:
     (folder / "test/metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
     with pytest.raises(UserError, match="8 of 8 images have no label in a metadata.csv, which is not there"):
         load(tmp_path, path=str(folder), label_column="label")
+
+
+def test_a_table_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pets(tmp_path / "pets", "train", "test")
+    names = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in CATS for number in range(4)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{name},{name[-5]}" for name in names)]))
+    read, files = pyarrow.csv.read_csv, []
+    monkeypatch.setattr(pyarrow.csv, "read_csv", lambda file, **more: files.append(file) or read(file, **more))
+    data = load(tmp_path, path=str(folder), label_column="label")
+    test = data.test()
+    assert test is not None and len(test) == len(data.train) + len(data.val or ()) == 8
+    assert files == [folder / "metadata.csv"]
 
 
 def test_splits_that_are_not_used_are_told(tmp_path: Path) -> None:

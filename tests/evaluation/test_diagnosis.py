@@ -458,7 +458,7 @@ def test_the_order_that_explains_the_answers_is_found(seed):
     anything = torch.randint(100, (2000,), generator=generator)
     named = torch.where(torch.rand(2000, generator=generator) < 0.6, order[labels], anything)
     logits = F.one_hot(named, 100).float()
-    assert class_order.explaining(logits, labels) == order.tolist()
+    assert class_order.best_order(logits, labels) == order.tolist()
     tried = class_order.accuracies(logits, labels, [str(number) for number in range(100)])
     assert tried[0][0] is None and tried[-1][0] == order.tolist() and tried[-1][1] == pytest.approx(0.6, abs=0.05)
 
@@ -467,7 +467,7 @@ def test_an_order_fitted_to_noise_is_not_good_on_other_images():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(100, (2000,), generator=generator)
     logits = torch.randn(2000, 100, generator=generator)
-    order = class_order.explaining(logits[::2], labels[::2])
+    order = class_order.best_order(logits[::2], labels[::2])
     fitted = float((torch.tensor(order)[labels[::2]] == logits[::2].argmax(1)).double().mean())
     assert fitted > 0.03 and class_order.accuracies(logits, labels, [""] * 100)[-1][1] < 0.03
 

@@ -81,7 +81,7 @@ BATCH_NORM = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatte
         (
             Network(body=BATCH_NORM),
             {"data": {"batch_size": 1}},
-            ["data.batch_size: 1 is one image a step, too few for BatchNorm in model.name 'net'", "at least 2"],
+            ["data.batch_size: 1 is one image per step, too few for BatchNorm in model.name 'net'", "at least 2"],
         ),
         (
             Network(lambda logits, training: (logits, logits)),
@@ -149,12 +149,12 @@ def test_what_cannot_run_names_the_key_to_change(network, sections, words, data)
 
 
 def test_a_network_that_fails_at_its_own_size_is_not_said_to_need_another(data):
-    with pytest.raises(UserError, match=r"the size for which it was made: check model\.args"):
+    with pytest.raises(UserError, match=r"the size that it was made for: check model\.args"):
         try_training(Network(fail(ValueError("odd"))), data, settings(), usual=32)
 
 
 def test_of_several_processes_each_tries_its_share_of_the_batch(data):
-    with pytest.raises(UserError, match=r"^data.batch_size: 2 over 2 processes is one image a step.* at least 4$"):
+    with pytest.raises(UserError, match=r"^data.batch_size: 2 over 2 processes is one image per step.* at least 4$"):
         try_training(Network(body=BATCH_NORM), data, settings(data={"batch_size": 2}), processes=2)
     try_training(Network(body=BATCH_NORM), data, settings(data={"batch_size": 4}), processes=2)
 
@@ -261,7 +261,7 @@ def words_of(home: Path, *more: str) -> list[str]:
     ("more", "text"),
     [
         (["--model={name: inception_v3, img_size: 32}"], r"model.name 'inception_v3': .*299: try model.img_size=299"),
-        (["--model={name: resnet18, img_size: 32}", "--data.batch_size=1"], "data.batch_size: 1 is one image a step"),
+        (["--model={name: resnet18, img_size: 32}", "--data.batch_size=1"], "data.batch_size: 1 is one image per step"),
         (
             ["--model={name: inception_v3, img_size: 75, args: {aux_logits: true}}", "--data.batch_size=2"],
             r"model.name 'inception_v3': ",
@@ -286,7 +286,7 @@ def test_so_are_those_of_teachers_that_are_trained_on_demand(tmp_path, monkeypat
         train_kd.main(words_of(tmp_path, "--kd.type=average", "--model={name: cifar_resnet8}", teachers))
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("teachers[0].train: data.batch_size: 1 is one image a step, too few for BatchNorm in ")
+    assert lines[0].startswith("teachers[0].train: data.batch_size: 1 is one image per step, too few for BatchNorm in ")
     assert lines[1].startswith("teachers[1].model 'inception_v3': cannot be trained on images of 32 x 32 pixels")
     assert "teachers[1].img_size=299" in lines[1]
 

@@ -55,7 +55,7 @@ def test_a_zip_bomb_is_refused_unread(tmp_path):
     compressed(tmp_path / "plain.pt", tmp_path / "bomb.pt")
     assert (tmp_path / "bomb.pt").stat().st_size < 10**5
     assert len(torch.load(tmp_path / "bomb.pt", weights_only=True)["a"]) == 10**7  # torch would unfold it
-    with pytest.raises(UserError, match=r"^teachers\[0\]: .*bomb\.pt: damaged, .* or it would unfold"):
+    with pytest.raises(UserError, match=r"^teachers\[0\]: .*bomb\.pt: damaged, .* or it would unpack"):
         weights.read_state_dict(tmp_path / "bomb.pt", "teachers[0]")
 
 

@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
 def test_a_disk_without_room_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 0.25)
     assert make(tmp_path)
-    with pytest.raises(UserError, match=r"has 0.25 GB free, a teacher's logits can take 0.54 GB; make room"):
+    with pytest.raises(UserError, match=r"has 0.25 GB free, a teacher's logits can take 0.54 GB; free some space"):
         make(tmp_path, "large", rows=10_000_000)
     assert {store.teacher for store in cache.listed(tmp_path)} == {"a"}
 
