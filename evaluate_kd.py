@@ -13,7 +13,7 @@ switches:
     --artifact NAME        ENTITY/PROJECT/NAME:ALIAS (also spelled --wandb-artifact)
     --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
     --split val|test       which images (default: val)
-    --config FILE          settings, where the student carries none (an export without its run folder)
+    --config FILE          settings, where the student carries none (an export without its run folder); repeatable
     --import FILE.py       run a file of your own code first, which the student was trained with; repeatable
                            (docs/own_code.md)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
@@ -94,7 +94,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
     source.add_argument("--artifact", "--wandb-artifact")
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--import", dest="imports", action="append", default=[])
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dump-logits")
@@ -122,7 +122,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Layer]:
         check_writable(local_path(options.dump_logits, "--dump-logits").parent, "--dump-logits")
     check_pictures(options)
     check_export(options)
-    layers = [configuration.read_layer(options.config)] if options.config else []
+    layers = configuration.read_layers(options.config)
     overrides, options.own_code = configuration.parse_with_code(rest, options.imports, *layers)
     return options, overrides
 
@@ -183,9 +183,7 @@ def find_student(options: argparse.Namespace, overrides: Layer) -> tuple[Path, s
 
 def settings_of_artifacts(options: argparse.Namespace, overrides: Layer) -> Config:
     """The settings that say where artifacts are looked for and kept: `wandb` and `cache`."""
-    layers = [overrides]
-    if options.config:
-        layers.insert(0, configuration.read_layer(options.config))
+    layers = [*configuration.read_layers(options.config), overrides]
     wanted = ("wandb", "cache")
     return configuration.resolve(
         [Layer(layer.origin, {key: layer.values[key] for key in wanted if key in layer.values}) for layer in layers]
@@ -201,18 +199,18 @@ def read_config(folder: Path, artifact: str | None, options: argparse.Namespace,
     """The configuration that the student was trained with, or --config, plus overrides."""
     own = next((p for p in (folder, run_folder_of(folder)) if p and (p / "config.yaml").is_file()), None)
     if options.config:
-        settings = configuration.read_layer(options.config)
+        settings = configuration.read_layers(options.config)
     elif own:
-        settings = configuration.read_record(own / "config.yaml")
+        settings = [configuration.read_record(own / "config.yaml")]
     else:
         raise UserError(f"--config: needed here, {folder} does not say which data its student was trained on")
-    layers = [settings, overrides, options.own_code]
+    layers = list(settings)
     if not run_folder_of(folder):  # a file from elsewhere does not decide where things are written here
-        layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
+        layers.append(Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
     if artifact and artifact.count("/") == 2:  # beside it, wherever a sweep or a person has put it
         entity, project, _ = artifact.split("/")
-        layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-    return configuration.resolve(layers).config
+        layers.insert(len(settings), Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
+    return configuration.resolve([*layers, overrides, options.own_code]).config
 
 
 def tell_other_code(folder: Path) -> None:

@@ -290,7 +290,7 @@ def run(
             enabled=accelerator.is_main_process,
             use_wandb=job.use_wandb,
             notify=say,
-            group=config.group(data.fingerprint),
+            group=configuration.group(config, data.fingerprint),
             tags=[config.model.name],
             facts={
                 **config.flat(data.num_classes),
@@ -816,7 +816,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
         if job.accelerator.is_main_process:
             folder = writable_folder(Path(config.output_dir), "output_dir")
             lock = held_lock(
-                folder / f".teacher-{own.digest(job.data.fingerprint)}.lock",
+                folder / f".teacher-{configuration.digest(own, job.data.fingerprint)}.lock",
                 lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)

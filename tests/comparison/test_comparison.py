@@ -21,7 +21,7 @@ from kd_core.comparison import compare as comparison
 from kd_core.comparison import tables as comparison_tables
 from kd_core.comparison.compare import compare, difference, holm, pivot, spread, verdict
 from kd_core.comparison.runs import Found, Run, as_same_data
-from kd_core.config import Layer, command_line, resolve
+from kd_core.config import Layer, command_line, group, identity_of, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.files import csv_text
@@ -50,7 +50,7 @@ def make(method=A, seed=0, accuracy=0.5, images="f" * 64, modified=0.0, summary=
         name=f"runs/{config.experiment}-{number:08d}",
         run_id=f"{number:08d}",
         config=config,
-        identity=config.identity(images),
+        identity=identity_of(config, images),
         summary={"best_val_accuracy": accuracy, "parameters": 1000, "best_epoch": 1, **(summary or {})},
         rows=list(rows),
         modified=modified,
@@ -563,7 +563,7 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
         wanted = column.config.model_copy(update={"kd": like.config.kd})
         if method == LABEL_ONLY:
             wanted = command_line.without_teachers(column.config)
-        assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
+        assert group(resolved.config, "f").rpartition("-")[2] == group(wanted, "f").rpartition("-")[2]
 
 
 def test_what_was_never_tested_is_to_be_tested():

@@ -63,8 +63,8 @@ EVALUATIONS = [line for line in [*COMMANDS, *EXPORT_PAGE] if line.startswith("py
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluation_command_parses(command: str) -> None:
     options, _ = evaluate_kd.parse(arguments(command, "evaluate_kd.py"))
-    if options.config:
-        find_file(options.config, "--config")
+    for name in options.config:
+        find_file(name, "--config")
 
 
 @pytest.mark.parametrize("command", [c for c in COMPARISONS if "compare_kd.py" in words(c)])
