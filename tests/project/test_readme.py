@@ -86,7 +86,8 @@ def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> 
         extra = given[given.index("--") + 1 :]
         run_local.check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
-        command_line.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
+        command = sweep.command[sweep.command.index("--config") :]
+        command_line.parse([word for word in run_local.with_extra(command, extra) if word != "${args}"])
 
 
 def test_every_script_and_switch_is_shown() -> None:
