@@ -13,7 +13,7 @@ switches:
     --artifact NAME        ENTITY/PROJECT/NAME:ALIAS (also spelled --wandb-artifact)
     --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
     --split val|test       which images (default: val)
-    --config FILE          settings, where the student carries none (an export without its run folder)
+    --config FILE          settings, where the student carries none (an export without its run folder); repeatable
     --import FILE.py       run a file of your own code first, which the student was trained with; repeatable
                            (docs/own_code.md)
     --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
@@ -64,7 +64,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     source.add_argument("--artifact", "--wandb-artifact")
     source.add_argument("--wandb-run-id")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--import", dest="imports", action="append", default=[])
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dump-logits")
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
 
 def read_settings(options: argparse.Namespace, words: list[str]) -> CommandSettings:
     """What --config, --import and `words` such as --section.key=VALUE say; runs the files of --import."""
-    layers = [configuration.read_layer(options.config)] if options.config else []
+    layers = configuration.read_layers(options.config)
     overrides, own_code = configuration.parse_with_code(words, options.imports, *layers)
     return CommandSettings(options.config, overrides, own_code)
 

@@ -269,7 +269,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         enabled=job.accelerator.is_main_process,
         use_wandb=job.use_wandb,
         notify=job.say,
-        group=config.group(job.data.fingerprint),
+        group=configuration.group(config, job.data.fingerprint),
         tags=[config.model.name],
         facts={
             **config.flat(job.data.num_classes),
@@ -686,7 +686,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
         if job.accelerator.is_main_process:
             folder = writable_folder(Path(config.output_dir), "output_dir")
             lock = held_lock(
-                folder / f".teacher-{own.digest(job.data.fingerprint)}.lock",
+                folder / f".teacher-{configuration.digest(own, job.data.fingerprint)}.lock",
                 lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)

@@ -32,10 +32,36 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "max_epochs",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+    "T": "temperature",
+}
+
+
+def near_names(word: object, known: Iterable[object], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """At most `most` of `known` that resemble `word`, best first (`cutoff` as in difflib).
+
+    A usual abbreviation (`lr`) stands for its name alone, and the first words of a name (`batch`) for that name.
+    """
+    given, names = str(word), [str(name) for name in known]
+    if USUAL_NAMES.get(given) in names:
+        return [USUAL_NAMES[given]]
+    begun = [name for name in names if name.startswith(f"{given}_")]
+    return begun[:most] or difflib.get_close_matches(given, names, n=most, cutoff=cutoff)
+
+
 def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:
-    """", did you mean 'NAME'?" with the nearest of `known`; empty if none is near (`cutoff` as in difflib)."""
-    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
-    return f", did you mean {close[0]!r}?" if close else ""
+    """", did you mean 'NAME'?" with the nearest of `known`; empty if none is near (see `near_names`)."""
+    return suggestion([repr(name) for name in near_names(word, known, cutoff=cutoff)])
+
+
+def suggestion(names: Iterable[str]) -> str:
+    """", did you mean A or B?"; empty without names."""
+    shown = " or ".join(names)
+    return f", did you mean {shown}?" if shown else ""
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -612,6 +612,19 @@ def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:
     return words
 
 
+def with_extra(command: list[str], extra: Sequence[str]) -> list[str]:
+    """The command with further words; files that they name with --config replace the command's own."""
+    kept, rest = [], list(command)
+    if any(word.partition("=")[0] == "--config" for word in extra):
+        while rest:
+            word = rest.pop(0)
+            if word == "--config":
+                del rest[:1]
+            elif not word.startswith("--config="):
+                kept.append(word)
+    return [*kept, *rest, *extra]
+
+
 def command_again(sweep: Sweep, settings: Path) -> str:
     """The sweep's own command, its launcher included, with the settings in a file."""
     start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else []
@@ -657,7 +670,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
     else:
         values = draw(sweep, optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask())
     with tempfile.TemporaryDirectory() as scratch:
-        command = [*expand(sweep, values, Path(scratch) / "arguments.json"), *extra, "--print-config"]
+        command = [*with_extra(expand(sweep, values, Path(scratch) / "arguments.json"), extra), "--print-config"]
         try:
             result = subprocess.run(
                 command, env=environment("printonly"), stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -811,7 +824,8 @@ def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
     if progress.finished:
         print(f"trial {index} is finished: {progress.folder}")
         return 0
-    command = [*expand(sweep, values, default_storage(sweep, output_dir).parent / f"args/{run_id}.json"), *extra]
+    json_file = default_storage(sweep, output_dir).parent / f"args/{run_id}.json"
+    command = with_extra(expand(sweep, values, json_file), extra)
     with Signals() as signals:
         process = start(command, run_id, None)
         sent = 0
@@ -1127,7 +1141,7 @@ class Worker:
             self.conclude(trial, progress, None)
             return
         folder = self.shared.storage.parent
-        command = [*expand(self.sweep, values, folder / f"args/{run_id}.json"), *self.shared.extra]
+        command = with_extra(expand(self.sweep, values, folder / f"args/{run_id}.json"), self.shared.extra)
         log = folder / "logs" / f"{index:03d}-{run_id}.log"
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:

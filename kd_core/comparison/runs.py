@@ -11,7 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kd_core.config import MAX_NESTING, Config, Layer, NotImported, own_code, read_record, resolve, without_echoes
+from kd_core.config import (
+    MAX_NESTING,
+    Config,
+    Layer,
+    NotImported,
+    identity_of,
+    own_code,
+    read_record,
+    resolve,
+    without_echoes,
+)
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.models.network import export_in
@@ -225,7 +235,7 @@ def read_folder(path: Path) -> Run:
         identity = read_object(folder.identity_file)
     else:  # an older run, which did not record it
         fingerprint = lookup(read_object(export_in(path) / "config.json"), "extra.data_fingerprint")
-        identity = redacted(config.identity(str(fingerprint)))
+        identity = redacted(identity_of(config, str(fingerprint)))
     rows = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else []
     run_id = summary.get("run_id")
     return Run(
@@ -286,7 +296,7 @@ def _read_wandb(run: Any) -> Run:
         if not isinstance(own, dict) or {file.path.name for file in own_code.files()} >= set(own):
             raise
         raise NotImported(f"{error}\nit was trained with own code; add --import FILE for {', '.join(own)}") from None
-    identity = config.identity(fingerprint)
+    identity = identity_of(config, fingerprint)
     if isinstance(own, dict):
         known = {file.digest: file for file in own_code.files()}
         codes = sorted(map(str, own.values()))

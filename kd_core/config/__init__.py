@@ -1,23 +1,14 @@
 """Settings: what there is, how files and command lines are read, and what makes two runs the same run."""
 
-from kd_core.config.schema import (
+from kd_core.config.help import describe_keys
+from kd_core.config.identity import digest, group, identity_of
+from kd_core.config.merge import NotImported, Resolved, resolve, with_precision, with_seed
+from kd_core.config.read import (
     COMMAND_LINE,
     IMPORTS,
-    MAX_NESTING,
     PROJECT_ROOT,
     QUICKSTART,
-    CacheConfig,
-    ClassOrder,
-    Config,
-    DataConfig,
     Layer,
-    NotImported,
-    Resolved,
-    TeacherConfig,
-    TeacherNormalization,
-    TrainingConfig,
-    WandbConfig,
-    describe_keys,
     find_file,
     import_code,
     import_remedy,
@@ -26,15 +17,23 @@ from kd_core.config.schema import (
     parse_with_code,
     parse_yaml,
     prescribed_run_id,
-    read_layer,
+    read_layers,
     read_record,
     read_yaml,
     require_code,
-    resolve,
-    with_precision,
-    with_seed,
     without_echoes,
 )
+from kd_core.config.schema import (
+    CacheConfig,
+    ClassOrder,
+    Config,
+    DataConfig,
+    TeacherConfig,
+    TeacherNormalization,
+    TrainingConfig,
+    WandbConfig,
+)
+from kd_core.config.yaml12 import MAX_NESTING
 
 __all__ = [
     "COMMAND_LINE",
@@ -54,7 +53,10 @@ __all__ = [
     "TrainingConfig",
     "WandbConfig",
     "describe_keys",
+    "digest",
     "find_file",
+    "group",
+    "identity_of",
     "import_code",
     "import_remedy",
     "in_trial",
@@ -62,7 +64,7 @@ __all__ = [
     "parse_with_code",
     "parse_yaml",
     "prescribed_run_id",
-    "read_layer",
+    "read_layers",
     "read_record",
     "read_yaml",
     "require_code",

@@ -32,12 +32,12 @@ def parse(arguments: list[str], description: str = "") -> tuple[Options, Resolve
     With --help, print `description` and all settings, and exit.  UserError lists every mistake, one per line.
     """
     given, rest = _parser().parse_known_args(arguments)
-    files = [configuration.read_layer(name) for name in given.config]
+    files = configuration.read_layers(given.config)
     if given.help:
         configuration.import_code(given.imports, *files)
         print(f"{description}\n{configuration.describe_keys()}")
         sys.exit(0)
-    layers = files or [configuration.read_layer(configuration.QUICKSTART)]
+    layers = files or configuration.read_layers([configuration.QUICKSTART])
     overrides, code = configuration.parse_with_code(rest, given.imports, *layers)
     layers += [overrides, code]
     if given.resume not in ("auto", "never"):

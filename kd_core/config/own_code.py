@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 import kd_methods
+from kd_core.config import registry
 from kd_core.errors import UserError, first_line
 from kd_core.files import local_path
 
@@ -112,15 +113,13 @@ def _run(path: Path, where: str) -> File:
 
 def _there() -> set[tuple[str, str]]:
     """(kind, name) of all that can be chosen by name."""
-    import timm  # here and below, not above: what takes seconds to import is needed where files are run
-
-    from kd_core.data import sources
+    import timm  # takes seconds, and only own code needs it here
 
     names = {
         NETWORK: timm.list_models(),
         METHOD: kd_methods.names(),
         LOSS: kd_methods.losses(),
-        SOURCE: sources.added(),
+        SOURCE: list(registry.added_sources),
     }
     return {(kind, name) for kind, each in names.items() for name in each}
 

@@ -27,7 +27,7 @@ import pyarrow.parquet
 import torch.nn.functional as F
 from torch import from_numpy
 
-from kd_core.config import own_code
+from kd_core.config import own_code, registry
 from kd_core.data import image_folders
 from kd_core.data import splits as layout
 from kd_core.data.raw import LABEL_WORDS, RawSplit, Source, about_splits, digest, file_facts, named_splits, walk
@@ -50,7 +50,6 @@ WAYS_OUT = """three ways out:
 
 
 Opener = Callable[["DataConfig"], Source]
-_added: dict[str, Opener] = {}
 
 
 def add(name: str, opener: Opener) -> None:
@@ -60,14 +59,14 @@ def add(name: str, opener: Opener) -> None:
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"data source {name!r}: a name consists of lower-case letters, digits and _")
-    if name in added() or name in ("hub", "parquet", "imagefolder", "disk", "cifar_python", "digits"):
+    if name in registry.sources():
         raise ValueError(f"data source {name!r}: there is one of this name already; choose another name")
-    _added[name] = opener
+    registry.added_sources[name] = opener
 
 
 def added() -> list[str]:
     """Names of the data sources that were added."""
-    return list(_added)
+    return list(registry.added_sources)
 
 
 def open_source(config: DataConfig) -> Source:
@@ -76,7 +75,7 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         UserError: a path that is missing or of the wrong kind, a Hub data set that is not available.
     """
-    if config.source in _added:
+    if config.source in registry.added_sources:
         return _added_source(config)
     if config.source == "hub":
         return _hub(config)
@@ -130,7 +129,7 @@ def _added_source(config: DataConfig) -> Source:
         # Decoded images are cached by this key, and changed code may give other images.
         return replace(raw, labels=labels, images=images, key=digest("added", file.digest if file else "", raw.key))
 
-    source = _added[name](config)
+    source = registry.added_sources[name](config)
     require(source, Source)
     return replace(source, open=open_split)
 

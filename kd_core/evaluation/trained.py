@@ -22,18 +22,18 @@ from kd_core.teachers.load import EXPOSED, Teacher, find_teacher, load
 class CommandSettings:
     """The settings that a command line gives.
 
-    file: of --config FILE, as it was typed.
+    files: of --config FILE, as they were typed; later ones win.
     overrides: of --section.key=VALUE.
     own_code: of --import FILE.py.
     """
 
-    file: str | None
+    files: list[str]
     overrides: Layer
     own_code: Layer
 
     def of_artifacts(self) -> Config:
         """The settings that say where artifacts are looked for and kept: `wandb` and `cache`."""
-        layers = [*([configuration.read_layer(self.file)] if self.file else []), self.overrides]
+        layers = [*configuration.read_layers(self.files), self.overrides]
         wanted = ("wandb", "cache")
         return configuration.resolve(
             [Layer(layer.origin, {key: layer.values[key] for key in wanted if key in layer.values}) for layer in layers]
@@ -68,21 +68,20 @@ class TrainedStudent:
         UserError if neither is there, or if they are not valid.
         """
         own = next((path for path in (self.folder, self.run) if path and (path / "config.yaml").is_file()), None)
-        if given.file:
-            settings = configuration.read_layer(given.file)
+        if given.files:
+            layers = configuration.read_layers(given.files)
         elif own:
-            settings = configuration.read_record(own / "config.yaml")
+            layers = [configuration.read_record(own / "config.yaml")]
         else:
             raise UserError(
                 f"--config: needed here, {self.folder} does not say which data its student was trained on"
             )
-        layers = [settings, given.overrides, given.own_code]
-        if not self.run:  # a file from elsewhere does not decide where things are written here
-            layers.insert(1, Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
         if self.artifact and self.artifact.count("/") == 2:  # log to the artifact's project
             entity, project, _ = self.artifact.split("/")
-            layers.insert(1, Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-        return configuration.resolve(layers).config
+            layers.append(Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
+        if not self.run:  # a file from elsewhere does not decide where things are written here
+            layers.append(Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
+        return configuration.resolve([*layers, given.overrides, given.own_code]).config
 
     def data(self, config: Config) -> Data:
         """The data of `config`, with images stored at the size that the student was trained on."""
@@ -138,7 +137,7 @@ def find_teachers(
     members = []
     try:
         for index, teacher in enumerate(config.teachers):
-            if not (given.file or student.run):
+            if not (given.files or student.run):
                 require_at_hand(teacher, index, student.artifact)
             trained = find_teacher(config, index, data) if teacher.train else None
             if teacher.train and not trained:

@@ -1,6 +1,5 @@
 """Models by name: build them, describe their input, export them in timm's format, and load exports."""
 
-import difflib
 import inspect
 import json
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 import kd_core.zoo  # noqa: F401  (registers the cifar_ networks)
 from kd_core.config import import_remedy, own_code
 from kd_core.data.preprocess import Preprocess, preprocess_of, resize_side
-from kd_core.errors import UserError, first_line
+from kd_core.errors import UserError, first_line, near_names, suggestion
 from kd_core.files import json_text, read_json, replacing_folder
 from kd_core.models import interface
 from kd_core.models.weights import check_strict, load_strict, read_state_dict
@@ -255,12 +254,12 @@ def _hub_config(name: str, where: str) -> tuple[dict[str, Any], str, dict[str, A
 def _unknown(name: str, where: str) -> UserError:
     base, _ = split_model_name_tag(name)
     known = [n for n in timm.list_models() if n.startswith(PREFIX) == base.startswith(PREFIX)]
-    prefixed = f"cifar_{base}"  # papers name these networks without this prefix
-    matches = difflib.get_close_matches(base, known)
-    matches += difflib.get_close_matches(prefixed, [n for n in known if n.startswith("cifar_")], n=1, cutoff=0.85)
-    near = " or ".join(repr(match) for match in ([prefixed] if prefixed in known else dict.fromkeys(matches)))
-    hint = f"did you mean {near}?" if near else "allowed: a timm name, a cifar_ name, or hf-hub:org/name"
-    return UserError(f"{where}: unknown model {name!r}, {hint}")
+    prefixed = f"cifar_{base}"  # the literature calls the same networks without this prefix
+    matches = near_names(base, known, most=3)
+    matches += near_names(prefixed, [n for n in known if n.startswith("cifar_")], cutoff=0.85)
+    hint = suggestion(repr(match) for match in ([prefixed] if prefixed in known else dict.fromkeys(matches)))
+    hint = hint or ", allowed: a timm name, a cifar_ name, or hf-hub:org/name"
+    return UserError(f"{where}: unknown model {name!r}{hint}")
 
 
 # --- exports ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from kd_core.config import registry
 from kd_core.errors import UserError, first_line
 from kd_core.files import json_text, replacing_folder
 
@@ -33,8 +34,6 @@ CAUSES = {
     r"invalid artifact path": "the name must look like ENTITY/PROJECT/NAME:ALIAS",
 }
 
-_fetched: dict[str, tuple[Path, str]] = {}
-
 
 class NoSuchArtifact(UserError):
     """W&B has no artifact of this name and alias."""
@@ -51,19 +50,14 @@ def download(name: str, cache: Path, where: str) -> Path:
     """
     if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # a bare NAME would be searched everywhere
         raise UserError(f"{where}: W&B artifact {name!r}: the name must look like ENTITY/PROJECT/NAME:ALIAS")
-    if name not in _fetched:
-        _fetched[name] = _download(name, cache, f"{where}: W&B artifact {name!r}")
-    return _fetched[name][0]
-
-
-def downloaded(name: str) -> Path | None:
-    """Where this process has downloaded artifact `name` to, if it has."""
-    return _fetched[name][0] if name in _fetched else None
+    if name not in registry.downloads:
+        registry.downloads[name] = registry.Download(*_download(name, cache, f"{where}: W&B artifact {name!r}"))
+    return registry.downloads[name].folder
 
 
 def version_of(name: str) -> str:
     """ENTITY/PROJECT/NAME:VERSION of what `download` gave for `name`, whose alias may have moved since."""
-    return _fetched[name][1]
+    return registry.downloads[name].version
 
 
 def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:

@@ -28,7 +28,7 @@ import torch
 from filelock import SoftFileLease
 from tqdm import tqdm
 
-from kd_core.config import IMPORTS, Config, own_code, read_yaml
+from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml
 from kd_core.errors import UserError, printable
 from kd_core.files import (
     finite,
@@ -161,9 +161,9 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
     keep_own_code(config, folder.path / IMPORTS)
-    write_json(folder.identity_file, redacted(config.identity(data_fingerprint)))  # files it names may change later
+    write_json(folder.identity_file, redacted(identity_of(config, data_fingerprint)))  # files it names may change later
     folder.write_summary(
-        run_id=run_id, config_digest=config.digest(data_fingerprint), status="running", exit_status=None
+        run_id=run_id, config_digest=digest(config, data_fingerprint), status="running", exit_status=None
     )
     return folder
 
@@ -188,14 +188,14 @@ def find_run(
 
     With `run_id` only that run, with `finished` only runs that came to their end.
     """
-    digest, found = config.digest(data_fingerprint), []
+    wanted, found = digest(config, data_fingerprint), []
     for path in Path(config.output_dir).glob("*/summary.json"):
         try:
             summary = read_object(path)
         except UserError as error:
             tqdm.write(f"skipped: {error}")
             continue
-        if summary.get("config_digest") != digest:
+        if summary.get("config_digest") != wanted:
             continue
         if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
             found.append((path.stat().st_mtime, path.parent))
@@ -209,7 +209,7 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         raise UserError(
             f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"
         )
-    if folder.summary().get("config_digest") != config.digest(data_fingerprint):
+    if folder.summary().get("config_digest") != digest(config, data_fingerprint):
         there, here = (
             dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
         )
@@ -251,7 +251,7 @@ def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: s
 
 def tell_other_data(config: Config, data_fingerprint: str) -> None:
     """Say of each run in `output_dir` that differs from this one by nothing but its data's fingerprint that it does."""
-    own = redacted(config.identity(data_fingerprint))
+    own = redacted(identity_of(config, data_fingerprint))
     for path in sorted(Path(config.output_dir).glob("*/identity.json")):
         try:
             there = read_object(path)

@@ -20,7 +20,7 @@ from scipy import stats
 from kd_core.comparison import tables
 from kd_core.comparison.compare import compare, difference, higher_is_better, holm, limits, pivot, spread, verdict
 from kd_core.comparison.runs import Found, Run, as_same_data
-from kd_core.config import command_line
+from kd_core.config import command_line, group
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.files import csv_text
@@ -525,7 +525,7 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
         wanted = column.config.model_copy(update={"kd": like.config.kd})
         if method == LABEL_ONLY:
             wanted = command_line.without_teachers(column.config)
-        assert resolved.config.group("f").rpartition("-")[2] == wanted.group("f").rpartition("-")[2]
+        assert group(resolved.config, "f").rpartition("-")[2] == group(wanted, "f").rpartition("-")[2]
 
 
 def test_what_was_never_tested_is_to_be_tested():

@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 import timm
 import torch
-from shipped_configs import CONFIGS, EXPERIMENTS, ROOT, TEACHERS, label, load
+from shipped_configs import CONFIGS, EXPERIMENTS, LOSS_FILES, PAIR_FILES, ROOT, TEACHERS, combine, label, load
 
+import kd_methods
 import train_kd
-from kd_core.config import Layer, parse_overrides, read_yaml, resolve, with_precision
+from kd_core.config import (
+    Layer,
+    parse_overrides,
+    read_layers,
+    read_yaml,
+    resolve,
+    with_precision,
+)
+from kd_core.config.read import merge
 from kd_core.models import build as models
 from kd_core.models import weights
 from kd_core.teachers import load as teachers
@@ -47,6 +56,14 @@ PAIRS = [
 ]
 # hard_weight, soft_weight, temperature
 LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standardized": (0.1, 9, 2)}
+
+
+def written_in(path: Path) -> dict[str, Any]:
+    """The settings in a file and in those that it builds on."""
+    values: dict[str, Any] = {}
+    for layer in read_layers([str(path)]):
+        values = merge(values, layer.values)
+    return values
 
 
 def networks() -> Iterator[dict[str, Any]]:
@@ -106,7 +123,7 @@ def test_every_network_can_be_built() -> None:
 def test_name_agrees_with_contents(path: Path) -> None:
     config = load(path)
     kd = config.kd.model_dump()
-    stem, written = path.stem, read_yaml(path)["kd"]
+    stem, written = path.stem, written_in(path)["kd"]
     assert config.name in (stem, f"{path.parent.name}-{stem}")
     for prefix, key in (
         ("T", "temperature"),
@@ -180,7 +197,11 @@ def test_the_twelve_and_their_recipe(folder: str) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_the_benchmark_pairs_and_their_recipe(pair: tuple[str, str, float, int], loss: str) -> None:
     teacher, student, learning_rate, beta = pair
-    config = load(CONFIGS / "papers" / f"{teacher}-{student}-{loss}.yaml")
+    path = CONFIGS / "papers" / f"{teacher}-{student}-{loss}.yaml"
+    config = load(path)
+    loss_file = f"dkd-beta{beta}" if loss == "dkd" else loss
+    parts = [PAIR_FILES[0].with_stem(f"{teacher}-{student}"), LOSS_FILES[0].with_stem(loss_file)]
+    assert config == combine(parts, f"--name={path.stem}")
     training, kd = config.training, config.kd.model_dump()
     assert (kd["type"], kd["hard_weight"], kd["soft_weight"], kd["temperature"]) == ("average", *LOSSES[loss])
     if loss == "dkd":
@@ -204,17 +225,32 @@ def test_the_benchmark_pairs_and_their_recipe(pair: tuple[str, str, float, int],
 def test_there_are_no_other_pairs() -> None:
     names = {f"{teacher}-{student}-{loss}" for teacher, student, *_ in PAIRS for loss in LOSSES}
     assert {path.stem for path in (CONFIGS / "papers").glob("*.yaml")} == names and len(names) == 44
+    assert {path.stem for path in PAIR_FILES} == {f"{teacher}-{student}" for teacher, student, *_ in PAIRS}
+    assert {path.stem for path in LOSS_FILES} == {*LOSSES, *(f"dkd-beta{pair[-1]}" for pair in PAIRS)} - {"dkd"}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
+@pytest.mark.parametrize("loss", LOSS_FILES, ids=label)
+@pytest.mark.parametrize("pair", PAIR_FILES, ids=label)
+def test_every_pair_combines_with_every_loss(pair: Path, loss: Path) -> None:
+    assert loss.read_text().startswith("# ") and pair.read_text().startswith("# ")
+    config = combine([pair, loss])
+    written = written_in(loss)["kd"]
+    assert config.kd.model_dump(include=set(written) - {"dkd", "dist"}).items() <= written.items()
+    assert f"{config.teachers[0].model}-{config.model.name}".replace("cifar_", "") == pair.stem
+    without = combine([pair])
+    assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], config.training)
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *PAIR_FILES], ids=label)
 def test_overrides_named_in_comments_work(path: Path) -> None:
     comments = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     overrides = re.findall(r"--[a-z][\w.]*=\S+", comments)
-    if path.parent.name == "papers":
+    if path in PAIR_FILES:
         assert len(overrides) == 2
-    config = load(path, *overrides)
+    paths = [path, LOSS_FILES[0]] if path in PAIR_FILES else [path]
+    config = combine(paths, *overrides)
     if overrides:
-        assert config != load(path)
+        assert config != combine(paths)
 
 
 def test_print_config_prints_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from shipped_configs import CONFIGS, EXPERIMENTS, TEACHERS, load
 
-from kd_core.config import parse_overrides, resolve
+from kd_core.config import digest, parse_overrides, resolve
 from kd_core.teachers import load as teachers
 
 KNOWN = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
@@ -18,10 +18,10 @@ def digests(path: Path) -> list[str]:
     if path in TEACHERS:
         recipe = f"--teachers=[{{model: cifar_resnet20, train: {path}}}]"
         run = resolve([parse_overrides(["--kd.type=average", recipe])]).config
-        return [teachers.training_config(run, 0).digest(FINGERPRINT)]
+        return [digest(teachers.training_config(run, 0), FINGERPRINT)]
     run = load(path)
     on_demand = [index for index, teacher in enumerate(run.teachers) if teacher.train]
-    return [own.digest(FINGERPRINT) for own in (run, *(teachers.training_config(run, index) for index in on_demand))]
+    return [digest(own, FINGERPRINT) for own in (run, *(teachers.training_config(run, index) for index in on_demand))]
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))

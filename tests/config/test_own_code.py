@@ -23,7 +23,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import config as configuration
-from kd_core.config import DataConfig, command_line, own_code
+from kd_core.config import DataConfig, command_line, identity_of, own_code, registry
 from kd_core.data import sources
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
@@ -46,8 +46,8 @@ def forget() -> None:
             if kind == own_code.NETWORK:
                 _registry._clear_model_entries(name)
                 del _registry._model_entrypoints[name]
-    for registry in (own_code._files, own_code._paths, kd_methods._added, logit_losses._added, sources._added):
-        registry.clear()
+    for names in (own_code._files, own_code._paths, kd_methods._added, logit_losses._added, registry.added_sources):
+        names.clear()
 
 
 @contextmanager
@@ -282,14 +282,14 @@ def test_content_is_part_of_the_identity_and_its_place_is_not(tmp_path):
     for folder, text in zip(folders, ("x = 1\n", "x = 1\n", "x = 2\n"), strict=True):
         folder.mkdir()
         (folder / "code.py").write_text(text)
-    one, same, other = (resolved("--import", str(folder / "code.py")).identity("data") for folder in folders)
+    one, same, other = (identity_of(resolved("--import", str(folder / "code.py")), "data") for folder in folders)
     assert one == same != other
-    without = resolved().identity("data")
+    without = identity_of(resolved(), "data")
     assert "import" not in without and {key: value for key, value in one.items() if key != "import"} == without
     forget()
     as_named = resolved("--import", str(folders[0] / "code.py"))
     (folders[0] / "code.py").write_text("x = 3\n")  # what was run is what identifies the run
-    assert as_named.identity("data") == one
+    assert identity_of(as_named, "data") == one
 
 
 METHOD = """
@@ -319,7 +319,7 @@ def imported(tmp_path: Path, code: str, name: str = "own.py") -> str:
 def test_a_file_of_methods_alone_sets_only_methods_apart(tmp_path):
     file = imported(tmp_path, METHOD.format(compute=GOOD))
     own = resolved("--import", file, *TAUGHT)
-    assert "import" not in own.identity("data") and len(own.identity("data")["kd"]["code"]) == 1
+    assert "import" not in identity_of(own, "data") and len(identity_of(own, "data")["kd"]["code"]) == 1
     assert teachers.training_config(own, 0).imports == []  # no teacher is trained anew for it
 
 

@@ -81,7 +81,7 @@ def course(epochs: int, **more: list[float]) -> list[dict[str, Any]]:
 
 def settings_of(*more: str) -> config.Config:
     """The quickstart's, with changes as on the command line."""
-    return config.resolve([config.read_layer(config.QUICKSTART), config.parse_overrides(list(more))]).config
+    return config.resolve([*config.read_layers([config.QUICKSTART]), config.parse_overrides(list(more))]).config
 
 
 def run(*more: str, **changes: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_a_run_of_which_little_is_known_has_no_finding():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_no_shipped_recipe_has_an_unusual_learning_rate(path):
-    layers = [config.read_layer(str(path))]
+    layers = config.read_layers([str(path)])
     if "teachers" in path.parts:
         layers.append(config.Layer("test", {"kd": {"type": kd_methods.LABEL_ONLY}}))
     settings = config.resolve(layers).config
@@ -512,7 +512,7 @@ def test_names_sort_with_their_numbers_by_value():
 def test_what_is_no_order_of_classes_is_refused_once(wrong):
     layer = config.Layer("x.yaml", {"teachers": [{"model": "cifar_resnet8", "weights": "a.pt", "class_order": wrong}]})
     with pytest.raises(UserError) as refused:
-        config.resolve([config.read_layer(config.QUICKSTART), layer])
+        config.resolve([*config.read_layers([config.QUICKSTART]), layer])
     assert str(refused.value).count("\n") == 0
     assert "x.yaml: teachers[0].class_order: is " in str(refused.value) and "numbers_as_text" in str(refused.value)
 
@@ -553,9 +553,8 @@ def test_settings_of_foreign_weights_are_not_for_teachers_trained_here():
 def test_what_changes_logits_changes_the_run_and_what_does_not_leaves_it():
     def digest(**more):
         teacher = {"model": "cifar_resnet8", "weights": "nowhere.pt", **more}
-        return config.resolve(
-            [config.read_layer(config.QUICKSTART), config.Layer("", {"teachers": [teacher]})]
-        ).config.digest("")
+        layers = [*config.read_layers([config.QUICKSTART]), config.Layer("", {"teachers": [teacher]})]
+        return config.digest(config.resolve(layers).config, "")
 
     plain = digest()
     assert plain == digest(class_order=None)

@@ -15,7 +15,7 @@ import torch
 import yaml
 from warm_process import WarmProcess
 
-from kd_core.config import Config, TrainingConfig, resolve, with_precision
+from kd_core.config import Config, TrainingConfig, digest, resolve, with_precision
 from kd_core.errors import UserError
 from kd_core.loop import launcher, ranks
 from kd_core.run.script import run_script
@@ -218,11 +218,11 @@ def test_a_precision_that_there_is_not_is_refused(told):
 
 def test_the_identity_is_that_of_the_precision_by_whomever():
     said = {precision: Config(training=TrainingConfig(mixed_precision=precision)) for precision in (None, "no", "bf16")}
-    digests = {precision: config.digest("0") for precision, config in said.items()}
+    digests = {precision: digest(config, "0") for precision, config in said.items()}
     assert digests[None] == digests["no"] != digests["bf16"]
     for precision in ("no", "bf16"):
         resolved = with_precision(said[None], precision)
-        assert resolved == said[precision] and resolved.digest("0") == digests[precision]
+        assert resolved == said[precision] and digest(resolved, "0") == digests[precision]
         assert with_precision(said[precision], "fp16") is said[precision]
 
 

@@ -62,9 +62,9 @@ EVALUATIONS = [line for line in [*COMMANDS, *EXPORT_PAGE] if line.startswith("py
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluation_command_parses(command: str) -> None:
-    given = evaluate_kd.read_settings(*evaluate_kd.parse(arguments(command, "evaluate_kd.py")))
-    if given.file:
-        find_file(given.file, "--config")
+    options, _ = evaluate_kd.parse(arguments(command, "evaluate_kd.py"))
+    for name in options.config:
+        find_file(name, "--config")
 
 
 @pytest.mark.parametrize("command", [c for c in COMPARISONS if "compare_kd.py" in words(c)])
@@ -86,7 +86,8 @@ def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> 
         extra = given[given.index("--") + 1 :]
         run_local.check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
-        command_line.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
+        command = sweep.command[sweep.command.index("--config") :]
+        command_line.parse([word for word in run_local.with_extra(command, extra) if word != "${args}"])
 
 
 def test_every_script_and_switch_is_shown() -> None:

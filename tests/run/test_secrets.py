@@ -12,7 +12,7 @@ import wandb_offline
 import yaml
 from wandb_runs import LABEL_ONLY, METHODS, ROOT, done, run_folder, serving, settings, start
 
-from kd_core.config import Layer, resolve
+from kd_core.config import Layer, digest, resolve
 from kd_core.privacy import redacted
 from kd_core.run.folder import RunFolder
 
@@ -129,7 +129,7 @@ def test_settings_are_the_same_after_they_were_written(tmp_path, monkeypatch):
     written = config.to_yaml()
     assert str(tmp_path) not in written and written.count("~") == 5
     assert resolve([Layer("read", yaml.safe_load(written))]).config == config
-    assert config.digest("data") == resolve([Layer("read", yaml.safe_load(written))]).config.digest("data")
+    assert digest(config, "data") == digest(resolve([Layer("read", yaml.safe_load(written))]).config, "data")
 
 
 def test_messages_in_a_summary_are_redacted(tmp_path, monkeypatch):

@@ -39,7 +39,8 @@ from wandb_runs import (
 )
 from wandb_stub import StubServer
 
-from kd_core.config import Layer, command_line, resolve
+from kd_core import config as configuration
+from kd_core.config import Layer, command_line, registry, resolve
 from kd_core.errors import UserError
 from kd_core.report.html import data_uri
 from kd_core.run import artifacts
@@ -118,7 +119,8 @@ def test_the_run_is_described(stub, everything):
 
 def test_seeds_share_a_group_and_nothing_else_does():
     def group(*words: str) -> str:
-        return command_line.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config.group("data")
+        config = command_line.parse(["--config", "configs/cifar32/baseline.yaml", *words])[1].config
+        return configuration.group(config, "data")
 
     assert group() == group("--training.seed=3") == group("--wandb.notes=x", "--training.log_every=7")
     assert len({group(), group("--training.learning_rate=0.5"), group("--data.split_seed=1")}) == 3
@@ -297,7 +299,7 @@ def client(stub, tmp_path, monkeypatch) -> Iterator[Path]:
         monkeypatch.delenv(name)
     for name, value in stub.env(tmp_path / "wandb-home").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(artifacts, "_fetched", {})
+    monkeypatch.setattr(registry, "downloads", {})
     monkeypatch.setattr(artifacts, "API_TIMEOUT", 3)
     wandb.teardown()  # it keeps the settings of its first start in a process, whatever the environment says later
     yield tmp_path / "downloads"
@@ -450,7 +452,7 @@ def test_a_damaged_download_is_noticed_and_leaves_nothing(stub, model, client):
     assert not [path for path in client.rglob("*") if path.is_file() and path.suffix != ".lock"]
     folder = artifacts.download(f"{model}:best", client, "--artifact")
     (folder / "model.safetensors").write_bytes(b"tampered with")
-    artifacts._fetched.clear()
+    registry.downloads.clear()
     assert artifacts.download(f"{model}:best", client, "--artifact") == folder
     assert (folder / "model.safetensors").read_bytes() == original
 

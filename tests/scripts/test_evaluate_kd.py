@@ -19,7 +19,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import metrics
-from kd_core.config import TeacherConfig, read_layer, resolve
+from kd_core.config import TeacherConfig, read_layers, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
@@ -151,7 +151,7 @@ def test_the_evaluation_run_is_logged(folder, monkeypatch):
     }
     assert names <= set(run["history"][0]) and not run["axes"]
     assert not {"epoch", "train_step/step"} & {*run["history"][0], *run["summary"]}  # it has no epochs
-    config = resolve([read_layer(str(folder / "config.yaml"))]).config
+    config = resolve(read_layers([str(folder / "config.yaml")])).config
     flat = config.flat(10)
     assert flat.items() <= run["config"].items() and run["config"]["parameters"] > 0
     assert run["config"]["data_fingerprint"] == read_object(folder / "identity.json")["images"]

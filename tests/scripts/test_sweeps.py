@@ -13,6 +13,7 @@ import kd_methods
 from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_methods import logit_losses
+from sweeps import run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -109,6 +110,25 @@ def test_the_sweep_of_a_logit_loss_varies_all_its_parameters(loss):
     parameters = load(ROOT / "sweeps" / f"{loss}.yaml")["parameters"]
     own = {f"kd.{loss}.{name}" for name in logit_losses.config_class(loss).model_fields}
     assert parameters["kd.loss"] == {"value": loss} and own | {"kd.temperature"} <= set(parameters)
+
+
+def test_the_documented_sweep_varies_files_of_settings():
+    page = (ROOT / "docs" / "wandb.md").read_text()
+    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "config:" in block]
+    sweep = yaml.safe_load(example)
+    seen = set()
+    for file in sweep["parameters"]["config"]["values"]:
+        config = command_line.parse(arguments(sweep, {"config": file, "training.seed": 1}))[1].config
+        assert config.model.name == "cifar_resnet20" and config.training.seed == 1
+        seen.add((config.kd.loss, config.kd.standardize))
+    assert seen == {("kd", False), ("dist", False), ("kd", True)}
+
+
+def test_words_after_the_sweep_replace_its_files_of_settings():
+    command = ["train_kd.py", "--config", "a.yaml", "--config=b.yaml", "--kd.temperature=2"]
+    assert run_local.with_extra(command, ["--training.seed=1"]) == [*command, "--training.seed=1"]
+    for extra in (["--config", "c.yaml"], ["--config=c.yaml"]):
+        assert run_local.with_extra(command, extra) == ["train_kd.py", "--kd.temperature=2", *extra]
 
 
 def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():

@@ -12,6 +12,7 @@ from warm_process import WarmProcess
 
 import kd_methods
 import train_kd
+from kd_core import config as configuration
 from kd_core.config import command_line
 from kd_core.data.views import Augmentation, Batch, draw_views, fixed_view_ids
 from kd_core.errors import UserError
@@ -410,7 +411,8 @@ def test_auto_says_what_lazy_would_take_where_it_does_not_fit(home, capsys):
 
 def test_only_fixed_views_make_another_run():
     def digest(*more: str) -> str:
-        return command_line.parse(["--config", "configs/quickstart.yaml", *more])[1].config.digest("data")
+        config = command_line.parse(["--config", "configs/quickstart.yaml", *more])[1].config
+        return configuration.digest(config, "data")
 
     assert digest() == digest("--cache.mode=off") == digest("--cache.max_gb=1") == digest("--cache.mode=lazy")
     assert len({digest(), digest("--cache.mode=fixed"), digest("--cache.mode=fixed", "--cache.views=3")}) == 3

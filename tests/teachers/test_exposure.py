@@ -153,8 +153,8 @@ def test_what_the_settings_say_counts_before_all(home, run, data):
 def test_trained_on_is_no_part_of_a_runs_identity_and_of_teachers_that_are_trained_here():
     def digest(**more: Any) -> str:
         teacher = {"model": "cifar_resnet8", "weights": "nowhere.pt", **more}
-        layers = [config.read_layer(config.QUICKSTART), config.Layer("", {"teachers": [teacher]})]
-        return config.resolve(layers).config.digest("")
+        layers = [*config.read_layers([config.QUICKSTART]), config.Layer("", {"teachers": [teacher]})]
+        return config.digest(config.resolve(layers).config, "")
 
     assert digest() == digest(trained_on="all") == digest(trained_on="other")
     with pytest.raises(UserError, match=r"trained_on: is 'val', allowed: 'train_split', 'all' or 'other'"):
@@ -179,7 +179,7 @@ def summary_of(val: list[float], test: list[float], words: list[Any], images: in
         "teachers": [{"name": f"t{i}", "accuracy": value} for i, value in enumerate(test[:-1])],
         "ensemble": {"name": "ensemble", "accuracy": test[-1] if test else None},
     }
-    made = config.resolve([config.read_layer(config.QUICKSTART)]).config
+    made = config.resolve([*config.read_layers([config.QUICKSTART])]).config
     tested = {"test/accuracy": 0.45} if test else {}
     return summarize(made, data, own, members, measured, state, tested, {"test": figures} if test else {})
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import evaluate_kd
 import kd_methods
 import train_kd
+from kd_core import config as configuration
 from kd_core.config import DataConfig, command_line
 from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
@@ -192,6 +193,6 @@ def test_mistakes_in_the_command(home, words, message):
 def test_another_file_is_another_run(home):
     def digest(name: str) -> str:
         words = ["--config", "configs/quickstart.yaml", f"--teachers=[{{logits: {home / name}}}]"]
-        return command_line.parse(words)[1].config.digest("data")
+        return configuration.digest(command_line.parse(words)[1].config, "data")
 
     assert digest("clean.safetensors") != digest("views.safetensors")

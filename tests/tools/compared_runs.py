@@ -5,7 +5,7 @@ import itertools
 import kd_methods
 from kd_core.comparison.compare import compare
 from kd_core.comparison.runs import Found, Run
-from kd_core.config import Layer, resolve
+from kd_core.config import Layer, identity_of, resolve
 
 LABEL_ONLY = kd_methods.LABEL_ONLY
 TEACHER = {"model": "cifar_resnet56", "weights": "teacher.pth"}
@@ -31,7 +31,7 @@ def make(method=A, seed=0, accuracy=0.5, images="f" * 64, modified=0.0, summary=
         name=f"runs/{config.experiment}-{number:08d}",
         run_id=f"{number:08d}",
         config=config,
-        identity=config.identity(images),
+        identity=identity_of(config, images),
         summary={"best_val_accuracy": accuracy, "parameters": 1000, "best_epoch": 1, **(summary or {})},
         rows=list(rows),
         modified=modified,

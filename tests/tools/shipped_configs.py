@@ -7,7 +7,9 @@ from kd_core.config import Config, command_line
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 TEACHERS = sorted((CONFIGS / "teachers").rglob("*.yaml"))
-EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(TEACHERS))
+PAIR_FILES = sorted((CONFIGS / "papers" / "pairs").glob("*.yaml"))
+LOSS_FILES = sorted((CONFIGS / "papers" / "losses").glob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - {*TEACHERS, *PAIR_FILES, *LOSS_FILES})
 
 
 def label(path: Path) -> str:
@@ -15,4 +17,9 @@ def label(path: Path) -> str:
 
 
 def load(path: Path, *overrides: str) -> Config:
-    return command_line.parse(["--config", str(path.relative_to(ROOT)), *overrides])[1].config
+    return combine([path], *overrides)
+
+
+def combine(paths: list[Path], *overrides: str) -> Config:
+    files = [word for path in paths for word in ("--config", str(path.relative_to(ROOT)))]
+    return command_line.parse([*files, *overrides])[1].config
