@@ -11,7 +11,7 @@ import pytest
 import compare_kd
 import evaluate_kd
 from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
-from sweeps import run_local
+from kd_sweeps.sweep_file import check_extra, read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -81,10 +81,10 @@ def test_command_of_several_seeds_parses(command: str) -> None:
 def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = words(command)
     [path] = [word for word in given if word.endswith(".yaml") and word.startswith("sweeps/")]
-    sweep = run_local.read_sweep(ROOT / path)
+    sweep = read_sweep(ROOT / path)
     if "--" in given:
         extra = given[given.index("--") + 1 :]
-        run_local.check_extra(sweep, extra)
+        check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
         command_line.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
 
