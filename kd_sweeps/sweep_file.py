@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Sweep:
     program: str
     early_terminate: dict[str, Any] | None
     run_cap: int | None
-    content: dict[str, Any]  # what identifies the sweep; `command.probe` adds the settings of the first trial
+    content: dict[str, Any]  # identifies the sweep: as in the file, and the first trial's settings from `command.probe`
 
     @property
     def varied(self) -> list[Parameter]:
@@ -146,6 +146,18 @@ def check_extra(sweep: Sweep, words: Sequence[str]) -> None:
         for parameter in sweep.parameters:
             if f"{parameter.name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{parameter.name}."):
                 raise UserError(f"{word}: {sweep.path} already sets {parameter.name} (parameters.{parameter.name})")
+
+
+def with_own_configs(sweep: Sweep, words: Sequence[str]) -> Sweep:
+    """The sweep; if `words` name `--config` files, without those of its command, which they replace."""
+    if not any(word.partition("=")[0] == "--config" for word in words):
+        return sweep
+    start = sweep.command.index("${program}") + 1 if "${program}" in sweep.command else 0
+    kept = sweep.command[:start]  # a launcher may have a switch of the same name
+    for previous, word in zip(("", *sweep.command[start:]), sweep.command[start:], strict=False):
+        if previous != "--config" and word.partition("=")[0] != "--config":
+            kept.append(word)
+    return replace(sweep, command=kept)
 
 
 class _Reader:

@@ -14,6 +14,9 @@ hyperband.  Each trial gets its run id in KD_TRIAL, and WANDB_MODE=offline unles
 the best value of the sweep's metric in its run folder's metrics.jsonl.  Beside the storage, by default
 OUTPUT_DIR/sweeps/NAME/study.journal, are logs/, trials.csv, best.yaml, parallel_coordinates.png and importance.png.
 
+--config may be given several times, in the file's command and after --; later files win.  Files named after -- replace
+those of the sweep file's command.
+
 Ctrl-C, SIGTERM and SIGUSR1 stop the trials; the same command continues them.  If a worker dies, the others take over
 its trials.  To retry the failed points of a grid, delete the storage: finished runs are not repeated.
 
@@ -32,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kd_core.errors import UserError
-from kd_sweeps.sweep_file import Sweep, check_extra, read_sweep
+from kd_sweeps.sweep_file import Sweep, check_extra, read_sweep, with_own_configs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Check the file and the words, then run; the modules that run trials are imported after the checks."""
     sweep = read_sweep(options.sweep)
     check_extra(sweep, extra)
+    sweep = with_own_configs(sweep, extra)
     if options.trial is not None:
         if options.count is not None or options.storage or options.parallel != 1:
             raise UserError("--trial runs one trial without a storage: leave out --count, --parallel and --storage")

@@ -12,7 +12,7 @@ from sweep_sandbox import GOOD, Sandbox
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from kd_sweeps.command import command_again, expand, grid_run_id, hashed
-from kd_sweeps.sweep_file import DEFAULT_COMMAND, MACROS, read_sweep
+from kd_sweeps.sweep_file import DEFAULT_COMMAND, MACROS, read_sweep, with_own_configs
 
 
 @pytest.mark.parametrize("macro", [name for name in MACROS if name.startswith("args")])
@@ -95,31 +95,47 @@ folder.mkdir(parents=True)
 
 
 def test_several_configs(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """The sweep's and those after -- reach each trial in their order; each is part of what the sweep is."""
+    """They reach each trial in their order, those after -- instead of the file's, and are part of what the sweep is."""
     (sandbox.folder / "toy.py").write_text(LAYERS)
 
     def config(name: str, **settings: Any) -> str:
         (sandbox.folder / name).write_text(json.dumps(settings))
         return str(sandbox.folder / name)
 
-    pair = config("pair.yaml", student="a", teacher="b", loss="kd")
+    def trained() -> list[dict[str, Any]]:
+        files = sorted(sandbox.output.glob("toy-*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
+        found = [json.loads(file.read_text()) for file in files]
+        assert all(one.pop("output_dir") == str(sandbox.output) for one in found)
+        return found
+
+    pair = config("pair.yaml", student="a", loss="kd")
     loss = config("loss.yaml", loss="dist", beta=1)
-    own = config("x=own.yaml", beta=2)
     command = ["${interpreter}", "${program}", "--config", pair, "--config", loss, "${args}"]
     sandbox.sweep({"x": {"values": [1, 2]}}, command=command)
-    assert sandbox.run("--", "--config", own) == 0
-    expected = {"student": "a", "teacher": "b", "loss": "dist", "beta": 2, "output_dir": str(sandbox.output)}
-    trained = [json.loads(file.read_text()) for file in sorted(sandbox.output.glob("toy-*/config.yaml"))]
-    assert sorted(trained, key=lambda one: one["x"]) == [{**expected, "x": x} for x in ("1", "2")]
-    assert f"retrain the best: python {sandbox.folder}/toy.py --config {sandbox.results}/best.yaml" in (
-        capsys.readouterr().out
-    )
-    assert sandbox.run("--", "--config", own) == 0  # goes on
-    for name, settings in (("loss.yaml", {"loss": "dkd", "beta": 1}), ("x=own.yaml", {"beta": 3})):
-        before = (sandbox.folder / name).read_text()
-        config(name, **settings)
-        assert sandbox.run("--", "--config", own) == 2
-        assert "holds another sweep" in capsys.readouterr().err
-        (sandbox.folder / name).write_text(before)
-    assert sandbox.run("--trial", "1", "--", "--config", own) == 0
+    assert sandbox.run() == 0
+    assert trained() == [{"student": "a", "loss": "dist", "beta": 1, "x": x} for x in ("1", "2")]
+    again = f"retrain the best: python {sandbox.folder}/toy.py --config {sandbox.results}/best.yaml"
+    assert again in capsys.readouterr().out
+    config("loss.yaml", loss="dist", beta=2)
+    assert sandbox.run() == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+    words = ["--", "--config", config("x=own.yaml", student="b", loss="kd"), f"--config={config('c.yaml', loss='dkd')}"]
+    sandbox.sweep({"x": {"values": [1, 2]}}, command=command, name="own")
+    assert sandbox.run(*words) == 0
+    assert trained()[2:] == [{"student": "b", "loss": "dkd", "x": x} for x in ("1", "2")]
+    assert sandbox.run("--trial", "1", *words) == 0
     assert "trial 1 has already finished" in capsys.readouterr().out
+    config("x=own.yaml", student="c", loss="kd")
+    assert sandbox.run(*words) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+
+def test_configs_of_a_launcher_stay(sandbox: Sandbox) -> None:
+    command = ["launch", "--config", "l.yaml", "${program}", "--config=a.yaml", "--config", "b.yaml", "${args}", "--c"]
+    sweep = read_sweep(sandbox.sweep({"x": {"values": [1]}}, command=command))
+    assert with_own_configs(sweep, ["--kd.type=average", "--configs", "--kd=--config"]) is sweep
+    for words in (["--config", "c.yaml"], ["--x=1", "--config=c.yaml"]):
+        changed = with_own_configs(sweep, words)
+        assert changed.command == ["launch", "--config", "l.yaml", "${program}", "${args}", "--c"]
+        assert changed.content == sweep.content  # it identifies sweeps from before

@@ -11,7 +11,7 @@ import pytest
 import compare_kd
 import evaluate_kd
 from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
-from kd_sweeps.sweep_file import check_extra, read_sweep
+from kd_sweeps.sweep_file import check_extra, read_sweep, with_own_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -86,7 +86,9 @@ def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> 
         extra = given[given.index("--") + 1 :]
         check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
-        command_line.parse(["--config", sweep.command[sweep.command.index("--config") + 1], *extra])
+        sweep = with_own_configs(sweep, extra)
+        fixed = [word for word in sweep.command[sweep.command.index("${program}") + 1 :] if word != "${args}"]
+        command_line.parse([*fixed, *extra])
 
 
 def test_every_script_and_switch_is_shown() -> None:
