@@ -4,7 +4,7 @@
     python -m benchmarks.sweep_search
     python -m benchmarks.sweep_search --trials 60 --seeds 50
 
-Both draw through `sweeps/run_local.py`, as its sweeps do.  The objective is synthetic and costs nothing: an accuracy
+Both draw as the sweeps of `sweeps/run_local.py` do.  The objective is synthetic and costs nothing: an accuracy
 that depends on six parameters of the kinds that sweeps of this project have, with optima inside the ranges, an
 interaction (the best temperature depends on the method) and noise as between seeds of one run.  Trials are judged by
 their noisy value, as in a real sweep; what is compared is the true value of the trial that came out best.
@@ -23,7 +23,8 @@ import optuna
 import yaml
 from scipy import stats
 
-from sweeps import run_local
+from kd_sweeps.samplers import create_sampler, draw
+from kd_sweeps.sweep_file import Sweep, read_sweep
 
 PARAMETERS = {
     "kd.type": {"values": ["average", "ca_weighted", "dynamic", "confidence"]},
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -50,7 +51,7 @@ def main() -> None:
     }
     print(f"true value of the best of {options.trials} trials, {options.seeds} seeds (optimum: 0.8)")
     for method, values in found.items():
-        print(f"{method:>8}  mean {statistics.mean(values):.4f}  deviation {statistics.stdev(values):.4f}")
+        print(f"{method:>8}  mean {statistics.mean(values):.4f}  standard deviation {statistics.stdev(values):.4f}")
     differences = [bayes - by_chance for by_chance, bayes in zip(found["random"], found["bayes"], strict=True)]
     wins = sum(difference > 0 for difference in differences)
     mean = statistics.mean(differences)
@@ -66,19 +67,19 @@ def main() -> None:
 def best_of(method: str, trials: int, seed: int) -> float:
     """The true value of the trial that looks best."""
     sweep = sweep_of(method)
-    study = optuna.create_study(direction="maximize", sampler=run_local.create_sampler(sweep, seed=seed))
+    study = optuna.create_study(direction="maximize", sampler=create_sampler(sweep, seed=seed))
     noise = random.Random(seed)
     results = []
     for _ in range(trials):
         trial = study.ask()
-        true = accuracy(run_local.draw(sweep, trial))
+        true = accuracy(draw(sweep, trial))
         seen = true + noise.gauss(0, NOISE)
         study.tell(trial, seen)
         results.append((seen, true))
     return max(results)[1]
 
 
-def sweep_of(method: str) -> run_local.Sweep:
+def sweep_of(method: str) -> Sweep:
     content = {
         "program": "none.py",
         "method": method,
@@ -88,7 +89,7 @@ def sweep_of(method: str) -> run_local.Sweep:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "search.yaml"
         file.write_text(yaml.safe_dump(content))
-        return run_local.read_sweep(file)
+        return read_sweep(file)
 
 
 def accuracy(values: dict[str, Any]) -> float:

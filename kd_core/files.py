@@ -56,15 +56,15 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` by `text` in UTF-8, atomically; names of files that are not UTF-8 are written with escapes.
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace `path` by `content`, atomically.
 
     If not `durable`, a power failure may lose it: it waits for no disk.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -73,6 +73,11 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """`write_bytes` of `text` in UTF-8; names of files that are not UTF-8 are written with escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def finite(value: Any) -> Any:

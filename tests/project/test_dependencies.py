@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN = {path.stem for folder in (ROOT, ROOT / "tests" / "tools") for path in folder.glob("*.py")} | {
     path.name for path in ROOT.iterdir() if path.is_dir()
 }
-RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "sweeps")
+RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "kd_sweeps", "sweeps")
 DEVELOPMENT = ("tests", "benchmarks")
 UNIMPORTED = {"torchvision"}  # timm imports it; pinned to match torch
 COMMANDS = {"pytest-xdist": " -n auto ", "ruff": "/ruff check", "mypy": "/mypy"}  # used by the Makefile, not imported
@@ -102,7 +102,7 @@ ALLOWED = {
     ("kd_core/config/own_code.py", "exec"): "the same",
     ("kd_methods/__init__.py", "importlib.import_module"): "names of files in kd_methods alone",
     ("kd_core/loop/processes.py", "ctypes.CDLL"): "the C library that is loaded already",
-    ("sweeps/run_local.py", "ctypes.CDLL"): "the C library that is loaded already",
+    ("kd_sweeps/trial.py", "ctypes.CDLL"): "the C library that is loaded already",
 }
 GUARDS = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 

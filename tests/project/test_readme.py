@@ -11,7 +11,7 @@ import pytest
 import compare_kd
 import evaluate_kd
 from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
-from sweeps import run_local
+from kd_sweeps.sweep_file import check_extra, read_sweep, with_own_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -81,13 +81,14 @@ def test_command_of_several_seeds_parses(command: str) -> None:
 def test_sweep_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = words(command)
     [path] = [word for word in given if word.endswith(".yaml") and word.startswith("sweeps/")]
-    sweep = run_local.read_sweep(ROOT / path)
+    sweep = read_sweep(ROOT / path)
     if "--" in given:
         extra = given[given.index("--") + 1 :]
-        run_local.check_extra(sweep, extra)
+        check_extra(sweep, extra)
         monkeypatch.setenv("KD_TRIAL", "testtest")
-        command = sweep.command[sweep.command.index("--config") :]
-        command_line.parse([word for word in run_local.with_extra(command, extra) if word != "${args}"])
+        sweep = with_own_configs(sweep, extra)
+        fixed = [word for word in sweep.command[sweep.command.index("${program}") + 1 :] if word != "${args}"]
+        command_line.parse([*fixed, *extra])
 
 
 def test_every_script_and_switch_is_shown() -> None:

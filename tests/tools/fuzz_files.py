@@ -36,7 +36,7 @@ from kd_core.run import folder as checkpoints
 from kd_core.run.folder import MetricsFile, RunFolder
 from kd_core.teachers import cache
 from kd_core.teachers.logits_file import LogitsFile
-from sweeps import run_local
+from kd_sweeps.sweep_file import read_sweep
 
 TOUCHED = 512 * 2**20  # bytes of memory that reading a file of some kilobytes may take
 # A fuse before the machine's memory is gone; so far away that threads' stacks and arenas do not blow it.
@@ -153,10 +153,10 @@ def sweep(folder: Path) -> Reader:
         problems = []
         for path in sorted((folder / "sweeps").iterdir()):
             try:
-                found = run_local.read_sweep(path)
+                found = read_sweep(path)
                 if found.method == "grid":
                     found.grid_values(found.grid_size() - 1)
-            except run_local.Mistake as mistake:
+            except UserError as mistake:
                 problems.append(str(mistake))
         if problems:
             raise UserError("\n".join(problems))

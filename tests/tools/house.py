@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRIPTS = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "sweeps/run_local.py")
-PACKAGES = ("kd_core", "kd_methods", "sweeps", "benchmarks")
+PACKAGES = ("kd_core", "kd_methods", "kd_sweeps", "sweeps", "benchmarks")
 # A room imports from itself and from those before it.  Rooms in one set do not import from each other.
 ORDER: tuple[set[str], ...] = (
     {"errors"},
@@ -29,6 +29,7 @@ ORDER: tuple[set[str], ...] = (
     {"report"},
     {"comparison", "export"},
     {"cache", "tracking", "views", "sources", "hf_metrics"},
+    {"kd_sweeps"},
     {"scripts"},
 )
 SHARED = ({"files", "privacy", "metrics"}, {"zoo", "models"})  # which may import within their set
@@ -89,8 +90,8 @@ def imports(tree: ast.AST, known: set[str], *, lazy: bool = True) -> set[str]:
 
 def room(module: str) -> str:
     parts = module.split(".")
-    if parts[0] == "kd_methods":
-        return "kd_methods"
+    if parts[0] in ("kd_methods", "kd_sweeps"):
+        return parts[0]
     if parts[0] == "kd_core":
         return parts[1] if len(parts) > 1 else "errors"
     return "scripts"

@@ -13,7 +13,6 @@ import kd_methods
 from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_methods import logit_losses
-from sweeps import run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -122,13 +121,6 @@ def test_the_documented_sweep_varies_files_of_settings():
         assert config.model.name == "cifar_resnet20" and config.training.seed == 1
         seen.add((config.kd.loss, config.kd.standardize))
     assert seen == {("kd", False), ("dist", False), ("kd", True)}
-
-
-def test_words_after_the_sweep_replace_its_files_of_settings():
-    command = ["train_kd.py", "--config", "a.yaml", "--config=b.yaml", "--kd.temperature=2"]
-    assert run_local.with_extra(command, ["--training.seed=1"]) == [*command, "--training.seed=1"]
-    for extra in (["--config", "c.yaml"], ["--config=c.yaml"]):
-        assert run_local.with_extra(command, extra) == ["train_kd.py", "--kd.temperature=2", *extra]
 
 
 def test_flat_names_are_mistakes_unless_wandb_gives_back_what_it_recorded():

@@ -1,0 +1,137 @@
+"""A trial's command line and environment, and the settings that identify a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_core.errors import UserError
+from kd_core.files import write_text
+from kd_sweeps.sweep_file import Sweep
+
+# Sections of the printed settings that do not affect results: where files lie, and how runs are recorded.
+ELSEWHERE = ("output_dir", "wandb", "cache")
+
+
+def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:
+    """The command of a trial, expanded as W&B's agent does it.  Writes `json_file` if the command asks for it."""
+    arguments: dict[str, Any] = {}
+    for parameter in sweep.parameters:
+        inner = arguments
+        for part in parameter.path[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[parameter.path[-1]] = values[parameter.name]
+    items = list(arguments.items())
+    as_json = json.dumps(arguments)
+    macros = {
+        "env": ["/usr/bin/env"],
+        "interpreter": ["python"],
+        "program": [sweep.program],
+        "args": [f"--{key}={value}" for key, value in items],
+        "args_no_hyphens": [f"{key}={value}" for key, value in items],
+        "args_no_boolean_flags": [
+            f"--{key}" if value is True else f"--{key}={value}" for key, value in items if value is not False
+        ],
+        "args_no_equals": [word for key, value in items for word in (f"--{key}", str(value))],
+        "args_append_hydra": [f"+{key}={value}" for key, value in items],
+        "args_override_hydra": [f"++{key}={value}" for key, value in items],
+        "args_json": [as_json],
+        "args_json_file": [str(json_file)],
+    }
+    if "${args_json_file}" in sweep.command:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(json_file, as_json)
+    words: list[str] = []
+    for word in sweep.command:
+        # an unset variable is replaced by its name, as in W&B
+        word = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda match: os.environ.get(match[1], match[1]), word)
+        macro = re.fullmatch(r"\$\{(.*)\}", word)
+        words += macros.get(macro[1], []) if macro else [word]
+    return words
+
+
+def command_again(sweep: Sweep, settings: Path) -> str:
+    """The sweep's own command, including its launcher, with the settings from one file."""
+    start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else []
+    launcher = ["python" if word == "${interpreter}" else word for word in start if word != "${env}"]
+    return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings)])
+
+
+def environment(run_id: str) -> dict[str, str]:
+    """A trial's environment.  `python` on its PATH is the interpreter of this process."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {"WANDB_MODE": "offline", **os.environ, "PATH": path, "KD_TRIAL": run_id}
+
+
+def hashed(*parts: Any) -> str:
+    """Eight characters a-z0-9, in the form of W&B's run ids."""
+    number = int.from_bytes(hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest())
+    return "".join("abcdefghijklmnopqrstuvwxyz0123456789"[number // 36**i % 36] for i in range(8))
+
+
+def grid_run_id(sweep: Sweep, extra: list[str], index: int) -> str:
+    """The run id of a grid's point `index`, with and without a study."""
+    return hashed(sweep.content, extra, index)
+
+
+def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
+    """(the sweep, output_dir, training.max_epochs), from the settings that the first trial's command prints.
+
+    The settings become part of the sweep's identity: after a change in a file that `--config` names, it is another
+    sweep.  UserError if the command fails.
+    """
+    values = _first_values(sweep)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [*expand(sweep, values, Path(scratch) / "arguments.json"), *extra, "--print-config"]
+        try:
+            result = subprocess.run(
+                command, env=environment("printonly"), stdin=subprocess.DEVNULL, capture_output=True, text=True
+            )
+        except OSError as error:
+            raise UserError(f"{sweep.path}: command: {command[0]}: {error.strerror}") from None
+    if result.returncode:
+        output = result.stderr.strip() or result.stdout.strip() or f"exit status {result.returncode}"
+        raise UserError(f"{sweep.path}: the first trial's command fails: {shlex.join(command)}\n{output}")
+    try:
+        config = yaml.safe_load(result.stdout)
+        output_dir, epochs = Path(config["output_dir"]).expanduser(), (config.get("training") or {}).get("max_epochs")
+        settings = _without_new_defaults({key: value for key, value in config.items() if key not in ELSEWHERE})
+        files = [Path(file).expanduser() for file in settings.get("import") or []]
+        if files and all(file.is_file() for file in files):  # own code is identified by its content, as in a run
+            settings["import"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        raise UserError(f"{sweep.path}: {shlex.join(command)} printed no YAML with output_dir") from None
+
+
+def _first_values(sweep: Sweep) -> dict[str, Any]:
+    """The values of a grid's first point, else values drawn with a fixed seed."""
+    if sweep.method == "grid":
+        return sweep.grid_values(0)
+    from kd_sweeps.samplers import first_draw  # imports Optuna, which a grid's single trial does not need
+
+    return first_draw(sweep)
+
+
+def _without_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without keys that earlier versions lacked, at their defaults: keeps the identity of older sweeps."""
+    if not settings.get("import"):
+        settings.pop("import", None)
+    added: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings.get("data") or {}, ("folders", "test_size"))]
+    added += [(teacher, ("trained_on",)) for teacher in settings.get("teachers") or []]
+    for section, keys in added:
+        for key in keys:
+            if section.get(key) is None:
+                section.pop(key, None)
+    return settings

@@ -1,0 +1,201 @@
+"""One trial: its process, its signals, and the metric in its run folder."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_core.errors import UserError
+from kd_sweeps.command import environment, expand, grid_run_id, probe
+from kd_sweeps.sweep_file import Sweep
+
+if TYPE_CHECKING:
+    import optuna
+
+KILL_AFTER = 120.0  # seconds between SIGTERM and SIGKILL: a trial finishes its step and writes its summary
+
+
+class TrialMetrics:
+    """The sweep's metric in one run's metrics.jsonl, read again as the run goes on."""
+
+    def __init__(self, sweep: Sweep, output_dir: Path, run_id: str):
+        self.sweep, self.output_dir, self.run_id = sweep, output_dir, run_id
+        self.values: list[float] = []  # one per row that has the metric; may hold NaN
+        self._seen: tuple[int, int] | None = None
+        self._folder: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, once there is one."""
+        if not self._folder:
+            self._folder = next((path for path in self.output_dir.glob(f"*-{self.run_id}") if path.is_dir()), None)
+        return self._folder
+
+    @property
+    def finished(self) -> bool:
+        try:
+            return bool(json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["status"] == "finished")  # type: ignore[operator]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def best(self) -> float | None:
+        return self.best_of(len(self.values))
+
+    def best_of(self, rows: int) -> float | None:
+        """The best finite value of the first `rows`; None if there is none."""
+        values = [value for value in self.values[:rows] if math.isfinite(value)]
+        return self.sweep.better(values) if values else None
+
+    def measured(self) -> str:
+        """The names in the last row, for the message that the metric is not among them."""
+        try:
+            row = json.loads((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])  # type: ignore[operator]
+            return f"; {self.folder}/metrics.jsonl has {', '.join(row)}"
+        except (OSError, ValueError, TypeError, IndexError):
+            return f"; there is no metrics.jsonl in {self.folder or f'{self.output_dir}/*-{self.run_id}'}"
+
+    def update(self) -> None:
+        """Read the whole file again if it has changed: a run that resumes cuts it back."""
+        folder = self.folder
+        try:
+            state = (folder / "metrics.jsonl").stat() if folder else None
+            if not folder or not state or (state.st_size, state.st_mtime_ns) == self._seen:
+                return
+            lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
+        except OSError:
+            return
+        self._seen = (state.st_size, state.st_mtime_ns)
+        self.values = []
+        name = json.dumps(self.sweep.metric).encode()
+        for line in lines[:-1]:  # the last one is empty or incomplete
+            if name in line:
+                with suppress(ValueError, TypeError, KeyError):
+                    value = json.loads(line)[self.sweep.metric]
+                    if value is None or isinstance(value, (int, float)):  # null stands for a value that is not finite
+                        self.values.append(math.nan if value is None else float(value))
+
+
+def start(command: list[str], run_id: str, log: io.BufferedWriter | None) -> subprocess.Popen[bytes]:
+    """A trial's process in its own process group, which Ctrl-C at the terminal does not reach."""
+    parent = os.getpid()
+
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def end_with_parent() -> None:  # Linux: SIGTERM when this script is killed, so that no trial is left behind
+        if libc:
+            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(143)
+
+    return subprocess.Popen(
+        command,
+        env=environment(run_id),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT if log else None,
+        process_group=0,
+        preexec_fn=end_with_parent if libc else None,
+    )
+
+
+def send(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to the trial: SIGKILL to all its processes, others to the main process only.
+
+    A data worker that dies of SIGTERM would break the step that the trial is about to finish.
+    """
+    with suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+@dataclass
+class Running:
+    """A trial that this worker runs."""
+
+    trial: optuna.Trial
+    index: int
+    run_id: str
+    values: dict[str, Any]
+    metrics: TrialMetrics
+    log: Path
+    process: subprocess.Popen[bytes]
+    log_start: int = 0
+    started: float = field(default_factory=time.monotonic)
+    reported: int = 0
+    stopping: str = ""  # why it was sent SIGTERM: pruned, interrupted, or lost to another worker
+    kill_at: float = math.inf
+
+    def stop(self, why: str) -> None:
+        if not self.stopping:
+            self.stopping, self.kill_at = why, time.monotonic() + KILL_AFTER
+            send(self.process, signal.SIGTERM)
+
+    def last_line(self) -> str:
+        """The last line of the log that this process wrote."""
+        with open(self.log, "rb") as file:
+            file.seek(max(self.log_start, self.log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class Signals:
+    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.count = 0
+
+    def __enter__(self) -> Signals:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number, self.count = number, self.count + 1
+
+
+def default_storage(sweep: Sweep, output_dir: Path) -> Path:
+    return output_dir / "sweeps" / sweep.path.stem / "study.journal"
+
+
+def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
+    """Run the grid's point `index` in the foreground, without a study; the exit status."""
+    if sweep.method != "grid":
+        raise UserError(f"--trial: {sweep.path} has method {sweep.method}; only the points of a grid have numbers")
+    if not 0 <= index < sweep.grid_size():
+        raise UserError(f"--trial {index}: {sweep.path} has the trials 0 to {sweep.grid_size() - 1}")
+    sweep, output_dir, _ = probe(sweep, extra)
+    run_id = grid_run_id(sweep, extra, index)
+    values = sweep.grid_values(index)
+    metrics = TrialMetrics(sweep, output_dir, run_id)
+    if metrics.finished:
+        print(f"trial {index} has already finished: {metrics.folder}")
+        return 0
+    command = [*expand(sweep, values, default_storage(sweep, output_dir).parent / f"args/{run_id}.json"), *extra]
+    with Signals() as signals:
+        process = start(command, run_id, None)
+        sent = 0
+        while (status := process.poll()) is None:
+            if signals.count > sent:
+                sent = signals.count
+                send(process, signals.number)
+            time.sleep(0.05)
+    return status if status >= 0 else 128 - status

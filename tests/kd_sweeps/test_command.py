@@ -1,0 +1,141 @@
+"""A trial's command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sweep_sandbox import GOOD, Sandbox
+from wandb.sdk.launch.sweeps import utils as wandb_sweeps
+
+from kd_sweeps.command import command_again, expand, grid_run_id, hashed
+from kd_sweeps.sweep_file import DEFAULT_COMMAND, MACROS, read_sweep, with_own_configs
+
+
+@pytest.mark.parametrize("macro", [name for name in MACROS if name.startswith("args")])
+def test_arguments_are_those_of_wandb(macro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_TEST_WORD", "seen")
+    monkeypatch.delenv("KD_TEST_UNSET", raising=False)
+    values = {"flag": True, "off": False, "kd.T": 4.0, "list": [1, 2], "none": None, "text": "a b", "small": 1e-5}
+    command = ["run-${envvar:KD_TEST_WORD}", "${envvar:KD_TEST_UNSET}", f"${{{macro}}}", "--n", 2]
+    file = tmp_path / "s.yaml"
+    parameters: dict[str, Any] = {key: {"value": value} for key, value in values.items()}
+    parameters["opt"] = {"parameters": {"lr": {"value": 0.1}, "deep": {"parameters": {"b": {"value": "c"}}}}}
+    file.write_text(yaml.safe_dump({**GOOD, "command": command, "parameters": parameters}))
+    sweep = read_sweep(file)
+    drawn = {parameter.name: parameter.spec["value"] for parameter in sweep.parameters}
+    arguments = {**values, "opt": {"deep": {"b": "c"}, "lr": 0.1}}
+    theirs = wandb_sweeps.create_sweep_command_args(
+        {"args": {key: {"value": arguments[key]} for key in sorted(arguments)}}
+    )
+    expected = [str(word) for word in wandb_sweeps.create_sweep_command([*command])]
+    expected[2:3] = theirs[macro] if macro != "args_json_file" else [str(tmp_path / "a.json")]
+    assert expand(sweep, drawn, tmp_path / "a.json") == expected
+    if macro == "args_json_file":
+        assert json.loads((tmp_path / "a.json").read_text()) == theirs["args_dict"]
+
+
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["${env}", "${interpreter}", "${program}", "--config", "c.yaml", "${args}"], "python train_kd.py"),
+        (["${interpreter}", "${program}", "--config", "a.yaml", "--config", "b.yaml", "${args}"], "python train_kd.py"),
+        (["accelerate", "launch", "--cpu", "${program}"], "accelerate launch --cpu train_kd.py"),
+        (["${interpreter}", "-m", "launcher", "${program}"], "python -m launcher train_kd.py"),
+        (["./mine.sh", "${args}"], "python train_kd.py"),
+    ],
+)
+def test_the_best_trial_is_started_as_the_sweep_starts_its_trials(
+    command: list[str], again: str, tmp_path: Path
+) -> None:
+    own = {"program": "train_kd.py", "command": command, "parameters": {"a": {"values": [1, 2]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**GOOD, **own}))
+    sweep = read_sweep(tmp_path / "s.yaml")
+    assert command_again(sweep, Path("/a b/best.yaml")) == f"{again} --config '/a b/best.yaml'"
+
+
+def test_the_default_command_is_that_of_wandb() -> None:
+    assert DEFAULT_COMMAND == wandb_sweeps.DEFAULT_SWEEP_COMMAND
+
+
+def test_identities_stay(tmp_path: Path) -> None:
+    """Run ids and fingerprints from before the package: sweeps that were begun then go on."""
+    content: dict[str, Any] = {"program": "train_kd.py", "parameters": {"a": {"values": [1, None, "x"]}}}
+    assert hashed(content, ["--b=2"], 3) == "v99vdwqk"
+    parameters: dict[str, Any] = {"x": {"values": [1, 2]}, "a": {"parameters": {"b": {"value": 0.5}}}}
+    content = {"program": "toy.py", "method": "grid", "metric": {"name": "m"}, "parameters": parameters}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    sweep = read_sweep(tmp_path / "s.yaml")
+    assert [grid_run_id(sweep, ["--y=1"], index) for index in range(2)] == ["tf8z1vgz", "7e2t54zl"]
+    assert hashed(sweep.content, ["--y=1"], sweep.metric, sweep.maximize, sweep.early_terminate) == "uxydk6fi"
+
+
+LAYERS = """
+import argparse, json, os, pathlib
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument("--config", action="append", default=[])
+parser.add_argument("--print-config", action="store_true")
+options, words = parser.parse_known_args()
+settings = {}
+for file in options.config:
+    settings |= json.loads(pathlib.Path(file).read_text())
+settings |= {key: value for key, _, value in (word.removeprefix("--").partition("=") for word in words)}
+if options.print_config:
+    raise SystemExit(print(json.dumps(settings)))
+folder = pathlib.Path(settings["output_dir"]) / f"toy-{os.environ['KD_TRIAL']}"
+folder.mkdir(parents=True)
+(folder / "metrics.jsonl").write_text(json.dumps({"val/score": float(settings["x"])}) + "\\n")
+(folder / "config.yaml").write_text(json.dumps(settings))
+(folder / "summary.json").write_text(json.dumps({"status": "finished"}))
+"""
+
+
+def test_several_configs(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    """They reach each trial in their order, those after -- instead of the file's, and are part of what the sweep is."""
+    (sandbox.folder / "toy.py").write_text(LAYERS)
+
+    def config(name: str, **settings: Any) -> str:
+        (sandbox.folder / name).write_text(json.dumps(settings))
+        return str(sandbox.folder / name)
+
+    def trained() -> list[dict[str, Any]]:
+        files = sorted(sandbox.output.glob("toy-*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
+        found = [json.loads(file.read_text()) for file in files]
+        assert all(one.pop("output_dir") == str(sandbox.output) for one in found)
+        return found
+
+    pair = config("pair.yaml", student="a", loss="kd")
+    loss = config("loss.yaml", loss="dist", beta=1)
+    command = ["${interpreter}", "${program}", "--config", pair, "--config", loss, "${args}"]
+    sandbox.sweep({"x": {"values": [1, 2]}}, command=command)
+    assert sandbox.run() == 0
+    assert trained() == [{"student": "a", "loss": "dist", "beta": 1, "x": x} for x in ("1", "2")]
+    again = f"retrain the best: python {sandbox.folder}/toy.py --config {sandbox.results}/best.yaml"
+    assert again in capsys.readouterr().out
+    config("loss.yaml", loss="dist", beta=2)
+    assert sandbox.run() == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+    words = ["--", "--config", config("x=own.yaml", student="b", loss="kd"), f"--config={config('c.yaml', loss='dkd')}"]
+    sandbox.sweep({"x": {"values": [1, 2]}}, command=command, name="own")
+    assert sandbox.run(*words) == 0
+    assert trained()[2:] == [{"student": "b", "loss": "dkd", "x": x} for x in ("1", "2")]
+    assert sandbox.run("--trial", "1", *words) == 0
+    assert "trial 1 has already finished" in capsys.readouterr().out
+    config("x=own.yaml", student="c", loss="kd")
+    assert sandbox.run(*words) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+
+def test_configs_of_a_launcher_stay(sandbox: Sandbox) -> None:
+    command = ["launch", "--config", "l.yaml", "${program}", "--config=a.yaml", "--config", "b.yaml", "${args}", "--c"]
+    sweep = read_sweep(sandbox.sweep({"x": {"values": [1]}}, command=command))
+    assert with_own_configs(sweep, ["--kd.type=average", "--configs", "--kd=--config"]) is sweep
+    for words in (["--config", "c.yaml"], ["--x=1", "--config=c.yaml"]):
+        changed = with_own_configs(sweep, words)
+        assert changed.command == ["launch", "--config", "l.yaml", "${program}", "${args}", "--c"]
+        assert changed.content == sweep.content  # it identifies sweeps from before

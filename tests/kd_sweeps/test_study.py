@@ -1,0 +1,51 @@
+"""Workers that share a study."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from sweep_sandbox import Sandbox
+
+from kd_sweeps.study import STALE_AFTER, SharedStudy
+from kd_sweeps.sweep_file import read_sweep
+
+
+def shared_study(sandbox: Sandbox) -> SharedStudy:
+    sweep = read_sweep(sandbox.file)
+    return SharedStudy(sweep, [], sandbox.folder / "study.journal", 3)
+
+
+def test_leases(sandbox: Sandbox) -> None:
+    """A trial is taken over once, and only if its worker is dead: untouched for a minute, or gone on this host."""
+    mine, other = shared_study(sandbox), shared_study(sandbox)
+    other._host = "elsewhere"
+    trial = other.next_trial(3)
+    assert trial and trial.user_attrs["index"] == 0
+    second = mine.next_trial(3)
+    assert second and second.user_attrs["index"] == 1  # the other worker is alive
+    past = time.time() - STALE_AFTER - 5
+    os.utime(other._touched, (past, past))
+    heir = mine.next_trial(3)
+    assert heir and heir.user_attrs["index"] == 0 and heir.user_attrs["continues"] == trial.number
+    with pytest.raises(ValueError):
+        other.study.tell(trial.number, 1.0)  # too late
+    last = mine.next_trial(3)
+    assert last and last.user_attrs["index"] == 2  # the continuation has used up a number, not a point
+    assert mine.next_trial(3) is None
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    last.set_user_attr("lease", {**mine.lease(None), "pid": int(gone.stdout)})
+    heir = mine.next_trial(3)
+    assert heir and heir.user_attrs["index"] == 2
+
+
+def test_a_worker_that_died_while_deciding_loses_no_point(sandbox: Sandbox) -> None:
+    shared = shared_study(sandbox)
+    shared.study.ask()  # and no more: no index, no lease
+    indices = []
+    while trial := shared.next_trial(3):
+        indices.append(trial.user_attrs["index"])
+    assert indices == [0, 1, 2]
