@@ -31,11 +31,30 @@ exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1
 """
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads spin, which starves other processes
 
+from kd_core import config as configuration
+from kd_core.config import command_line
+from kd_core.loop import launcher
+from kd_core.run.script import answer_early, run_script
+
+
+def parse(arguments: list[str]) -> tuple[command_line.Options, configuration.Resolved]:
+    """The command line -> switches and settings.  Answers --help and --print-config, and ends the process."""
+    options, resolved = command_line.parse(arguments, __doc__ or "")
+    if options.print_config:
+        precision = launcher.precision(resolved.config.training.mixed_precision, os.environ)
+        print(configuration.with_precision(resolved.config, precision).to_yaml(), end="")
+        sys.exit(0)
+    return options, resolved
+
+
+if __name__ == "__main__":  # help and mistakes in settings need not wait seconds for the imports below
+    answer_early(parse, "train_kd.py")
+
 import math
-import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -44,42 +63,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
-from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import nn
 
 import kd_methods
-from kd_core import config as configuration
-from kd_core.config import Config, command_line, commands, own_code
-from kd_core.data.dataset import load_data
+from kd_core import evaluation, models, report
+from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
-from kd_core.errors import NonFinite, UserError
-from kd_core.evaluation.diagnosis import Finding
-from kd_core.evaluation.figures import evaluate
-from kd_core.evaluation.predictions import Observer
-from kd_core.evaluation.preflight import find_mistakes
-from kd_core.evaluation.teacher_check import accuracy_rows, check_teachers
-from kd_core.files import check_writable, copy_folder, held_lock, writable_folder
-from kd_core.loop import launcher
-from kd_core.loop.meter import Meter
+from kd_core.evaluation import TeacherCheck
+from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.loop.processes import create_accelerator, share_buffers, shares_batch_norm
-from kd_core.loop.ranks import is_first_process
-from kd_core.loop.signals import Stopped, StopSignals
-from kd_core.loop.step_log import StepLog
-from kd_core.loop.timing import Stopwatch, peak_device_memory_mb, wait_for
-from kd_core.models import build as models
-from kd_core.models import network as networks
-from kd_core.models.network import Network
-from kd_core.models.predict import Images, Predictor, score
-from kd_core.report import closing
-from kd_core.report import console as report
+from kd_core.models import Images, Network, Predictor
 from kd_core.run.checkpoints import Checkpoints, Progress
-from kd_core.run.folder import RunFolder, find_or_create
-from kd_core.run.job import Job
-from kd_core.run.script import run_script
-from kd_core.run.tracking import HEADLINES, Tracker, send_rest, start_tracking, wandb_mode
-from kd_core.run.tracking import prepare as start_service
+from kd_core.run.folder import RunFolder, open_folder, teacher_lock
+from kd_core.run.job import Job, handled_signals
+from kd_core.run.tracking import Tracker, send_rest, start_tracking
 from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
 from kd_core.teachers.logits import TeacherLogits
@@ -105,12 +103,10 @@ class Setup:
     predict: Predictor
     images: Images
     val: Images | None
-    val_teachers: Tensor | None  # the teachers' logits [K,n,C] on the validation split
-    teacher_metrics: list[dict[str, float]]  # of each teacher and their ensemble
+    checked: TeacherCheck  # the teachers' logits and metrics on the validation split
     meter: Meter
     guard: NonFiniteSteps | None
-    data_watch: Stopwatch
-    teacher_watch: Stopwatch
+    speed: Speed
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +136,7 @@ def run(
 
     `alone` is the run folder of the same student without teachers, to compare with.  All processes call this together.
     """
+    job.reset_device()
     with ExitStack() as cleanup:
         folder = open_folder(config, job, resume, cleanup)
         if folder.finished:
@@ -156,35 +153,6 @@ def run(
     return {**folder.summary(), "run_folder": str(folder.path)}
 
 
-def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> RunFolder:
-    """The run folder to continue, or a new one; the main process decides for all, and locks it."""
-    chosen, mistake, folder = "", "", None
-    job.reset_device()
-    if job.accelerator.is_main_process:
-        prescribed = configuration.prescribed_run_id() if job.is_student else None
-        try:
-            folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
-            chosen = str(folder.path)
-            take_over(folder, job, cleanup)
-        except UserError as error:
-            mistake = str(error)
-    [chosen, mistake] = broadcast_object_list([chosen, mistake])
-    if mistake:
-        raise UserError(mistake)
-    if folder and not folder.finished:
-        cleanup.push(lambda kind, error, trace: folder.record_failure(error))
-    return folder or RunFolder(Path(chosen))
-
-
-def take_over(folder: RunFolder, job: Job, cleanup: ExitStack) -> None:
-    """Lock an unfinished run, and note that it is running.  A comparison that another run trains is waited for."""
-    if not folder.finished:
-        cleanup.callback(folder.lock(None if job.is_student else job.say).release)
-    if not folder.finished:  # by the one that was waited for
-        with folder.writing():
-            folder.write_summary(status="running", exit_status=None)
-
-
 def already_finished(config: Config, job: Job, folder: RunFolder) -> dict[str, Any]:
     """The summary of a run that has finished before; what W&B lacks of it is sent."""
     job.say(f"already finished: {folder.path} (--fresh trains anew)")
@@ -198,7 +166,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     accelerator, data, training = job.accelerator, job.data, config.training
     device, store = accelerator.device, config.data.store
     set_seed(training.seed)
-    network = networks.build(config, data)
+    network = models.build_network(config, data)
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
     teachers = TeacherLogits(members, predict)
@@ -208,14 +176,13 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
 
     images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
-    checked = check_teachers(members if cached else [], data, predict, job.say)
+    checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
     if cached:
         teachers.open_caches(images, job.say)
     else:
         teachers.open_files(data.train)
 
-    if shares_batch_norm(accelerator, training.sync_bn):
-        network.model = convert_sync_batchnorm(network.model)  # timm's: PyTorch's drops fused activations
+    network.share_batch_norm(accelerator, training)
     optimizer = create_optimizer(network.model, training, device)
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
     compiled = torch.compile(network.model, mode=training.compile_mode) if training.compile else network.model
@@ -232,12 +199,10 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         predict=predict,
         images=images,
         val=val,
-        val_teachers=checked.logits,
-        teacher_metrics=checked.metrics,
+        checked=checked,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
         guard=NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None,
-        data_watch=Stopwatch(device),
-        teacher_watch=Stopwatch(device),
+        speed=Speed(device),
     )
 
 
@@ -275,7 +240,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
             **config.flat(job.data.num_classes),
             "parameters": network.parameters,
             "data_fingerprint": job.data.fingerprint,
-            **own_code.digests(config.imports),
+            **configuration.code_digests(config.imports),
         },
         offset=progress.metrics_offset,
     )
@@ -290,8 +255,8 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
     for teacher in setup.teachers.members:
         if teacher.artifact:
             tracker.use_artifact(teacher.artifact)
-    if setup.teacher_metrics and not found:
-        tracker.log({"epoch": 0, **accuracy_rows(setup.teacher_metrics)})
+    if setup.checked.metrics and not found:
+        tracker.log({"epoch": 0, **setup.checked.rows})
     return progress, checkpoints, tracker
 
 
@@ -318,7 +283,7 @@ def epochs(
             try:
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began
-                share_buffers(setup.network.model, job.accelerator)
+                job.share_buffers(setup.network.model)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
                 validation = validate(setup, (progress.epoch + 1) / training.max_epochs)
             except NonFinite as error:
@@ -328,7 +293,12 @@ def epochs(
                 "learning_rate": setup.optimizer.param_groups[0]["lr"],
                 **{f"train/{name}": value for name, value in means.items()},
                 **validation,
-                **speed(setup, seconds),
+                **setup.speed.row(
+                    seconds=seconds,
+                    steps=setup.steps_per_epoch,
+                    images=setup.steps_per_epoch * setup.config.data.batch_size,
+                    hit_rate=setup.teachers.hit_rate(),
+                ),
                 "perf/epoch_time": time.perf_counter() - began,
             }
             tracker.log(row)
@@ -356,11 +326,7 @@ def train_epoch(
         train_step(setup, plan, position, epoch * steps + position)
         step = epoch * steps + position + 1
         logged = log.after(step, setup.optimizer.param_groups[0]["lr"])
-        stop, save = checkpoints.asked(step, logged=logged)
-        if stop or save:
-            checkpoints.save_within_epoch(progress, position + 1, step, tracker.offset)
-        if stop:
-            raise Stopped(stop)
+        checkpoints.after_step(progress, step, steps_per_epoch=steps, logged=logged, offset=tracker.offset)
     return setup.meter.epoch()
 
 
@@ -393,12 +359,12 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     if setup.guard:
         setup.guard.begin()
 
-    with setup.data_watch.running():
+    with setup.speed.data.running():
         store = setup.images.store
         pixels, labels = store.gather(plan.batch(position, store.index_device).rows)
         ids = plan.batch(position, setup.device).ids
         inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
-    with setup.teacher_watch.running():
+    with setup.speed.teachers.running():
         teachers = TeacherOutputs(setup.teachers(plan, position, pixels) if method.requires_teachers else None)
     student = StudentOutput(setup.model(inputs))
     loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps)
@@ -421,23 +387,10 @@ def validate(setup: Setup, progress: float) -> dict[str, float]:
         return {}
     logits = setup.predict(setup.network.model, setup.val, setup.network.views)
     batch_size = setup.config.data.batch_size
-    row = score(
-        setup.method, logits, setup.val_teachers, setup.val.labels, batch_size=batch_size, progress=progress
+    row = models.score(
+        setup.method, logits, setup.checked.logits, setup.val.labels, batch_size=batch_size, progress=progress
     )
     return {f"val/{name}": value for name, value in row.items()}
-
-
-def speed(setup: Setup, seconds: float) -> dict[str, float]:
-    """How fast an epoch was whose steps took `seconds`, and what its parts took."""
-    steps = setup.steps_per_epoch
-    return {
-        "train/step_time": seconds / steps,
-        "perf/data_time": setup.data_watch.read(),
-        "perf/teacher_time": setup.teacher_watch.read(),
-        "perf/teacher_cache_hit_rate": setup.teachers.hit_rate(),
-        "perf/images_per_second": steps * setup.config.data.batch_size / seconds,
-        "perf/gpu_memory_peak_mb": peak_device_memory_mb(setup.device),
-    }
 
 
 def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:
@@ -460,36 +413,27 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     accelerator, inspected = job.accelerator, job.is_student and config.evaluation.report
     accelerator.wait_for_everyone()
     best = folder.checkpoint("best") / "student"
-    network.model.load_state_dict(models.load_export(best).model.state_dict())
-    observe = Observer(setup.predict, job.data, network, setup.teachers, setup.method)
-    if alone:
-        export = networks.export_in(alone)
-        observe.alone = networks.from_export(
-            models.load_export(export), job.data, setup.predict, f"the student alone: {export}"
-        )
-    seen, test = closing.observe_splits(observe, setup.val_teachers, job.say)
+    network.load_weights(best)
+    observe = report.observer(setup.predict, job.data, network, setup.teachers, setup.method, alone)
+    seen, test = report.observe_splits(observe, setup.checked.logits, job.say)
     if test:
         tracker.log({"epoch": progress.epoch, **test})
-    evaluations = {name: evaluate(found, seen.get("val")) for name, found in seen.items()}
+    evaluations = {name: evaluation.evaluate(found, seen.get("val")) for name, found in seen.items()}
     summary = report.summarize(
-        config, job.data, network, setup.teachers.members, setup.teacher_metrics, asdict(progress), test, evaluations
+        config, job.data, network, setup.teachers.members, setup.checked.metrics, asdict(progress), test, evaluations
     )
     summary["baseline_run"] = str(alone) if alone else None
-    sample = closing.sample(observe, job.say) if inspected else None
+    sample = report.sample(observe, job.say) if inspected else None
     if accelerator.is_main_process:
-        with folder.writing():
-            copy_folder(best, folder.student)
+        folder.keep_student(best)
         if inspected:
-            summary |= closing.inspect(
-                config, network, folder, seen.get("val"), sample, setup.steps_per_epoch, accelerator
-            )
+            val, steps = seen.get("val"), setup.steps_per_epoch
+            summary |= report.inspect(config, network, folder, val, sample, steps, accelerator)
         with folder.writing():
             summary = folder.write_summary(**summary, status="finished", exit_status=0)
             if inspected:
-                closing.write_page(config, folder, summary, evaluations, seen)
-    tracker.record_report(folder.path / "report")
-    tracker.summarize({name: summary[name] for name in HEADLINES} | accuracy_rows(setup.teacher_metrics))
-    tracker.store_final()
+                report.write_page(config, folder, summary, evaluations, seen)
+    tracker.record_results(summary, setup.checked.rows)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
 
@@ -506,7 +450,7 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
         for number in range(count):
             position = number % setup.steps_per_epoch
             train_step(setup, plan, position, position)
-        wait_for(setup.device)
+        setup.job.wait_for_device()
         return (time.perf_counter() - began) / count
 
     steps(WARM_UP_STEPS)
@@ -522,26 +466,22 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
 
 
 def main(arguments: list[str]) -> None:
-    signals = StopSignals()
-    with signals.installed():
-        train(arguments, signals)
-
-
-def train(arguments: list[str], signals: StopSignals) -> None:
     """All of it: settings, data, teachers, the comparison, the student."""
-    options, resolved = command_line.parse(arguments, __doc__ or "")
-    if options.print_config:
-        precision = launcher.precision(resolved.config.training.mixed_precision, os.environ)
-        print(configuration.with_precision(resolved.config, precision).to_yaml(), end="")
-        return
-    config, job = start(options, resolved, signals)
-    members = check_everything(config, job, options.resume, look_for_remedies=options.check)
-    if options.check:
-        check(config, job, members, options.seeds)
+    with handled_signals() as signals:
+        options, resolved = parse(arguments)
+        config, job = evaluation.start(options, resolved, signals)
+        members = evaluation.check_everything(config, job, options.resume, look_for_remedies=options.check)
+        if options.check:
+            check(config, job, members, options.seeds)
+        else:
+            train(config, job, with_trained_teachers(config, job, members), options, arguments)
         job.accelerator.end_training()
-        return
 
-    members = with_trained_teachers(config, job, members)
+
+def train(
+    config: Config, job: Job, members: list[Teacher], options: command_line.Options, arguments: list[str]
+) -> None:
+    """Train the student with each seed, and compare the seeds if there are several."""
     folders: list[str] = []
     for number, seed in enumerate(options.seeds, 1):
         if len(options.seeds) > 1:
@@ -552,7 +492,6 @@ def train(arguments: list[str], signals: StopSignals) -> None:
         from kd_core.comparison import tables  # plots and statistics take a second, which other runs need not wait
 
         job.say(f"\n{tables.of_folders(folders)}")
-    job.accelerator.end_training()
 
 
 def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:
@@ -561,9 +500,10 @@ def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:
     Nothing comes after the last one.  Closing the generator, or throwing an error into it, ends the run with that
     error.  Seeds and the comparison without teachers are left out.
     """
-    options, resolved = command_line.parse(arguments)
-    config, job = start(options, resolved, StopSignals())
-    members = check_everything(config, job, options.resume, look_for_remedies=False)
+    options, resolved = parse(arguments)
+    config, job = evaluation.start(options, resolved)
+    job.reset_device()
+    members = evaluation.check_everything(config, job, options.resume, look_for_remedies=False)
     members = with_trained_teachers(config, job, members)
     with ExitStack() as cleanup:
         folder = open_folder(config, job, options.resume, cleanup)
@@ -571,69 +511,13 @@ def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:
         yield from epochs(setup, *restore(setup, folder, cleanup))
 
 
-def start(
-    options: command_line.Options, resolved: configuration.Resolved, signals: StopSignals
-) -> tuple[Config, Job]:
-    """Start Accelerate, in the precision that settings or launcher name, and load the data."""
-    config = resolved.config
-    check_writable(Path(config.output_dir), "output_dir")
-    if not options.no_wandb:
-        wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
-        if is_first_process():
-            start_service(config)
-    accelerator = create_accelerator(config.training.mixed_precision, deterministic=config.training.deterministic)
-    config = configuration.with_precision(config, accelerator.mixed_precision)
-    if is_first_process():
-        if not options.config:
-            print("no --config: running the quickstart, configs/quickstart.yaml")
-        for notice in resolved.notices:
-            print(notice)
-        if note := models.renamed_note(config.model.name, "model.name"):
-            print(note)
-
-    wanted = config.model
-    sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
-    sizes += teachers.input_sizes(config)
-    with accelerator.local_main_process_first():  # on each machine one decodes, the others find the result
-        data = load_data(
-            config.data,
-            model_sizes=sizes,
-            cache_dir=config.cache.folder,
-            show_progress=accelerator.is_local_main_process,
-        )
-    job = Job(accelerator, data, not options.no_wandb, signals)
-    for note in data.notes:
-        job.say(f"  {note}")
-    return config, job
-
-
-def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies: bool) -> list[teachers.Teacher]:
-    """The teachers, once settings, networks and teachers are known to be fit to train; UserError says what is not.
-
-    Of weak teachers other settings are tried if asked to.  Teachers that are trained on demand are still stand-ins.
-    """
-    members = find_mistakes(config, job, resume)
-    for note in [note for member in members for note in member.notes]:
-        job.say(f"  {note}")
-    ready = [member for member, teacher in zip(members, config.teachers, strict=True) if not teacher.train]
-    check_members(ready, config, job, try_settings=look_for_remedies)
-    return members
-
-
-def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
-    """Check teachers and print the settings that would make weak ones better."""
-    predict = Predictor(job.accelerator, config)
-    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
-        job.say(report.findings_lines(findings))
-
-
-def check(config: Config, job: Job, members: list[teachers.Teacher], seeds: list[int]) -> None:
+def check(config: Config, job: Job, members: list[Teacher], seeds: list[int]) -> None:
     """--check: measure the teachers that are there, time some steps, and say what the run will take."""
     on_demand = [index for index, teacher in enumerate(config.teachers) if teacher.train]
     found = {index: path for index in on_demand if (path := teachers.find_teacher(config, index, job.data))}
     for index, path in found.items():
         members[index] = teachers.load(config.teachers[index], index, job.data, config, path)
-    check_members([members[index] for index in found], config, job, try_settings=True)
+    evaluation.check_members([members[index] for index in found], config, job, try_settings=True)
     cost = time_run(config, job, members)
     names, missing = [member.name for member in members], len(on_demand) - len(found)
     job.say(report.cost(config, job.data, job.accelerator, names, missing, **cost))
@@ -642,7 +526,7 @@ def check(config: Config, job: Job, members: list[teachers.Teacher], seeds: list
 
 
 def train_student(
-    config: Config, job: Job, members: list[teachers.Teacher], resume: str, arguments: list[str], has_config: bool
+    config: Config, job: Job, members: list[Teacher], resume: str, arguments: list[str], has_config: bool
 ) -> list[str]:
     """Train the student, and before it the comparison without teachers if asked for; their run folders.
 
@@ -658,19 +542,12 @@ def train_student(
     alone = Path(baseline["run_folder"]) if baseline else None
     summary = run(config, job, members=members, resume=resume, alone=alone)
 
-    job.say(f"\n{report.results(summary, baseline)}\n")
-    page = Path(summary["run_folder"]) / "report" / "index.html"
-    job.say(report.next_steps(summary, page=page if page.is_file() else None, imports=config.imports))
-    if not has_config and config.teachers:
-        job.say(f"another way: {commands.another_method('train_kd.py', arguments, config.kd.type)}")
-    if not has_config and config.data.source == "digits":
-        job.say("real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check")
-    if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
-        job.say(f"\n{report.findings_lines(findings)}")
+    for words in report.closing_words(config, summary, baseline, arguments=arguments, has_config=has_config):
+        job.say(words)
     return [one["run_folder"] for one in (baseline, summary) if one is not None]
 
 
-def with_trained_teachers(config: Config, job: Job, members: list[teachers.Teacher]) -> list[teachers.Teacher]:
+def with_trained_teachers(config: Config, job: Job, members: list[Teacher]) -> list[Teacher]:
     """The teachers, with those that are trained on demand trained and loaded."""
     return [
         teachers.load(teacher, index, job.data, config, ensure_teacher(config, index, job)) if teacher.train else member
@@ -684,9 +561,9 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
     label = f"teacher {index} ({own.model.name})"
     with ExitStack() as cleanup:
         if job.accelerator.is_main_process:
-            folder = writable_folder(Path(config.output_dir), "output_dir")
-            lock = held_lock(
-                folder / f".teacher-{configuration.digest(own, job.data.fingerprint)}.lock",
+            lock = teacher_lock(
+                config,
+                configuration.digest(own, job.data.fingerprint),
                 lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)
@@ -700,4 +577,5 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
 
 
 if __name__ == "__main__":
-    run_script(main, "train_kd.py", after_stop=f"; {commands.to_go_on('train_kd.py', sys.argv[1:])}")
+    hint = command_line.to_go_on("train_kd.py", sys.argv[1:])
+    run_script(main, "train_kd.py", after_stop=f"; {hint}")

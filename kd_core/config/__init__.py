@@ -3,6 +3,7 @@
 from kd_core.config.help import describe_keys
 from kd_core.config.identity import digest, group, identity_of
 from kd_core.config.merge import NotImported, Resolved, resolve, with_precision, with_seed
+from kd_core.config.own_code import digests as code_digests
 from kd_core.config.read import (
     COMMAND_LINE,
     IMPORTS,
@@ -52,6 +53,7 @@ __all__ = [
     "TeacherNormalization",
     "TrainingConfig",
     "WandbConfig",
+    "code_digests",
     "describe_keys",
     "digest",
     "find_file",

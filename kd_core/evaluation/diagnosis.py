@@ -7,6 +7,7 @@ of the shipped settings is meant to have no finding.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 import kd_methods
 from kd_core import metrics
 from kd_core.config import Config, TeacherConfig
+from kd_core.errors import printable
 from kd_core.evaluation import uncertainty
 from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.labels import LABELS
@@ -584,3 +586,14 @@ def _named(predictions: Predictions | None, index: int) -> str:
     """A teacher's name in messages."""
     names = predictions.teacher_names if predictions else []
     return f"teacher {index} ({names[index]})" if index < len(names) else f"teacher {index}"
+
+
+def findings_lines(findings: list[Finding]) -> str:
+    """The message of each finding, the setting to change and what to try; empty without findings."""
+    if not findings:
+        return ""
+    lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
+    for finding in findings:
+        now = "" if isinstance(finding.value, (dict, list)) else f" (now {json.dumps(finding.value)})"
+        lines += [f"  {finding.message}", f"    {finding.key}{now}: {finding.advice}"]
+    return printable("\n".join(lines))

@@ -1,23 +1,88 @@
-"""What can be known to be wrong before anything is trained, all of it in one message."""
+"""Everything before the first run: Accelerate, the data, and whether settings, networks and teachers are sound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from kd_core.config import Config, TeacherConfig
+from kd_core.config import Config, Resolved, TeacherConfig, with_precision
+from kd_core.config.command_line import Options
+from kd_core.data.dataset import load_data
 from kd_core.errors import UserError
+from kd_core.evaluation.diagnosis import findings_lines
+from kd_core.evaluation.teacher_check import check_teachers
+from kd_core.files import check_writable
 from kd_core.loop.optimizer import create_optimizer
+from kd_core.loop.processes import create_accelerator
+from kd_core.loop.ranks import is_first_process
+from kd_core.loop.signals import StopSignals
 from kd_core.models import build as models
 from kd_core.models import interface
 from kd_core.models import network as networks
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import open_run
 from kd_core.run.job import Job
+from kd_core.run.tracking import prepare as start_service
+from kd_core.run.tracking import wandb_mode
 from kd_core.teachers import dry_run
 from kd_core.teachers import load as teachers
+
+
+def start(options: Options, resolved: Resolved, signals: StopSignals | None = None) -> tuple[Config, Job]:
+    """Start Accelerate, in the precision that settings or launcher name, and load the data."""
+    config = resolved.config
+    check_writable(Path(config.output_dir), "output_dir")
+    if not options.no_wandb:
+        wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
+        if is_first_process():
+            start_service(config)
+    accelerator = create_accelerator(config.training.mixed_precision, deterministic=config.training.deterministic)
+    config = with_precision(config, accelerator.mixed_precision)
+    if is_first_process():
+        if not options.config:
+            print("no --config: running the quickstart, configs/quickstart.yaml")
+        for notice in resolved.notices:
+            print(notice)
+        if note := models.renamed_note(config.model.name, "model.name"):
+            print(note)
+
+    wanted = config.model
+    sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
+    sizes += teachers.input_sizes(config)
+    with accelerator.local_main_process_first():  # on each machine one decodes, the others find the result
+        data = load_data(
+            config.data,
+            model_sizes=sizes,
+            cache_dir=config.cache.folder,
+            show_progress=accelerator.is_local_main_process,
+        )
+    job = Job(accelerator, data, not options.no_wandb, signals or StopSignals())
+    for note in data.notes:
+        job.say(f"  {note}")
+    return config, job
+
+
+def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies: bool) -> list[teachers.Teacher]:
+    """The teachers, once settings, networks and teachers are known to be fit to train; UserError says what is not.
+
+    Of weak teachers other settings are tried if asked to.  Teachers that are trained on demand are still stand-ins.
+    """
+    members = find_mistakes(config, job, resume)
+    for note in [note for member in members for note in member.notes]:
+        job.say(f"  {note}")
+    ready = [member for member, teacher in zip(members, config.teachers, strict=True) if not teacher.train]
+    check_members(ready, config, job, try_settings=look_for_remedies)
+    return members
+
+
+def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
+    """Check teachers and print the settings that would make weak ones better."""
+    predict = Predictor(job.accelerator, config)
+    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
+        job.say(findings_lines(findings))
 
 
 class Problems:

@@ -41,6 +41,13 @@ class TeacherCheck(NamedTuple):
     metrics: list[dict[str, float]]
     findings: list[Finding]
 
+    @property
+    def rows(self) -> dict[str, float]:
+        """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy."""
+        names = [*range(len(self.metrics) - 1), "ensemble"] if self.metrics else []
+        pairs = zip(names, self.metrics, strict=True)
+        return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in pairs}
+
 
 def check_teachers(
     teachers: list[Teacher], data: Data, predict: Predictor, say: Callable[[str], None], *, try_settings: bool = False
@@ -69,12 +76,6 @@ def check_teachers(
     _require_above_chance(teachers, measured, images.labels, better)
     findings = list((better or {}).values())
     return TeacherCheck(logits, measured, findings) if data.val is not None else TeacherCheck(None, [], findings)
-
-
-def accuracy_rows(measured: list[dict[str, float]]) -> dict[str, float]:
-    """teacher/{i}/val_accuracy and teacher/ensemble/val_accuracy, from `TeacherCheck.metrics`."""
-    names = [*range(len(measured) - 1), "ensemble"] if measured else []
-    return {f"teacher/{name}/val_accuracy": row["accuracy"] for name, row in zip(names, measured, strict=True)}
 
 
 def near_chance(accuracy: float, labels: Tensor) -> bool:

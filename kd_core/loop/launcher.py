@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 
-import torch
-from accelerate.utils import is_torch_xla_available, str_to_bool
-
 from kd_core.errors import UserError
 from kd_core.loop.ranks import RANKS, RankMistake
 
@@ -41,6 +38,8 @@ HOW_TO_START = (
 
 def uses_gpu(environ: Mapping[str, str]) -> bool:
     """Whether this process will run on a GPU."""
+    import torch  # takes seconds, and the precision is told without
+
     device = environ.get("ACCELERATE_TORCH_DEVICE", "cuda")
     return torch.cuda.is_available() and device.startswith("cuda") and not _is_on(environ.get("ACCELERATE_USE_CPU"))
 
@@ -91,6 +90,8 @@ def check(environ: Mapping[str, str]) -> bool:
 
 
 def _plugins(environ: Mapping[str, str]) -> Iterator[str]:
+    from accelerate.utils import is_torch_xla_available
+
     asked = [
         f"{what} ({name}={environ[name]})"
         for name, what in PLUGINS.items()
@@ -109,6 +110,8 @@ def _plugins(environ: Mapping[str, str]) -> Iterator[str]:
 
 def _unreadable(environ: Mapping[str, str]) -> Iterator[str]:
     """What Accelerate would fail to read."""
+    from accelerate.utils import str_to_bool
+
     for name in FLAGS:
         try:
             str_to_bool(environ.get(name, "false"))
@@ -125,6 +128,8 @@ def _unreadable(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _is_gpu(name: str) -> bool:
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError:

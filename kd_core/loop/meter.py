@@ -1,15 +1,19 @@
-"""Running means that stay on the device: one addition a step, one wait for the device a reading."""
+"""Running means that stay on the device, the rows of metrics within an epoch, and speeds."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kd_core.errors import NonFinite
+from kd_core.loop.timing import Stopwatch, clock, peak_device_memory_mb
 
 SMALLEST_SCALE = 2.0**-14  # fp16's smallest normal number; loss scaling starts at 2^16
 
@@ -146,3 +150,74 @@ def require_scale(scaler: torch.amp.GradScaler | None) -> None:
     """
     if scaler is not None and scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
         raise NonFinite(f"gradients not finite in the last steps, at any loss scale down to {scaler.get_scale():.1g}")
+
+
+class StepLog:
+    """Every `every` steps a row of running means, which is the only wait for the device within an epoch."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        meter: Meter,
+        write: Callable[[dict[str, Any]], None],
+        *,
+        every: int,
+        total_steps: int,
+    ):
+        self._accelerator, self._meter, self._write = accelerator, meter, write
+        self._every, self._total_steps = every, total_steps
+
+    def start_epoch(self, title: str, done: int, steps: int) -> tqdm:
+        """The positions of the epoch's steps that are left, behind a progress bar."""
+        self._began, self._steps = time.perf_counter(), 0
+        hidden = not self._accelerator.is_main_process
+        self._bar = tqdm(range(done, steps), title, steps, False, initial=done, disable=hidden or None)
+        return self._bar
+
+    def after(self, step: int, learning_rate: float) -> bool:
+        """To be called after `step` steps of the run; whether a row was due.  NonFinite as `Meter.reading`."""
+        self._steps += 1
+        if step % self._every:
+            return False
+        means = self._meter.reading()  # waits for the device
+        require_scale(self._accelerator.scaler)
+        now = time.perf_counter()
+        step_time = (now - self._began) / self._steps
+        self._began, self._steps = now, 0
+        self._write(
+            {
+                "train_step/step": step,
+                "train_step/learning_rate": learning_rate,
+                "train_step/step_time": step_time,
+                **{f"train_step/{name}": value for name, value in means.items()},
+            }
+        )
+        self._bar.set_postfix(
+            loss=f"{means.get('loss_total', math.nan):.3f}",
+            acc=f"{means.get('accuracy', math.nan):.1%}",
+            lr=f"{learning_rate:.2g}",
+            left=clock((self._total_steps - step) * step_time),
+            refresh=False,
+        )
+        return True
+
+
+class Speed:
+    """How fast an epoch is, and what its data and its teachers take of it."""
+
+    def __init__(self, device: torch.device):
+        self._device, self.data, self.teachers = device, Stopwatch(device), Stopwatch(device)
+
+    def row(self, *, seconds: float, steps: int, images: int, hit_rate: float) -> dict[str, float]:
+        """Speeds of an epoch of `steps` steps on `images` images in all, which took `seconds`.
+
+        `hit_rate`: the share of the teachers' logits that were read from the cache.
+        """
+        return {
+            "train/step_time": seconds / steps,
+            "perf/data_time": self.data.read(),
+            "perf/teacher_time": self.teachers.read(),
+            "perf/teacher_cache_hit_rate": hit_rate,
+            "perf/images_per_second": images / seconds,
+            "perf/gpu_memory_peak_mb": peak_device_memory_mb(self._device),
+        }

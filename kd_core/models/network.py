@@ -7,16 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
-from kd_core.config import Config
+from kd_core.config import Config, TrainingConfig
 from kd_core.data.dataset import Data
 from kd_core.data.superclasses import in_one_spelling
 from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError, printable
 from kd_core.files import write_json, write_text
-from kd_core.loop.processes import is_first_process
+from kd_core.loop.processes import is_first_process, shares_batch_norm
 from kd_core.models import build as models
 from kd_core.models.predict import Predictor
 
@@ -48,6 +50,15 @@ class Network:
         models.export(self.model, folder, architecture=self.architecture, preprocess=self.preprocess, **self.about)
         write_json(folder / "metrics.json", metrics)
         write_text(folder / "config.yaml", self.settings)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of an export of the same network."""
+        self.model.load_state_dict(models.load_export(folder).model.state_dict())
+
+    def share_batch_norm(self, accelerator: Accelerator, training: TrainingConfig) -> None:
+        """Let BatchNorm use the statistics of all processes, where `training.sync_bn` asks for it and GPUs allow it."""
+        if shares_batch_norm(accelerator, training.sync_bn):
+            self.model = convert_sync_batchnorm(self.model)  # timm's: PyTorch's drops fused activations
 
 
 def build(config: Config, data: Data) -> Network:

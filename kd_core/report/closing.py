@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,15 +12,32 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_core.config import Config
+from kd_core.config.command_line import another_method
+from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.evaluation.cost import measure
-from kd_core.evaluation.diagnosis import diagnose
+from kd_core.evaluation.diagnosis import Finding, diagnose, findings_lines
 from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.predictions import Observer
-from kd_core.models.network import Network
-from kd_core.models.predict import score
+from kd_core.models.build import load_export
+from kd_core.models.network import Network, export_in, from_export
+from kd_core.models.predict import Predictor, score
+from kd_core.report import console
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.tracking import environment
+from kd_core.teachers.logits import TeacherLogits
+from kd_methods import KDMethod
+
+
+def observer(
+    predict: Predictor, data: Data, student: Network, teachers: TeacherLogits, method: KDMethod, alone: Path | None
+) -> Observer:
+    """What evaluates the student beside its teachers and, from run folder `alone`, the same student without them."""
+    observe = Observer(predict, data, student, teachers, method)
+    if alone:
+        export = export_in(alone)
+        observe.alone = from_export(load_export(export), data, predict, f"the student alone: {export}")
+    return observe
 
 
 def observe_splits(
@@ -120,3 +138,27 @@ def write_page(
         evaluations=evaluations,
         predictions=seen.get("test", seen.get("val")),
     )
+
+
+def closing_words(
+    config: Config,
+    summary: dict[str, Any],
+    baseline: dict[str, Any] | None,
+    *,
+    arguments: list[str],
+    has_config: bool,
+) -> Iterator[str]:
+    """What is printed after a run: the table of results, where they are, what to do next, and the findings.
+
+    `baseline`: the summary of the same student without teachers.  `arguments`: the words of the command line, and
+    whether they name a file of settings.
+    """
+    yield f"\n{console.results(summary, baseline)}\n"
+    page = Path(summary["run_folder"]) / "report" / "index.html"
+    yield console.next_steps(summary, page=page if page.is_file() else None, imports=config.imports)
+    if not has_config and config.teachers:
+        yield f"another way: {another_method('train_kd.py', arguments, config.kd.type)}"
+    if not has_config and config.data.source == "digits":
+        yield "real data:   python train_kd.py --config configs/cifar32/dynamic-rdv-gamma2-threshold0.3.yaml --check"
+    if findings := [Finding(**finding) for finding in summary.get("findings") or []]:
+        yield f"\n{findings_lines(findings)}"

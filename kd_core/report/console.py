@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ from accelerate import Accelerator
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data
-from kd_core.errors import printable
-from kd_core.evaluation.diagnosis import Finding
 from kd_core.evaluation.labels import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
@@ -265,17 +262,6 @@ def _far_above(first: float, images: int, second: float, others: int) -> bool:
 def short(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The part of an evaluation that summary.json holds."""
     return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
-
-
-def findings_lines(findings: list[Finding]) -> str:
-    """The message of each finding, the setting to change and what to try; empty without findings."""
-    if not findings:
-        return ""
-    lines = [f"{len(findings)} finding{'s' * (len(findings) > 1)}:"]
-    for finding in findings:
-        now = "" if isinstance(finding.value, (dict, list)) else f" (now {json.dumps(finding.value)})"
-        lines += [f"  {finding.message}", f"    {finding.key}{now}: {finding.advice}"]
-    return printable("\n".join(lines))
 
 
 def next_steps(summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = ()) -> str:

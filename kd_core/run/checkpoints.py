@@ -14,7 +14,7 @@ from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
 from kd_core.loop.meter import Meter, require_finite
 from kd_core.loop.processes import random_state, set_random_state
-from kd_core.models import build as models
+from kd_core.loop.signals import Stopped
 from kd_core.models.network import Network
 from kd_core.run.folder import RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job
@@ -87,7 +87,7 @@ class Checkpoints:
         ended = progress.epoch > 0 and progress.position == 0
         if accelerator.is_main_process and ended and progress.best["epoch"] == progress.epoch:
             self.folder.keep_best(path / "student")  # in case the last attempt ended between the two
-        self._network.model.load_state_dict(models.load_export(path / "student").model.state_dict())
+        self._network.load_weights(path / "student")
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._method.load_state_dict(tensors["method"])
         if accelerator.scaler is not None:
@@ -107,17 +107,21 @@ class Checkpoints:
         done, progress.position, self._within = progress.position, 0, None
         return done
 
-    def asked(self, step: int, *, logged: bool) -> tuple[int, bool]:
-        """After `step` steps of the run: a signal that asks to stop (0: none), and whether to save now.
+    def after_step(self, progress: Progress, step: int, *, steps_per_epoch: int, logged: bool, offset: int) -> None:
+        """After `step` steps of the run, save if it is time to or if a signal has come, and then raise `Stopped`.
 
-        Processes must stop and save at the same step.  They agree where they are in step anyway (`logged`), and every
-        few steps.
+        Processes must save and stop at the same step.  They agree where they are in step anyway (`logged`), and every
+        few steps.  `offset`: length of metrics.jsonl in bytes.
         """
         every, minutes = self._training.save_every_steps, self._training.save_every_minutes
         due = bool(every and step % every == 0)
         due = due or bool(minutes and time.monotonic() - self._saved_at > 60 * minutes)
         together = logged or step % STEPS_TOGETHER == 0 or step % (every or STEPS_TOGETHER) == 0
-        return self._job.signals.agreed(self._accelerator, together=together, due=due)
+        stop, save = self._job.signals.agreed(self._accelerator, together=together, due=due)
+        if stop or save:
+            self.save_within_epoch(progress, step - progress.epoch * steps_per_epoch, step, offset)
+        if stop:
+            raise Stopped(stop)
 
     def require_sound(self, step: int) -> None:
         """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""

@@ -19,18 +19,20 @@ import shlex
 import shutil
 import string
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from filelock import SoftFileLease
 from tqdm import tqdm
 
-from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml
+from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, prescribed_run_id, read_yaml
 from kd_core.errors import UserError, printable
 from kd_core.files import (
+    copy_folder,
     finite,
     held_lock,
     json_text,
@@ -49,6 +51,7 @@ from kd_core.files import (
 from kd_core.loop.signals import Stopped
 from kd_core.models.weights import unfolds
 from kd_core.privacy import redacted
+from kd_core.run.job import Job
 from kd_core.run.script import exit_status
 
 
@@ -125,6 +128,11 @@ class RunFolder:
         """Make the exported student in `export` the best one."""
         with replacing_folder(self.checkpoint("best")) as path:
             shutil.copytree(export, path / "student", symlinks=True)
+
+    def keep_student(self, export: Path) -> None:
+        """Make the exported student in `export` the selected one."""
+        with self.writing():
+            copy_folder(export, self.student)
 
     def record_failure(self, error: BaseException | None) -> None:
         """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
@@ -275,6 +283,42 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{key}.")
     else:
         yield prefix[:-1], values
+
+
+def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> RunFolder:
+    """The run folder to continue, or a new one; the main process decides for all, and locks it.
+
+    `resume` is as for `find_or_create`.  `cleanup` frees the folder at its end, and notes there how a run has failed.
+    """
+    chosen, mistake, folder = "", "", None
+    if job.accelerator.is_main_process:
+        prescribed = prescribed_run_id() if job.is_student else None
+        try:
+            folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
+            chosen = str(folder.path)
+            _take_over(folder, job, cleanup)
+        except UserError as error:
+            mistake = str(error)
+    [chosen, mistake] = broadcast_object_list([chosen, mistake])
+    if mistake:
+        raise UserError(mistake)
+    if folder and not folder.finished:
+        cleanup.push(lambda kind, error, trace: folder.record_failure(error))
+    return folder or RunFolder(Path(chosen))
+
+
+def _take_over(folder: RunFolder, job: Job, cleanup: ExitStack) -> None:
+    """Lock an unfinished run, and note that it is running.  A comparison that another run trains is waited for."""
+    if not folder.finished:
+        cleanup.callback(folder.lock(None if job.is_student else job.say).release)
+    if not folder.finished:  # by the one that was waited for
+        with folder.writing():
+            folder.write_summary(status="running", exit_status=None)
+
+
+def teacher_lock(config: Config, digest: str, busy: Callable[[str], None]) -> SoftFileLease:
+    """The lock, held, without which nobody trains the teacher of this digest; `busy` is told who holds it."""
+    return held_lock(writable_folder(Path(config.output_dir), "output_dir") / f".teacher-{digest}.lock", busy)
 
 
 # ---------------------------------------------------------------------------------------------- training state

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from kd_core.config import in_trial
 from kd_core.data.dataset import Data
 from kd_core.loop import log
+from kd_core.loop.processes import share_buffers
 from kd_core.loop.signals import Stopped, StopSignals
+from kd_core.loop.timing import wait_for
 
 STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
+
+
+@contextmanager
+def handled_signals() -> Iterator[StopSignals]:
+    """SIGTERM, SIGUSR1 and Ctrl-C wait, where the loop defers them, for the end of a step.  For the main thread."""
+    signals = StopSignals()
+    with signals.installed():
+        yield signals
 
 
 @dataclass
@@ -49,3 +62,11 @@ class Job:
         number, _ = self.signals.agreed(self.accelerator, together=True)
         if number:
             raise Stopped(number)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers, such as BatchNorm statistics."""
+        share_buffers(model, self.accelerator)
+
+    def wait_for_device(self) -> None:
+        """Wait until the device has done its work."""
+        wait_for(self.accelerator.device)

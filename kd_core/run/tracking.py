@@ -361,6 +361,12 @@ class Tracker:
         if self._run is not None:
             self._guard("take the summary", lambda: self._run.summary.update(known))
 
+    def record_results(self, summary: dict[str, Any], teachers: dict[str, float]) -> None:
+        """The end of a run: its report, the final values in `summary` and of its `teachers`, and the final student."""
+        self.record_report(self._folder.path / "report")
+        self.summarize({name: summary[name] for name in HEADLINES} | teachers)
+        self.store_final()
+
     def use_artifact(self, name: str) -> None:
         """Record lineage, where W&B is online (offline runs cannot)."""
         if self._run is not None and self.mode == "online":

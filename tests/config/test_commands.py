@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kd_core.config import commands
+from kd_core.config import command_line
 
 PYTHON = os.path.basename(sys.executable)
 
 
 @pytest.fixture
 def words(monkeypatch):
-    for name in (*commands.LAUNCHED, "KD_TRIAL", "WANDB_SWEEP_ID"):
+    for name in (*command_line.LAUNCHED, "KD_TRIAL", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
     return lambda *arguments: ("train_kd.py", list(arguments))
 
@@ -30,38 +30,38 @@ def words(monkeypatch):
     ],
 )
 def test_settings_are_taken_out_in_all_their_forms(given, kept):
-    assert commands.without(given, r"kd(\..*)?") == kept
+    assert command_line.without(given, r"kd(\..*)?") == kept
 
 
 def test_the_command_that_goes_on(words, monkeypatch):
     same = "the same command goes on where it stopped: python train_kd.py --config 'my own.yaml' '--data.path=/a b'"
-    assert commands.to_go_on(*words("--config", "my own.yaml", "--data.path=/a b")) == same
+    assert command_line.to_go_on(*words("--config", "my own.yaml", "--data.path=/a b")) == same
     fresh = words("--fresh", "--resume", "runs/x", "--training.seed=3")  # again with --fresh it would begin anew
-    assert commands.to_go_on(*fresh) == (
+    assert command_line.to_go_on(*fresh) == (
         "to go on where it stopped: python train_kd.py --resume runs/x --training.seed=3"
     )
     for never in (["--resume", "never"], ["--resume=never"]):
-        said = commands.to_go_on(*words(*never, "--training.seed=3"))
+        said = command_line.to_go_on(*words(*never, "--training.seed=3"))
         assert said == "to go on where it stopped: python train_kd.py --training.seed=3"
     monkeypatch.setenv("KD_TRIAL", "abcdefgh")
-    assert commands.to_go_on(*fresh) == "the same command goes on where it stopped"
+    assert command_line.to_go_on(*fresh) == "the same command goes on where it stopped"
 
 
 def test_the_command_with_another_method(words):
     own = words(
         "--data.path", "my photos", "--kd.type=dynamic", "--kd.gamma=3", "--fresh", "--resume=never", "--no-wandb"
     )
-    assert commands.another_method(*own, "dynamic") == (
+    assert command_line.another_method(*own, "dynamic") == (
         "python train_kd.py --data.path 'my photos' --no-wandb --kd.type=confidence"
     )
-    assert commands.another_method(*own, "confidence").endswith(" --kd.type=dynamic")
+    assert command_line.another_method(*own, "confidence").endswith(" --kd.type=dynamic")
 
 
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from kd_core.config import commands
-print(commands.own_command('train.py', sys.argv[1:]))
+from kd_core.config import command_line
+print(command_line.own_command('train.py', sys.argv[1:]))
 """
 LAUNCHER = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-u', *sys.argv[4:]]).returncode)"
 
@@ -75,7 +75,7 @@ def test_a_launcher_is_part_of_the_command(tmp_path, name):
     arguments = ["launch", "--num_processes", "2", "train.py", "--x=a b", "--config", "y"]
     shown = {}
     for launched in ("1", ""):
-        environment = {key: value for key, value in os.environ.items() if key not in commands.LAUNCHED}
+        environment = {key: value for key, value in os.environ.items() if key not in command_line.LAUNCHED}
         environment |= {"WORLD_SIZE": "2"} if launched else {}
         done = subprocess.run(
             [sys.executable, str(tmp_path / name), *arguments], cwd=tmp_path, env=environment, capture_output=True,
