@@ -1,7 +1,7 @@
-"""Which files of a folder belong to which split and class.  Only names are looked at, so nothing here reads a file.
+"""Which files of a folder belong to which split and class, by their names alone; no file is read here.
 
-What names leave open is refused, with the names found and the setting that settles it: a wrong guess would train on
-test images, or give images wrong labels, and nothing would show it.
+Ambiguous names are refused, with the names found and the setting that decides: a wrong guess would silently train on
+test images or give images wrong labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPLIT_WORDS = {
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-ENDINGS = "sets?|data|images?|imgs?|splits?"  # trainset, testdata: a split's word and what it is of, run together
+ENDINGS = "sets?|data|images?|imgs?|splits?"  # trainset, testdata: a word for a split joined with another word
 ROLE_OF = {word: role for role, words in SPLIT_WORDS.items() for word in words}
 LIKE_A_SPLIT = re.compile("train|val|dev|test|eval", re.IGNORECASE)
 IMAGE = "image"
@@ -32,7 +32,7 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_SUFFIXES = {
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-    # Cameras' and editors' kinds, which cannot be read: they are taken, so that decoding names each of them.
+    # Formats of cameras and editors, which cannot be read; they are included so that decoding reports each file.
     ".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".svg",
 }  # fmt: skip
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -41,10 +41,10 @@ SHOWN = 6  # names in a message
 
 @dataclass
 class Layout:
-    """splits: by name, the files of each class; of class None where a table of labels tells the classes.
+    """splits: by name, the files of each class; of class None if a table of labels has the classes.
 
     notes: what was chosen, one line each.
-    ignored: how many files are left out, by reason.
+    ignored: number of skipped files, by reason.
     """
 
     where: str
@@ -54,9 +54,9 @@ class Layout:
 
 
 def roles_in(name: str) -> set[str]:
-    """The roles ("train", "val", "test") whose words stand in `name` as whole words, in any case.
+    """The roles ("train", "val", "test") whose words occur in `name` as whole words, in any case.
 
-    Everything but letters separates words, and so does a capital after a small letter: `seg_train`, `Test-2017`,
+    Words are separated by anything but letters, and by a capital after a small letter: `seg_train`, `Test-2017`,
     `split=validation` and `trainSet` have one role each, `bulletTRAIN` has one, `trainers` and `latest` have none.
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
@@ -66,12 +66,12 @@ def roles_in(name: str) -> set[str]:
 
 
 def split_for(role: str, names: Iterable[str], named: str | None, where: str) -> str | None:
-    """The split that plays `role` among those of these names, None if there is none.
+    """The split with this `role` among `names`; None if there is none.
 
-    named: what the settings say, a whole name or a word of exactly one.
+    named: the value of the setting: a whole name, or a word of exactly one.
 
     Raises:
-        UserError: `named` is none of them, or several names mean this role.
+        UserError: `named` is none of them, or several names have this role.
     """
     names = list(names)
     if named is not None:
@@ -97,7 +97,7 @@ def _named(wanted: str, names: Iterable[str]) -> str | None:
 
 
 def kind_of(name: str) -> str | None:
-    """What a file is by its name: IMAGE, METADATA, TABLE, else the reason to ignore it; None: its content must tell."""
+    """The kind of a file by its name: IMAGE, METADATA, TABLE, else the reason to ignore it; None if unclear."""
     *folders, file = name.split("/")  # by hand: a folder may hold millions of files
     if any(part in SYSTEM_FOLDERS for part in folders):
         return "of the operating system"
@@ -167,19 +167,19 @@ def image_folders(
 ) -> Layout:
     """The splits and classes of a folder of images: one folder per class, within one per split if there are such.
 
-    A single folder around everything is looked through, around the classes of a split too.
+    A single folder around everything is skipped, also around the classes of a split.
 
     Args:
         files: relative path, with slashes, of each file -> IMAGE, METADATA, or why it is ignored.
-        empty: relative paths of folders without any file: classes without images.
-        named: role ("train", "val", "test") -> the name that the settings give the split of this role.
-        folders: the setting data.folders: None, "classes" (the folders are classes, whatever they are called) or
-            "splits" (they are splits, the folders in them classes, and all that lies deeper belongs to its class).
-        by_table: labels come from a table, so that folders within a split mean nothing.
-        where: how messages name the folder.
+        empty: relative paths of folders without files: classes without images.
+        named: role ("train", "val", "test") -> name of the split with this role in the settings.
+        folders: the setting data.folders: None, "classes" (the folders are classes, whatever their names) or "splits"
+            (they are splits, the folders in them classes, and everything deeper belongs to its class).
+        by_table: labels come from a table, so folders within a split have no meaning.
+        where: name of the folder in messages.
 
     Raises:
-        UserError: what the names leave open; begins with the setting to change.
+        UserError: ambiguous names; begins with the setting to change.
     """
     wanted = {role: name for role, name in (named or {}).items() if name is not None}
     others = [".parquet" if kind == TABLE else kind for kind in files.values() if kind not in (IMAGE, METADATA)]
@@ -208,8 +208,8 @@ def image_folders(
             inner = _unwrapped(folder, lambda _, inside, split=name: roles_in(inside) <= roles_in(split))  # type: ignore[misc]
         labelled = by_table or all(table_of(image, metadata) for image in inner.images)
         classes = _classes(inner, by_table, labelled, folders, "splits" if splits else "classes", where)
-        told_elsewhere = any(part.full for part in (splits or {}).values())
-        if classes is None and roles_in(name) != {"train"} and told_elsewhere and name not in wanted.values():
+        classes_elsewhere = any(part.full for part in (splits or {}).values())
+        if classes is None and roles_in(name) != {"train"} and classes_elsewhere and name not in wanted.values():
             found.ignored[f"in folder {folder.path!r}, which has no class folders, so it is no split"] += _size(folder)
         elif classes is None:
             raise _no_classes(inner, splits, where, found.ignored)
@@ -229,7 +229,7 @@ def image_folders(
 
 
 def _leave_out_strangers(found: Layout, wanted: Mapping[str, str]) -> None:
-    """Leave out each other split of whose classes training has none: its folders mean something else."""
+    """Skip splits that share no class with training: their folders are not classes."""
     train = next((name for name in found.splits if name == wanted.get("train") or roles_in(name) == {"train"}), None)
     known = {_plain(label) for label, files in found.splits.get(train or "", {}).items() if files}
     for name, classes in list(found.splits.items()):
@@ -243,7 +243,7 @@ def _leave_out_strangers(found: Layout, wanted: Mapping[str, str]) -> None:
 
 
 def _plain(label: str | None) -> str:
-    """A class's name by which near misses, such as Cat for cat, are told from other names; empty for None."""
+    """A class name in a form in which near misses, such as Cat for cat, are equal; empty for None."""
     return " ".join(unicodedata.normalize("NFKC", label or "").casefold().split())
 
 
@@ -266,7 +266,7 @@ def tables_by_folder(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def table_of(image: str, tables: Mapping[str, str]) -> str | None:
-    """The table of labels that speaks of an image: the nearest in its folder or above it; None without one."""
+    """The table with the label of an image: the nearest in its folder or above it; None without one."""
     return next((tables[str(parent)] for parent in PurePosixPath(image).parents if str(parent) in tables), None)
 
 
@@ -275,17 +275,17 @@ def _size(folder: _Folder) -> int:
 
 
 def _unwrapped(folder: _Folder, is_wrapper: Callable[[_Folder, str], bool]) -> _Folder:
-    """`folder`, or the folder within it that is alone at its level, as often as that is but a wrapper."""
+    """`folder`, or the innermost of the single folders within it that are only wrappers."""
     while not folder.images and len(folder.full) == 1:
         (name, inner), *_ = folder.full.items()
         if inner.images or not inner.full or not is_wrapper(inner, name):
-            break  # it is a class, or it tells a split
+            break  # it is a class or a split
         folder = inner
     return folder
 
 
 def _is_wrapper(folder: _Folder, name: str, wanted: Mapping[str, str]) -> bool:
-    """Whether the only folder at the top is around everything, not itself a split."""
+    """Whether the only folder at the top is a wrapper and not a split."""
     if name in wanted.values():
         return False
     roles = [roles_in(inner) for inner in folder.full]
@@ -296,7 +296,7 @@ def _is_wrapper(folder: _Folder, name: str, wanted: Mapping[str, str]) -> bool:
 def _split_folders(
     base: _Folder, wanted: Mapping[str, str], setting: str | None, where: str
 ) -> dict[str, _Folder] | None:
-    """The folders in `base` that are splits, by name; None if the folders in it are classes."""
+    """The folders in `base` that are splits, by name; None if they are classes."""
     full = base.full
     if setting == "classes":
         return None
@@ -320,18 +320,18 @@ def _split_folders(
 
 
 def _require_one_split(images: Iterable[str], where: str) -> None:
-    """UserError if most names of files tell a split, such as train_1.png and test_1.png, and not all the same one."""
-    told: dict[str, str] = {}
-    count = telling = 0
+    """UserError if most file names contain a split, such as train_1.png and test_1.png, and not all the same."""
+    examples: dict[str, str] = {}
+    count = named = 0
     for image in images:
         count, stem = count + 1, image.rpartition("/")[2]
-        if LIKE_A_SPLIT.search(stem):  # which is fast, and seldom so
+        if LIKE_A_SPLIT.search(stem):  # fast, and rarely true
             roles = roles_in(stem.rpartition(".")[0] or stem)
-            telling += bool(roles)
-            told.update((role, image) for role in roles)
-    if len(told) > 1 and 2 * telling > count:
+            named += bool(roles)
+            examples.update((role, image) for role in roles)
+    if len(examples) > 1 and 2 * named > count:
         raise UserError(
-            f"data.folders: {where}: files are named as splits, such as {_shown(told.values())}; put those of each "
+            f"data.folders: {where}: files are named as splits, such as {_shown(examples.values())}; put those of each "
             "split into a folder of its own, or set data.folders=classes if their names mean nothing"
         )
 
@@ -365,9 +365,9 @@ def _require_clear(full: Mapping[str, _Folder], where: str) -> None:
 def _classes(
     folder: _Folder, by_table: bool, labelled: bool, setting: str | None, advised: str, where: str
 ) -> dict[str | None, list[str]] | None:
-    """The files of each class in the folder of a split; None where nothing tells the classes.
+    """The files of each class in the folder of a split; None if the classes are unknown.
 
-    advised: the value of data.folders that would take whatever lies deeper into its class.
+    advised: the value of data.folders that would assign everything deeper to its class.
     """
     full = folder.full
     if by_table or (labelled and not full):
@@ -392,7 +392,7 @@ def _classes(
             remedies.append("name the splits if they are such (data.train_split, data.test_split)")
         remedies.insert(0, "give the folder that holds the class folders as data.path")
         raise UserError(f"{problem}; {', or '.join(remedies)}")
-    # A folder without a file is a class without images, unless it is called as a split is.
+    # A folder without files is a class without images, unless it is named as a split.
     spare = {name for name, inner in folder.folders.items() if not inner.folders and not roles_in(name)}
     return {name: sorted(folder.folders[name].everything()) for name in sorted(full.keys() | spare)}
 
@@ -424,13 +424,13 @@ def tables(
 
     Args:
         files: relative path, with slashes, of each file -> TABLE or METADATA, or why it is ignored.
-        named: role -> the name that the settings give the split of this role.
-        where: how messages name the folder.
+        named: role -> name of the split with this role in the settings.
+        where: name of the folder in messages.
 
     Raises:
-        UserError: what the names leave open; begins with the setting to change.
+        UserError: ambiguous names; begins with the setting to change.
     """
-    if TABLE not in files.values():  # then a table called metadata.parquet is the data
+    if TABLE not in files.values():  # then metadata.parquet is the data
         files = {name: TABLE if name.lower().endswith("metadata.parquet") else kind for name, kind in files.items()}
     usual = {name for name, kind in files.items() if kind == TABLE}
     found = Layout(where, ignored=Counter(_table_reason(n, kind) for n, kind in files.items() if kind != TABLE))
@@ -493,17 +493,17 @@ SHARD = re.compile(r"(\d+)[-_.]of[-_.](\d+)")
 
 
 def _require_one_role(split: str, files: list[str], where: str) -> None:
-    """UserError if a split that the settings name takes in files of several."""
-    told = {role: n for n in files for part in PurePosixPath(n).parts for role in roles_in(part)}
-    if len(told) > 1 and not roles_in(split):
+    """UserError if a split that the settings name contains files of several splits."""
+    examples = {role: n for n in files for part in PurePosixPath(n).parts for role in roles_in(part)}
+    if len(examples) > 1 and not roles_in(split):
         raise UserError(
             f"data.train_split, data.val_split, data.test_split: {where}: {split!r} names files of several splits, "
-            f"{_shown(told.values())}; name each by more of its name"
+            f"{_shown(examples.values())}; name each by more of its name"
         )
 
 
 def _require_whole(split: str, files: list[str], where: str) -> None:
-    """UserError if shards of a split are missing, or are there twice: train-00000-of-00003 tells how many there are."""
+    """UserError if shards of a split are missing or occur twice, by the count in names such as train-00000-of-00003."""
     shards = [SHARD.search(PurePosixPath(name).stem) for name in files]
     totals = {int(shard[2]) for shard in shards if shard}
     numbers = sorted(int(shard[1]) for shard in shards if shard)
@@ -520,12 +520,12 @@ def _require_whole(split: str, files: list[str], where: str) -> None:
 
 
 def _table_reason(name: str, kind: str) -> str:
-    """Why a file that is no table is ignored."""
+    """The reason to ignore a file that is not a table."""
     return (PurePosixPath(name).suffix.lower() or "without a suffix") if kind in (IMAGE, METADATA) else kind
 
 
 def _split_of_table(name: str, wanted: list[str], where: str) -> tuple[str | None, str]:
-    """The split that a table's name tells, None if none, and the folder around the splits."""
+    """The split in the name of a table, or None, and the folder around the splits."""
     path = PurePosixPath(name)
     shard = r"([-_.]?\d+[-_.]of[-_.]\d+([-_.][0-9a-f]{6,})?|[-_.]?\d+)$"
     stem = re.sub(shard, "", path.stem) or path.stem
@@ -534,8 +534,8 @@ def _split_of_table(name: str, wanted: list[str], where: str) -> tuple[str | Non
     for own, around in places:
         if own in wanted:
             return own, str(around)
-    told = [(own.rpartition("=")[2], around, roles_in(own)) for own, around in (places[1], *places[3:])]
-    clear = [(own, around, roles) for own, around, roles in told if roles]
+    candidates = [(own.rpartition("=")[2], around, roles_in(own)) for own, around in (places[1], *places[3:])]
+    clear = [(own, around, roles) for own, around, roles in candidates if roles]
     if not clear:
         return None, str(path.parent)
     own, around, roles = clear[0]
@@ -553,7 +553,7 @@ def _split_of_table(name: str, wanted: list[str], where: str) -> tuple[str | Non
 
 
 def ignored_note(ignored: Mapping[str, int]) -> list[str]:
-    """One line that counts the files that are left out, by reason; none without such."""
+    """One line with the number of skipped files, by reason; empty if there are none."""
     return [f"ignored: {_counted(ignored)}"] if ignored else []
 
 

@@ -99,7 +99,7 @@ def _as_bytes(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training varies about an image: crops of the image padded by `crop_padding` pixels, and mirroring."""
+    """Random crops of the image padded by `crop_padding` pixels on each side, and random horizontal flips."""
 
     crop_padding: int
     flip: bool
