@@ -18,7 +18,7 @@ switches:
     --fresh               the same as --resume never
     --no-wandb            no Weights & Biases; metrics.jsonl in the run folder is written all the same
     --seeds 0,1,2         train the student (and the comparison) with each of these seeds, one after another, and print
-                          mean and deviation; training.seed is left out
+                          mean and standard deviation; training.seed is left out
     --check               build everything, measure the teachers, try other settings for weak ones, time 20 real
                           steps, then exit
     --print-config        print the resolved settings as YAML, then exit

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _without_idle_parts(resolved: Resolved) -> Resolved:
-    """The settings without a comparison in a sweep's trial and without teachers that no method asks; with notices."""
+    """The settings without a comparison in a trial and without teachers that the method ignores; with notices."""
     config, notices = resolved.config, list(resolved.notices)
     training = config.training
     if training.compare_with_baseline and configuration.in_trial():
@@ -86,7 +86,7 @@ def _without_idle_parts(resolved: Resolved) -> Resolved:
         config = config.model_copy(update={"training": training})
     if config.teachers and config.kd.type == kd_methods.LABEL_ONLY:
         count = len(config.teachers)
-        notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} has no use for the {count} teacher(s) given")
+        notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} does not use the {count} teacher(s) given")
         config = without_teachers(config)
     return Resolved(config, notices)
 
@@ -98,11 +98,11 @@ def read_seeds(text: str | None, resume: str, overrides: Layer) -> list[int]:
     words = text.split(",")
     seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word) and int(word) < 2**31]
     if len(seeds) < len(words) or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: is {text!r}, wanted are different whole numbers below 2^31, such as 0,1,2")
+        raise UserError(f"--seeds: is {text!r}, expected different whole numbers below 2^31, such as 0,1,2")
     if configuration.in_trial():
         raise UserError("--seeds: not in a sweep's trial, which is one run; let the sweep vary training.seed")
     if "seed" in (overrides.values.get("training") or {}):
-        raise UserError("--seeds: stands for training.seed; give one of them")
+        raise UserError("--seeds: replaces training.seed; give only one of them")
     if resume not in ("auto", "never"):
         raise UserError(f"--seeds: one run folder cannot be continued for all; --resume is {resume!r}")
     return seeds

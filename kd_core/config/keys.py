@@ -39,7 +39,7 @@ def types_below(declared: Any, part: str) -> list[Any]:
 
 
 def is_text(declared: list[Any]) -> bool:
-    """Whether nothing but text may stand there, and null perhaps."""
+    """Whether the key takes only text, or null."""
     return bool(declared) and all(str in accepts(one) and accepts(one) <= {str, type(None)} for one in declared)
 
 

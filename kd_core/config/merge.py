@@ -25,7 +25,7 @@ MAX_MISTAKES = 30  # shown at once
 
 @dataclass
 class Resolved:
-    """A valid configuration and what the user should be told about how it came about."""
+    """A valid configuration, and notices for the user about settings that were dropped."""
 
     config: Config
     notices: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ def _without_former_method(
     source = f"the {layer.origin}" if layer.origin == COMMAND_LINE else layer.origin
     notices = [f"kd.{key} dropped: {method!r} (from {source}) has no such key" for key in dropped]
     values, name = {**values, "kd": kd}, values.get("name")
-    if in_sweep and former and str(former) in str(name):  # else all methods would bear one's name
+    if in_sweep and former and str(former) in str(name):  # else runs of all methods would have this name
         del values["name"]
         notices.append(f"name {name!r} dropped in this trial: kd.type is {method!r}")
     elif name is not None and "name" not in layer.values and not in_sweep:
@@ -102,7 +102,7 @@ def _without_former_args(values: dict[str, Any], layer: Layer) -> tuple[dict[str
 
 
 class NotImported(UserError):
-    """Settings that are not understood without code that no command has named."""
+    """Settings that need own code which the command does not import."""
 
 
 def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, Any], list[str]]:

@@ -46,10 +46,10 @@ def explain(problem: Any, origins: dict[str, str]) -> str:
         text = f"is {shown}, allowed: {expected}{near}"
     elif kind == "list_type":
         item = "{key: value}" if parts[:1] == ["teachers"] else "a, b"
-        text = f"is {shown}, but is a list, such as {key}: [{item}]"
+        text = f"is {shown}, expected a list, such as {key}: [{item}]"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        text = f"is {shown}, but is a section: give keys below it, such as {key}: {{key: value}}"
-        if origin == COMMAND_LINE and isinstance(given, str) and ":" in given:  # it takes {a:1,b:2} apart
+        text = f"is {shown}, expected a section: give keys below it, such as {key}: {{key: value}}"
+        if origin == COMMAND_LINE and isinstance(given, str) and ":" in given:  # which splits {a:1,b:2}
             text = f"is {shown}: the shell split this value: quote it, with a space after each colon"
     elif kind in ("value_error", "assertion_error"):
         text = _of_check(problem)

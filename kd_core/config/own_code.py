@@ -1,4 +1,4 @@
-"""Files of a user's own code that a command names with --import: each is run once, and known by its content.
+"""Files of a user's own code that a command names with --import: each is run once, identified by its content.
 
 Such a file may register networks with timm, add methods and logit losses (`kd_methods.add`, `kd_methods.add_loss`), and
 add data sources (`kd_core.data.sources.add`).  docs/own_code.md shows one.
@@ -62,7 +62,7 @@ def files() -> list[File]:
 
 
 def file(path: str) -> File:
-    """The file that was run from `path`, as it was then; one that was not run as it is now, which is only read."""
+    """The file that was run from `path`, with its content at that time; a file that was not run is only read."""
     absolute = local_path(path, "import").absolute()
     return _paths.get(str(absolute)) or File(absolute, _read(absolute, f"import: {path}"))
 
@@ -74,7 +74,7 @@ def digests(imports: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def provider(kind: str, name: str) -> File | None:
-    """The file that has added the network, method, loss or data source of this name; None if it is none of a user's."""
+    """The user's file that added the network, method, loss or data source of this name; None if none did."""
     return next((file for file in _files.values() if (kind, name) in file.provides), None)
 
 
@@ -96,11 +96,11 @@ def _run(path: Path, where: str) -> File:
     module = types.ModuleType(f"{path.stem}_{file.digest[:12]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # timm, pydantic and dataclasses look there for what a class's names mean
-    _paths[str(path)] = file  # its lines are known as the user's while it runs
+    _paths[str(path)] = file  # marks its lines as the user's while it runs
     before = _there()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Overwriting .* in registry")  # timm would replace its own network
+            warnings.filterwarnings("error", "Overwriting .* in registry")  # else timm replaces its own network
             exec(compile(file.content, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
         mistake = _mistake(error, path)
@@ -112,7 +112,7 @@ def _run(path: Path, where: str) -> File:
 
 
 def _there() -> set[tuple[str, str]]:
-    """(kind, name) of all that can be chosen by name."""
+    """(kind, name) of everything that settings can name."""
     import timm  # takes seconds, and only own code needs it here
 
     names = {
@@ -178,5 +178,5 @@ def _mistake(error: BaseException, path: Path) -> str:
     if isinstance(error, UserWarning) and str(error).startswith("Overwriting "):
         return f"{line}there is a network {str(error).split()[1]!r} already; choose another name"
     if isinstance(error, SystemExit):
-        return f"{line}ends the program; a file that is imported only defines and adds"
+        return f"{line}exits the program; an imported file may only define and add"
     return f"{line}{type(error).__name__}: {first_line(error, 300)}"

@@ -32,7 +32,7 @@ IMPORTS = "imports"  # folder of a run folder with copies of the own code that i
 
 
 def _keep_words(node: Any, declared: list[Any]) -> None:
-    """Make numbers and booleans of a YAML tree the words that were written, wherever nothing but text may stand."""
+    """Keep numbers and booleans of a YAML tree as the words that were written, wherever a key takes only text."""
     if isinstance(node, yaml.ScalarNode):
         if is_text(declared) and node.tag != "tag:yaml.org,2002:null":
             node.tag = Yaml12Loader.DEFAULT_SCALAR_TAG
@@ -47,10 +47,10 @@ def _keep_words(node: Any, declared: list[Any]) -> None:
 def parse_yaml(text: str, where: str, path: Sequence[str] | None = None) -> Any:
     """YAML text -> plain values, in bounded time and memory; UserError names `where` and the line.
 
-    With the `path` at which the values belong in the settings, words stay as they stand where a key takes text alone.
+    `path`: the key that the values belong to; where it takes text alone, words stay as they are written.
     """
     if len(text) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES:,} bytes; settings are small")
+        raise UserError(f"{where}: larger than {MAX_BYTES:,} bytes, the limit for settings")
     try:
         loader = Yaml12Loader(text)
         node = loader.get_single_node()
@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of settings: one mapping."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; settings are small")
+            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, the limit for settings")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
@@ -175,7 +175,7 @@ def import_remedy(path: Path) -> str:
     here = Path.cwd()
     shown = [file.relative_to(here) if file.is_relative_to(here) else file for file in missing]
     options = shlex.join(word for file in shown for word in ("--import", str(file)))
-    which = f" (a copy of it lies in {shown[0].parent})" if run else ""
+    which = f" (copied to {shown[0].parent})" if run else ""
     return (
         f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only "
         f"if the command names it. If you trust it, add: {options}"
@@ -266,9 +266,9 @@ def _split_by_the_shell(key: str, text: str, rest: list[str]) -> list[str]:
 
 
 def _value_of(key: str, text: str) -> Any:
-    """What the word `text` of the command line means for `key`: itself where that takes text, else it is YAML.
+    """The value of the command line's word `text` for `key`: the word itself where that takes text, else YAML.
 
-    Where text is wanted, quotes around all of it are taken off, and nothing, null and None stand for no value.
+    Where it takes text, quotes around all of it are removed, and an empty word, null and None mean no value.
     """
     path = key.split(".")
     declared = types_at(path)

@@ -107,32 +107,31 @@ class DataConfig(Section):
     path: str | None = Field(None, description="local folder, for every source but hub and digits")
     folders: Literal["classes", "splits"] | None = Field(
         None,
-        description="what the folders in data.path are, for imagefolder: classes, whatever they are called, or splits, "
-        "with all that lies deeper than a class belonging to it; null: told by their names",
+        description="for imagefolder, whether the folders in data.path are classes, whatever their names, or splits "
+        "that hold the folders of classes; null: guessed from their names",
     )
-    image_column: str | None = Field(None, description="column with the images; null: found by its type")
-    label_column: str | None = Field(None, description="column with the labels; null: fine_label, label, ...")
+    image_column: str | None = Field(None, description="column of the images; null: found by its type")
+    label_column: str | None = Field(None, description="column of the labels; null: fine_label, label, ...")
     train_split: str | None = Field(None, description="name of the training split; null: guessed and printed")
     val_split: str | None = Field(None, description="name of the validation split; null: guessed and printed")
     test_split: str | None = Field(None, description="name of the test split; null: guessed and printed")
     val_size: int | float | None = Field(
         None,
         ge=0,
-        description="validation images cut from training: a count, a fraction, 0; null: 5000 for CIFAR, else 0.1",
+        description="validation images taken from the training split: a count, a fraction, or 0; null: 5000 for CIFAR, "
+        "else 0.1",
     )
     test_size: int | float | None = Field(
         None,
         gt=0,
-        description="test images cut from training, before validation, where the source has none: a count, a fraction; "
-        "null: none",
+        description="test images taken from the training split, before validation, where the source has no test split: "
+        "a count or a fraction; null: none",
     )
-    split_seed: int = Field(
-        0, ge=0, description="seed of the stratified validation and test split and of train_size"
-    )
+    split_seed: int = Field(0, ge=0, description="seed of the stratified validation and test split and of train_size")
     train_size: int | float | None = Field(
         None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
     )
-    batch_size: int = Field(128, ge=1, description="images in one step, over all processes together")
+    batch_size: int = Field(128, ge=1, description="images per step, over all processes together")
     crop_padding: int = Field(4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop")
     flip: bool = Field(True, description="mirror half of the training images")
     store_size: int | None = Field(
@@ -144,9 +143,9 @@ class DataConfig(Section):
     store: Literal["auto", "device", "host"] = Field(
         "auto", description="keep the decoded images on the device or in host memory"
     )
-    allow_unreadable: int = Field(0, ge=0, description="how many unreadable image files may be left out")
+    allow_unreadable: int = Field(0, ge=0, description="how many unreadable image files may be skipped")
     num_workers: int | None = Field(
-        None, ge=1, le=256, description="threads that decode the images, once; null: all cores"
+        None, ge=1, le=256, description="threads that decode the images, once per data set; null: all cores"
     )
 
     _path_can_be = field_validator("path")(_file_name)
@@ -179,41 +178,44 @@ class ModelConfig(Section):
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     normalization: Normalization = Field(
         "auto",
-        description="mean and deviation: the model's, the data set's, or (auto) the model's if pretrained",
+        description="mean and standard deviation of the input: the model's, the data set's, or (auto) the model's if "
+        "pretrained, else the data set's",
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
 
 class TeacherConfig(Section):
-    model: str | None = Field(None, description="timm name; not needed where the weights say it")
+    model: str | None = Field(None, description="timm name; not needed where the weights name it")
     weights: str | None = Field(
         None,
         description="run folder, exported student, checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME "
         "or pretrained",
     )
-    train: str | None = Field(None, description="YAML file that says how to train this teacher if it is missing")
-    logits: str | None = Field(None, description="safetensors file of its logits, instead of a network")
+    train: str | None = Field(
+        None, description="YAML file with the settings that train this teacher if no finished run has them"
+    )
+    logits: str | None = Field(None, description="safetensors file of its logits, in place of a network")
     view: Literal["shared", "clean"] = Field(
-        "shared", description="shared: the student's own crop and flip; clean: the un-augmented image"
+        "shared", description="shared: the student's own crop and flip; clean: the image without augmentation"
     )
     img_size: int | None = Field(None, ge=8, le=2048, description="input side in pixels; null: the model's own")
     stem: Stem = Field("default", description="cifar: stride-1 first convolution")
     normalization: TeacherNormalization = Field(
         "auto",
-        description="mean and deviation: as the weights say, the data set's, usual ones by name; none: pixels in "
-        "[0,1], bytes: in [0,255]",
+        description="mean and standard deviation of the input: from the weights (auto), the data set's, or by name; "
+        "none: pixels in [0,1], bytes: in [0,255]",
     )
     class_order: str | list[int] | None = Field(
         None,
-        description="which output stands for each class of the data, in their order; alphabetical: outputs are sorted "
-        "by class name as text, natural: by class name with numbers by their value (1, 2, 10), numbers_as_text: by "
-        "class number as text (0, 1, 10, 11, ...); null: as in the data",
+        description="index of the output for each class of the data, in order, or how outputs are sorted; "
+        "alphabetical: by class name as text, natural: by class name with numbers by value (1, 2, 10), "
+        "numbers_as_text: by class number as text (0, 1, 10, 11, ...); null: as in the data",
     )
     trained_on: TrainedOn | None = Field(
         None,
-        description="what a teacher from elsewhere has been trained on, which decides what its validation accuracy "
-        "says; train_split: the training images without these validation images, all: all training images of the "
-        "source, other: other images; null: not known, unless a run of this project shows it",
+        description="which images a teacher from elsewhere was trained on, and so whether its validation accuracy is "
+        "biased; train_split: the training images without these validation images, all: all training images of the "
+        "source, other: other images; null: unknown, unless the teacher is a run of this project",
     )
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
@@ -239,7 +241,7 @@ class TeacherConfig(Section):
         fields = {key: info.default for key, info in type(self).model_fields.items()}
         more = [k for k, default in fields.items() if k not in ("logits", "trained_on") and getattr(self, k) != default]
         if self.logits is not None and more:
-            raise ValueError(f"a file of logits is all there is of this teacher; remove {', '.join(more)}")
+            raise ValueError(f"a teacher given by its logits has no further settings; remove {', '.join(more)}")
         if self.model is None and (self.train is not None or self.weights == "pretrained"):
             raise ValueError("this teacher needs 'model', a timm name")
         if self.train is not None and self.trained_on is not None:
@@ -253,13 +255,15 @@ class TeacherConfig(Section):
 
 
 class TrainingConfig(Section):
-    max_epochs: int = Field(100, ge=1, description="epochs; the schedule ends exactly there")
+    max_epochs: int = Field(
+        100, ge=1, description="number of epochs; the learning rate schedule ends with the last one"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better val/accuracy; null: never"
     )
     optimizer: str = Field("adamw", description="adamw, sgd, or any optimizer of timm's factory")
     learning_rate: float = Field(
-        1e-3, gt=0, le=100, description="peak learning rate for the global batch; never scaled silently"
+        1e-3, gt=0, le=100, description="peak learning rate; not scaled by batch size or number of processes"
     )
     weight_decay: float = Field(1e-4, ge=0, le=10, description="weight decay")
     decay_norms_and_biases: bool = Field(True, description="false: no weight decay on one-dimensional parameters")
@@ -273,32 +277,37 @@ class TrainingConfig(Section):
     milestones: list[int] = Field([150, 180, 210], description="epochs after which multistep decays")
     decay_factor: float = Field(0.1, gt=0, lt=1, description="factor of one multistep decay")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up before the schedule")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+    clip: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
     skip_nonfinite: int = Field(
-        0, ge=0, description="steps with gradients that are not finite that a run may skip; 0: the first stops it"
+        0, ge=0, description="how many steps with non-finite gradients a run may skip; 0: the first one stops it"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="autocast type of student and teachers; null: the launcher's (accelerate launch), else no"
+        None, description="autocast type of student and teachers; null: that of accelerate launch, else no"
     )
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
-        "default", description="of torch.compile; reduce-overhead: with CUDA graphs, for small networks on a GPU"
+        "default", description="mode of torch.compile; reduce-overhead: with CUDA graphs, for small networks on a GPU"
     )
     channels_last: bool = Field(True, description="memory format of images and networks; faster for convolutions")
     sync_bn: bool = Field(False, description="share BatchNorm statistics between processes (GPUs only)")
     seed: int = Field(
-        0, ge=0, lt=2**31, description="weights, order and views of this run; not the split, not the teachers"
+        0,
+        ge=0,
+        lt=2**31,
+        description="seed of initial weights, order of images and augmentation; not of the split or the teachers",
     )
-    deterministic: bool = Field(False, description="refuse operations that are not repeatable")
+    deterministic: bool = Field(False, description="use only deterministic operations, and fail where there is none")
     log_every: int = Field(
-        50, ge=1, description="steps between train_step/* rows; the only waits of the loop on the device"
+        50, ge=1, description="steps between train_step/* rows; only there does the loop wait for the device"
     )
     save_every_steps: int | None = Field(
-        None, ge=1, description="also write a checkpoint every so many steps within an epoch; null: at epochs' ends"
+        None, ge=1, description="also write a checkpoint every so many steps; null: only at the end of each epoch"
     )
     save_every_minutes: float | None = Field(
-        None, gt=0, description="also write a checkpoint when the last one is this old; null: at epochs' ends"
+        None,
+        gt=0,
+        description="also write a checkpoint when the last one is this old; null: only at the end of each epoch",
     )
     compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
 
@@ -307,7 +316,7 @@ class TrainingConfig(Section):
         if self.warmup_epochs >= self.max_epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be smaller than max_epochs {self.max_epochs}")
         if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"milestones {self.milestones} must rise")
+            raise ValueError(f"milestones {self.milestones} must increase")
         if self.skip_nonfinite and self.mixed_precision == "fp16":
             raise ValueError("skip_nonfinite must be 0 with fp16, whose loss scaling skips such steps itself")
         return self
@@ -319,12 +328,14 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    test_at_end: bool = Field(False, description="open the test split once, after training, with the selected weights")
+    test_at_end: bool = Field(
+        False, description="evaluate the selected weights on the test split, once, after training"
+    )
     batch_size: int | None = Field(
-        None, ge=1, description="images in one evaluation step; null: data.batch_size, on a GPU as many as fit"
+        None, ge=1, description="images per evaluation step; null: data.batch_size, on a GPU as many as fit"
     )
     report: bool = Field(
-        True, description="after training: measure what the student costs, look for mistakes, write report/index.html"
+        True, description="after training: measure the student's cost, diagnose errors, write report/index.html"
     )
 
 
@@ -334,11 +345,14 @@ class CacheConfig(Section):
     )
     mode: Literal["auto", "clean", "lazy", "fixed", "off"] = Field(
         "auto",
-        description="teachers' logits on disk; clean: of clean views alone; lazy: of every view, as it comes; fixed: "
-        "of `views` views an image, which training then keeps to; auto: lazy if that fits into max_gb, else clean",
+        description="teachers' logits on disk; clean: only those of the un-augmented images; lazy: of every view, once "
+        "it is used; fixed: of `views` views per image, and training uses no others; auto: lazy if that fits into "
+        "max_gb, else clean",
     )
-    views: int = Field(8, ge=1, le=1000, description="views an image, for mode fixed")
-    max_gb: float = Field(20.0, gt=0, description="gigabytes of teachers' logits on disk; the oldest-used go first")
+    views: int = Field(8, ge=1, le=1000, description="views per image, for mode fixed")
+    max_gb: float = Field(
+        20.0, gt=0, description="gigabytes of teachers' logits on disk; the least recently used are deleted first"
+    )
 
     _path_can_be = field_validator("dir")(_file_name)
 
@@ -353,26 +367,28 @@ class WandbConfig(Section):
     name: str | None = Field(None, description="name of the run; null: the experiment's name")
     group: str | None = Field(None, description="group of runs; null: all that differ in training.seed alone")
     tags: list[str] = Field([], description="further tags")
-    notes: str | None = Field(None, description="notes shown beside the run")
+    notes: str | None = Field(None, description="notes shown with the run")
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if credentials exist, else offline"
     )
     log_model: bool = Field(True, description="store the best and the final student as artifact model-RUN")
     log_data: bool = Field(False, description="record the data set by its digest, as an artifact; never the images")
-    log_images: bool = Field(False, description="send the misclassified images of the run's report, too")
-    upload_every_minutes: float = Field(10.0, ge=0, description="at most one upload of a better student in this time")
+    log_images: bool = Field(False, description="also upload the misclassified images of the run's report")
+    upload_every_minutes: float = Field(10.0, ge=0, description="minimum minutes between uploads of a better student")
     resume: Literal["allow", "must", "never"] = Field("allow", description="what W&B does when a run id exists already")
 
 
 class Config(Section):
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", description="name of the experiment; null: from its parts"
+        None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$",
+        description="name of the experiment; null: made of method, student and number of teachers",
     )
     output_dir: str = Field("runs", description="folder that holds the run folders")
     imports: list[str] = Field(
         [],
         alias="import",
-        description="files of your own code to run first, as --import FILE.py; in a YAML relative to its folder",
+        description="files of your own code to run first, as --import FILE.py; in a YAML file relative to its folder",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-# What a settings file may be at most; PyYAML takes a second for this much.
+# Limits of a settings file; PyYAML takes a second for this many bytes.
 MAX_BYTES = 100_000
 MAX_NESTING = 32
 MAX_INTEGER = 2**63 - 1
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # characters that neither JSON in UTF-8 nor a file's name can hold
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # characters that UTF-8 or a file's name cannot hold
 
 
 class Yaml12Loader(yaml.SafeLoader):
@@ -34,7 +34,7 @@ class Yaml12Loader(yaml.SafeLoader):
         elif self.nesting >= MAX_NESTING:
             problem = f"nested deeper than {MAX_NESTING} levels"
         elif isinstance(event, yaml.events.ScalarEvent) and UNSTORABLE.search(event.value):
-            problem = "characters that no text holds (NUL, or half of a surrogate pair)"
+            problem = "characters that are not text (NUL, or half of a surrogate pair)"
         if problem:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.nesting += 1
@@ -45,11 +45,11 @@ class Yaml12Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                key.tag = self.DEFAULT_SCALAR_TAG  # keys are text, whatever they look like
+                key.tag = self.DEFAULT_SCALAR_TAG  # a key is always text
         values = super().construct_mapping(node, deep)
         if len(values) < len(node.value):
             twice = next(key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
         return values
 
     def construct_integer(self, node: Any) -> int:

@@ -128,7 +128,7 @@ def training_config(run: Config, index: int) -> Config:
             raise UserError(f"{path}: {section}: a teacher's file may hold {', '.join(sorted(allowed))} only")
     for section in ("data", "training"):
         if not isinstance(values.get(section) or {}, dict):
-            raise UserError(f"{path}: {section}: is {values[section]!r}, but is a section: give keys below it")
+            raise UserError(f"{path}: {section}: is {values[section]!r}, expected a section: give keys below it")
     for key in values.get("data") or {}:
         if key in INHERITED_DATA:
             raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")

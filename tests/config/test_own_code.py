@@ -381,7 +381,7 @@ kd_methods.add_loss("squares", squares)
         ("def f():\n  x\n x\n", "own.py: line 3: IndentationError: unindent does not match"),
         ("import no_such_module\n", "own.py: line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def f():\n    raise KeyError('a')\nf()\n", "own.py: line 2: KeyError: 'a'"),
-        ("import sys\nsys.exit(0)\n", "own.py: line 2: ends the program"),
+        ("import sys\nsys.exit(0)\n", "own.py: line 2: exits the program"),
         (
             "from timm.models import register_model\n@register_model\ndef resnet18(**kwargs):\n    pass\n",
             "own.py: line 2: there is a network 'resnet18' already; choose another name",

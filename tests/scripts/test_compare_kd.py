@@ -121,12 +121,12 @@ def test_a_signal_stops_all_seeds_and_the_same_command_goes_on(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["--seeds=0,x"], "--seeds: is '0,x', wanted are different whole numbers below 2.31, such as 0,1,2"),
-        (["--seeds=1,1"], "--seeds: is '1,1', wanted are different"),
-        (["--seeds=-1"], "--seeds: is '-1', wanted are different"),
-        (["--seeds="], "--seeds: is '', wanted are different"),
-        (["--seeds=2147483648"], "--seeds: is '2147483648', wanted are different"),
-        (["--seeds=1,2", "--training.seed=3"], "--seeds: stands for training.seed; give one of them"),
+        (["--seeds=0,x"], "--seeds: is '0,x', expected different whole numbers below 2.31, such as 0,1,2"),
+        (["--seeds=1,1"], "--seeds: is '1,1', expected different"),
+        (["--seeds=-1"], "--seeds: is '-1', expected different"),
+        (["--seeds="], "--seeds: is '', expected different"),
+        (["--seeds=2147483648"], "--seeds: is '2147483648', expected different"),
+        (["--seeds=1,2", "--training.seed=3"], "--seeds: replaces training.seed; give only one of them"),
         (["--seeds=1,2", "--resume=runs/x"], "--seeds: one run folder cannot be continued for all"),
     ],
 )

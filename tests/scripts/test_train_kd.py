@@ -484,8 +484,8 @@ def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path)
         ("training: {mixed_precision: bf16}", "training.mixed_precision: is the run's"),
         ("data: {batch_size: 5000}", r"teachers\[0\].train: data.batch_size: 5000 is larger than"),
         ("training: {optimizer_args: {betta: 1}}", "betta"),
-        ("data: 3", "data: is 3, but is a section"),
-        ("training: [1]", r"training: is \[1\], but is a section"),
+        ("data: 3", "data: is 3, expected a section"),
+        ("training: [1]", r"training: is \[1\], expected a section"),
     ):
         path = tmp_path / "t.yaml"
         path.write_text(text)
