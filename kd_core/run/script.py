@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import sys
 import traceback
@@ -104,11 +105,15 @@ def _nobody_reads_stdout() -> bool:
     Python would fail again when it flushes stdout at exit (docs.python.org/3/library/signal.html#note-on-sigpipe).
     """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # not a file, as in tests
+        return False
+    pipe = select.poll()
+    pipe.register(descriptor, 0)  # errors are reported without asking for them
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _report_failure(name: str, error: Exception) -> None:
