@@ -1,4 +1,4 @@
-"""Each method's loss, forward and backward, against a loop over teachers as one would write it from the formula.
+"""The loss of each method, forward and backward, against a plain loop over teachers that follows the formula.
 
 Three teachers, batches of 128 and 1024, 100 and 1000 classes.  Both must give the same value before they are timed.
 """
@@ -23,11 +23,11 @@ def run(options: Options) -> list[Result]:
         loop = LOOPS.get(method)
         if loop is None:
             if method != kd_methods.LABEL_ONLY:
-                results.append(Note(f"{method}: has no loop here to be compared with"))
+                results.append(Note(f"{method}: no loop to compare with"))
             continue
         for batch, classes in SIZES[: options.size(len(SIZES), 1)]:
             own, name = stacked(method), f"{method} B={batch} C={classes}"
-            inputs = made_up(batch, classes)
+            inputs = random_inputs(batch, classes)
             torch.testing.assert_close(own(*inputs), loop(*inputs), rtol=1e-4, atol=1e-5)
             repeats = options.size(max(4, 2_000_000 // (batch * classes)), 2)
             contestants = {
@@ -41,12 +41,12 @@ def run(options: Options) -> list[Result]:
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of student [B,C], teachers [K,B,C] and labels [B]
 
 
-def made_up(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(batch, classes, generator=generator).requires_grad_()
     labels = torch.randint(classes, (batch,), generator=generator)
     teachers = torch.randn(TEACHERS, batch, classes, generator=generator)
-    teachers[:, torch.arange(batch), labels] += 4  # which teachers know
+    teachers[:, torch.arange(batch), labels] += 4  # teachers are usually right
     return student, teachers, labels
 
 
@@ -106,10 +106,10 @@ def dynamic(student: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
 
 
 def confidence(student: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
-    """Here the loop is over samples: each follows a teacher of its own."""
-    sure, best = label_probabilities(teachers, labels).max(0)
+    """The loop is over samples, as each follows one teacher."""
+    probability, best = label_probabilities(teachers, labels).max(0)
     chosen = torch.stack([teachers[int(teacher), row] for row, teacher in enumerate(best)])
-    alpha = sure.mean()
+    alpha = probability.mean()
     return alpha * soft_loss(student, chosen) + (1 - alpha) * F.cross_entropy(student, labels)
 
 

@@ -37,10 +37,10 @@ def identity(values: Tensor) -> Tensor:
 
 @functools.cache
 def as_module(cls: Any) -> Any:
-    """`cls`, a subclass of KDMethod, or a class derived from it and from nn.Module if it is no nn.Module itself.
+    """`cls` as a subclass of nn.Module: the class of the instances of a subclass `cls` of KDMethod.
 
-    A class statement would import torch for the base class, and with it every reading of settings, since a method's
-    Config stands in the same file.
+    `class KDMethod(nn.Module)` would import torch wherever a method's settings are read, as its Config is in the same
+    file. Instances need torch anyway.
     """
     if issubclass(cls, torch.nn.Module):
         return cls
@@ -51,7 +51,7 @@ def as_module(cls: Any) -> Any:
 class KDMethod(Module):
     """A distillation method: outputs and labels in, loss and metrics out. Subclasses write `compute`.
 
-    Every instance is an nn.Module.
+    Its instances are nn.Modules: parameters, `to`, `state_dict` and the like work as usual.
 
     `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until
     a training loop with several processes replaces it; a step calls it at most once.
@@ -65,6 +65,7 @@ class KDMethod(Module):
         return object.__new__(as_module(cls))
 
     def __reduce__(self) -> Any:
+        # Copies are made from the class as it was written, which pickle can find by its name.
         return KDMethod.__new__, (vars(type(self)).get("_written_as", type(self)),), self.__dict__
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Equal teachers; with one, plain KD.  Hinton et al. 2015, arXiv:1503.02531; You et al., KDD 2017.
+"""Equal teachers; with one teacher, plain KD.  Hinton et al. 2015, arXiv:1503.02531; You et al., KDD 2017.
 
 The equations stand in `Method`. The averaged probabilities are mean_k softmax(t_k / T): the ensemble as one teacher.
 The logit loss includes the factor temperature squared.
