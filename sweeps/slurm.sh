@@ -31,10 +31,10 @@ if [ -d .venv ]; then
 fi
 
 if [ -z "${COUNT:-}" ]; then
-  # Array form: task N runs point N of the grid (0 is the first), with no state shared between the jobs.  The number of
-  # points: a number that is too large is refused with the range.  Afterwards, a plain run on one machine
+  # Array form: task N runs point N of the grid (0 is the first), and the jobs share no state.  A task beyond the grid is
+  # refused with a message that gives the range.  Afterwards, a plain run on one machine
   #     python sweeps/run_local.py SWEEP.yaml
-  # takes the finished runs' results, without training, and writes the table and figures.
+  # collects the results of the finished runs, without training, and writes the table and plots.
   python sweeps/run_local.py "$sweep" --trial "${SLURM_ARRAY_TASK_ID:?submit with --array}" -- "$@" &
 else
   # Workers form, for random and bayes: all workers name the same file, on a file system that all nodes see.  Workers
