@@ -41,7 +41,7 @@ def answer_early(parse: Callable[[list[str]], Any], name: str) -> None:
 
     For the top of a script, above imports that take seconds.
     """
-    with _reported(name):
+    with _exit_on_error(name):
         parse(sys.argv[1:])
 
 
@@ -51,14 +51,14 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     A mistake of the user is one message, anything else a traceback and what to report, unless it comes from the user's
     own code.  `after_stop` is added to the message after a signal: what the user can do then.
     """
-    with _reported(name, after_stop):
+    with _exit_on_error(name, after_stop):
         main(sys.argv[1:])
         sys.stdout.flush()
     sys.exit(0)
 
 
 @contextmanager
-def _reported(name: str, after_stop: str = "") -> Iterator[None]:
+def _exit_on_error(name: str, after_stop: str = "") -> Iterator[None]:
     """Within the block every error ends the process, with a message on stderr and `exit_status`."""
     _escape_unsupported_characters()
     try:
