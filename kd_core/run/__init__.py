@@ -1,1 +1,1 @@
-"""A run: its folder, and what W&B is told of it."""
+"""A run: its folder, its checkpoints, and what it logs to W&B."""

@@ -1,4 +1,4 @@
-"""W&B artifacts: students stored in the background by training, fetched as teachers or for evaluation."""
+"""W&B artifacts: students uploaded in the background, and downloaded as teachers or for evaluation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kd_core.config import registry
 from kd_core.errors import UserError, first_line
 from kd_core.files import json_text, replacing_folder
 
-API_TIMEOUT = 30  # seconds; without it the client would try an unreachable server for minutes
-# What a model artifact may hold, and how large each file may be in bytes.  Anything else is refused.
+API_TIMEOUT = 30  # seconds; without it the client retries an unreachable server for minutes
+# The files that a model artifact may hold, and their maximum size in bytes.  Anything else is refused.
 STUDENT_FILES = {"config.json": 2**20, "config.yaml": 2**20, "metrics.json": 2**20, "model.safetensors": 2**36}
 
 MISSING = "W&B knows no such artifact (or hides it from this account)"
-# How W&B's many errors read, and what the user can do about each; the first that fits counts.
+# Patterns of W&B's error messages, and what the user can do about each; the first match counts.
 CAUSES = {
     r"not found|does not exist|\b404\b": MISSING,
     r"no api key|api key must|api_key invalid": "no valid credentials: run 'wandb login' or set WANDB_API_KEY",
@@ -42,11 +42,11 @@ class NoSuchArtifact(UserError):
 def download(name: str, cache: Path, where: str) -> Path:
     """The folder in `cache` with the student of W&B model artifact `name`, ENTITY/PROJECT/NAME:ALIAS.
 
-    One version of an artifact is downloaded once; in one process an alias means the same version throughout.
+    Each version is downloaded once; within a process an alias always means the same version.
 
     Raises:
-        UserError: begins with `where` and says why: no such artifact, no access, no network, another type, files that
-            no student of this project has, or content that differs from its checksums.
+        UserError: begins with `where` and names the reason: no such artifact, no access, no network, another type,
+            unexpected files, or a checksum mismatch.
     """
     if not re.fullmatch(r"[^/:]+(/[^/:]+){1,2}(:[^/:]+)?", name):  # a bare NAME would be searched everywhere
         raise UserError(f"{where}: W&B artifact {name!r}: the name must look like ENTITY/PROJECT/NAME:ALIAS")
@@ -56,7 +56,7 @@ def download(name: str, cache: Path, where: str) -> Path:
 
 
 def version_of(name: str) -> str:
-    """ENTITY/PROJECT/NAME:VERSION of what `download` gave for `name`, whose alias may have moved since."""
+    """ENTITY/PROJECT/NAME:VERSION that `download` fetched for `name`; the alias may have moved since."""
     return registry.downloads[name].version
 
 
@@ -66,7 +66,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
     try:
         artifact = wandb.Api(timeout=API_TIMEOUT).artifact(name)
         entries = artifact.manifest.entries
-    except Exception as error:  # noqa: BLE001 - every failure of the service is the same to the user
+    except Exception as error:  # noqa: BLE001 - any failure of the service becomes a UserError
         why = explain(error)
         raise (NoSuchArtifact if why.startswith(MISSING) else UserError)(f"{where}: {why}") from None
     if artifact.type != "model":
@@ -87,7 +87,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
         raise UserError(f"{where}: refused, it is called {artifact.entity!r}, {artifact.project!r}, {artifact.name!r}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Several processes may want the same one.  An existing folder is verified, not trusted.
+        # Several processes may download the same version.  An existing folder is verified, not trusted.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder.is_dir() and _is_intact(artifact, folder)):
                 with replacing_folder(folder) as fresh:
@@ -109,18 +109,18 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One line about a failure of W&B: what to do, if that is known, and W&B's own message."""
+    """One line about a W&B failure: the advice, if known, and W&B's own message."""
     words = first_line(error, 200)
-    signs = re.sub(r"'[^']*'", "", str(error))  # names, which may read like causes
+    signs = re.sub(r"'[^']*'", "", str(error))  # drops quoted names, which could match a pattern
     advice = next((advice for sign, advice in CAUSES.items() if re.search(sign, signs, re.IGNORECASE)), None)
     return f"{advice} ({words})" if advice else words
 
 
 class Uploads:
-    """Versions of artifact model-{run_id}, one after the other in their own thread: training never waits.
+    """Uploads versions of artifact model-{run_id}, one after the other in a thread, so that training never waits.
 
-    `guard(what, action)` runs a W&B call; if it fails, it reports that and returns None.  `patience`: seconds that one
-    version may take to arrive, and all of them at the end.
+    `guard(what, action)` runs a W&B call; on failure it prints a message and returns None.  `patience`: timeout in
+    seconds for one version during training, and for all of them at the end.
     """
 
     def __init__(self, run: Any, online: bool, guard: Callable[[str, Callable[[], Any]], Any], patience: float):
@@ -131,9 +131,9 @@ class Uploads:
         self.name = f"model-{run.id}"
 
     def store(self, export: Path, metrics: dict[str, Any], aliases: list[str], *, final: bool) -> None:
-        """Add the student in folder `export` with its `metrics` as a version with `aliases`.
+        """Upload the student in folder `export` with its `metrics` as a version with `aliases`.
 
-        `final`: the run ends with it; its files do not change any more, so W&B need not copy them.
+        `final`: the run's last version; its files no longer change, so W&B need not copy them.
         """
         import wandb
 
@@ -141,8 +141,8 @@ class Uploads:
             artifact = wandb.Artifact(self.name, type="model", metadata=metrics)
             policy: Any = "immutable" if final else "mutable"
             own = (path for path in export.iterdir() if path.name in STUDENT_FILES and not path.is_symlink())
-            for file in sorted(own):  # links could lead anywhere
-                # without skip_cache a copy of each version stays in W&B's cache in the home folder
+            for file in sorted(own):  # no symbolic links, which could point anywhere
+                # skip_cache: no copy of each version in W&B's cache in the home folder
                 artifact.add_file(str(file), name=file.name, policy=policy, skip_cache=True)
             return artifact
 
@@ -153,12 +153,12 @@ class Uploads:
                 self._final.append(sending)
 
     def _send(self, artifact: Any, aliases: list[str]) -> bool:
-        """Whether it arrived, or, offline, was recorded.  One at a time, so that aliases end at the last version."""
+        """Whether it arrived, or, offline, was recorded.  One at a time, so that aliases point to the last version."""
 
         def log() -> Any:
             try:
                 return self._run.log_artifact(artifact, aliases=aliases)
-            except Exception:  # noqa: BLE001 - fails after about 20 seconds without a server, which may be back
+            except Exception:  # noqa: BLE001 - fails after about 20 seconds without a server; retry once
                 return self._run.log_artifact(artifact, aliases=aliases)
 
         logged = self._guard("store the student", log)
@@ -168,7 +168,7 @@ class Uploads:
         return self._guard("send the student in time", lambda: logged.wait(timeout=math.ceil(left))) is not None
 
     def record_data(self, fingerprint: str, facts: dict[str, Any]) -> None:
-        """Record a data set by its digest and some `facts`, as an artifact that this run uses; no image is sent."""
+        """Record a data set by its digest and some `facts` as an artifact used by this run; no image is sent."""
         import wandb
 
         def record() -> None:
@@ -180,7 +180,7 @@ class Uploads:
         self._worker.submit(self._guard, "record the data set", record)
 
     def settle(self) -> bool:
-        """Wait for the versions, then delete those that no alias names; whether all that the run ends with arrived."""
+        """Wait for the uploads, then delete versions without an alias; returns whether all final versions arrived."""
         self._deadline = time.monotonic() + self._patience
         self._worker.shutdown(wait=True)
         arrived = all(sending.result() for sending in self._final)
@@ -189,7 +189,7 @@ class Uploads:
         return arrived
 
     def abandon(self) -> None:
-        """Start no upload that has not begun."""
+        """Cancel the uploads that have not started."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _prune(self) -> None:
@@ -202,5 +202,5 @@ class Uploads:
 
 
 def remove_copies(data_folder: Path) -> None:
-    """Remove the copies that W&B made of files that have been sent."""
+    """Remove W&B's copies of files that have been sent."""
     shutil.rmtree(data_folder / "artifacts" / "staging", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How far a run is, and its checkpoints: when they are written, what they hold, and how a run goes on from one."""
+"""The progress of a run and its checkpoints: when they are written, what they hold, and how a run resumes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kd_core.run.job import STEPS_TOGETHER, Job
 
 @dataclass
 class Progress:
-    """How far a run is: the fields of a checkpoint's state.json."""
+    """The progress of a run: the fields of a checkpoint's state.json."""
 
-    epoch: int = 0  # epochs that are done
-    position: int = 0  # steps done within the next one, in a checkpoint within an epoch
+    epoch: int = 0  # completed epochs
+    position: int = 0  # steps done in the next epoch, for a checkpoint within an epoch
     waited: int = 0  # epochs since the best one
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last epoch
     best: dict[str, Any] = field(default_factory=dict)  # of the selected epoch
@@ -36,9 +36,9 @@ class Progress:
     skipped_steps: int = 0
 
     def add_epoch(self, row: dict[str, Any], *, offset: int, skipped: int) -> bool:
-        """Note the metrics of another epoch; whether it is the best so far.
+        """Record the metrics of an epoch; returns whether it is the best so far.
 
-        Without a validation split every epoch is the best so far: the last one is the result.
+        Without a validation split every epoch counts as the best, so the last one is selected.
         """
         better = "val/accuracy" not in row or row["val/accuracy"] > self.best.get("val/accuracy", -1.0)
         self.epoch, self.metrics, self.metrics_offset, self.skipped_steps = row["epoch"], row, offset, skipped
@@ -62,7 +62,7 @@ class Checkpoints:
     ):
         self.folder, self._job, self._training = folder, job, training
         self._network, self._optimizer, self._method, self._meter = network, optimizer, method, meter
-        self._within: dict[str, Any] | None = None  # this process's own state, where a run goes on within an epoch
+        self._within: dict[str, Any] | None = None  # this process's own state, when a run resumes within an epoch
         self._saved_at = time.monotonic()
 
     @property
@@ -70,7 +70,7 @@ class Checkpoints:
         return self._job.accelerator
 
     def load(self) -> Progress | None:
-        """Bring student, optimizer, method and scaler to where the last checkpoint has them; None if there is none.
+        """Restore student, optimizer, method and scaler from the last checkpoint; None if there is none.
 
         UserError if it was written by another number of processes.
         """
@@ -86,7 +86,7 @@ class Checkpoints:
             )
         ended = progress.epoch > 0 and progress.position == 0
         if accelerator.is_main_process and ended and progress.best["epoch"] == progress.epoch:
-            self.folder.keep_best(path / "student")  # in case the last attempt ended between the two
+            self.folder.keep_best(path / "student")  # in case the last attempt ended between the two writes
         self._network.load_weights(path / "student")
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._method.load_state_dict(tensors["method"])
@@ -98,7 +98,7 @@ class Checkpoints:
         return progress
 
     def continue_epoch(self, progress: Progress) -> int:
-        """Restore what a checkpoint within the epoch holds of this process; the number of steps that are done."""
+        """Restore this process's state from a checkpoint within the epoch; returns the number of steps done."""
         if self._within:
             for name, buffer in self._network.model.named_buffers():
                 buffer.copy_(self._within["buffers"][name])
@@ -124,11 +124,11 @@ class Checkpoints:
             raise Stopped(stop)
 
     def require_sound(self, step: int) -> None:
-        """NonFinite unless all that a checkpoint holds after `step` steps of the run is finite."""
+        """NonFinite unless everything that a checkpoint after step `step` holds is finite."""
         require_finite(self._network.model, self._optimizer, f"after step {step}", self._accelerator.reduce)
 
     def save_within_epoch(self, progress: Progress, position: int, step: int, offset: int) -> None:
-        """A checkpoint after `position` steps of an epoch, `step` of the run.  Each process adds its own state."""
+        """Save after `position` steps of the epoch, `step` of the run.  Each process adds its own state."""
         self._meter.epoch()  # NonFinite before anything is written
         self.require_sound(step)
         own = {
@@ -141,7 +141,7 @@ class Checkpoints:
         progress.position = 0
 
     def save_epoch(self, progress: Progress, *, better: bool) -> None:
-        """A checkpoint at the end of an epoch, which becomes `best` if it is `better`."""
+        """Save at the end of an epoch; the checkpoint becomes `best` if it is `better`."""
         self._save(progress, None)
         if better and self._accelerator.is_main_process:
             with self.folder.writing():

@@ -4,8 +4,8 @@ runs/<name>-<run_id>/
     config.yaml  identity.json  metrics.jsonl  summary.json
     imports/               copies of the user's own code, if a run has any
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
-    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt: all that resuming needs
-    checkpoints/.latest.previous/    the one before, in case that is damaged
+    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt, for resuming
+    checkpoints/.latest.previous/    the checkpoint before, in case `latest` is damaged
     student/               the selected student in timm's own format
 """
 
@@ -56,7 +56,7 @@ from kd_core.run.script import exit_status
 
 
 def new_run_id() -> str:
-    """Eight characters, as W&B's own ids."""
+    """Eight random characters, like W&B's own ids."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
@@ -65,7 +65,7 @@ class RunFolder:
     """One run on disk."""
 
     path: Path
-    owner: SoftFileLease | None = None  # in the process that has locked it
+    owner: SoftFileLease | None = None  # the lock, in the process that holds it
 
     @property
     def summary_file(self) -> Path:
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def identity_file(self) -> Path:
-        """All settings that shape the result, with the content of the files that they name."""
+        """All settings that affect the result, with checksums of the files they name."""
         return self.path / "identity.json"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder:
         return self.path / "student"
 
     def has_selected(self, export: Path) -> bool:
-        """Whether an exported student in folder `export` is the one that the run has selected, not a checkpoint's."""
+        """Whether folder `export` is the run's selected student, not a checkpoint's."""
         return export.resolve() == self.student.resolve()
 
     @property
@@ -101,7 +101,7 @@ class RunFolder:
         return read_object(self.summary_file)
 
     def lock(self, notify: Callable[[str], None] | None = None) -> SoftFileLease:
-        """Make the folder this process's own.  If another one trains in it: UserError, or with `notify` it waits."""
+        """Lock the folder for this process.  If another process trains in it: UserError, or with `notify` wait."""
 
         def busy(owner: str) -> None:
             if notify is None:
@@ -115,7 +115,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For a block that writes here: UserError if the folder is this process's no more, or the disk is full."""
+        """For a block that writes here: UserError if this process has lost the lock, or the disk is full."""
         if self.owner and not still_held(self.owner):
             raise UserError(
                 f"{self.path}: has vanished, or another process has taken it over since this one gave no sign of life "
@@ -135,7 +135,7 @@ class RunFolder:
             copy_folder(export, self.student)
 
     def record_failure(self, error: BaseException | None) -> None:
-        """Say in summary.json how a run ended that did not finish.  A folder in which nothing was trained goes."""
+        """Record in summary.json how an unfinished run ended.  A folder in which nothing was trained is removed."""
         if error is None or not (self.owner and still_held(self.owner)) or self.finished:
             return
         if isinstance(error, UserError) and not self.metrics_file.exists():
@@ -149,11 +149,11 @@ class RunFolder:
                 exit_status=exit_status(error),
                 error=str(error) or type(error).__name__,
             )
-        except OSError as full:  # the error itself is what counts
+        except OSError as full:  # must not hide the error itself
             tqdm.write(f"{self.summary_file}: cannot be written: {full.strerror}")
 
     def write_summary(self, **values: Any) -> dict[str, Any]:
-        """Add `values` to summary.json; a new status takes the error of the last one away."""
+        """Add `values` to summary.json; a new status clears the last error."""
         merged = self.summary() if self.summary_file.exists() else {}
         if "status" in values:
             merged.pop("error", None)
@@ -177,7 +177,7 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
 
 
 def keep_own_code(config: Config, target: Path) -> None:
-    """Copies in `target` of the user's own code that a run was started with, as it was when it was read."""
+    """Copy the user's own code to `target`, as it was when the run started."""
     files = [own_code.file(path) for path in config.imports]
     if not files:
         return
@@ -194,7 +194,7 @@ def find_run(
 ) -> RunFolder | None:
     """The newest run in `output_dir` with this configuration's digest, else None.
 
-    With `run_id` only that run, with `finished` only runs that came to their end.
+    With `run_id` only that run, with `finished` only finished runs.
     """
     wanted, found = digest(config, data_fingerprint), []
     for path in Path(config.output_dir).glob("*/summary.json"):
@@ -211,11 +211,11 @@ def find_run(
 
 
 def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
-    """The run folder named by --resume; UserError if it is none, or if its settings differ: each is listed."""
+    """The run folder named by --resume; UserError if it is not a run folder, or lists the settings that differ."""
     folder = RunFolder(local_path(path, "--resume"))
     if not folder.summary_file.is_file():
         raise UserError(
-            f"--resume: {path} is no run folder (it has no summary.json); allowed: auto, never, a run folder"
+            f"--resume: {path} is not a run folder (it has no summary.json); allowed: auto, never, a run folder"
         )
     if folder.summary().get("config_digest") != digest(config, data_fingerprint):
         there, here = (
@@ -224,7 +224,7 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         changes = [
             f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
             for key in sorted({**there, **here})
-            if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # a key added since
+            if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # else a newer key
         ]
         identity = folder.path / "identity.json"
         known = read_object(identity).get("images") if identity.is_file() else data_fingerprint
@@ -236,18 +236,18 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         copies = folder.path / IMPORTS
         kept = {sha256_of(file) for file in copies.glob("*.py")}
         if kept != {own_code.file(name).digest for name in config.imports}:
-            changes.append(f"  the content of the files that --import names: what it was trained with lies in {copies}")
+            changes.append(f"  the files named by --import: the run was trained with the copies in {copies}")
         raise UserError(
             "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
-            + "\ngive the same --config and overrides, or start anew with --fresh"
+            + "\ngive the same --config and overrides, or start over with --fresh"
         )
     return folder
 
 
 def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
-    """The run to work on.  `resume`: auto (continue what has the same settings), never, or a run folder.
+    """The run to work on.  `resume`: auto (continue the run with the same settings), never, or a run folder.
 
-    `run_id` is an id that a sweep agent prescribes.
+    `run_id` is the id that a sweep agent prescribes, if any.
     """
     if resume not in ("auto", "never"):
         return open_run(config, data_fingerprint, resume)
@@ -258,7 +258,7 @@ def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: s
 
 
 def tell_other_data(config: Config, data_fingerprint: str) -> None:
-    """Say of each run in `output_dir` that differs from this one by nothing but its data's fingerprint that it does."""
+    """Print a notice for each run in `output_dir` that differs from this one only in its data's fingerprint."""
     own = redacted(identity_of(config, data_fingerprint))
     for path in sorted(Path(config.output_dir).glob("*/identity.json")):
         try:
@@ -286,9 +286,9 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> RunFolder:
-    """The run folder to continue, or a new one; the main process decides for all, and locks it.
+    """The run folder to continue, or a new one; the main process chooses and locks it.
 
-    `resume` is as for `find_or_create`.  `cleanup` frees the folder at its end, and notes there how a run has failed.
+    `resume` as in `find_or_create`.  `cleanup` releases the lock at its end and records how a run failed.
     """
     chosen, mistake, folder = "", "", None
     if job.accelerator.is_main_process:
@@ -308,16 +308,16 @@ def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> Ru
 
 
 def _take_over(folder: RunFolder, job: Job, cleanup: ExitStack) -> None:
-    """Lock an unfinished run, and note that it is running.  A comparison that another run trains is waited for."""
+    """Lock an unfinished run and record that it is running; wait if another process trains this teacher or baseline."""
     if not folder.finished:
         cleanup.callback(folder.lock(None if job.is_student else job.say).release)
-    if not folder.finished:  # by the one that was waited for
+    if not folder.finished:  # unless the other process has finished it meanwhile
         with folder.writing():
             folder.write_summary(status="running", exit_status=None)
 
 
 def teacher_lock(config: Config, digest: str, busy: Callable[[str], None]) -> SoftFileLease:
-    """The lock, held, without which nobody trains the teacher of this digest; `busy` is told who holds it."""
+    """The lock for training the teacher of this digest, held; `busy` is called with its current owner, if any."""
     return held_lock(writable_folder(Path(config.output_dir), "output_dir") / f".teacher-{digest}.lock", busy)
 
 
@@ -326,7 +326,7 @@ def teacher_lock(config: Config, digest: str, busy: Callable[[str], None]) -> So
 
 def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
     """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
-    state = finite(state)  # as it will be read, for its checksum
+    state = finite(state)  # the values as they will be read, for the checksum
     with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
         export(path / "student")
         torch.save(training, path / "training.pt")
@@ -342,7 +342,7 @@ def _checksum(state: dict[str, Any]) -> str:
 def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
     """(path, training, state) of the last complete checkpoint, or None if the run has none yet.
 
-    A damaged one is skipped, with a notice, in favour of the one before it.
+    A damaged one is skipped, with a notice, and the one before it is used.
     """
     latest = folder.checkpoint("latest")
     remove_unfinished(latest)
@@ -354,8 +354,8 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
             if not isinstance(stated, dict) or stated.pop("state.json", _checksum(state)) != _checksum(state):
                 raise UserError(f"{path / 'state.json'}: damaged (its checksum differs)")
             there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"state.json"}
-            if set(stated) != there:  # nothing else is read, wherever it lies
-                raise UserError(f"{path / 'state.json'}: damaged, names other files than there are")
+            if set(stated) != there:  # reads no other file, inside or outside the folder
+                raise UserError(f"{path / 'state.json'}: damaged, its list of files differs from the folder's")
             for name, checksum in stated.items():
                 if sha256_of(path / name) != checksum:
                     raise UserError(f"{path / name}: damaged (its checksum differs)")
@@ -365,7 +365,7 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
         except (UserError, OSError) as error:
             notify(f"checkpoint skipped: {error}")
     if candidates:
-        raise UserError(f"{folder.path}: no checkpoint can be read; start anew with --fresh")
+        raise UserError(f"{folder.path}: no checkpoint can be read; start over with --fresh")
     return None
 
 
@@ -373,16 +373,16 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended; `offset` is what a checkpoint remembers.
+    """metrics.jsonl: one JSON object per line, appended; a checkpoint stores `offset`.
 
-    What is not finite is null there.
+    Numbers that are not finite are written as null.
     """
 
     def __init__(self, path: Path, offset: int | None = None):
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         if offset is not None:
             if not 0 <= offset <= path.stat().st_size:
-                raise UserError(f"{path}: damaged, the checkpoint knows of {offset} bytes; start anew with --fresh")
+                raise UserError(f"{path}: damaged, the checkpoint expects {offset} bytes; start over with --fresh")
             self._file.truncate(offset)
             self._file.seek(0, os.SEEK_END)
 
@@ -401,7 +401,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl; UserError names the file and the line that is none."""
+    """All rows of a metrics.jsonl; UserError names the file and the damaged line."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -410,7 +410,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; put the file back, or start anew "
+                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; restore the file, or start over "
                 "with --fresh"
             )
         rows.append(row)
@@ -418,7 +418,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def lookup(values: Any, key: str) -> Any:
-    """The value under a dotted key of a summary, such as 'evaluation.val.teachers.0.ece'; None if there is none."""
+    """The value of a dotted key in a summary, such as 'evaluation.val.teachers.0.ece'; None if there is none."""
     for part in key.split("."):
         if isinstance(values, dict):
             values = values.get(part)

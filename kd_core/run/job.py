@@ -1,4 +1,4 @@
-"""What all runs of one process share: its accelerator, the data, its signals."""
+"""What all runs of one process share: the accelerator, the data, the signals."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kd_core.loop.processes import share_buffers
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.loop.timing import wait_for
 
-STEPS_TOGETHER = 10  # after which several processes agree whether to stop or to save
+STEPS_TOGETHER = 10  # steps between two agreements of all processes on whether to stop or to save
 
 
 @contextmanager
 def handled_signals() -> Iterator[StopSignals]:
-    """SIGTERM, SIGUSR1 and Ctrl-C wait, where the loop defers them, for the end of a step.  For the main thread."""
+    """Handle SIGTERM, SIGUSR1 and Ctrl-C; where the loop defers them, at the end of a step.  Main thread only."""
     signals = StopSignals()
     with signals.installed():
         yield signals
@@ -37,14 +37,14 @@ class Job:
     data: Data
     use_wandb: bool
     signals: StopSignals
-    is_student: bool = True  # else a teacher or the comparison: a sweep's trial is the student's run alone
+    is_student: bool = True  # otherwise a teacher or the baseline, which is not part of a sweep's trial
 
     def say(self, text: str) -> None:
         """Print `text` on the main process."""
         log.say(text)
 
     def reset_device(self) -> None:
-        """Let go of what an earlier run of this process left behind."""
+        """Free the memory and reset the loss scale that an earlier run of this process left behind."""
         gc.collect()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -54,7 +54,7 @@ class Job:
             self.accelerator.scaler.load_state_dict(fresh.state_dict())
 
     def side_job(self) -> Job:
-        """For teachers and for the comparison, which are no trials of their own."""
+        """A job for a teacher or for the baseline, which are not trials of a sweep."""
         return replace(self, use_wandb=self.use_wandb and not in_trial(), is_student=False)
 
     def stop_if_asked(self) -> None:
@@ -64,9 +64,9 @@ class Job:
             raise Stopped(number)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all processes the first one's buffers, such as BatchNorm statistics."""
+        """Broadcast the first process's buffers, such as BatchNorm statistics, to all."""
         share_buffers(model, self.accelerator)
 
     def wait_for_device(self) -> None:
-        """Wait until the device has done its work."""
+        """Wait until the device has finished its work."""
         wait_for(self.accelerator.device)

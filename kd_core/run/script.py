@@ -1,7 +1,7 @@
-"""How a script starts and ends: its switches, its exit status, and one message for a mistake of the user.
+"""How a script starts and ends: its switches, its exit status, and one message for a user error.
 
-Imports neither PyTorch nor Accelerate nor W&B, so that a script can answer `--help` and mistakes in its switches at
-once: `answer_early`, above the script's own imports.
+Imports neither PyTorch nor Accelerate nor W&B, so that a script answers `--help` and mistakes in its switches at once:
+it calls `answer_early` above its own imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def show_help(text: str) -> NoReturn:
 
 
 def exit_status(error: BaseException | None) -> int:
-    """The script's exit status after `error`: 0 without one, 2 for a mistake of the user, 1 for a failure here."""
+    """The script's exit status after `error`: 0 without one, 2 for a user error, 1 for a failure of the program."""
     if isinstance(error, Stopped):
         return error.status
     if isinstance(error, KeyboardInterrupt):
@@ -48,8 +48,8 @@ def answer_early(parse: Callable[[list[str]], Any], name: str) -> None:
 def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:
     """Run `main` with the command line's words, and end the process with its exit status.
 
-    A mistake of the user is one message, anything else a traceback and what to report, unless it comes from the user's
-    own code.  `after_stop` is added to the message after a signal: what the user can do then.
+    A user error is one message; anything else is a traceback and what to report, unless it comes from the user's own
+    code.  `after_stop` is added to the message after a signal: what the user can do then.
     """
     with _exit_on_error(name, after_stop):
         main(sys.argv[1:])
@@ -100,7 +100,7 @@ def _escape_unsupported_characters() -> None:
 
 
 def _nobody_reads_stdout() -> bool:
-    """Whether stdout is a pipe whose reader has gone, as after `| head`; if so, drop what was not written yet.
+    """Whether stdout is a pipe without a reader, as after `| head`; if so, drop what has not been written.
 
     Python would fail again when it flushes stdout at exit (docs.python.org/3/library/signal.html#note-on-sigpipe).
     """
@@ -117,7 +117,7 @@ def _nobody_reads_stdout() -> bool:
 
 
 def _report_failure(name: str, error: Exception) -> None:
-    """Print the traceback, and what to do: fix the user's own code, or report a failure of the project's."""
+    """Print the traceback and what to do: fix the user's own code, or report a bug."""
     import torch  # not above: takes seconds
 
     from kd_core.config import own_code

@@ -528,7 +528,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     """
     folder = RunFolder(path)
     if not folder.summary_file.is_file():
-        raise UserError(f"{path}: is no run folder (it has no summary.json)")
+        raise UserError(f"{path}: is not a run folder (it has no summary.json)")
     summary, about = folder.summary(), path / "wandb" / "about.json"
     if not folder.finished:
         raise UserError(

@@ -253,7 +253,7 @@ def test_other_code_than_the_runs_is_told(home, trained, tmp_path, capsys):
     assert "note: --import mine.py is not what the run was trained with" in capsys.readouterr().out
     forget()
     words = ["--import", str(tmp_path / "mine.py"), "--config", str(home / "plain.yaml"), "--resume", str(trained)]
-    with pytest.raises(UserError, match="the content of the files that --import names: what it was trained with lies"):
+    with pytest.raises(UserError, match="the files named by --import: the run was trained with the copies in"):
         train_kd.main(words)
 
 

@@ -142,7 +142,7 @@ def test_a_checkpoint_names_its_own_files_alone(run, tmp_path, name):
     state = json.loads(path.read_text())
     state["checksums"][name] = files.sha256_of(tmp_path / "secret")
     path.write_text(json.dumps(state))
-    assert "names other files than there are" in told(run)
+    assert "its list of files differs from the folder's" in told(run)
 
 
 def test_a_checkpoint_does_not_unfold(run):
@@ -157,7 +157,7 @@ def test_a_checkpoint_does_not_unfold(run):
 
 def test_metrics_do_not_grow_to_what_a_checkpoint_claims(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="the checkpoint knows of 1099511627776 bytes"):
+    with pytest.raises(UserError, match="the checkpoint expects 1099511627776 bytes"):
         MetricsFile(tmp_path / "metrics.jsonl", 2**40)
     assert (tmp_path / "metrics.jsonl").stat().st_size == 3
 

@@ -466,7 +466,7 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
         ),
         (["--data.source=parquet", "--data.path=nowhere"], "nowhere"),
         (["--training.mixed_precision=fp16"], "fp16 needs a GPU"),
-        (["--resume=nowhere"], "--resume: nowhere is no run folder"),
+        (["--resume=nowhere"], "--resume: nowhere is not a run folder"),
         (["--cache.dir=/proc/nowhere"], "cache.dir: cannot write"),
     ],
 )
