@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend, and how messages are written."""
+"""The exception type for mistakes that the user can fix, and helpers for writing messages."""
 
 import argparse
 import difflib
@@ -7,9 +7,9 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Bad input: shown as one clear message, without a traceback; the script exits with status 2.
+    """Bad input: printed as one clear message, without a traceback; the script exits with status 2.
 
-    The message names the file, key and value, and says what would be right.
+    The message names the file, key and value, and says what is allowed.
     """
 
     def __init__(self, message: str):
@@ -21,14 +21,14 @@ class NonFinite(UserError):
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey: names in files from elsewhere may hold control characters."""
+    """`text` with control characters escaped: names in untrusted files may hold terminal escape sequences."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
-    """What an error says, on one line of at most `limit` characters; its type if it says nothing."""
+    """The first line of an error's message, at most `limit` characters; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
@@ -44,7 +44,7 @@ USUAL_NAMES = {
 def near_names(word: object, known: Iterable[object], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
     """At most `most` of `known` that resemble `word`, best first (`cutoff` as in difflib).
 
-    A usual abbreviation (`lr`) stands for its name alone, and the first words of a name (`batch`) for that name.
+    A usual abbreviation (`lr`) matches only the name it stands for; a prefix (`batch`) matches the names it begins.
     """
     given, names = str(word), [str(name) for name in known]
     if USUAL_NAMES.get(given) in names:
@@ -65,7 +65,7 @@ def suggestion(names: Iterable[str]) -> str:
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser of switches whose mistakes are UserErrors, as those of the settings are."""
+    """An argument parser that raises UserError for mistakes, as the settings do."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, add_help=False, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""Files that no reader ever sees half-written: temporary name, fsync, rename."""
+"""Atomic writes (temporary name, fsync, rename), bounded reads, and locks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make names in `path` durable; a no-op where folders cannot be opened (Windows)."""
+    """Flush the folder entries of `path` to disk; a no-op where folders cannot be opened (Windows)."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -44,7 +44,7 @@ def sync_folder(path: Path) -> None:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of plain values as CSV; text that a spreadsheet would run as a formula is preceded by an apostrophe."""
+    """Rows of plain values as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
 
     def cell(value: Any) -> Any:
         if not isinstance(value, str):
@@ -57,9 +57,9 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by `content`, atomically.
+    """Replace `path` with `content`, atomically.
 
-    If not `durable`, a power failure may lose it: it waits for no disk.
+    Unless `durable`, it does not wait for the disk, and a power failure may lose the content.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -76,7 +76,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """`write_bytes` of `text` in UTF-8; names of files that are not UTF-8 are written with escapes."""
+    """`write_bytes` of `text` in UTF-8; file names that are not UTF-8 are escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
@@ -90,17 +90,17 @@ def finite(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that every reader takes: what is not finite is null."""
+    """`value` as standard JSON: numbers that are not finite become null."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, atomically; what is not finite is null."""
+    """Replace `path` with `value` as JSON, atomically; numbers that are not finite become null."""
     write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; UserError names the file if it is missing or no JSON."""
+    """The JSON value in `path`; UserError names the file if it is missing or not JSON."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES or not path.is_file():
             raise UserError(f"{path}: damaged, no file of at most {MAX_JSON_BYTES:,} bytes")
@@ -123,8 +123,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def replacing_folder(path: Path, *, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block succeeds.
 
-    The previous folder stays as `.NAME.previous` until the new one stands, or with `keep_previous` until the next
-    time; `previous_of` finds it, also after a crash between the two renames.
+    The previous folder stays as `.NAME.previous` until the new one is complete, or with `keep_previous` until the next
+    replacement; `previous_of` finds it, also after a crash between the two renames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -149,24 +149,24 @@ def replacing_folder(path: Path, *, keep_previous: bool = False) -> Iterator[Pat
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Replace `target` by a copy of `source`."""
+    """Replace `target` with a copy of `source`."""
     with replacing_folder(target) as path:
         shutil.copytree(source, path, dirs_exist_ok=True, symlinks=True)
 
 
 def previous_of(path: Path) -> Path:
-    """Where `replacing_folder` keeps the old folder."""
+    """Path at which `replacing_folder` keeps the previous folder."""
     return path.with_name(f".{path.name}.previous")
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what a `replacing_folder` of `path` that was killed has left; nobody may be writing it."""
+    """Remove the temporary folders of a killed `replacing_folder` of `path`; no process may be writing it."""
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def local_path(name: str, key: str) -> Path:
-    """`name` as a path, ~ expanded; UserError begins with `key` if no file can have such a name."""
+    """`name` as a path, ~ expanded; UserError begins with `key` if it is not a possible file name."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:
@@ -177,18 +177,18 @@ def local_path(name: str, key: str) -> Path:
 
 
 def existing_part(path: Path) -> Path:
-    """`path` if it exists, else the nearest of its parents that does."""
+    """`path` if it exists, else its nearest existing parent."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def writable_folder(path: Path, key: str) -> Path:
-    """Create `path` if needed and prove that files can be written there; UserError names `key` otherwise."""
+    """Create `path` if needed and test that files can be written there; UserError names `key` otherwise."""
     check_writable(path, key, make=True)
     return path
 
 
 def check_writable(path: Path, key: str, *, make: bool = False) -> None:
-    """UserError if files cannot be written to folder `path`; unless `make`, nothing is made, also no folder."""
+    """UserError if files cannot be written to folder `path`, which is only created with `make`."""
     try:
         if make:
             path.mkdir(parents=True, exist_ok=True)
@@ -198,9 +198,9 @@ def check_writable(path: Path, key: str, *, make: bool = False) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make a file of zeros, or make one longer, and take its room on the disk: writing to a map of it cannot fail then.
+    """Create or extend a file of `size` zero bytes, and allocate its disk space.
 
-    Without, a disk that is full when the map is written to would end the process without a word.
+    Otherwise writing to a memory map of the file on a full disk would kill the process without a message.
     """
     with open(path, "ab") as file:
         file.truncate(size)
@@ -210,7 +210,7 @@ def reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within the block a disk that is full, read-only or gone is a UserError that names `path` and says what to do."""
+    """Turn errors of a full, read-only or missing disk within the block into a UserError that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -222,16 +222,16 @@ def writing(path: Path) -> Iterator[None]:
     else:
         return
     raise UserError(
-        f"{path}: cannot be written: {why}. What was complete there is untouched; once there is room, the same command "
-        "goes on from the last checkpoint"
+        f"{path}: cannot be written: {why}. Complete files there are untouched; once there is space, the same command "
+        "continues from the last checkpoint"
     )
 
 
 def held_lock(path: Path, busy: Callable[[str], None]) -> SoftFileLease:
-    """The lock of file `path`, held: made exclusively, with a heartbeat, since network file systems may not know flock.
+    """The lock file `path`, held: created exclusively, with a heartbeat, since network file systems may lack flock.
 
-    What a dead process of this machine holds is taken over at once; what one of another machine holds, when no
-    heartbeat is seen for LEASE seconds.  While somebody alive holds it `busy` is told who, once; then it is waited for.
+    The lock of a dead process on this machine is taken over at once; on another machine, after LEASE seconds without a
+    heartbeat.  If a live process holds it, `busy` is called once with its description, then the call waits.
     """
     lock = SoftFileLease(path, lease_duration=LEASE, thread_local=False)
     try:
@@ -239,7 +239,7 @@ def held_lock(path: Path, busy: Callable[[str], None]) -> SoftFileLease:
         return lock
     except Timeout:
         process, host = _owner(path)
-    if host != socket.gethostname():  # whether it is alive cannot be asked, only waited for
+    if host != socket.gethostname():  # only its heartbeat tells whether a process elsewhere is alive
         try:
             lock.acquire(timeout=1.5 * LEASE)
             return lock
@@ -251,9 +251,10 @@ def held_lock(path: Path, busy: Callable[[str], None]) -> SoftFileLease:
 
 
 def still_held(lock: SoftFileLease) -> bool:
-    """Whether nobody has taken the lock over: asked of its file, since who was suspended goes on before its heartbeat.
+    """Whether no other process has taken the lock over.
 
-    Somebody who looks whether the lock is stale moves the file away for a moment, hence the second look.
+    Reads the lock's file, since after a suspension the process may resume before its heartbeat thread does.  Another
+    process that checks for a stale lock moves the file away for a moment, hence the second attempt.
     """
     for wait in (0.0, 0.1):
         time.sleep(wait)

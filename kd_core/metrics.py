@@ -15,11 +15,11 @@ from torch import Tensor
 from kd_core.errors import NonFinite, UserError, first_line
 
 BINS = 15  # of calibration errors and reliability diagrams
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures that `fit_temperature` gives at most
+COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures that `fit_temperature` returns
 
 
 def require_sound(logits: Tensor, labels: Tensor) -> Tensor:
-    """`logits` [N,C] in float32.  UserError without an image, NonFinite if any is not finite."""
+    """`logits` [N,C] in float32.  UserError without images, NonFinite if any logit is not finite."""
     if not len(labels):
         raise UserError("no images to measure a network on")
     logits = logits.float()
@@ -31,11 +31,11 @@ def require_sound(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """The most probable classes of logits [...,C]: int64 [...]; of equal logits the class of the lowest number."""
-    return logits.max(-1).indices  # which PyTorch documents to be the first of equal ones
+    """The most probable classes of logits [...,C]: int64 [...]; the lowest class index among equal logits."""
+    return logits.max(-1).indices  # PyTorch documents that it returns the first of equal maxima
 
 
-# -------------------------------------------------------------------------------------------- how often it is right
+# -------------------------------------------------------------------------------------------------- classification
 
 
 def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -65,15 +65,15 @@ def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
 def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Metrics of logits [N,C] for labels int64 [N].
 
-    `correct` and `total` are counts; `accuracy` and `top5` fractions; `macro_accuracy` the mean over classes of each
-    class's own; `loss_ce` and `nll` the mean cross-entropy in nats; `brier`, `ece` and `ece_adaptive` as in
+    `correct` and `total` are counts; `accuracy` and `top5` fractions; `macro_accuracy` the mean of the per-class
+    accuracies; `loss_ce` and `nll` the mean cross-entropy in nats; `brier`, `ece` and `ece_adaptive` as in
     `calibration`; `auroc` one-vs-rest, macro average; `auroc_classes_left_out` the number of classes without positives
-    or negatives.  Of equal logits the class of the lowest number counts as the most probable.  UserError without a
-    sample, NonFinite if logits are not finite.
+    or negatives.  Among equal logits the lowest class index counts as the most probable.  UserError without samples,
+    NonFinite if logits are not finite.
     """
     logits = require_sound(logits, labels)
     classes, own = torch.arange(logits.shape[1], device=logits.device), logits.gather(1, labels[:, None])
-    # Not topk, which leaves open the order of equal logits.
+    # Not topk, whose order of equal logits is unspecified.
     rank = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(1)
     correct, top5 = int((rank == 0).sum()), int((rank < 5).sum())
     calibrated = calibration(logits, labels)
@@ -92,22 +92,22 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy_by(right: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Per group the number of images, int64 [G], and the share of them that are right, float64 [G], NaN of none.
+    """Number of images per group, int64 [G], and accuracy per group, float64 [G], NaN for empty groups.
 
-    right bool [N], groups int64 [N] in [0, count): labels for the accuracy per class, the labels' superclasses for
-    that per superclass.
+    right bool [N], groups int64 [N] in [0, count): labels for per-class accuracy, the labels' superclasses for
+    per-superclass accuracy.
     """
     images = torch.bincount(groups, minlength=count)
     return images, torch.bincount(groups[right], minlength=count).double() / images
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How many images of each class (row) are taken for each class (column): int64 [C,C], of int64 [N] both."""
+    """Number of images of each class (row) predicted as each class (column): int64 [C,C], from int64 [N] both."""
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 def most_confused(predicted: Tensor, labels: Tensor, classes: int, at_most: int = 10) -> list[tuple[int, int, int]]:
-    """(label, predicted class, number of images) of the most frequent mistakes; of equal ones the lowest label first.
+    """(label, predicted class, number of images) of the most frequent mistakes; ties in order of the label.
 
     predicted, labels int64 [N].
     """
@@ -120,11 +120,11 @@ def most_confused(predicted: Tensor, labels: Tensor, classes: int, at_most: int 
     ]
 
 
-# ------------------------------------------------------------------------------- how far its probabilities are right
+# ------------------------------------------------------------------------------------------------------- calibration
 
 
 def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """What the probabilities of finite logits [N,C] are worth, for labels int64 [N].
+    """Calibration metrics of finite logits [N,C] for labels int64 [N].
 
     `nll` is the mean cross-entropy in nats; `brier` the mean squared distance of probabilities to the one-hot label, 0
     to 2 (Brier, Monthly Weather Review 1950); `ece` and `ece_adaptive` the errors of `calibration_error` and
@@ -142,15 +142,15 @@ def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error over equal-width bins (l, r] of the top probability (Guo et al., arXiv:1706.04599).
 
-    probabilities [N,C], labels int64 [N].  Sum over bins of the bin's share of samples times |accuracy - confidence|.
+    probabilities [N,C], labels int64 [N].  Sum over bins of the fraction of samples times |accuracy - confidence|.
     """
     confidence, right = _top(probabilities, labels)
     return _gap(_sums(confidence, right, _equal_width(confidence, bins), bins))
 
 
 def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """The same over bins of equal numbers of samples, by rank of the top probability (Nguyen and O'Connor, EMNLP 2015,
-    arXiv:1508.05154).
+    """Calibration error over bins with equal numbers of samples, by rank of the top probability (Nguyen and O'Connor,
+    EMNLP 2015, arXiv:1508.05154).
 
     Equal probabilities share the bin of the first of them, so that the order of the samples does not matter.
     """
@@ -160,10 +160,10 @@ def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Tensor]:
-    """What `calibration_error` sums up, per bin: float64 [bins] each, but for `count`, which is int64.
+    """Values of a reliability diagram per bin of `calibration_error`: float64 [bins] each, `count` int64.
 
-    `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` and `accuracy` the
-    means of the top probability and of being right, NaN where there is no sample.
+    `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` the mean top
+    probability and `accuracy` the fraction that is right, both NaN in empty bins.
     """
     confidence, right = _top(probabilities, labels)
     count, summed, correct = _sums(confidence, right, _equal_width(confidence, bins), bins)
@@ -188,7 +188,7 @@ def _equal_width(confidence: Tensor, bins: int) -> Tensor:
 
 
 def _sums(confidence: Tensor, right: Tensor, index: Tensor, bins: int) -> Tensor:
-    """Per bin the number of samples and the sums of confidence and of being right: float64 [3,bins]."""
+    """Per bin the number of samples, the sum of confidences and the number that are right: float64 [3,bins]."""
     values = torch.stack([torch.ones_like(confidence), confidence, right])
     return values.new_zeros(3, bins).index_add(1, index, values)
 
@@ -198,12 +198,12 @@ def _gap(sums: Tensor) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T in [COLDEST, HOTTEST] with which softmax(logits / T) has the least cross-entropy (Guo et al.,
+    """The T in [COLDEST, HOTTEST] that minimizes the cross-entropy of softmax(logits / T) (Guo et al.,
     arXiv:1706.04599).
 
-    logits [N,C], labels int64 [N].  The cross-entropy is convex in 1/T, so the one zero of its slope is the minimum; T
-    is 1 where that cannot get better, and a limit of the range where the minimum lies beyond it, as for predictions
-    that are all right.  UserError without a sample, NonFinite if logits are not finite.
+    logits [N,C], labels int64 [N].  The cross-entropy is convex in 1/T, so the only zero of its slope is the minimum;
+    T is 1 where no other is better, and a limit of the range where the minimum lies beyond it, as when all predictions
+    are right.  UserError without samples, NonFinite if logits are not finite.
     """
     from scipy.optimize import brentq  # not above: takes a second
 
@@ -211,7 +211,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     margins = logits - logits.gather(1, labels[:, None])
 
     def slope(temperature: float) -> float:
-        """Of the cross-entropy by 1/T."""
+        """Derivative of the cross-entropy with respect to 1/T."""
         return float(((margins / temperature).softmax(1) * margins).sum(1).mean())
 
     if slope(1.0) == 0:
@@ -223,29 +223,29 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(brentq(lambda log: slope(math.exp(log)), math.log(COLDEST), math.log(HOTTEST), xtol=1e-7))
 
 
-# -------------------------------------------------------------------------------------------- beside its teachers
+# -------------------------------------------------------------------------------------------- student and teachers
 
 
 def agreement(predicted: Tensor, others: Tensor) -> Tensor:
-    """The share of images for which predicted classes int64 [N] are those of others int64 [...,N]: float64 [...]."""
+    """Fraction of images with equal predicted classes int64 [N] and others int64 [...,N]: float64 [...]."""
     return (others == predicted).double().mean(-1)
 
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(teacher || student) in nats, averaged over images: float32 [...], of logits [...,N,C] and [N,C].
 
-    At temperature 1; how far a student is from what it was taught (Stanton et al., arXiv:2106.05945).
+    At temperature 1; measures a student's fidelity to its teacher (Stanton et al., arXiv:2106.05945).
     """
-    taught, learnt = teacher_logits.float().log_softmax(-1), student_logits.float().log_softmax(-1)
-    return (taught.exp() * (taught - learnt)).sum(-1).mean(-1)
+    teacher, student = teacher_logits.float().log_softmax(-1), student_logits.float().log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean(-1)
 
 
 def against_teachers(predicted: Tensor, teachers: Tensor, labels: Tensor) -> dict[str, Any]:
-    """How often a student is right where its teachers name one class, several, or the label never.
+    """Accuracy of a student where its teachers agree, disagree, or are all wrong.
 
     Classes predicted by the student int64 [N] and by the teachers int64 [K,N], labels int64 [N].  `all_agree`,
-    `disagree` (the rest) and `all_wrong` have the `share` of such images and the student's `accuracy` on them, NaN if
-    there are none; `oracle` is the share of images that at least one teacher has right.
+    `disagree` (the rest) and `all_wrong` hold the `share` of such images and the student's `accuracy` on them, NaN if
+    there are none; `oracle` is the fraction of images that at least one teacher classifies correctly.
     """
     right, all_agree = predicted == labels, (teachers == teachers[0]).all(0)
     all_wrong = (teachers != labels).all(0)
@@ -272,7 +272,7 @@ def ensemble_logits(teacher_logits: Tensor) -> Tensor:
 def evaluate_module() -> Any:
     """The Hugging Face `evaluate` module that wraps `classification`; needs neither the Hub nor a warm cache.
 
-    What it is given stays in memory: runs at the same time share no file but the module's code, which has a lock.
+    Its inputs stay in memory: concurrent runs share no file but the module's code, which `evaluate` locks.
 
     Raises:
         UserError: the folder to which `evaluate` copies a module's code cannot be written.
@@ -281,17 +281,17 @@ def evaluate_module() -> Any:
 
     path = Path(__file__).parent / "hf_metrics" / "kd_classification"
     try:
-        with TemporaryDirectory() as unused:  # a folder that `evaluate` makes even where all stays in memory
+        with TemporaryDirectory() as unused:  # `evaluate` creates a cache folder even if it keeps all in memory
             return evaluate.load(str(path), keep_in_memory=True, cache_dir=unused)
     except OSError as error:
         raise UserError(
             f"HF_MODULES_CACHE: `evaluate` cannot copy its metrics to {evaluate.config.HF_MODULES_CACHE}: "
-            f"{first_line(error, 200)}; set this environment variable to a folder that can be written"
+            f"{first_line(error, 200)}; set this environment variable to a writable folder"
         ) from error
 
 
 def through_evaluate() -> Callable[[Tensor, Tensor], dict[str, float]]:
-    """`classification`, computed by `evaluate_module`, whose errors it has; loads that first."""
+    """`classification`, computed by `evaluate_module`, which is loaded first; raises the same errors."""
     module = evaluate_module()
 
     def classify(logits: Tensor, labels: Tensor) -> dict[str, float]:

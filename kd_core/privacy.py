@@ -1,4 +1,4 @@
-"""What is stored or sent says neither where somebody's home folder is nor with which password a URL is opened."""
+"""Removes home folder paths and URL credentials from what is stored or sent."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")  # user:password@ of a URL
 
 
 def redacted(value: Any) -> Any:
-    """Plain data or text with `~` for the home folder, and without the credentials of URLs, wherever they occur."""
+    """Plain data or text with `~` for the home folder and without URL credentials."""
     if isinstance(value, dict):
         return {redacted(key): redacted(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Everything before the first run: Accelerate, the data, and whether settings, networks and teachers are sound."""
+"""Everything before the first run: start Accelerate, load the data, check settings, networks and teachers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from kd_core.teachers import load as teachers
 
 
 def start(options: Options, resolved: Resolved, signals: StopSignals | None = None) -> tuple[Config, Job]:
-    """Start Accelerate, in the precision that settings or launcher name, and load the data."""
+    """Start Accelerate in the precision of the settings or the launcher, and load the data."""
     config = resolved.config
     check_writable(Path(config.output_dir), "output_dir")
     if not options.no_wandb:
-        wandb_mode(config)  # a mode that does not exist is a mistake, not a failure of W&B
+        wandb_mode(config)  # UserError for an unknown mode, before anything starts
         if is_first_process():
             start_service(config)
     accelerator = create_accelerator(config.training.mixed_precision, deterministic=config.training.deterministic)
@@ -52,7 +52,7 @@ def start(options: Options, resolved: Resolved, signals: StopSignals | None = No
     wanted = config.model
     sizes = [models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")]
     sizes += teachers.input_sizes(config)
-    with accelerator.local_main_process_first():  # on each machine one decodes, the others find the result
+    with accelerator.local_main_process_first():  # one process per machine decodes, the others find the result
         data = load_data(
             config.data,
             model_sizes=sizes,
@@ -66,9 +66,10 @@ def start(options: Options, resolved: Resolved, signals: StopSignals | None = No
 
 
 def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies: bool) -> list[teachers.Teacher]:
-    """The teachers, once settings, networks and teachers are known to be fit to train; UserError says what is not.
+    """The teachers, after settings, networks and teachers have passed all checks; UserError lists what is wrong.
 
-    Of weak teachers other settings are tried if asked to.  Teachers that are trained on demand are still stand-ins.
+    With `look_for_remedies`, other settings are tried for weak teachers.  Teachers to be trained on demand are still
+    stand-ins.
     """
     members = find_mistakes(config, job, resume)
     for note in [note for member in members for note in member.notes]:
@@ -79,35 +80,35 @@ def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies
 
 
 def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
-    """Check teachers and print the settings that would make weak ones better."""
+    """Check teachers and print settings that would improve weak ones."""
     predict = Predictor(job.accelerator, config)
     if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
         job.say(findings_lines(findings))
 
 
 class Problems:
-    """The messages of all mistakes that were found."""
+    """Collects the messages of all mistakes."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def attempt(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns; None if it raises UserError, which is noted."""
+        """What `action` returns; None if it raises UserError, whose message is collected."""
         try:
             return action()
         except UserError as error:
             self.messages.append(str(error))
 
     def tell(self) -> None:
-        """UserError with all messages, if there are any."""
+        """Raise UserError with all messages, if there are any."""
         if self.messages:
             raise UserError("\n".join(dict.fromkeys(self.messages)))
 
 
 def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teacher]:
-    """The teachers, once nothing is known to be wrong any more; untrained ones stand for those trained on demand.
+    """The teachers, if no mistake is found; untrained stand-ins for those to be trained on demand.
 
-    UserError lists everything that can be known before anything is trained.
+    UserError lists all mistakes that can be found before training.
     """
     problems, members = Problems(), list[Any]()
     _check_run(config, job, problems)
@@ -120,14 +121,14 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     if resume not in ("auto", "never"):
         problems.attempt(lambda: open_run(config, job.data.fingerprint, resume))
     problems.tell()
-    job.reset_device()  # of what the passes took
+    job.reset_device()  # frees the memory of the trial passes
     return members
 
 
 def _teacher_to_train(
     config: Config, index: int, teacher: TeacherConfig, job: Job, problems: Problems
 ) -> teachers.Teacher | None:
-    """A stand-in for a teacher that is trained on demand, whose own run is checked as well."""
+    """A stand-in for a teacher to be trained on demand; its own run is checked as well."""
     own = problems.attempt(lambda: teachers.training_config(config, index))
     if own is None:
         return None
@@ -143,15 +144,15 @@ def _teacher_to_train(
 def _check_run(
     config: Config, job: Job, problems: Problems, where: str = "", *, trained: bool = False, **keys: str
 ) -> None:
-    """Note what is wrong with one run's settings.  If nothing is, one batch is trained on, unless it is `trained`.
+    """Collect what is wrong with one run's settings.  If nothing is, train on one batch, unless already `trained`.
 
-    `where` begins the messages; `keys` are the names of settings in them where these are not the usual ones.
+    `where` begins the messages; `keys` maps settings to the names they have in messages, where these differ.
     """
     data, processes, batch, training = job.data, job.accelerator.num_processes, config.data.batch_size, config.training
     before = len(problems.messages)
     if batch % processes:
         problems.messages.append(
-            f"{where}data.batch_size: {batch}, for all processes, does not divide by {processes} processes"
+            f"{where}data.batch_size: {batch}, over all processes, is not divisible by {processes} processes"
         )
     if len(data.train) < batch:
         problems.messages.append(

@@ -1,1 +1,1 @@
-"""What the training loop runs on: processes, signals, optimizer, running means, clocks."""
+"""What the training loop runs on: processes, signals, the optimizer, running means, timing."""

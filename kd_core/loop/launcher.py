@@ -1,4 +1,4 @@
-"""What launchers leave in the environment: ranks, precision and plugins, which are taken or refused by name."""
+"""Environment variables that launchers set: ranks, precision and plugins; unsupported ones are refused by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from kd_core.errors import UserError
 from kd_core.loop.ranks import RANKS, RankMistake
 
-PRECISION = "ACCELERATE_MIXED_PRECISION"  # as `accelerate launch` sets it, from its option or its config file
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch`, from its option or its config file
 PRECISIONS = ("no", "fp16", "bf16")
 PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -38,7 +38,7 @@ HOW_TO_START = (
 
 def uses_gpu(environ: Mapping[str, str]) -> bool:
     """Whether this process will run on a GPU."""
-    import torch  # takes seconds, and the precision is told without
+    import torch  # not above: takes seconds, and most functions here do without
 
     device = environ.get("ACCELERATE_TORCH_DEVICE", "cuda")
     return torch.cuda.is_available() and device.startswith("cuda") and not _is_on(environ.get("ACCELERATE_USE_CPU"))
@@ -47,45 +47,45 @@ def uses_gpu(environ: Mapping[str, str]) -> bool:
 def precision(asked: str | None, environ: Mapping[str, str]) -> str:
     """The autocast type: `asked` by the settings, else the launcher's, else "no".
 
-    UserError for one that the launcher asks for and this project does not have, such as fp8.
+    UserError if the launcher asks for a precision that this project does not support, such as fp8.
     """
-    told = _told_precision(environ)
+    given = _launchers_precision(environ)
     if asked is not None:
         return asked
-    if told and told not in PRECISIONS:
+    if given and given not in PRECISIONS:
         raise UserError(
-            f"{PRECISION}: is {told!r}, allowed: {', '.join(PRECISIONS)}; it comes from 'accelerate launch "
+            f"{PRECISION}: is {given!r}, allowed: {', '.join(PRECISIONS)}; it comes from 'accelerate launch "
             "--mixed_precision' or accelerate's config file; training.mixed_precision in the settings overrides it"
         )
-    return told or "no"
+    return given or "no"
 
 
 def about_precision(asked: str | None, environ: Mapping[str, str]) -> str | None:
-    """What the user should be told about `precision`; None where settings and launcher do not differ."""
-    told = _told_precision(environ)
-    if told in ("", "no", asked):  # "no" is also what a launcher says that was not asked
+    """A notice about `precision`; None if settings and launcher do not differ."""
+    given = _launchers_precision(environ)
+    if given in ("", "no", asked):  # "no" is also the launcher's default
         return None
     if asked is None:
-        return f"mixed precision {told}: the launcher's ({PRECISION}), as training.mixed_precision is not set"
-    return f"training.mixed_precision: {asked}, as the settings say; the launcher's {told} ({PRECISION}) is not used"
+        return f"mixed precision {given}: the launcher's ({PRECISION}), as training.mixed_precision is not set"
+    return f"training.mixed_precision: {asked}, as the settings say; the launcher's {given} ({PRECISION}) is not used"
 
 
-def _told_precision(environ: Mapping[str, str]) -> str:
+def _launchers_precision(environ: Mapping[str, str]) -> str:
     return environ.get(PRECISION, "").strip().lower()
 
 
 def check(environ: Mapping[str, str]) -> bool:
     """Whether this is one of several processes.
 
-    UserError, one message, for what Accelerate would do and the training loop does not, for flags that Accelerate
-    cannot read, and for ranks that are half-set or do not fit together.
+    UserError, as one message, for Accelerate features that the training loop does not support, for flags that
+    Accelerate cannot parse, and for ranks that are incomplete or contradict each other.
     """
     problems = [*_plugins(environ), *_unreadable(environ)]
     if problems:
         raise UserError("\n".join(problems))
     ranks, problems = _ranks(environ)
     if problems:
-        raise RankMistake("\n".join([*problems, f"unset what an earlier job left behind, and {HOW_TO_START}"]))
+        raise RankMistake("\n".join([*problems, f"unset variables left over from an earlier job, and {HOW_TO_START}"]))
     return "local_rank" in ranks
 
 
@@ -109,7 +109,7 @@ def _plugins(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unreadable(environ: Mapping[str, str]) -> Iterator[str]:
-    """What Accelerate would fail to read."""
+    """Messages about variables that Accelerate cannot parse."""
     from accelerate.utils import str_to_bool
 
     for name in FLAGS:
@@ -142,7 +142,7 @@ def _is_on(value: str | None) -> bool:
 
 
 def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
-    """The ranks of one of several processes, empty for a single one, and what is wrong with them, a line each."""
+    """The ranks of this process, empty if it is the only one, and a message per problem with them."""
     ranks: dict[str, int] = {}
     source: dict[str, str] = {}
     problems: list[str] = []
@@ -151,7 +151,7 @@ def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
             text = environ.get(name, "-1").strip()
             if not text.removeprefix("-").isdecimal() or int(text) < -1:
                 problems.append(f"{name}: is {environ[name]!r}, must be a whole number, 0 or more")
-            elif int(text) >= 0 and key not in ranks:  # -1 is "not set" to Accelerate, too
+            elif int(text) >= 0 and key not in ranks:  # -1 means "not set" to Accelerate, too
                 ranks[key], source[key] = int(text), name
     if problems:
         return {}, problems
@@ -159,24 +159,24 @@ def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
     if "local_rank" not in ranks and size == 1 and rank == 0:
         return {}, []
 
-    # Accelerate joins processes by MPI's names on a CPU only; on GPUs each would train on its own, as if it was alone.
+    # Accelerate reads MPI's names on CPUs only; on GPUs each process would train alone.
     needed = {"size": "WORLD_SIZE", "rank": "RANK", "local_rank": "LOCAL_RANK"}
     gpu = uses_gpu(environ)
     missing = [name for key, name in needed.items() if key not in ranks or (gpu and source[key] != name)]
     missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name, "").strip()]
     given = [f"{source[key]}={ranks[key]}" for key in ("size", "rank", "local_rank", "local_size") if key in ranks]
     if missing:
-        return {}, [f"{', '.join(given)}: set, as for several processes, but {', '.join(missing)} not"]
+        return {}, [f"{', '.join(given)}: set, as for several processes, but {', '.join(missing)} is missing"]
     for part, whole in (("rank", "size"), ("local_rank", "local_size")):
         if whole in ranks and ranks[part] >= ranks[whole]:
             problems.append(
                 f"{source[part]}: is {ranks[part]}, but {source[whole]} is {ranks[whole]}; ranks count from 0, so it "
-                "has to be smaller"
+                "must be smaller"
             )
     if ranks.get("local_size", 1) > size:
         problems.append(
             f"{source['local_size']}: is {ranks['local_size']}, more than {source['size']}, which is {size}: one "
-            "machine cannot have more processes than all together"
+            "machine cannot have more processes than there are in total"
         )
     port = environ["MASTER_PORT"].strip()
     if not port.isdecimal() or not 1 <= int(port) <= 65535:

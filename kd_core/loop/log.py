@@ -1,4 +1,4 @@
-"""Messages of a run: one line each, from the main process alone, above any progress bar."""
+"""Messages of a run: one line each, from the main process only, above any progress bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Terminal(logging.Handler):
     """Prints plain messages on stdout, and keeps progress bars below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Accelerate puts the process's rank before every message; one process speaks, so it says nothing.
+        # Accelerate prefixes every message with the process's rank, but only the main process prints.
         tqdm.write(printable(re.sub(r"^\[RANK \d+\] ", "", record.getMessage())))
 
 
@@ -26,5 +26,5 @@ _logger.logger.propagate = False
 
 
 def say(text: str) -> None:
-    """Print `text` if this is the main process.  RuntimeError before there is an Accelerator."""
+    """Print `text` if this is the main process.  RuntimeError before an Accelerator is created."""
     _logger.info(text)

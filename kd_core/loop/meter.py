@@ -1,4 +1,4 @@
-"""Running means that stay on the device, the rows of metrics within an epoch, and speeds."""
+"""Running means that stay on the device, metrics logged within an epoch, and speeds."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Meter:
     """Means of named scalars over steps, summed in float64 on the device.
 
     `reading()` covers the steps since the last reading, `epoch()` all steps since `start_epoch()`.  Both reduce over
-    processes through `reduce_sum` and raise NonFinite naming the first bad step and metric, which `gather` finds.
-    Skipped steps are counted and not averaged, and NonFinite once there are more than `may_skip` in a run.
+    processes with `reduce_sum`; if a mean is not finite, they raise NonFinite, naming the first bad step and metric,
+    found with `gather`.  Skipped steps are counted but not averaged; more than `may_skip` per run raise NonFinite.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Meter:
         may_skip: int = 0,
     ):
         self._reduce_sum, self._gather, self._may_skip = reduce_sum, gather, may_skip
-        self.skipped_before = 0  # this epoch
+        self.skipped_before = 0  # steps skipped before this epoch
         self._sums: Tensor | None = None  # [2, M or M + 1]: since the last reading, since the start of the epoch
         self.start_epoch()
 
@@ -48,9 +48,9 @@ class Meter:
         self._steps = [0, 0]
 
     def add(self, step: int, values: dict[str, Tensor], skipped: Tensor | None = None) -> None:
-        """Add 0-d tensors of one step, and whether it was skipped, on all processes alike: bool [].
+        """Add the 0-d tensors of one step; `skipped`, bool [], is equal on all processes.
 
-        No host work beyond queueing a few kernels.
+        The host only queues a few kernels.
         """
         packed = torch.stack([value.detach() for value in values.values()]).double()
         if self._sums is None:
@@ -66,7 +66,7 @@ class Meter:
         self._steps = [count + 1 for count in self._steps]
 
     def state(self) -> dict[str, Any]:
-        """What this process has summed up within the epoch, for a checkpoint: plain values and tensors."""
+        """This process's sums within the epoch, for a checkpoint: plain values and tensors."""
         if self._sums is None:
             return {}
         return {
@@ -77,7 +77,7 @@ class Meter:
         }
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         self.start_epoch()
         if state:
             self.names, self._steps = list(state["names"]), list(state["steps"])
@@ -106,7 +106,7 @@ class Meter:
         if self._sums is None or not steps:
             return {}
         summed = self._reduce_sum(torch.cat([self._sums[row], self._sums.new_ones(1)]))
-        means = (summed[:-1] / (summed[-1] * steps)).tolist()  # the wait for the device
+        means = (summed[:-1] / (summed[-1] * steps)).tolist()  # waits for the device
         if not all(map(math.isfinite, means)):
             raise NonFinite(self._first_offence())
         if len(means) == len(self.names):
@@ -119,7 +119,7 @@ class Meter:
         return {**kept, "skipped_steps": float(count)}
 
     def _first_offence(self) -> str:
-        """What was not finite, and in which step first, of all processes, which call this together."""
+        """Names the metrics that were not finite and the first such step on any process; all call this together."""
         first = self._gather(self._first_bad).view(-1, len(self.names)).amin(0).tolist()
         bad = [name for name, step in zip(self.names, first, strict=True) if step < math.inf]
         return f"{', '.join(bad)} not finite at step {int(min(first)) + 1}"
@@ -128,9 +128,9 @@ class Meter:
 def require_finite(
     model: nn.Module, optimizer: torch.optim.Optimizer, when: str, reduce_sum: Callable[[Tensor], Tensor] = itself
 ) -> None:
-    """NonFinite, naming the first offender, unless weights, buffers and the optimizer's state are finite.
+    """NonFinite, naming the first offender, unless weights, buffers and the optimizer's state are finite everywhere.
 
-    On all processes, which call this together.  Waits for the device.
+    All processes call this together.  Waits for the device.
     """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for name, parameter in model.named_parameters():
@@ -144,7 +144,7 @@ def require_finite(
 
 
 def require_scale(scaler: torch.amp.GradScaler | None) -> None:
-    """NonFinite if fp16's loss scale shrinks without end: then gradients are not finite at any, and all steps skipped.
+    """NonFinite if fp16's loss scale has shrunk too far: no scale gives finite gradients, and every step is skipped.
 
     Waits for the device.
     """
@@ -153,7 +153,7 @@ def require_scale(scaler: torch.amp.GradScaler | None) -> None:
 
 
 class StepLog:
-    """Every `every` steps a row of running means, which is the only wait for the device within an epoch."""
+    """Logs running means every `every` steps, the only time the host waits for the device within an epoch."""
 
     def __init__(
         self,
@@ -168,14 +168,14 @@ class StepLog:
         self._every, self._total_steps = every, total_steps
 
     def start_epoch(self, title: str, done: int, steps: int) -> tqdm:
-        """The positions of the epoch's steps that are left, behind a progress bar."""
+        """The positions of the epoch's remaining steps, wrapped in a progress bar."""
         self._began, self._steps = time.perf_counter(), 0
         hidden = not self._accelerator.is_main_process
         self._bar = tqdm(range(done, steps), title, steps, False, initial=done, disable=hidden or None)
         return self._bar
 
     def after(self, step: int, learning_rate: float) -> bool:
-        """To be called after `step` steps of the run; whether a row was due.  NonFinite as `Meter.reading`."""
+        """Call after step `step` of the run; returns whether a row was logged.  NonFinite as in `Meter.reading`."""
         self._steps += 1
         if step % self._every:
             return False
@@ -203,15 +203,15 @@ class StepLog:
 
 
 class Speed:
-    """How fast an epoch is, and what its data and its teachers take of it."""
+    """The speed of an epoch, and the time spent on data and teachers."""
 
     def __init__(self, device: torch.device):
         self._device, self.data, self.teachers = device, Stopwatch(device), Stopwatch(device)
 
     def row(self, *, seconds: float, steps: int, images: int, hit_rate: float) -> dict[str, float]:
-        """Speeds of an epoch of `steps` steps on `images` images in all, which took `seconds`.
+        """Speeds of an epoch of `steps` steps on `images` images in total, which took `seconds`.
 
-        `hit_rate`: the share of the teachers' logits that were read from the cache.
+        `hit_rate`: the fraction of the teachers' logits that were read from the cache.
         """
         return {
             "train/step_time": seconds / steps,

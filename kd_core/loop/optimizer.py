@@ -1,4 +1,4 @@
-"""Optimizer and learning rate.  The learning rate is a pure function of the step, so a resumed run cannot drift."""
+"""Optimizer and learning rate.  The rate is a pure function of the step, so a resumed run has the same schedule."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kd_core.errors import UserError, did_you_mean
 def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, training: TrainingConfig) -> float:
     """Learning rate of optimizer step `step` (0-based) of `total_steps`.
 
-    Warm-up rises linearly over `warmup_epochs` and reaches the peak on the step after it; cosine (Loshchilov and
-    Hutter, arXiv:1608.03983, one cycle) falls from the peak to `min_learning_rate` on the very last step; multistep
-    multiplies by `decay_factor` after each of `milestones` (epochs); constant stays.
+    Warmup rises linearly over `warmup_epochs` and reaches the peak on the step after it; cosine (Loshchilov and
+    Hutter, arXiv:1608.03983, one cycle) falls from the peak to `min_learning_rate` at the last step; multistep
+    multiplies by `decay_factor` after each of `milestones` (epochs); constant keeps the peak.
     """
     peak = training.learning_rate
     warmup = round(training.warmup_epochs * steps_per_epoch)
@@ -34,7 +34,7 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, train
 
 
 def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused form for `device`.
+    """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused version for `device`.
 
     UserError if timm has no such optimizer, or if it rejects `training.optimizer_args`.
     """
@@ -64,8 +64,8 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
     if training.skip_nonfinite and not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(f"training.skip_nonfinite: needs adamw, adam or sgd, fused; {training.optimizer!r} is not")
     for group in optimizer.param_groups:
-        # Fused SGD makes its buffers of unset memory, and goes on from that if the first step is skipped, as the loss
-        # scaling of fp16 often does.  From zeros the first step is the same.
+        # Fused SGD allocates its buffers uninitialized, and keeps them if the first step is skipped, which the loss
+        # scaling of fp16 often does.  Starting from zeros, the first step is the same.
         if group.get("fused") and group.get("momentum") and not group.get("dampening"):
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -73,20 +73,21 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
 
 
 class NonFiniteSteps:
-    """Skips the steps of a fused optimizer whose gradients are not finite, without waiting for the device.
+    """Skips steps of a fused optimizer whose gradients are not finite, without waiting for the device.
 
-    Parameters, the optimizer's state and `buffers`, which the forward pass has changed, then stay as they were.
+    A skipped step leaves parameters and the optimizer's state unchanged, and restores `buffers`, which the forward
+    pass has changed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, buffers: list[Tensor]):
         self._optimizer, self._buffers = optimizer, buffers
 
     def begin(self) -> None:
-        """To be called before the forward pass."""
+        """Call before the forward pass."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
     def skip(self, norm: Tensor) -> Tensor:
-        """Given the norm [] of all gradients: skip the coming step if it is not finite; whether that is so, bool []."""
+        """Skip the coming step if the norm [] of all gradients is not finite; returns whether it did, bool []."""
         skipped = norm.isfinite().logical_not()
         self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         for buffer, before in zip(self._buffers, self._before, strict=True):

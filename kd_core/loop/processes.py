@@ -21,19 +21,19 @@ from kd_core.loop import launcher
 from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import StopSignals, ended_by_signals
 
-# One process may decode a large data set, or wait for a teacher that another job trains, while the others wait for it.
+# The others wait while one process decodes a large data set, or waits for a teacher that another job trains.
 PATIENCE = timedelta(hours=24)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def create_accelerator(mixed_precision: str | None, *, deterministic: bool = False) -> Accelerator:
-    """The process's Accelerator: on a GPU if there is one, else on the CPU, in however many processes were started.
+    """The process's Accelerator: on a GPU if there is one, else on the CPU, for any number of processes.
 
-    `mixed_precision` is the settings'; if it is None the first process's launcher decides for all, and what is returned
-    says what that was.
+    `mixed_precision` is that of the settings; if it is None, the first process's launcher decides for all, and the
+    Accelerator holds the result.
 
-    UserError for a precision that the device lacks, for what a launcher asks for and the training loop does not do, and
-    for variables of launchers that do not fit together (`launcher.check`).
+    UserError if the device lacks the precision, if a launcher asks for a feature that the training loop does not
+    support, or if its variables contradict each other (`launcher.check`).
     """
     several = launcher.check(os.environ)
     precision = launcher.precision(mixed_precision, os.environ)
@@ -46,8 +46,8 @@ def create_accelerator(mixed_precision: str | None, *, deterministic: bool = Fal
     notice = launcher.about_precision(mixed_precision, os.environ)
     if notice and is_first_process():
         print(notice)
-    # Accelerate joins several processes on a CPU only if it is told to use the CPU; otherwise each would train alone.
-    # Apple's GPUs lack float64, in which metrics are summed.
+    # Accelerate joins several processes on CPUs only if cpu=True; otherwise each would train alone.  Apple's GPUs are
+    # not used: they lack float64, in which metrics are summed.
     if several:
         _join(cpu=not on_gpu)
         [precision] = broadcast_object_list([precision])
@@ -62,19 +62,19 @@ def create_accelerator(mixed_precision: str | None, *, deterministic: bool = Fal
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, for the next ones; nothing where there is no glibc.
+    """Let glibc reuse large freed blocks; does nothing without glibc.
 
-    Every step allocates its activations anew.  By default glibc gives blocks of 32 MiB back to the system each time,
-    and fetching their pages again takes a fifth of a ResNet-8x4 step (docs/performance.md).
+    Every step allocates its activations again.  By default glibc returns blocks of 32 MiB and more to the system each
+    time, and faulting their pages back in takes a fifth of a ResNet-8x4 step (docs/performance.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap,
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose free end is kept up to this size
+        mallopt(M_MMAP_MAX, 0)  # allocate large blocks from the heap, too,
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # and keep up to this many free bytes at its end
 
 
 def _join(*, cpu: bool) -> None:
-    """Meet the other processes; UserError if they cannot be met, and the first signal ends the process meanwhile."""
+    """Connect to the other processes; UserError if that fails.  Meanwhile the first signal ends the process."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         with StopSignals().installed(), ended_by_signals(f"waiting for the other processes at {address}"):
@@ -87,19 +87,19 @@ def _join(*, cpu: bool) -> None:
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the first one's buffers: BatchNorm statistics differ after a step, and one set is exported."""
+    """Broadcast the first process's buffers: BatchNorm statistics differ after a step, and one set is exported."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
 
 
 def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:
-    """Whether BatchNorm's statistics are those of all processes: as `training.sync_bn` asks, on GPUs."""
+    """Whether BatchNorm is synchronized over processes: with `training.sync_bn`, on GPUs only."""
     return sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Where this process's random generators stand, as tensors and plain values."""
+    """The states of this process's random generators, as tensors and plain values."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
@@ -112,7 +112,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Continue this process's random generators from what `random_state` gave."""
+    """Restore this process's random generators from what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["device"] is not None:
         torch.cuda.set_rng_state(state["device"], device)

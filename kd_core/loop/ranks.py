@@ -1,4 +1,4 @@
-"""Which of several processes this one is, by the environment that launchers set.  Imports no PyTorch or Accelerate."""
+"""The rank of this process, from the variables that launchers set.  Imports neither PyTorch nor Accelerate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from kd_core.errors import UserError
 
-# Under which names Accelerate looks for them (accelerate.utils.environment.get_cpu_distributed_information): torchrun's
-# first, then those of MPI's launchers.  On GPUs it knows torchrun's alone.
+# The names that Accelerate looks up (accelerate.utils.environment.get_cpu_distributed_information): torchrun's first,
+# then those of MPI's launchers.  On GPUs it reads torchrun's only.
 RANKS = {
     "rank": ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
     "size": ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
@@ -18,14 +18,14 @@ RANKS = {
 
 
 class RankMistake(UserError):
-    """Rank variables that contradict each other: no process knows whether it is the first, so all print the message."""
+    """Contradictory rank variables: no process knows whether it is the first, so all print the message."""
 
 
 def is_first(environ: Mapping[str, str]) -> bool:
-    """Whether the process with this environment is the first one, which prints for all."""
+    """Whether the process with this environment is the first one, the only one that prints."""
     return next((environ[name] for name in RANKS["rank"] if name in environ), "0") in ("0", "-1")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first one, also before Accelerate is started."""
+    """Whether this process is the first one; also works before Accelerate is started."""
     return is_first(os.environ)

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: they wait for the end of a step, or end a process that waits for others."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: handled at the end of a step, or at once while a process waits for others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-QUIET_SECONDS = 10.0  # of waiting for other processes, after which the user is told
+QUIET_SECONDS = 10.0  # waiting time for other processes before a message is printed
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end.  Not an Exception: nothing that guards against failures may catch it."""
+    """A signal asked this process to end.  Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -27,20 +27,20 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status: 130 after Ctrl-C, 143 after SIGTERM, as shells have it."""
+        """The exit status: 130 after Ctrl-C, 143 after SIGTERM, as in shells."""
         return 128 + self.number
 
     @property
     def preempted(self) -> bool:
-        """Whether it was a machine that wants to go on elsewhere or later, not a person."""
+        """Whether a batch system stopped the process, to continue elsewhere or later, and not the user."""
         return self.number != signal.SIGINT
 
 
 class StopSignals:
     """SIGTERM, SIGUSR1 (batch systems) and Ctrl-C.
 
-    Within `deferred` the first of them waits until `agreed` is asked, so that a step is finished and no file is left
-    half-written.  Elsewhere, and the second time anywhere, it raises `Stopped` at once.
+    Within `deferred`, the first signal is held until `agreed` is called, so that the step is finished and no file is
+    left half-written.  Elsewhere, and from the second signal on, `Stopped` is raised at once.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -51,7 +51,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals within the block; must be the main thread."""
+        """Handle the signals within the block; main thread only."""
         before = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
         try:
             yield
@@ -61,7 +61,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the first signal wait until `agreed` is asked, within the block."""
+        """Hold the first signal within the block until `agreed` is called."""
         self._deferring = True
         try:
             yield
@@ -77,8 +77,8 @@ class StopSignals:
     def agreed(self, accelerator: Accelerator, *, together: bool, due: bool = False) -> tuple[int, bool]:
         """The number of a signal that any process has received, 0 for none, and whether a checkpoint is `due` on any.
 
-        Processes must stop and save at the same step: several of them agree only where all call this with `together`,
-        since that costs an exchange.
+        Processes must stop and save at the same step.  Several processes agree only when all call this with `together`,
+        since it costs communication.
         """
         received = self._received
         if accelerator.num_processes == 1:
@@ -94,15 +94,15 @@ class StopSignals:
 
 @contextmanager
 def ended_by_signals(doing: str) -> Iterator[None]:
-    """Let the first signal end the process at once, though its main thread waits in code that runs no Python.
+    """Let the first signal end the process at once, even while its main thread waits inside native code.
 
-    Python's own handlers run between two steps of the main thread's Python, which there are none of; what the signal's
-    arrival writes to the wakeup descriptor another thread reads.  After `QUIET_SECONDS` that thread says what the
-    process is `doing`.
+    Python runs signal handlers between two bytecode instructions of the main thread, which is blocked here; instead,
+    another thread reads the signal number from the wakeup file descriptor.  After `QUIET_SECONDS` that thread prints
+    what the process is `doing`.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)  # as set_wakeup_fd demands
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process a machine
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process per machine
 
     def watch() -> None:
         if speaks and not select.select([reader], [], [], QUIET_SECONDS)[0]:

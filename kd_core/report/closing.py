@@ -1,4 +1,4 @@
-"""The end of a run: what the selected student says about each split, what went wrong, what it costs, and the page."""
+"""The end of a run: the selected student's predictions per split, findings, cost, and the report page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kd_methods import KDMethod
 def observer(
     predict: Predictor, data: Data, student: Network, teachers: TeacherLogits, method: KDMethod, alone: Path | None
 ) -> Observer:
-    """What evaluates the student beside its teachers and, from run folder `alone`, the same student without them."""
+    """Evaluates the student beside its teachers and, from run folder `alone`, the same student trained without them."""
     observe = Observer(predict, data, student, teachers, method)
     if alone:
         export = export_in(alone)
@@ -43,10 +43,10 @@ def observer(
 def observe_splits(
     observe: Observer, val_teachers: Tensor | None, say: Callable[[str], None]
 ) -> tuple[dict[str, Predictions], dict[str, float]]:
-    """What the selected student and its teachers say about each split, by its name, and test/*.
+    """Predictions of the selected student and its teachers by split name, and the metrics test/*.
 
-    `val_teachers` are the teachers' logits [K,n,C] on the validation split.  The test split is opened only if
-    `evaluation.test_at_end` asks for it.  All processes call this together.
+    `val_teachers` are the teachers' logits [K,n,C] on the validation split.  The test split is opened only with
+    `evaluation.test_at_end`.  All processes call this together.
     """
     data = observe.data
     seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
@@ -57,13 +57,13 @@ def observe_splits(
 
 
 def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Predictions, dict[str, float]] | None:
-    """What the selected student and its teachers say about the test split, and test/*; None where there is none.
+    """Predictions of the selected student and its teachers on the test split, and test/*; None without a test split.
 
-    The one place where training's code reads the test split, after selection.
+    The only place where training reads the test split, after selection.
     """
     split = observe.data.test()
     if split is None:
-        say("evaluation.test_at_end: the data have no test split, nothing was tested (data.test_size cuts one)")
+        say("evaluation.test_at_end: the data have no test split, so nothing was tested (data.test_size makes one)")
         return None
     found, device = observe("test", split), observe.predict.accelerator.device
     taught = None if found.teachers is None else found.teachers.to(device)
@@ -75,11 +75,11 @@ def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Pred
 
 
 def sample(observe: Observer, say: Callable[[str], None]) -> Predictions | None:
-    """What the networks say about some training images; None, and a line that says why, if a teacher is gone by now."""
+    """Predictions on some training images; None, with a printed reason, if a teacher is no longer available."""
     try:
         return observe.sample()
-    except UserError as error:  # a finished run is not lost for what only its report would tell
-        say(f"teachers are not looked at on training images: {error}")
+    except UserError as error:  # only the report lacks them; the finished run is kept
+        say(f"teachers are not evaluated on training images: {error}")
         return None
 
 
@@ -92,9 +92,9 @@ def inspect(
     steps_per_epoch: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """What summary.json holds of a run beside its metrics: `environment`, `findings` and `cost`.
+    """What summary.json holds of a run besides its metrics: `environment`, `findings` and `cost`.
 
-    `val` and `train`: predictions on the validation split and on some training images.  The main process alone.
+    `val` and `train`: predictions on the validation split and on some training images.  Main process only.
     """
     findings = diagnose(
         config,
@@ -126,8 +126,8 @@ def write_page(
     evaluations: dict[str, dict[str, Any]],
     seen: dict[str, Predictions],
 ) -> None:
-    """The run's report, from what it has written and from its predictions by split."""
-    from kd_core.report.run_page import write_report  # imports matplotlib, which takes long where nothing is drawn
+    """Write the run's report from its files and from its predictions by split."""
+    from kd_core.report.run_page import write_report  # not above: matplotlib takes long to import
 
     write_report(
         folder.path,
@@ -150,8 +150,8 @@ def closing_words(
 ) -> Iterator[str]:
     """What is printed after a run: the table of results, where they are, what to do next, and the findings.
 
-    `baseline`: the summary of the same student without teachers.  `arguments`: the words of the command line, and
-    whether they name a file of settings.
+    `baseline`: the summary of the same student without teachers.  `arguments`: the command line; `has_config`:
+    whether it names a settings file.
     """
     yield f"\n{console.results(summary, baseline)}\n"
     page = Path(summary["run_folder"]) / "report" / "index.html"

@@ -1,4 +1,4 @@
-"""Weights & Biases and the local metrics.jsonl.  The local file is always written; W&B never stops a run."""
+"""Logging to Weights & Biases and to the local metrics.jsonl, which is always written; W&B never stops a run."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from kd_core.run.script import exit_status
 
 # the arguments of wandb.init that about.json holds; any others are refused
 ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
-SENT = "sent"  # a file in a run's wandb folder: the server has everything
+SENT = "sent"  # marker file in a run's wandb folder: the server has everything
 # keys of summary.json that W&B shows as the run's summary
 HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
-MISTAKES = "mistakes"  # the plot of the report that shows images of the data; on the page a figure of class "images"
+MISTAKES = "mistakes"  # the report's only plot with images of the data; on the page a figure of class "images"
 # axes of the metrics, see docs/metrics.md
 AXES = {
     "train_step/*": "train_step/step",
@@ -53,7 +53,7 @@ def wandb_mode(config: Config) -> str:
     mode = os.environ.get("WANDB_MODE") or config.wandb.mode
     if mode == "auto":
         return "online" if _has_credentials() else "offline"
-    # The client's own words for these are accepted too.
+    # The client's own names for these are accepted too.
     modes = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
     if mode not in modes:
         raise UserError(f"WANDB_MODE: is {mode!r}, allowed: auto, online, offline, disabled")
@@ -68,7 +68,7 @@ def _has_credentials() -> bool:
     try:
         host = wandb_setup.singleton().settings.base_url
         return wbauth.authenticate_session(host=host, source="kd", prompt=False, update_session=False) is not None
-    except Exception:  # noqa: BLE001 - a malformed key or address: starting online reports it and goes on
+    except Exception:  # noqa: BLE001 - a malformed key or URL: reported when the run starts online
         return True
 
 
@@ -91,12 +91,12 @@ def code_version() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as it can be typed again, without a launcher: the number of processes is recorded beside it."""
+    """The command, quoted for a shell, without a launcher; the number of processes is recorded separately."""
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def environment() -> dict[str, Any]:
-    """What the results may depend on besides the settings: command, versions and hardware; nothing about the user."""
+    """The command, versions and hardware that results may depend on besides the settings; nothing about the user."""
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "wandb")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -117,15 +117,15 @@ _preparing: threading.Thread | None = None
 
 
 def prepare(config: Config) -> None:
-    """Start W&B's service in the background, if it will be used, and import what a run's start imports.
+    """Start W&B's service in the background, if it will be used, and import what starting a run needs.
 
-    Together they take 0.75 seconds, in which the data are loaded.
+    Both take 0.75 seconds together, which pass while the data are loaded.
     """
     global _preparing
     if _preparing is None and wandb_mode(config) != "disabled":
 
         def setup() -> None:
-            with suppress(Exception):  # starting the run fails in the same way and reports it
+            with suppress(Exception):  # starting the run fails in the same way and prints it
                 import wandb.apis.public
 
                 wandb.setup()
@@ -149,10 +149,10 @@ def start_tracking(
     facts: dict[str, Any] | None = None,
     offset: int | None = None,
 ) -> Tracker:
-    """The tracker of one run; one that does nothing if not `enabled`, as on all processes but the main one.
+    """The tracker of one run; does nothing unless `enabled`, which it is on the main process only.
 
     Args:
-        facts: further entries of the run's configuration at W&B, beside the settings and the environment.
+        facts: further entries of the run's W&B config, besides the settings and the environment.
         offset: length of metrics.jsonl in bytes at the checkpoint from which the run is resumed; None: a new run.
     """
     file = MetricsFile(folder.metrics_file, offset) if enabled and job_type == "train" else None
@@ -177,9 +177,9 @@ def start_tracking(
 
 
 class Tracker:
-    """Metrics of one run, in metrics.jsonl and in W&B.
+    """Logs the metrics of one run to metrics.jsonl and to W&B.
 
-    A row's step at W&B is its number in metrics.jsonl.  So the history there equals the file, row by row, also after a
+    The W&B step of a row is its index in metrics.jsonl.  So W&B's history equals the file row by row, also after a
     crash and a resume: rows that W&B has are not sent again, and rows that it lacks are sent.
     """
 
@@ -196,20 +196,21 @@ class Tracker:
     ):
         """`about`: the arguments of wandb.init; None: no W&B.
 
-        If W&B cannot be started in `mode`: UserError with `insist`, otherwise start offline, otherwise without W&B.
+        If W&B cannot be started in `mode`: UserError with `insist`; without, start offline or, failing that, without
+        W&B.
         """
         self.mode, self._settings, self._notify, self._folder, self._file = mode, settings, notify, folder, file
         self._run: Any = None
         self._uploads: artifacts.Uploads | None = None
         self._last_upload = time.monotonic()
-        self._row = 0  # number of the next row
-        self._known = 0  # how many rows W&B has
+        self._row = 0  # index of the next row
+        self._known = 0  # number of rows that W&B has
         self._known_file = folder.path / "wandb" / "rows"
         self._sent_file = folder.path / "wandb" / SENT
         if about is not None:
             self._start(about, insist)
         if file:
-            for row in read_metrics(folder.metrics_file):  # of a run that is resumed
+            for row in read_metrics(folder.metrics_file):  # of a resumed run
                 self._send(row)
 
     def _start(self, about: dict[str, Any], insist: bool) -> None:
@@ -221,7 +222,7 @@ class Tracker:
             _preparing.join()
         resume = self._settings.resume if about["job_type"] == "train" else None
 
-        # Warnings of libraries name files in the home folder.
+        # Not captured by default: warnings of libraries name files in the home folder.
         console: Any = os.environ.get("WANDB_CONSOLE", "off")
 
         def init(mode: Any) -> Any:
@@ -230,7 +231,7 @@ class Tracker:
                 finish_timeout=_seconds("WANDB_FINISH_TIMEOUT", 300),
                 finish_timeout_raises=True,
                 silent=True,
-                # Send nothing about the machine and its user; `environment` holds what helps.
+                # Send nothing about the machine and its user; `environment` holds what is useful.
                 x_disable_meta=True,
                 save_code=False,
                 program=Path(sys.argv[0]).name,
@@ -240,7 +241,7 @@ class Tracker:
             return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
 
         def init_offline() -> Any:
-            wandb.teardown()  # otherwise the client keeps the id reserved for the failed start
+            wandb.teardown()  # otherwise the client still reserves the id for the failed start
             return init("offline")
 
         try:
@@ -259,14 +260,14 @@ class Tracker:
             self._known = self._rows_known()
             patience = _seconds("WANDB_FINISH_TIMEOUT", 300)
             self._uploads = artifacts.Uploads(self._run, self.mode == "online", self._guard, patience)
-            if about["job_type"] == "train":  # otherwise the client adds epoch 0, the axis of metrics without epochs
+            if about["job_type"] == "train":  # an evaluation has no epochs, and the client would add epoch 0
                 self._guard("define the axes", self._define_axes)
             self._guard("save the settings", lambda: self._save_files(about))
 
     def _place_artifacts(self) -> None:
-        """Let W&B stage the files of artifacts in the run folder; otherwise those of offline runs would get lost.
+        """Let W&B stage the files of artifacts in the run folder; otherwise offline runs would lose them.
 
-        Online a link hides the folder's path, since W&B stores the paths of an artifact's files.
+        Online, a symbolic link hides the folder's path, since W&B stores the paths of an artifact's files.
         """
         self._place = self._folder.path.resolve()
         if self.mode == "online":
@@ -282,7 +283,7 @@ class Tracker:
         environment = json_text(about["config"]["environment"], indent=2)
         settings = self._folder.path / "config.yaml"
         files = {"environment.json": environment}
-        # Under another name: W&B writes a config.yaml of its own, through the links it makes.
+        # Under another name: W&B writes its own config.yaml, through the links it makes.
         if settings.is_file() and not settings.is_symlink():
             files["resolved_config.yaml"] = settings.read_text(encoding="utf-8")
         for name, text in files.items():
@@ -297,7 +298,7 @@ class Tracker:
             self._run.define_metric(pattern, step_metric=axis)
 
     def _rows_known(self) -> int:
-        """The number of this run's rows that W&B has: the server's answer, or, offline, what earlier attempts noted."""
+        """The number of rows that W&B has: as the server says or, offline, as earlier attempts recorded."""
         if self.mode == "online":
             return int(self._run.starting_step) if self._run.resumed else 0
         if self._file is None or not self._known_file.exists():
@@ -308,7 +309,7 @@ class Tracker:
             return len(read_metrics(self._folder.metrics_file))
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
-        """Run a W&B call; a failure is reported and never stops training."""
+        """Run a W&B call; a failure is printed and never stops training."""
         try:
             return action()
         except Exception as error:  # noqa: BLE001
@@ -326,14 +327,14 @@ class Tracker:
         return self._run.url if self._run is not None and self.mode == "online" else None
 
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics, under exactly these names."""
+        """Log one row of metrics under exactly these names."""
         if self._file:
             with self._folder.writing():
                 self._file.append(row)
         self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        """Send W&B the next row, unless it has it.  W&B takes NaN, which metrics.jsonl stores as null."""
+        """Send W&B the next row, unless it has it.  W&B accepts NaN, which metrics.jsonl stores as null."""
         number, self._row = self._row, self._row + 1
         if self._run is not None and number >= self._known:
             known = {name: math.nan if value is None else value for name, value in finite(row).items()}
@@ -342,13 +343,13 @@ class Tracker:
                 self._guard("note how much it has", lambda: self._note(number + 1))
 
     def _note(self, rows: int) -> None:
-        """Store what `_rows_known` reads.  Not durable: no wait for the disk, and a lost note does no harm."""
+        """Store the number that `_rows_known` reads.  Not durable: no wait for the disk, and losing it is harmless."""
         write_text(self._known_file, str(rows), durable=False)
 
     def record_report(self, folder: Path) -> None:
-        """Show the report that `write_report` left in `folder`, if any, under report/*; after all rows were logged.
+        """Log the report that `write_report` left in `folder`, if any, under report/*; after all rows are logged.
 
-        It is the row after the last one of metrics.jsonl, which W&B gets once however often a run is resumed or sent.
+        It is the row after the last one of metrics.jsonl, so W&B gets it once however often a run is resumed or sent.
         """
         if self._run is not None and self._row >= self._known and (folder / "index.html").is_file():
             shown = self._guard("take the report", lambda: _report(folder, self._settings.log_images))
@@ -356,36 +357,36 @@ class Tracker:
                 self._send(shown)
 
     def summarize(self, values: dict[str, Any]) -> None:
-        """Final values of the run; what is None was not measured."""
+        """Set the final values of the run, except those that are None (not measured)."""
         known = {name: redacted(value) for name, value in values.items() if value is not None}
         if self._run is not None:
             self._guard("take the summary", lambda: self._run.summary.update(known))
 
     def record_results(self, summary: dict[str, Any], teachers: dict[str, float]) -> None:
-        """The end of a run: its report, the final values in `summary` and of its `teachers`, and the final student."""
+        """Log the end of a run: the report, the final values in `summary` and of its `teachers`, the final student."""
         self.record_report(self._folder.path / "report")
         self.summarize({name: summary[name] for name in HEADLINES} | teachers)
         self.store_final()
 
     def use_artifact(self, name: str) -> None:
-        """Record lineage, where W&B is online (offline runs cannot)."""
+        """Record that this run uses an artifact, if W&B is online (offline runs cannot)."""
         if self._run is not None and self.mode == "online":
             self._guard("record the lineage", lambda: self._run.use_artifact(name))
 
     def record_data(self, data: Data) -> None:
-        """Record which data set was used, if the settings ask for it and W&B is online (offline runs cannot)."""
+        """Record the data set as an artifact, if `wandb.log_data` is set and W&B is online (offline runs cannot)."""
         if self._uploads and self.mode == "online" and self._settings.log_data:
             self._uploads.record_data(data.fingerprint, data.describe())
 
     def store_best(self) -> None:
-        """Store a better student, at most every `wandb.upload_every_minutes`; offline `store_final` is enough."""
+        """Upload a new best student, at most every `wandb.upload_every_minutes`; offline `store_final` is enough."""
         due = time.monotonic() - self._last_upload >= 60 * self._settings.upload_every_minutes
         if due and self.mode == "online":
             self._store(self._folder.checkpoint("best") / "student", ["best"], final=False)
             self._last_upload = time.monotonic()
 
     def store_final(self) -> None:
-        """Store the best student, then the final one, so that `latest` is the final one.
+        """Upload the best student, then the final one, so that `latest` is the final one.
 
         W&B stores equal content as one version.
         """
@@ -404,9 +405,10 @@ class Tracker:
             self._uploads.store(place, read_json(export / "metrics.json"), aliases, final=final)
 
     def finish(self, error: BaseException | None = None) -> bool:
-        """Close the local file and the W&B run, and print how to send what the server lacks; whether it has everything.
+        """Close the local file and the W&B run, and print how to send what the server lacks.
 
-        `error` is what ended the run early, if anything did: after a signal W&B's agents start it again.
+        Returns whether the server has everything.  `error` is what ended the run early, if anything: after a signal,
+        W&B's agents start the run again.
         """
         kept = self._file is not None
         if self._file:
@@ -427,7 +429,7 @@ class Tracker:
                 ended = self.mode == "online" and self._guard("say if the trial is to end", lambda: _to_end(run))
                 if not ended:
                     self._guard("mark the run as preempted", run.mark_preempting)
-        finally:  # a signal while students are on their way
+        finally:  # also after a signal while students are being uploaded
             complete = False
             try:
                 finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
@@ -437,7 +439,7 @@ class Tracker:
         return complete
 
     def _print_how_to_send(self, run: Any, complete: bool, kept: bool) -> None:
-        """Print the command that sends what the server lacks; if it has everything, record that and clean up."""
+        """Print the command that sends what the server lacks; if it lacks nothing, record that and clean up."""
         records = Path(run.dir).parent.parent
         parts = sorted(records.glob(f"offline-run-*-{run.id}"))  # one for each attempt
         if self.mode == "offline":
@@ -449,7 +451,7 @@ class Tracker:
                 (part / f"run-{run.id}.wandb.synced").touch()
             if self._folder.finished:
                 self._sent_file.touch()
-        elif kept and self._folder.finished:  # not `wandb sync`: it would send the rows that have arrived once more
+        elif kept and self._folder.finished:  # not `wandb sync`, which would send rows that have arrived again
             self._notify(
                 f"W&B lacks some of this run; to send it later: python -m kd_core.tracking {_words(self._folder.path)}"
             )
@@ -458,10 +460,10 @@ class Tracker:
 
 
 def _report(folder: Path, with_images: bool) -> dict[str, Any]:
-    """The files of a report as W&B shows them: plots, the page, each split's classes as a table."""
+    """The files of a report as W&B objects: plots, the page, each split's classes as a table."""
     import wandb
 
-    def own(pattern: str) -> list[Path]:  # links could lead anywhere
+    def own(pattern: str) -> list[Path]:  # no symbolic links, which could point anywhere
         return [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.is_symlink()]
 
     page = "".join(path.read_text(encoding="utf-8") for path in own("index.html"))
@@ -481,9 +483,9 @@ def _report(folder: Path, with_images: bool) -> dict[str, Any]:
 
 
 def without_images(page: str) -> str:
-    """The report's HTML without the plot of images of the data, for places where those must not go.
+    """The report's HTML without the plot of images of the data, which stay on this machine.
 
-    What the template writes into that figure is escaped, so its end is the first end of a figure.
+    The template escapes what it writes into that figure, so the next `</figure>` is its end.
     """
     return re.sub(
         r'<figure class="images">.*?</figure>', "<p>Images of the data are not shown here.</p>", page, flags=re.S
@@ -493,8 +495,8 @@ def without_images(page: str) -> str:
 def _to_end(run: Any) -> bool:
     """Whether the server wants this trial to end for good: its sweep stopped it early, or a user did.
 
-    Agents end such a trial with the same signal that they pass on when they are preempted themselves, and W&B starts a
-    preempted trial again.  The client has no public call for this.
+    Agents end such a trial with the signal that they also forward when they are preempted, and W&B restarts preempted
+    trials.  The client has no public call for this.
     """
     if not run.sweep_id:
         return False
@@ -507,12 +509,12 @@ def _to_end(run: Any) -> bool:
 
 
 def _seconds(variable: str, default: float) -> float:
-    """A limit in seconds from the environment, under W&B's own names."""
+    """A timeout in seconds from one of W&B's own environment variables."""
     return float(os.environ.get(variable) or default)
 
 
 def _words(*paths: Path) -> str:
-    """Paths as they can be typed in a shell, relative to the working folder where they lie in it."""
+    """Paths quoted for a shell, relative to the working folder if they are inside it."""
     here = Path.cwd()
     absolute = [path.resolve() for path in paths]
     return shlex.join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in absolute)
@@ -522,9 +524,9 @@ def _words(*paths: Path) -> str:
 
 
 def send(path: Path, notify: Callable[[str], None]) -> None:
-    """Send W&B what it lacks of the finished run in folder `path`, and nothing that it has.
+    """Send W&B what it lacks of the finished run in folder `path`, and nothing twice.
 
-    UserError if the folder holds no finished run that was recorded with W&B, or if W&B cannot be reached.
+    UserError if the folder holds no finished run that was tracked with W&B, or if W&B cannot be reached.
     """
     folder = RunFolder(path)
     if not folder.summary_file.is_file():

@@ -188,7 +188,7 @@ def test_a_folder_that_evaluate_cannot_write_is_one_message(tmp_path):
     done = subprocess.run([sys.executable, "-c", THROUGH], env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert "UserError: HF_MODULES_CACHE: `evaluate` cannot copy its metrics to " in last and str(tmp_path) in last
-    assert last.endswith("set this environment variable to a folder that can be written")
+    assert last.endswith("set this environment variable to a writable folder")
 
 
 def test_what_does_without_evaluate_does_not_import_it():

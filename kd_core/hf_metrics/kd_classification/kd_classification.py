@@ -10,12 +10,12 @@ _DESCRIPTION = "Accuracy (top-1, top-5, macro), cross-entropy, Brier score, cali
 
 
 class KDClassification(evaluate.Metric):
-    """predictions: logits, one list of C floats a sample; references: integer labels."""
+    """predictions: logits, one list of C floats per sample; references: integer labels."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        # All rows are equally long, so they are read back as one array; else each number would become a Python object.
-        # `MetricInfo` itself takes a format only where a row is a single value.
+        # All rows have equal length, so they are read back as one array instead of a Python object per number.
+        # `MetricInfo` itself accepts a format only where a row is a single value.
         self.info.format = "numpy"
 
     def _info(self):
