@@ -13,19 +13,19 @@ switches:
     --also NAMES         further metrics to show, separated by commas
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
                          "alone" (default: the student without teachers, else the first group)
-    --confidence LEVEL   of intervals and verdicts (default: 0.95)
+    --confidence LEVEL   confidence level of intervals and verdicts (default: 0.95)
     --rows KEYS          with --cols: a table of mean and standard deviation by any keys of the configuration,
     --cols KEYS          separated by commas; "pair" stands for TEACHERS -> STUDENT.  Missing cells are listed with the
                          commands that train them
     --same-data A=B      treat data with the fingerprints A and B (their first 8 characters or more) as one data set;
                          may be given several times
-    --force              also compare what differs in more than the method, with a warning
-    --import FILE.py     run a file of your own code first, which runs were trained with; repeatable (docs/own_code.md)
+    --force              also compare runs that differ in more than the method, with a warning
+    --import FILE.py     run a file of your own code first, with which runs were trained; repeatable (docs/own_code.md)
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
 
-Runs that differ in data, teachers, epochs or other settings than the method's are not compared with each other: what
-differs is listed, and each set has its own table.  How it is computed: docs/comparing.md.
+Runs that differ in data, teachers, epochs or other settings than the method's are not compared with each other: the
+differences are listed, and each set has its own table.  How it is computed: docs/comparing.md.
 
 exit status: 0 done, 2 a mistake in the arguments or files (one clear message), 1 a failure of this program
 """

@@ -13,27 +13,27 @@ switches:
     --artifact NAME        ENTITY/PROJECT/NAME:ALIAS (also spelled --wandb-artifact)
     --wandb-run-id ID      ENTITY/PROJECT/ID, or ID in the project of --config or the default one
     --split val|test       which images (default: val)
-    --config FILE          settings, where the student carries none (an export without its run folder); repeatable
-    --import FILE.py       run a file of your own code first, which the student was trained with; repeatable
+    --config FILE          settings, if the student has none (an export without its run folder); repeatable
+    --import FILE.py       run a file of your own code first, with which the student was trained; repeatable
                            (docs/own_code.md)
-    --section.key=VALUE    a setting to change, such as --data.path=... where the data lie elsewhere now
-    --baseline RUN_FOLDER  the same student trained without teachers, to compare with (default: the one that its run has
-                           trained for comparison)
+    --section.key=VALUE    a setting to change, such as --data.path=... if the data have moved
+    --baseline RUN_FOLDER  the same student trained without teachers, to compare with (default: the baseline that its
+                           run has trained)
     --no-teachers          do not measure its teachers, whose logits are read from the cache or computed
     --cost                 also parameters, multiply-adds, size, latency and images per second
-    --dump-logits FILE     write its logits for all images of every split instead, as a file that can teach:
+    --dump-logits FILE     instead: write its logits for all images of every split, for use as a teacher:
                            --teachers='[{logits: FILE}]'
-    --dump-views N         with it: also those of the N fixed views of each training image, for --cache.mode=fixed
-    --images PATH          instead: the most probable classes of an image, or of all images in a folder and below;
-                           status 0 if any could be read; no data set is loaded
-    --top N                with it: the number of classes (default: 5)
-    --csv FILE             with it: also write them as a table
+    --dump-views N         with --dump-logits: also those of N fixed views per training image, for --cache.mode=fixed
+    --images PATH          instead: the most probable classes of an image, or of all images in a folder and its
+                           subfolders; exit status 0 if any could be read; no data set is loaded
+    --top N                with --images: the number of classes (default: 5)
+    --csv FILE             with --images: also write them as a table
     --export KINDS         instead: export the student, checked for equal logits; KINDS is one or more of
-                           timm (stock timm loads it), onnx, program (torch alone runs it), hub (for --push)
-    --out FOLDER           with it: where to (default: RUN/export/KIND; of several kinds each gets a folder in it)
-    --repo ORG/NAME        with --export hub: the repository; without --push only what would be sent is listed
-    --push                 with --export hub: send it, to a private repository if there is none yet
-    --no-wandb             no Weights & Biases run
+                           timm (stock timm loads it), onnx, program (runs with torch alone), hub (for --push)
+    --out FOLDER           with --export: target folder (default: RUN/export/KIND); several kinds get subfolders of it
+    --repo ORG/NAME        with --export hub: the repository; without --push, only list what would be sent
+    --push                 with --export hub: send it; a new repository is private
+    --no-wandb             do not use Weights & Biases
     --help                 this text
 
 The run's own precision, memory format and batch size are used, so its validation accuracy is reproduced exactly.

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Distil an image classifier from several teachers.
+"""Train an image classifier by distillation from several teachers.
 
     python train_kd.py                                    quickstart: digits, three teachers, two minutes
     python train_kd.py --config configs/cifar32/X.yaml    one of the shipped experiments
     accelerate launch train_kd.py --config X.yaml --kd.temperature=8      several GPUs
-    python train_kd.py --config X.yaml --check            build all, time 20 steps, say what the run will cost
+    python train_kd.py --config X.yaml --check            build everything, time 20 steps, estimate the cost
     wandb agent -f SWEEP_ID                               trials of a W&B sweep
 
 switches:
@@ -16,8 +16,8 @@ switches:
     --resume auto|never|RUN_FOLDER   auto (default): continue the unfinished run with the same settings; a
                           finished one prints its result
     --fresh               the same as --resume never
-    --no-wandb            no Weights & Biases; metrics.jsonl in the run folder is written all the same
-    --seeds 0,1,2         train the student (and the comparison) with each of these seeds, one after another, and print
+    --no-wandb            do not use Weights & Biases; metrics.jsonl in the run folder is still written
+    --seeds 0,1,2         train the student (and the baseline) with each of these seeds, one after another, and print
                           mean and standard deviation; training.seed is left out
     --check               build everything, measure the teachers, try other settings for weak ones, time 20 real
                           steps, then exit
@@ -25,9 +25,9 @@ switches:
     --help                this text
 
 exit status: 0 done, 2 a mistake in the settings or files (one clear message), 1 a failure of this program (its
-             traceback, and what to report); stopped by a signal: 143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  The step is
-             finished (of several processes: up to ten steps) and a checkpoint written, from which the same command
-             goes on.  A second signal stops at once
+             traceback, and what to report); stopped by a signal: 143 SIGTERM, 138 SIGUSR1, 130 Ctrl-C.  After a signal
+             the step is finished (with several processes: up to ten steps) and a checkpoint is written, from which
+             the same command continues.  A second signal stops at once
 """
 
 import os

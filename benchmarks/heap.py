@@ -33,7 +33,7 @@ def run(options: Options) -> list[Result]:
     results: list[Result] = []
     for name in STUDENTS[: options.size(2, 1)]:
         contestants = {heap: partial(step_seconds, name, heap, options.size(8, 3)) for heap in ("kept", "default")}
-        comparison = compare(interleave(contestants, options.few(7), warm_up=0), "kept", "default", "s a step")
+        comparison = compare(interleave(contestants, options.few(7), warm_up=0), "kept", "default", "s per step")
         comparison.name = f"{name}: {comparison.name}"
         results.append(comparison)
     return results

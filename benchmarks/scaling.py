@@ -53,7 +53,7 @@ def measured(
         seconds = interleave({kind: turn.step_seconds for kind, turn in runs.items()}, pairs)
     stored = sum(file.stat().st_blocks * 512 for file in logits_folder(home / "cache").rglob("*") if file.is_file())
     own = statistics.median(seconds["warm"])
-    comparison = compare(seconds, "warm", ALONE, "s a step")
+    comparison = compare(seconds, "warm", ALONE, "s per step")
     name = f"{axis}={value}"
     comparison.name = f"{name}: {comparison.name}"
     return [

@@ -48,9 +48,9 @@ def run(options: Options) -> list[Result]:
     _runs.train([*words("fill", _runs.TINY), "--no-wandb"])  # the same views: they depend on epoch and seed alone
     results: list[Result] = []
     for name in STUDENTS if not options.quick else ():
-        results.append(compare(measured({"name": name}), name, "bare", "s a step", Target(1.05)))
+        results.append(compare(measured({"name": name}), name, "bare", "s per step", Target(1.05)))
     tiny, values = _runs.TINY["name"], measured(_runs.TINY)
-    results.append(compare(values, tiny, "bare", "s a step"))
+    results.append(compare(values, tiny, "bare", "s per step"))
     extra = [own - bare for own, bare in zip(values[tiny], values["bare"], strict=True)]
     results.append(Figure("what a step costs besides network and optimizer", statistics.median(extra), "s"))
     return results

@@ -64,7 +64,7 @@ def beside_alone(words: dict[str, list[str]], pairs: int, targets: dict[str, Tar
             if name.startswith("warm"):
                 assert turn.row["perf/teacher_cache_hit_rate"] == 1, (name, turn.row)
     return [
-        Comparison(f"{name} / {ALONE}", own, alone, "s a step", targets.get(name))
+        Comparison(f"{name} / {ALONE}", own, alone, "s per step", targets.get(name))
         for name, (own, alone) in seconds.items()
     ]
 

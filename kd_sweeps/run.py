@@ -24,7 +24,7 @@ from kd_sweeps.worker import Worker
 def run_sweep(sweep: Sweep, extra: list[str], *, limit: int, parallel: int, storage: Path | None) -> int:
     """Run trials, `parallel` at a time, until `limit` of the study have ended; the exit status.
 
-    `extra` are words for every trial's command, `storage` is the study's journal file.
+    `extra` are extra arguments for every trial's command, `storage` is the study's journal file.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep, output_dir, max_epochs = probe(sweep, extra)

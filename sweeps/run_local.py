@@ -4,7 +4,7 @@
     python sweeps/run_local.py SWEEP.yaml                      a whole grid; the same command resumes it
     python sweeps/run_local.py SWEEP.yaml --count 30           until 30 trials have finished
     python sweeps/run_local.py SWEEP.yaml --parallel 2         two trials at a time
-    python sweeps/run_local.py SWEEP.yaml --count 30 -- --training.max_epochs=5     words for every trial's command
+    python sweeps/run_local.py SWEEP.yaml --count 30 -- --training.max_epochs=5     extra arguments for every trial
     python sweeps/run_local.py SWEEP.yaml --count 30 --storage /shared/study.journal
                                                                the same command on any number of nodes: one sweep
     python sweeps/run_local.py SWEEP.yaml --trial 7            only point 7 of the grid (the first is 0), for job arrays
@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        usage="run_local.py SWEEP.yaml [--count N] [--parallel P] [--storage FILE] [--trial N] [-- WORDS...]",
+        usage="run_local.py SWEEP.yaml [--count N] [--parallel P] [--storage FILE] [--trial N] [-- ARGUMENTS...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     made.add_argument("--count", type=int, metavar="N", help="stop when N trials have finished (default: the size of "
                       "the grid, or the file's run_cap)")  # fmt: skip
-    made.add_argument("--parallel", type=int, default=1, metavar="P", help="trials at a time (default: 1)")
+    made.add_argument("--parallel", type=int, default=1, metavar="P", help="number of concurrent trials (default: 1)")
     made.add_argument("--storage", type=Path, metavar="FILE", help="the study's journal; workers that name the same "
                       "file share a sweep")  # fmt: skip
     made.add_argument("--trial", type=int, metavar="N", help="run only point N of the grid, without a storage")
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
-    """Check the file and the words, then run; the modules that run trials are imported after the checks."""
+    """Check the file and the arguments, then run; the modules that run trials are imported after the checks."""
     sweep = read_sweep(options.sweep)
     check_extra(sweep, extra)
     sweep = with_own_configs(sweep, extra)

@@ -23,7 +23,7 @@
 #SBATCH --requeue
 
 set -u
-sweep=${1:?usage: sbatch --array=0-N sweeps/slurm.sh SWEEP.yaml [words for every trial]}
+sweep=${1:?usage: sbatch --array=0-N sweeps/slurm.sh SWEEP.yaml [arguments for every trial]}
 shift
 
 if [ -d .venv ]; then

@@ -152,7 +152,7 @@ def without(words: list[str], key: str, *, switch: bool = False) -> list[str]:
 
 def to_go_on(script: str, arguments: list[str]) -> str:
     """What to say after a stop: the command that goes on from the checkpoint."""
-    said = "the same command goes on where it stopped"
+    said = "the same command continues where it stopped"
     if configuration.in_trial():  # by itself it would be another run
         return said
     own = own_command(script, arguments)

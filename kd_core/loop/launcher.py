@@ -166,7 +166,7 @@ def _ranks(environ: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
     missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name, "").strip()]
     given = [f"{source[key]}={ranks[key]}" for key in ("size", "rank", "local_rank", "local_size") if key in ranks]
     if missing:
-        return {}, [f"{', '.join(given)}: set, as for several processes, but {', '.join(missing)} is missing"]
+        return {}, [f"{', '.join(given)}: set, as for several processes, but not {', '.join(missing)}"]
     for part, whole in (("rank", "size"), ("local_rank", "local_size")):
         if whole in ranks and ranks[part] >= ranks[whole]:
             problems.append(

@@ -34,7 +34,7 @@ def test_settings_are_taken_out_in_all_their_forms(given, kept):
 
 
 def test_the_command_that_goes_on(words, monkeypatch):
-    same = "the same command goes on where it stopped: python train_kd.py --config 'my own.yaml' '--data.path=/a b'"
+    same = "the same command continues where it stopped: python train_kd.py --config 'my own.yaml' '--data.path=/a b'"
     assert command_line.to_go_on(*words("--config", "my own.yaml", "--data.path=/a b")) == same
     fresh = words("--fresh", "--resume", "runs/x", "--training.seed=3")  # again with --fresh it would begin anew
     assert command_line.to_go_on(*fresh) == (
@@ -44,7 +44,7 @@ def test_the_command_that_goes_on(words, monkeypatch):
         said = command_line.to_go_on(*words(*never, "--training.seed=3"))
         assert said == "to go on where it stopped: python train_kd.py --training.seed=3"
     monkeypatch.setenv("KD_TRIAL", "abcdefgh")
-    assert command_line.to_go_on(*fresh) == "the same command goes on where it stopped"
+    assert command_line.to_go_on(*fresh) == "the same command continues where it stopped"
 
 
 def test_the_command_with_another_method(words):

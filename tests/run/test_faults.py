@@ -1,4 +1,4 @@
-"""Faults that are injected into the real scripts: what was complete stays, and the same command goes on."""
+"""Faults that are injected into the real scripts: what was complete stays, and the same command continues."""
 
 from __future__ import annotations
 

@@ -172,8 +172,8 @@ def test_the_report_counts_targets_and_names_what_was_missed(tmp_path: Path) -> 
 
 
 def test_quantities_are_told_in_fitting_units() -> None:
-    told = [_measure.quantity(value, "s a step") for value in (2.5, 0.0123, 0.0000456)]
-    assert told == ["2.5 s a step", "12.3 ms a step", "45.6 us a step"]
+    told = [_measure.quantity(value, "s per step") for value in (2.5, 0.0123, 0.0000456)]
+    assert told == ["2.5 s per step", "12.3 ms per step", "45.6 us per step"]
     assert _measure.quantity(123456.7, "images/s") == "123,457 images/s"
 
 

@@ -255,7 +255,7 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(home, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    said = f"stopped by {signal.Signals(number).name}; the same command goes on where it stopped"
+    said = f"stopped by {signal.Signals(number).name}; the same command continues where it stopped"
     own = shlex.join(["python", *command[1:]])
     assert errors.strip().splitlines()[-1] == f"train_kd.py: {said}: {own}" and "Traceback" not in errors
     [folder] = output.glob("baseline-*")

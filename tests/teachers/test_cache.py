@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_while_logits_are_kept_is_one_message(tmp_path, mon
     """Nothing is written to a hole through the map, which would end the process."""
     teacher = cache.CachedTeacher(make(tmp_path), per_view=False, notify=print)
     monkeypatch.setattr(os, "pwrite", lambda file, part, at: len(part) // 2)
-    with pytest.raises(UserError, match="cannot be written: No space left on device.* the same command goes on"):
+    with pytest.raises(UserError, match="cannot be written: No space left on device.* the same command continues"):
         teacher.keep(torch.arange(120), logits(120))
     monkeypatch.undo()
     assert len(make(tmp_path).missing(torch.arange(120))) == 120
