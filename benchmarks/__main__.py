@@ -1,7 +1,7 @@
-"""Speed and memory, side by side, in one process with alternating repetitions and one torch thread.
+"""Measure speed and memory side by side, in one process, with alternating repetitions and one torch thread.
 
-Each comparison is the median of paired ratios with a 95% bootstrap interval; a stated target is met if the whole
-interval is within it.  What is measured and why: docs/performance.md.
+Each comparison is the median of paired ratios with a 95% bootstrap interval; a target is met if the whole interval is
+within it.  What is measured and why: docs/performance.md.
 """
 
 import ast
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks._measure import Options, Report, command_line, machine_facts, plot
 
-# The parts, in the order in which they run, and their modules: each has `run(options)` and says in its docstring's
-# first line what it is.
+# The parts in the order in which they run, and their modules.  Each module has `run(options)`; the first line of its
+# docstring describes the part in --help.
 PARTS = {
     "input": "input_pipeline",
     "step": "step",
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     chosen = [part for part in PARTS if part in given.parts or not given.parts]
 
     with tempfile.TemporaryDirectory() as scratch:
-        # Before torch and datasets are imported, which happens with the first part.
+        # Set before torch and datasets are imported, which happens with the first part.
         os.environ.update(
             OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", WANDB_MODE="offline", WANDB_SILENT="true",
             HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=f"{scratch}/datasets",
@@ -75,17 +75,17 @@ def main(arguments: list[str]) -> None:
 
 
 def use_one_heap() -> None:
-    """Give threads the heap of the main thread, where glibc is the allocator.
+    """Let all threads share the main thread's heap, where glibc is the allocator.
 
-    Runs that take turns are threads here and processes of their own in reality.  A thread's own heaps are small and go
-    back to the system in every step: up to 7,000 page faults, a tenth of a step's time.
+    A thread's own heaps are small, and glibc returns them to the system in every step: up to 7,000 page faults, a
+    tenth of a step's time.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def first_line(module: str) -> str:
-    """Of a part's docstring, without importing the part."""
+    """The first line of a part's docstring, without importing the part."""
     text = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
 

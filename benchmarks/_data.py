@@ -1,4 +1,4 @@
-"""Made-up image data sets: PNG files in parquet, as many as wanted, written quickly."""
+"""Synthetic image data sets of any size: PNG files in parquet, written quickly."""
 
 import struct
 import zlib
@@ -13,10 +13,10 @@ SIDE, SHARD = 32, 50_000
 
 
 def write_parquet(folder: Path, images: int, classes: int, noise: int = 24) -> Path:
-    """`images` images of 32x32 pixels in `folder`, in shards; every class occurs, and no two images are equal.
+    """Write `images` images of 32x32 pixels to `folder`, in shards; every class occurs, and no two images are equal.
 
-    An image is its class's pattern of 4x4 colours, which a small network learns in a few steps, with noise of so many
-    grey levels; 256 leaves nothing but noise, 0 nothing but the pattern and the image's number.
+    Each image is its class's pattern of 4x4 colors, which a small network learns in a few steps, plus noise of up to
+    `noise` gray levels: 256 leaves only noise, 0 only the pattern and the image's index.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def write_parquet(folder: Path, images: int, classes: int, noise: int = 24) -> P
             if noise:
                 grain = random.integers(0, noise, pixels.shape, dtype=np.int16)
                 pixels = (pixels * (256 - noise) // 256) + grain
-            pixels[:, 0, :, 0] = (part[:, None] >> np.arange(SIDE) & 1) * 255  # the number in binary: none are equal
+            pixels[:, 0, :, 0] = (part[:, None] >> np.arange(SIDE) & 1) * 255  # the index in binary: no two are equal
             pngs += encode(pixels.astype(np.uint8))
         cells = pyarrow.array([{"bytes": png, "path": None} for png in pngs], features.arrow_schema.field("img").type)
         table = pyarrow.Table.from_arrays([cells, pyarrow.array(rows % classes)], schema=features.arrow_schema)
@@ -43,7 +43,7 @@ def write_parquet(folder: Path, images: int, classes: int, noise: int = 24) -> P
 def encode(pixels: np.ndarray) -> list[bytes]:
     """uint8 [N,H,W,3] as PNG files."""
     count, height, width, _ = pixels.shape
-    lines = np.zeros((count, height, 1 + 3 * width), dtype=np.uint8)  # the first byte: no filter
+    lines = np.zeros((count, height, 1 + 3 * width), dtype=np.uint8)  # the first byte of each line: no filter
     lines[:, :, 1:] = pixels.reshape(count, height, -1)
     before = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     after = chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: contestants in turn, paired ratios with intervals, and how results are told and kept."""
+"""What all benchmarks share: alternating measurements, paired ratios with intervals, and reporting."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ RESAMPLES = 10_000
 
 @dataclass
 class Options:
-    """How much to measure, on what, and a folder for what is written meanwhile."""
+    """How much to measure, on which data, and a scratch folder."""
 
     pairs: int
     quick: bool
@@ -31,7 +31,7 @@ class Options:
         return quick if self.quick else full
 
     def few(self, most: int) -> int:
-        """Pairs of what is slow and far from its target."""
+        """The number of pairs for slow measurements that are far from their target."""
         return min(self.pairs, most)
 
     def folder(self, name: str) -> Path:
@@ -40,13 +40,13 @@ class Options:
         return folder
 
 
-# ------------------------------------------------------------------------------------------------- in turn
+# ------------------------------------------------------------------------------------------------- alternation
 
 
 def interleave(
     contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1, *, reverse: bool = False
 ) -> dict[str, list[float]]:
-    """What each contestant measured in each of `pairs` rounds; the order is reversed from round to round."""
+    """The values of each contestant over `pairs` rounds; every round reverses the order."""
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(warm_up + pairs):
         names = list(contestants)
@@ -60,9 +60,9 @@ def interleave(
 def interleave_beside(
     reference: Callable[[], float], contestants: Mapping[str, Callable[[], float]], pairs: int, warm_up: int = 1
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """For each contestant its values, and those of the reference, which is measured anew beside every one of them.
+    """For each contestant its values and those of the reference, which is measured again next to each of them.
 
-    Where contestants are many, this keeps the two sides of a ratio close in time.
+    With many contestants, this keeps the two sides of a ratio close in time.
     """
     values: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contestants}
     for round_number in range(warm_up + pairs):
@@ -75,7 +75,7 @@ def interleave_beside(
 
 
 def seconds_of(action: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-    """A contestant: the seconds that `action` takes, a mean of `repeats` times."""
+    """A contestant: the mean duration of `action` in seconds over `repeats` calls."""
 
     def timed() -> float:
         start = time.perf_counter()
@@ -87,7 +87,7 @@ def seconds_of(action: Callable[[], Any], repeats: int = 1) -> Callable[[], floa
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval (percentiles) of the values' median."""
+    """Percentile bootstrap interval of the median."""
     samples = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.median(samples, axis=1), (tail, 1 - tail))
@@ -99,13 +99,13 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that was stated before it was measured."""
+    """A bound that was set before measuring."""
 
     limit: float
-    at_least: bool = False  # else at most
+    at_least: bool = False  # otherwise at most
 
     def met(self, low: float, high: float) -> bool:
-        """Whether the unfavourable end of the interval is within the bound."""
+        """Whether the worse end of the interval is within the bound."""
         return low >= self.limit if self.at_least else high <= self.limit
 
     def __str__(self) -> str:
@@ -114,9 +114,9 @@ class Target:
 
 @dataclass
 class Comparison:
-    """A contestant against another: the paired ratios `subject / reference` of what both measured.
+    """One contestant against another: the paired ratios `subject / reference`.
 
-    own, others: values of subject and reference, one a round.
+    own, others: values of subject and reference, one per round.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Comparison:
 
 @dataclass
 class Figure:
-    """A number that is compared with nothing, or with a bound; `curve` and `x` make it a point of a curve."""
+    """A single number, possibly with a target; `curve` and `x` make it a point of a curve."""
 
     name: str
     value: float
@@ -183,7 +183,7 @@ class Figure:
 
 @dataclass
 class Note:
-    """Something to know about the figures, or why there are none."""
+    """A remark on the results, or why there are none."""
 
     name: str
 
@@ -200,7 +200,7 @@ Result = Comparison | Figure | Note
 def compare(
     values: Mapping[str, list[float]], subject: str, reference: str, unit: str, target: Target | None = None
 ) -> Comparison:
-    """Two of the contestants that took turns."""
+    """The comparison of two contestants of `interleave`."""
     return Comparison(f"{subject} / {reference}", values[subject], values[reference], unit, target)
 
 
@@ -217,26 +217,26 @@ def target_record(target: Target | None, low: float, high: float) -> dict[str, A
 
 
 def number(value: float) -> str:
-    """Four digits that count."""
+    """`value` with four significant digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value with its unit; seconds as ms or us where they are few."""
+    """A value with its unit; seconds as ms or us if below 1 s."""
     if unit.split(" ")[0] == "s":
         factor, prefix = next((pair for pair in ((1, ""), (1e3, "m")) if abs(value) * pair[0] >= 1), (1e6, "u"))
         return f"{number(value * factor)} {prefix}{unit}"
     return f"{number(value)} {unit}"
 
 
-# ------------------------------------------------------------------------------------------------- telling
+# ------------------------------------------------------------------------------------------------- reporting
 
 
 @dataclass
 class Report:
-    """All results so far, part by part; written anew after each part."""
+    """All results so far, by part; the JSON file is rewritten after each part."""
 
     machine: dict[str, Any]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -270,7 +270,7 @@ class Report:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """What the results depend on besides the code."""
     import torch
 
     return {
@@ -294,7 +294,7 @@ def cpu_name() -> str:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Ratios with their intervals and targets, a row each; beside them the curves."""
+    """Draw the ratios with intervals and targets, one per row, and the curves below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -323,7 +323,7 @@ def plot(report: Report, path: Path) -> None:
         grid = areas[-1].subplots(lines, 2, squeeze=False).flatten()
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
-        for axes, (name, points) in zip(grid, curves.items(), strict=False):  # of an odd number one stays empty
+        for axes, (name, points) in zip(grid, curves.items(), strict=False):  # one stays empty if their number is odd
             places, values = [point.x for point in points], [point.value for point in points]
             axes.plot(places, values, "o-", color="#1f5a99")
             axes.set_title(name, fontsize=10)
@@ -339,9 +339,9 @@ def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
     for height, (_, result) in enumerate(rows):
         low, high = result.interval
         missed = result.verdict.startswith("MISSED")
-        colour = "#b03030" if missed else "#2a7a3a" if result.target else "#555555"
-        axes.plot([low, high], [height, height], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot(result.ratio, height, "o", color=colour, markersize=5)
+        color = "#b03030" if missed else "#2a7a3a" if result.target else "#555555"
+        axes.plot([low, high], [height, height], color=color, linewidth=3, solid_capstyle="butt")
+        axes.plot(result.ratio, height, "o", color=color, markersize=5)
         if result.target:
             axes.plot(result.target.limit, height, "|", color="black", markersize=14, markeredgewidth=2)
     labels = [
@@ -355,7 +355,7 @@ def _plot_ratios(axes: Any, rows: list[tuple[str, Comparison]]) -> None:
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
     axes.grid(axis="x", alpha=0.3, which="both")
-    axes.set_xlabel("ratio: dot median, bar 95% interval, tick target; green met, red missed, grey no target")
+    axes.set_xlabel("ratio: dot median, bar 95% interval, tick target; green met, red missed, gray no target")
 
 
 def _within_a_decade(axes: Any) -> bool:
@@ -373,17 +373,17 @@ def command_line(description: str, parts: Mapping[str, str]) -> argparse.Argumen
         description=f"{description}\n\nparts:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="without: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--pairs", type=int, default=15, help="rounds of all contestants (default 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the ratios to this PNG file")
     parser.add_argument(
-        "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for part input; without: noise"
+        "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for part input (default: noise)"
     )
-    parser.add_argument("--quick", action="store_true", help="all tiny, to see that it runs: figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as a test; the results mean nothing")
     return parser
 
 
 def hand_over(part: str) -> NoReturn:
-    """Run one part by the common command, in a process that is set up before torch is imported."""
+    """Run one part with the common command, in a new process that is set up before torch is imported."""
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks", part, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Runs of train_kd.py for measuring: whole ones, and ones that train an epoch at a time in turn with others."""
+"""Runs of train_kd.py to measure: whole runs, and runs that alternate epoch by epoch."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import kd_methods
 import train_kd
 from kd_core.run.folder import read_metrics
 
-# A network so fast that the loop around it is what takes the time.
+# A network so fast that the training loop dominates the time.
 TINY: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 16}}
 
 
@@ -29,8 +29,8 @@ def words(
     method: str = "average",
     more: Sequence[str] = (),
 ) -> list[str]:
-    """The command line of a run below `home`; `more` wins over what is set here."""
-    base = home / "defaults.yaml"  # without a file, train_kd.py would begin with the quickstart's settings
+    """The command line of a run in `home`; `more` overrides what is set here."""
+    base = home / "defaults.yaml"  # without a file, train_kd.py starts from the quickstart's settings
     home.mkdir(parents=True, exist_ok=True)
     base.write_text("{}\n")
     team = ", ".join(f"{{weights: {folder}, view: {view}}}" for folder in teachers)
@@ -45,17 +45,17 @@ def words(
 
 
 def as_word(values: Mapping[str, Any]) -> str:
-    """Settings as a word of the command line: JSON is YAML."""
+    """Settings as a command-line argument: JSON is YAML."""
     return json.dumps(values)
 
 
 def replaced(given: list[str]) -> list[str]:
-    """A command line without the words that a later one overrides: a key may stand there once."""
+    """A command line without the arguments that a later one overrides: each key may occur once."""
     return list({word.partition("=")[0]: word for word in given}.values())
 
 
 def train(arguments: list[str]) -> Path:
-    """Do a whole run; its folder."""
+    """Run the whole training; returns the run folder."""
     with quiet():
         train_kd.main(arguments)
     return folder_of(arguments)
@@ -68,7 +68,7 @@ def folder_of(arguments: list[str]) -> Path:
 
 
 def epochs_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a finished run's epochs, without the first one's, which warms up."""
+    """A finished run's rows of metrics per epoch, without the first epoch, which warms up."""
     return [row for row in read_metrics(folder / "metrics.jsonl") if row.get("epoch", 0) > 1]
 
 
@@ -79,24 +79,24 @@ def quiet() -> Iterator[None]:
 
 
 class Turn:
-    """A run of train_kd.py in this process that trains one epoch whenever it is asked to.
+    """A run of train_kd.py in this process that trains one epoch per call.
 
-    So runs can take turns epoch by epoch, which keeps the machine's moods out of their ratios.  Between two epochs lies
-    nothing that is measured.
+    So runs can alternate epoch by epoch, which keeps changes of the machine's speed out of their ratios.  Nothing
+    between two epochs is measured.
     """
 
     def __init__(self, arguments: list[str]):
         self._rows = train_kd.epochs_of(arguments)
-        self.row: dict[str, Any] = {}  # of the last epoch
+        self.row: dict[str, Any] = {}  # metrics of the last epoch
 
     def epoch(self) -> dict[str, Any]:
-        """Train an epoch; its row of metrics."""
+        """Train an epoch; returns its metrics."""
         with quiet():
             self.row = next(self._rows)
         return self.row
 
     def step_seconds(self) -> float:
-        """Train an epoch; its seconds per step."""
+        """Train an epoch; returns its seconds per step."""
         return float(self.epoch()["train/step_time"])
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class Turn:
 
 @contextlib.contextmanager
 def turns(arguments: dict[str, list[str]]) -> Iterator[dict[str, Turn]]:
-    """Runs that take turns, by name; all are ended with the block."""
+    """Alternating runs by name; all are closed at the end of the block."""
     with contextlib.ExitStack() as cleanup:
         runs = {name: Turn(given) for name, given in arguments.items()}
         for run in runs.values():
@@ -124,7 +124,7 @@ def trained_teachers(
     epochs: int = 8,
     more: Sequence[str] = (),
 ) -> list[Path]:
-    """Run folders of teachers that know more than chance; equal networks differ in their seeds."""
+    """Run folders of teachers that are better than chance; equal networks differ in their seeds."""
     folders = []
     for seed, network in enumerate(networks):
         own = [f"--training.seed={seed}", "--training.learning_rate=0.003", "--no-wandb", *more]

@@ -1,8 +1,8 @@
-"""A bare step on a CPU with glibc's heap as train_kd.py sets it against the heap as it is by default.
+"""A bare training step on a CPU with train_kd.py's glibc heap settings against the default settings.
 
 ResNet-8 and ResNet-8x4 at batch 128: forward, cross-entropy, backward, optimizer.  The larger one's activations are
-blocks of 32 MiB, which glibc by default gives back to the system in every step.  Each measurement is a process of its
-own: a heap that was once large stays so.
+blocks of 32 MiB, which glibc by default returns to the system in every step.  Each measurement has its own process,
+since a heap does not shrink again.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ print(statistics.median([seconds() for _ in range(int(repeats))][2:]))
 
 def run(options: Options) -> list[Result]:
     if sys.platform != "linux":
-        return [Note("not available: only Linux has the C library whose habits these are")]
+        return [Note("not available: needs glibc, on Linux")]
     results: list[Result] = []
     for name in STUDENTS[: options.size(2, 1)]:
         contestants = {heap: partial(step_seconds, name, heap, options.size(8, 3)) for heap in ("kept", "default")}
@@ -40,6 +40,6 @@ def run(options: Options) -> list[Result]:
 
 
 def step_seconds(name: str, heap: str, repeats: int) -> float:
-    """The median step of a fresh process, without the first two."""
+    """The median step time of a new process in seconds, without the first two steps."""
     child = [sys.executable, "-c", CHILD, name, heap, str(repeats)]
     return float(subprocess.run(child, capture_output=True, text=True, check=True).stdout)

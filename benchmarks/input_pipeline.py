@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Training views per second: this project's in-memory views against the usual per-sample transforms and DataLoaders.
+"""Training images per second: this project's in-memory views against per-sample transforms in DataLoaders.
 
     python -m benchmarks.input_pipeline --data-path FOLDER    the same as: python -m benchmarks input --data-path ...
 
-All make batches of 128 from the same PNG files in parquet: cropped after padding by 4, flipped and normalised at 32
-pixels.  The last two rows are for 224 pixels, a student's view and three teachers'.  The start of a DataLoader's
-workers is not counted; what they have fetched by then counts for them.
+All make batches of 128 from the same PNG files in parquet: cropped after padding by 4, flipped and normalized at 32
+pixels.  The last two rows are for 224 pixels, with views for a student and three teachers.  The startup time of a
+DataLoader's workers is not counted; the batches they prefetch meanwhile are.
 """
 
 import io
@@ -72,7 +72,7 @@ def open_parquet(folder: Path) -> Any:
 
 
 def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = None) -> Iterator[float]:
-    """Images per second of each repeat: gathered, augmented and normalised by batch, for one network of each side."""
+    """Images per second of each repetition: gathered, augmented and normalized by batch, once per input side."""
     config = DataConfig(source="parquet", path=str(folder), val_size=0)
     data = load_data(config, model_sizes=[32], cache_dir=cache, show_progress=False)
     store = ImageStore(data.train, torch.device("cpu"), on_device="auto")
@@ -102,7 +102,7 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
 
 
 def loaded(dataset: Any, workers: int, count: int, size: int = 32) -> Iterator[float]:
-    """Images per second of each repeat: decoded and transformed one by one, here or by worker processes."""
+    """Images per second of each repetition: decoded and transformed one by one, here or in worker processes."""
     loader = DataLoader(
         dataset,
         batch_size=BATCH,
@@ -113,7 +113,7 @@ def loaded(dataset: Any, workers: int, count: int, size: int = 32) -> Iterator[f
     )
     while True:
         batches = iter(loader)
-        consume(next(batches), size)  # the workers run
+        consume(next(batches), size)  # waits until the workers have started
         start, seen = time.perf_counter(), 0
         while seen < count:
             try:
@@ -152,13 +152,13 @@ def with_transform(dataset: Any) -> Any:
 
 
 def with_original_transforms(dataset: Any) -> Any:
-    """As in the system that this project follows: student and teachers each resize the image and crop 224 pixels."""
-    normalise = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    """As in the original system that this project follows: student and teachers each resize and crop to 224 pixels."""
+    normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     student = transforms.Compose(
-        [transforms.Resize(256), transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), *normalise]
+        [transforms.Resize(256), transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), *normalize]
     )
     teachers = [
-        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224), *normalise])
+        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224), *normalize])
         for side in (256, 256, 248)
     ]
 
@@ -171,7 +171,7 @@ def with_original_transforms(dataset: Any) -> Any:
 
 
 class ArrayDataset(Dataset):
-    """What torchvision.datasets.CIFAR100 does: all images in one array, an image made of a row and transformed."""
+    """As torchvision.datasets.CIFAR100: all images in one array; each row becomes a PIL image and is transformed."""
 
     def __init__(self, dataset: Any):
         cells = dataset.with_format("arrow")[:].column("img").to_pylist()

@@ -1,6 +1,6 @@
 """The loss of each method, forward and backward, against a plain loop over teachers that follows the formula.
 
-Three teachers, batches of 128 and 1024, 100 and 1000 classes.  Both must give the same value before they are timed.
+Three teachers, batches of 128 and 1024, 100 and 1000 classes.  Both must agree before they are timed.
 """
 
 from collections.abc import Callable
@@ -64,13 +64,13 @@ def stacked(method: str) -> Loss:
 
 
 def soft_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """T^2 KL of one teacher: []."""
+    """T^2 KL(teacher || student) for one teacher: []."""
     log_s, p_t = F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1)
     return F.kl_div(log_s, p_t, reduction="batchmean") * TEMPERATURE**2
 
 
 def confidence_weights(teachers: Tensor, labels: Tensor) -> Tensor:
-    """Per sample: [K,B]."""
+    """Weight of each teacher per sample: [K,B]."""
     losses = torch.stack([F.cross_entropy(teacher, labels, reduction="none") for teacher in teachers])
     return (1 - F.softmax(losses, 0)) / (len(teachers) - 1)
 
@@ -106,7 +106,7 @@ def dynamic(student: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
 
 
 def confidence(student: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
-    """The loop is over samples, as each follows one teacher."""
+    """Loops over samples, since each sample follows one teacher."""
     probability, best = label_probabilities(teachers, labels).max(0)
     chosen = torch.stack([teachers[int(teacher), row] for row, teacher in enumerate(best)])
     alpha = probability.mean()

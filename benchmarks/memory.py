@@ -1,8 +1,8 @@
-"""Peak anonymous memory of a train_kd.py run of one epoch, by the number of images.
+"""Peak anonymous memory of a train_kd.py run of one epoch, by number of images.
 
-Anonymous memory is what a process allocates; memory-mapped files are not in it, since the system drops their pages
-whenever it needs the room.  Summed over the process and its children, twenty times a second, on Linux.  The first run
-decodes the images, the second finds them decoded.  What counts is the growth over the run with the fewest images.
+Anonymous memory is what a process allocates; it excludes memory-mapped files, whose pages the system drops when it
+needs memory.  Summed over the process and its children, 20 times per second, on Linux.  The first run decodes the
+images, the second reads the decoded ones.  The targets are for the growth over the run with the fewest images.
 """
 
 import subprocess
@@ -17,12 +17,12 @@ from benchmarks._measure import Figure, Note, Options, Result, Target
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL, CLASSES, MEBIBYTE = 200, 10, 2**20
-STUDENT: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 32}}  # one token an image
+STUDENT: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 32}}  # one token per image
 
 
 def run(options: Options) -> list[Result]:
     if not Path("/proc/self/smaps_rollup").is_file():
-        return [Note("not available: only Linux tells a process's anonymous memory (/proc/PID/smaps_rollup)")]
+        return [Note("not available: needs /proc/PID/smaps_rollup, on Linux")]
     least, *more = (2_000, 50_000, 1_000_000) if not options.quick else (500, 700)
     results: list[Result] = []
     footprint: dict[str, float] = {}
@@ -46,7 +46,7 @@ def run(options: Options) -> list[Result]:
 
 
 def peak_of(words: list[str]) -> int:
-    """Most bytes of anonymous memory that a run of train_kd.py and its children held at once."""
+    """Peak anonymous memory of a run of train_kd.py and its children, in bytes."""
     with subprocess.Popen(
         [sys.executable, "train_kd.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -61,14 +61,14 @@ def peak_of(words: list[str]) -> int:
 
 
 def family(process: int) -> list[int]:
-    """The process and all below it."""
+    """The process and its descendants."""
     found = [process]
-    for parent in found:  # grows meanwhile
+    for parent in found:  # the list grows while it is iterated over
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
             try:
                 found += map(int, task.read_text().split())
             except OSError:
-                pass  # it has just ended
+                pass  # the process has just ended
     return found
 
 

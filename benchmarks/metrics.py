@@ -1,7 +1,7 @@
-"""Accuracy, top-5, AUROC, cross-entropy, Brier score, calibration error of 10,000 x 100 logits: against scikit-learn.
+"""Accuracy, top-5, AUROC, cross-entropy, Brier score, calibration error of 10,000 x 100 logits, against scikit-learn.
 
-Both must agree to 1e-6 before they are timed.  scikit-learn has no expected calibration error: there a NumPy loop
-over the bins stands for it.
+Both must agree to 1e-6 before they are timed.  scikit-learn has no expected calibration error; a NumPy loop over the
+bins takes its place.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ def by_sklearn(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def area_by_sklearn(probabilities: Tensor, labels: Tensor) -> float:
-    """One against the rest, a class at a time: `roc_auc_score` for several classes wants rows that sum to 1 exactly."""
+    """One-vs-rest, class by class: `roc_auc_score` for several classes requires rows that sum to exactly 1."""
     areas = [
         sklearn_metrics.roc_auc_score(labels == number, probabilities[:, number])
         for number in range(probabilities.shape[1])

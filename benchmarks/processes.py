@@ -1,4 +1,4 @@
-"""One process against two, one thread each, started by torch's launcher: images per second of train_kd.py.
+"""Images per second of train_kd.py with two processes against one, one thread each, started by torchrun.
 
 ResNet-8, a global batch of 128, no teachers.
 """

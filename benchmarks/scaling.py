@@ -1,7 +1,7 @@
-"""How an epoch with a warm cache, and the cache's size, grow with teachers, classes and images.
+"""Time of an epoch with a warm cache, and size of the cache, by number of teachers, classes and images.
 
-A tiny student, whose step hides nothing; cached clean views of as tiny teachers, whose networks no epoch runs.  Each
-time stands beside the same epoch without teachers.
+A tiny student, whose step is so short that it hides nothing, and clean views of tiny teachers, whose logits all come
+from the cache.  Each time is compared with the same epoch without teachers.
 """
 
 import statistics
@@ -18,14 +18,14 @@ ALONE = "without teachers"
 
 def run(options: Options) -> list[Result]:
     base = options.size(2_560, 256)
-    # (what varies, its value, teachers, classes, images)
+    # (variable, its value, teachers, classes, images)
     points = [("teachers", count, count, CLASSES, base) for count in (1, TEACHERS, 10)]
     points += [("classes", classes, TEACHERS, classes, base) for classes in (10, CLASSES, 1000)]
     points += [("images", images, TEACHERS, CLASSES, images) for images in (base, 10_000, 50_000)]
     if options.quick:
         points = [("teachers", 1, 1, 10, base)]
     most = {classes: max(point[2] for point in points if point[3] == classes) for *_, classes, _ in points}
-    teams: dict[int, list[Path]] = {}  # trained once: a class's pattern is the same in every data set here
+    teams: dict[int, list[Path]] = {}  # trained once: class patterns are the same in all data sets
     results: list[Result] = []
     for axis, value, teachers, classes, images in points:
         home, val = options.folder(f"{axis}={value}"), max(200, classes)
@@ -40,7 +40,7 @@ def run(options: Options) -> list[Result]:
 def measured(
     options: Options, home: Path, data: Path, team: list[Path], axis: str, value: int, images: int, val: int
 ) -> list[Result]:
-    """Epochs with and without cached teachers in turn, and what the cache takes."""
+    """Alternating epochs with and without cached teachers, and the size of the cache."""
     pairs = options.few(5 if images < 50_000 else 2)
 
     def words(kind: str, members: list[Path]) -> list[str]:

@@ -1,8 +1,8 @@
-"""A whole training step with everything on against the bare limit: forward, cross-entropy, backward, optimizer.
+"""A complete training step against a bare one: forward, cross-entropy, backward, optimizer.
 
-The one side is train_kd.py's own epochs: views, three cached teachers, the method's loss, metrics, W&B offline, a row
-every 25 steps (twice as often as by default).  The other is the same network and optimizer in the same memory format
-on one fixed batch, in a loop of as many steps; it takes turns with the epochs.
+The complete steps are those of train_kd.py's epochs: views, three cached teachers, the method's loss, metrics, W&B
+offline, a row logged every 25 steps (twice as often as by default).  The bare ones train the same network with the
+same optimizer and memory format on one fixed batch, in a loop of as many steps that alternates with the epochs.
 """
 
 import statistics
@@ -38,26 +38,26 @@ def run(options: Options) -> list[Result]:
         )  # fmt: skip
 
     def measured(student: Mapping[str, Any]) -> dict[str, list[float]]:
-        """Seconds a step of train_kd.py and of the bare loop."""
+        """Seconds per step of train_kd.py and of the bare loop."""
         name = student["name"]
         with _runs.turns({name: words(name, student)}) as runs:
             runs[name].epoch()
             contestants = {name: runs[name].step_seconds, "bare": seconds_of(bare_step(student), steps)}
             return interleave(contestants, options.pairs)
 
-    _runs.train([*words("fill", _runs.TINY), "--no-wandb"])  # the same views: they depend on epoch and seed alone
+    _runs.train([*words("fill", _runs.TINY), "--no-wandb"])  # fills the cache: views depend on epoch and seed only
     results: list[Result] = []
     for name in STUDENTS if not options.quick else ():
         results.append(compare(measured({"name": name}), name, "bare", "s per step", Target(1.05)))
     tiny, values = _runs.TINY["name"], measured(_runs.TINY)
     results.append(compare(values, tiny, "bare", "s per step"))
     extra = [own - bare for own, bare in zip(values[tiny], values["bare"], strict=True)]
-    results.append(Figure("what a step costs besides network and optimizer", statistics.median(extra), "s"))
+    results.append(Figure("time per step besides network and optimizer", statistics.median(extra), "s"))
     return results
 
 
 def bare_step(student: Mapping[str, Any]) -> Callable[[], None]:
-    """A training step of this network with nothing that could be left out."""
+    """A minimal training step of this network."""
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (BATCH,))
     more = {key: student[key] for key in ("img_size", "args") if key in student}

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Random search against bayes: how good is the best of 30 trials?
+"""Random against Bayesian search: how good is the best of 30 trials?
 
     python -m benchmarks.sweep_search
     python -m benchmarks.sweep_search --trials 60 --seeds 50
 
-Both draw as the sweeps of `sweeps/run_local.py` do.  The objective is synthetic and costs nothing: an accuracy
-that depends on six parameters of the kinds that sweeps of this project have, with optima inside the ranges, an
-interaction (the best temperature depends on the method) and noise as between seeds of one run.  Trials are judged by
-their noisy value, as in a real sweep; what is compared is the true value of the trial that came out best.
+Both sample as `sweeps/run_local.py` does.  The objective is synthetic: an accuracy that depends on six parameters of
+the kinds used in this project's sweeps, with optima inside the ranges, an interaction (the best temperature depends on
+the method) and noise as between seeds of one run.  Trials are ranked by their noisy value, as in a real sweep; the
+results compare the true value of the best-ranked trial.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def best_of(method: str, trials: int, seed: int) -> float:
-    """The true value of the trial that looks best."""
+    """The true value of the trial with the best noisy value."""
     sweep = sweep_of(method)
     study = optuna.create_study(direction="maximize", sampler=create_sampler(sweep, seed=seed))
     noise = random.Random(seed)
@@ -93,7 +93,7 @@ def sweep_of(method: str) -> Sweep:
 
 
 def accuracy(values: dict[str, Any]) -> float:
-    """At most 0.8."""
+    """The synthetic accuracy, at most 0.8."""
     best_temperature = {"average": 4, "ca_weighted": 4, "dynamic": 6, "confidence": 8}[values["kd.type"]]
     losses = [
         {"average": 0.02, "ca_weighted": 0.01, "dynamic": 0.0, "confidence": 0.015}[values["kd.type"]],

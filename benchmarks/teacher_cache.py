@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""Epochs with one to three teachers, computed in every step or read from the cache, against epochs without teachers.
+"""Epochs with one to three teachers, computed in every step or cached, against epochs without teachers.
 
     python -m benchmarks.teacher_cache [--pairs 15]    the same as: python -m benchmarks teachers ...
 
-Every epoch is one of train_kd.py's own, with ResNet-8 as student at batch 128; what counts is the time of its training
-steps (views, teachers or cache, student, loss, optimizer, meter), not validation or checkpoints.  All runs live in
-one process and train an epoch in turn, each beside an epoch without teachers.  `cold` is a lazily filled cache that
-starts empty.
+All epochs are train_kd.py's own, with a ResNet-8 student at batch 128; the time is that of the training steps (views,
+teachers or cache, student, loss, optimizer, meter), without validation and checkpoints.  All runs share one process
+and alternate with epochs without teachers.  `cold` is a lazily filled cache that starts empty.
 """
 
 from benchmarks import _runs
@@ -38,14 +37,14 @@ def run(options: Options) -> list[Result]:
             ],
         )  # fmt: skip
 
-    # Slow ones, few times.  A cold cache is one that no epoch has gone through before: each count has its own.
+    # Slow runs get few pairs.  A cold cache is filled by its first epoch, so each number of teachers has its own.
     slow = {ALONE: words("alone-slow", 0, "off", (slow_pairs + 1) * 2 * len(counts))}
     for count in counts:
         slow[f"online, K={count}"] = words(f"online-{count}", count, "off", slow_pairs + 1)
         slow[f"cold, K={count}"] = words(f"cold-{count}", count, "lazy", slow_pairs + 1, cache=f"cold-{count}")
     results = beside_alone(slow, slow_pairs, {})
 
-    # Warm ones: what they read is filled by a run of the same epochs, whose views are the same.
+    # Warm runs read a cache that a run of the same epochs, and so of the same views, has filled.
     fill = [*words("fill", max(counts), "lazy", pairs + 1), f"--model={_runs.as_word(_runs.TINY)}"]
     _runs.train(_runs.replaced(fill))
     warm = {ALONE: words("alone", 0, "off", (pairs + 1) * len(WARM) * len(counts))}
@@ -56,7 +55,7 @@ def run(options: Options) -> list[Result]:
 
 
 def beside_alone(words: dict[str, list[str]], pairs: int, targets: dict[str, Target]) -> list[Result]:
-    """Epochs of each run, each beside one without teachers."""
+    """Epochs of each run, each next to an epoch without teachers."""
     with _runs.turns(words) as runs:
         steps = {name: turn.step_seconds for name, turn in runs.items()}
         seconds = interleave_beside(steps.pop(ALONE), steps, pairs)

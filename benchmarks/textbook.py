@@ -1,8 +1,8 @@
-"""Distilling ResNet-32x4 into ResNet-8x4, batch 64: train_kd.py's step against a textbook's.
+"""Distilling ResNet-32x4 into ResNet-8x4, batch 64: train_kd.py against a textbook training loop.
 
-The textbook's: the teacher in every step, fp32 in NCHW, PIL transforms of every image in a DataLoader with two
-workers, KL + cross-entropy, loss and accuracy read back by `.item()` in every batch, plain SGD.  It has a
-process of its own, with glibc's heap as it is by default (see part `heap`).
+The textbook loop runs the teacher in every step, in fp32 and NCHW, with PIL transforms per image in a DataLoader with
+two workers, KL + cross-entropy, loss and accuracy read by `.item()` in every batch, and plain SGD.  It has its own
+process, with glibc's default heap settings (see part `heap`).
 """
 
 import json
@@ -43,7 +43,7 @@ def run(options: Options) -> list[Result]:
     [folder] = _runs.trained_teachers(options.scratch, data, [teacher], val=VAL, epochs=epochs, more=bf16)
 
     def images_per_second(cache: str, precision: str) -> float:
-        """The median epoch of a run; the first round fills the cache."""
+        """The rate of a run's median epoch; the first round fills the cache."""
         forget_precision()
         more = [f"--cache.mode={cache}", f"--training.mixed_precision={precision}", "--training.optimizer=sgd"]
         words = _runs.words(
@@ -66,12 +66,12 @@ def run(options: Options) -> list[Result]:
 
 
 def forget_precision() -> None:
-    """Accelerate allows one precision a process."""
+    """Reset Accelerate's state, which allows one precision per process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def in_own_process(data: Path, folder: Path, student: dict[str, Any], steps: int) -> Iterator[float]:
-    """`textbook` in a process that this project's has not touched: the heap's settings are a whole process's."""
+    """`textbook` in a new process, since this project's heap settings apply to the whole process."""
     code = (
         "import json, sys, torch; from pathlib import Path; from benchmarks.textbook import textbook\n"
         "torch.set_num_threads(1)\n"
@@ -91,7 +91,7 @@ def in_own_process(data: Path, folder: Path, student: dict[str, Any], steps: int
 
 
 def textbook(data: Path, teacher_folder: Path, student: dict[str, Any], steps: int) -> Iterator[float]:
-    """Images per second over `steps` steps, again and again; the loader's workers run on between them."""
+    """Images per second over `steps` steps, repeatedly; the loader's workers keep running in between."""
     dataset = ArrayDataset(open_parquet(data))
     loader = DataLoader(
         dataset, BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True,

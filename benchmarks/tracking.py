@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""What tracking adds to the time of a run: the same 200 training steps with W&B offline and without W&B.
+"""Time that tracking adds to a run: the same 200 training steps with W&B offline and without W&B.
 
     python -m benchmarks.tracking [--pairs 5] [--json FILE]
 
-A run is all that train_kd.py does: cached data, training with a row every 10 steps, 20 validations, checkpoints,
-export; its time counts from after the imports.  Offline adds the start of W&B's service, the rows, system metrics, the
-students' artifact and the end; the wandb package is imported either way, by timm.  Runs alternate, each in a fresh
-process with one torch thread.  The student is ResNet-8, at batch 128, on digits.
+A run is all that train_kd.py does: cached data, training with a row logged every 10 steps, 20 validations, checkpoints,
+export; its time excludes the imports.  Offline adds starting W&B's service, the rows, system metrics, the artifacts
+and finishing; timm imports the wandb package either way.  Runs alternate, each in a new process with one torch thread.
+The student is ResNet-8, at batch 128, on digits.
 
-Two figures: the ratio of the runs' times, which holds everything but moves with the machine's noise, and the share of a
-run's time that it spends in calls of the tracker, which is steady but leaves out what W&B's service does beside it.
+Two results: the ratio of the runs' times, which covers everything but is noisy, and the fraction of a run's time spent
+in calls of the tracker, which is stable but excludes what W&B's service does in parallel.
 """
 
 import argparse
@@ -38,8 +38,8 @@ STEPS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each kind")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--once", nargs=3, metavar=("MODE", "NAME", "FOLDER"), help=argparse.SUPPRESS)  # a child's
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--once", nargs=3, metavar=("MODE", "NAME", "FOLDER"), help=argparse.SUPPRESS)  # internal
     options = parser.parse_args()
     if options.once:
         mode, name, folder = options.once
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 class Clocked:
-    """A tracker that adds up the time spent in its methods."""
+    """A tracker that sums the time spent in its methods."""
 
     def __init__(self, tracker: Any, start: float):
         self._tracker, self.seconds = tracker, time.perf_counter() - start
@@ -96,7 +96,7 @@ class Clocked:
 
 
 def timed(scratch: Path, mode: str, name: str) -> tuple[float, float]:
-    """Seconds of one run, and of these in the tracker; each run has its own name and so its own folder."""
+    """Seconds of one run, and of these in the tracker; each run has its own name and folder."""
     torch.set_num_threads(1)
     os.environ["WANDB_MODE"] = mode
     words = [

@@ -16,11 +16,10 @@ CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 
 
 class CifarNet(nn.Module):
-    """A classifier made of stages, each a sequence of its submodules; a subclass only builds them in
-    `__init__`.
+    """A classifier made of stages, each a sequence of submodules; a subclass only builds them in `__init__`.
 
     Stage 0 is the stem. The output of stage i is feature i of `forward_intermediates`, described by
-    `feature_info[i]`. The tail (a last norm or convolution) lies between the last stage and the pooling.
+    `feature_info[i]`. The tail (a last norm or convolution) comes between the last stage and the pooling.
     """
 
     def finish(
@@ -37,7 +36,7 @@ class CifarNet(nn.Module):
         global_pool: str,
         drop_rate: float,
     ) -> None:
-        """Declare the stages (names of submodules, in order) and add the head; last call of `__init__`."""
+        """Declare the stages (names of submodules, in order) and add the head; the last call in `__init__`."""
         self.stages = [tuple(names) for names in stages]
         self.tail = tuple(tail)
         self.tail_is_norm = tail_is_norm
@@ -72,7 +71,7 @@ class CifarNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head; `num_classes` 0 leaves pooled features, `global_pool` "" unpooled ones."""
+        """Replace the head; with `num_classes=0` the output is pooled features, with `global_pool=""` unpooled ones."""
         self.num_classes = num_classes
         like = next(self.parameters())
         pool = self.global_pool.pool_type if global_pool is None else global_pool
@@ -105,17 +104,17 @@ class CifarNet(nn.Module):
         """Stage outputs of images x [B,in_chans,h,w]; the signature and meaning are timm's.
 
         Args:
-            indices: all if None, the last n if an integer, else those (negative ones count from the end).
-            norm: apply the network's last norm to the last stage, where it has one (wide residual networks).
-            stop_early: do not run stages after the last wanted one.
+            indices: None for all, n for the last n, or a list of indices (negative ones count from the end).
+            norm: apply the network's last norm to the last stage, if it has one (wide residual networks).
+            stop_early: do not run stages after the last requested one.
 
         Returns:
-            The intermediates, each [B,C,h/r,w/r] with C and r of `feature_info`, in the network's order;
-            unless `intermediates_only`, preceded by what `forward_features` returns (the last stage run if
-            stopped early).
+            The intermediates, each [B,C,h/r,w/r] with C and r from `feature_info`, in the network's order;
+            unless `intermediates_only`, preceded by the output of `forward_features` (or of the last stage
+            run if stopped early).
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt {output_fmt!r}: these networks' features are 'NCHW'")
+            raise ValueError(f"output_fmt {output_fmt!r}: only 'NCHW' is supported")
         wanted, last_wanted = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
         intermediates = []
@@ -131,7 +130,7 @@ class CifarNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last wanted one; the head and tail go with them, or if asked."""
+        """Drop the stages after the last requested one; the head and tail are dropped with them, or if requested."""
         wanted, last_wanted = feature_take_indices(len(self.stages), indices)
         truncated = last_wanted < len(self.stages) - 1
         dropped = list(self.stages[last_wanted + 1 :])
@@ -165,7 +164,7 @@ class CifarNet(nn.Module):
 
 
 def init_he(model: nn.Module, linear_std: float | None = None) -> None:
-    """He initialisation by fan-out, as in the literature's code (arXiv:1502.01852); norms keep 1 and 0."""
+    """He initialization by fan-out, as in the literature's code (arXiv:1502.01852); norms keep 1 and 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -177,7 +176,7 @@ def init_he(model: nn.Module, linear_std: float | None = None) -> None:
 
 
 def cifar_cfg(first_conv: str | None, classifier: str | None = "fc") -> dict[str, Any]:
-    """timm's `default_cfg` for a 32-pixel network normalised by CIFAR-100's statistics."""
+    """timm's `default_cfg` for a 32-pixel network with inputs normalized by CIFAR-100's statistics."""
     return {
         "num_classes": 100,
         "input_size": (3, 32, 32),
@@ -196,9 +195,9 @@ def register(
     cfgs: Mapping[str, dict[str, Any]],
     out_indices: tuple[int, ...] = (0, 1, 2, 3),
 ) -> None:
-    """Register `builders` (name -> constructor) with timm on behalf of the module named `module`.
+    """Register `builders` (name -> constructor) with timm as models of the module named `module`.
 
-    timm finds the default configurations in the module's `default_cfgs` and the name in the function's
+    timm reads the default configurations from the module's `default_cfgs` and the name from the function's
     `__name__`.
     """
     sys.modules[module].default_cfgs = generate_default_cfgs({**cfgs})  # type: ignore[attr-defined]
@@ -211,7 +210,7 @@ def register(
 
 def _entry(name: str, builder: Callable[..., nn.Module], out_indices: tuple[int, ...]) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        # The getter takes features by forward_intermediates, however a network's modules are nested.
+        # The getter extracts features with forward_intermediates, however a network's modules are nested.
         features = {"out_indices": out_indices, "feature_cls": "getter"}
         return build_model_with_cfg(builder, name, pretrained, feature_cfg=features, **kwargs)
 

@@ -1,8 +1,9 @@
-"""MobileNetV2 at half width as the distillation literature uses it (Sandler et al., CVPR 2018,
+"""MobileNetV2 at half width, as used in the distillation literature (Sandler et al., CVPR 2018,
 arXiv:1801.04381).
 
 Differences from the paper: ReLU instead of ReLU6, an expansion convolution in the first block too, stride 1
-in the second stage, and widths that are exactly half (no rounding to multiples of 8). 32 pixels end as 2x2.
+in the second stage, and exactly half the widths (no rounding to multiples of 8). The last feature map of a
+32-pixel image is 2x2.
 """
 
 from torch import Tensor, nn

@@ -1,10 +1,10 @@
 """Residual networks for CIFAR: three stages of basic blocks (He et al., CVPR 2016, arXiv:1512.03385, section
 4.2).
 
-Depth 6n+2. Widths are 16, 32, 64; the `x4` networks of the distillation literature have four times those and
-a stem of 32. A projection (1x1 convolution and norm) is the shortcut wherever the shape changes; in the
-`_a` networks it is every second pixel, with channels of zeros around: option A of the paper, without parameters.
-`cifar_resnet50` is the ImageNet ResNet-50 with a 3x3 stem, as the literature uses it.
+Depth 6n+2. Widths are 16, 32, 64; the `x4` networks of the distillation literature are four times as wide, with
+a stem of 32. Where the shape changes, the shortcut is a projection (1x1 convolution and norm); in the `_a`
+networks it is every second pixel, padded with zero channels: option A of the paper, without parameters.
+`cifar_resnet50` is the ImageNet ResNet-50 with a 3x3 stem, as used in the literature.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from kd_core.zoo.cifar_stem import build_with_stem
 
 
 class ZeroPadded(nn.Module):
-    """The shortcut of option A: [B,C,h,w] to [B,C+2p,h/2,w/2], every second pixel, `padding` p zeros on either side.
+    """The shortcut of option A: [B,C,h,w] to [B,C+2p,h/2,w/2], every second pixel, `padding` p zero channels per side.
 
     After He et al. and GitHub akamaster/pytorch_resnet_cifar10.
     """

@@ -1,4 +1,4 @@
-"""ShuffleNets for CIFAR as the distillation literature uses them: 1x1 stem without stride, three stages.
+"""ShuffleNets for CIFAR, as used in the distillation literature: 1x1 stem without stride, three stages.
 
 V1: Zhang et al., CVPR 2018, arXiv:1707.01083, three groups.  V2: Ma et al., ECCV 2018, arXiv:1807.11164,
 width 1.
@@ -17,13 +17,13 @@ BLOCKS = (4, 8, 4)
 
 
 class ShuffleV1Block(nn.Module):
-    """[B,width_in,h,w] to [B,width,h/stride,w/stride]; stride 2: the pooled input is part of the output."""
+    """[B,width_in,h,w] to [B,width,h/stride,w/stride]; with stride 2 the pooled input is part of the output."""
 
     def __init__(self, width_in: int, width: int, stride: int, groups: int = 3) -> None:
         super().__init__()
         width_out = width - width_in if stride == 2 else width
         inner = width_out // 4
-        # The stem's 24 channels are too few to be split for the first block.
+        # The first convolution after the stem has no groups: 24 channels are too few.
         self.first_groups = 1 if width_in == STEM_WIDTH else groups
         self.conv1 = nn.Conv2d(width_in, inner, 1, groups=self.first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
@@ -42,7 +42,7 @@ class ShuffleV1Block(nn.Module):
 
 
 class ShuffleV2Block(nn.Module):
-    """[B,width,h,w] to itself: half of the channels pass unchanged, then the halves are shuffled."""
+    """[B,width,h,w] to [B,width,h,w]: half of the channels pass unchanged, then the halves are shuffled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ShuffleV2Down(nn.Module):
 
 
 class CifarShuffleNet(CifarNet):
-    """Version 1 or 2. Initialised by PyTorch's defaults, as the literature's code is."""
+    """Version 1 or 2, with PyTorch's default initialization, as in the literature's code."""
 
     def __init__(
         self,

@@ -1,16 +1,16 @@
 """timm's ImageNet CNNs with a stem for 32-pixel images: `cifar_stem_<name>` for every model of `FAMILIES`.
 
-A network that divides the side of its input by 32 divides it by 8 here, so that 32 pixels end as 4x4: its
-first two downsampling steps keep the resolution. Parameters keep timm's names; only a 7x7 or other large
-first convolution changes its shape, to 3x3.
+The first two downsampling steps keep the resolution, so a network with a total stride of 32 has 8 here, and the
+last feature map of a 32-pixel image is 4x4. Parameters keep timm's names; only a 7x7 or other large first
+convolution changes its shape, to 3x3.
 
 all families                        3x3 first convolution with stride 1, and
 resnet, densenet                    no pooling after it
 efficientnet, mobilenetv3, regnet   stride 1 in the first stage that has a stride (in MobileNetV2 the one with
                                     24 channels, as in the literature's CIFAR versions)
 
-They are models of their own, since a changed stride would load into the original silently and give other
-logits.
+They have their own names, since weights for a changed stride would load into the original silently and give
+other logits.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ FAMILIES = ("resnet", "densenet", "efficientnet", "mobilenetv3", "regnet")
 
 
 def build_with_stem(name: str, **kwargs: Any) -> nn.Module:
-    """timm's model `name`, freshly initialised, for images [B,3,32,32] and larger."""
+    """timm's model `name` with random weights, for images [B,3,32,32] and larger."""
     model: Any = timm.create_model(name, pretrained=False, **kwargs)
     if isinstance(model, ResNet):
         _ease(model, "conv1")
@@ -56,7 +56,7 @@ def build_with_stem(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _ease(model: nn.Module, name: str) -> None:
-    """Make the first convolution 3x3 with stride 1; a deep stem (several 3x3 ones) only loses its stride."""
+    """Make the first convolution 3x3 with stride 1; a deep stem (several 3x3 convolutions) only loses its stride."""
     stem = model.get_submodule(name)
     conv: Any = stem[0] if isinstance(stem, nn.Sequential) else stem
     if conv.kernel_size == (3, 3):
@@ -76,7 +76,7 @@ def _keep_resolution(block: nn.Module) -> None:
     for name, module in _strided(block):
         if hasattr(module, "weight"):
             module.stride = (1, 1)
-        else:  # pooling and anti-aliasing serve the downsampling alone
+        else:  # pooling and anti-aliasing only downsample
             block.set_submodule(name, nn.Identity())
 
 
