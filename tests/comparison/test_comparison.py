@@ -35,7 +35,7 @@ def groups_of(*runs: Run, **options) -> dict[str, dict]:
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
-def test_mean_deviation_and_interval_are_the_textbooks():
+def test_mean_standard_deviation_and_interval_are_the_textbooks():
     found = spread(VALUES, 0.9)
     n, mean = len(VALUES), sum(VALUES) / len(VALUES)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in VALUES) / (n - 1))
@@ -45,7 +45,7 @@ def test_mean_deviation_and_interval_are_the_textbooks():
     assert found["interval"] == pytest.approx([mean - half, mean + half])
 
 
-def test_one_value_has_no_deviation_and_equal_ones_no_interval():
+def test_one_value_has_no_standard_deviation_and_equal_values_no_interval():
     assert spread([0.7], 0.95) == {"n": 1, "mean": 0.7, "deviation": None, "interval": None}
     assert spread([0.1 + 0.2, 0.3, 0.3], 0.95)["interval"] is None
 
@@ -58,7 +58,7 @@ def test_one_value_has_no_deviation_and_equal_ones_no_interval():
         ("val/nll", [0.001, 2.0], 0.0, math.inf), ("val/kappa", [0.97, 1.0], -math.inf, math.inf),
     ],
 )  # fmt: skip
-def test_no_interval_goes_beyond_what_a_metric_can_be(metric, values, low, high):
+def test_intervals_end_at_the_limits_of_the_metric(metric, values, low, high):
     plain, found = spread(values, 0.95), spread(values, 0.95, limits(metric))
     assert limits(metric) == (low, high)
     assert found["interval"] == [max(plain["interval"][0], low), min(plain["interval"][1], high)]
@@ -68,7 +68,7 @@ def test_no_interval_goes_beyond_what_a_metric_can_be(metric, values, low, high)
     assert edges is None or low - high <= edges[0] <= edges[1] <= high - low
 
 
-def test_a_comparisons_intervals_are_shares():
+def test_a_comparisons_intervals_are_fractions():
     rows = [{"final_test_accuracy": value} for value in (0.999, 0.9)]
     lower = [{"final_test_accuracy": value} for value in (0.02, 0.9)]
     runs = [make(LABEL_ONLY, s, summary=row) for s, row in enumerate(lower)]
@@ -149,7 +149,7 @@ def test_holm_of_a_worked_example():
     assert holm([]) == [] and holm([0.04]) == [0.04] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_truth_at_their_nominal_rate():
     generator = np.random.default_rng(0)
     shared = generator.normal(0, 3, (400, 4))  # what a seed does to both methods
     own, other = shared + generator.normal(0.5, 1, (400, 4)), shared + generator.normal(0, 1, (400, 4))
@@ -203,7 +203,7 @@ def test_seeds_of_one_experiment_are_one_group():
     assert [one["seed"] for one in found[A]["seeds"]] == [0, 1, 2, 3, 4, 9]
 
 
-def test_settings_of_the_method_make_groups_of_one_set_that_are_told_apart():
+def test_settings_of_the_method_make_distinct_groups_of_one_set():
     found = groups_of(*several(A), *several(A, OTHERS, kd={"temperature": 8.0}), *several(B))
     assert list(found) == [f"{A} (temperature=4.0)", f"{A} (temperature=8.0)", B]
 
@@ -238,7 +238,7 @@ def test_what_differs_in_more_than_the_method_is_kept_apart(change, key):
     assert forced["sets"][0]["groups"][1]["against_baseline"]["kind"] == "paired"
 
 
-def test_data_can_be_said_to_be_the_same():
+def test_data_can_be_declared_the_same():
     old, new, third = "0a" * 32, "0b" * 32, "1c" * 32
     places = {"source": "cifar_python", "path": "archive"}
 
@@ -335,7 +335,7 @@ def test_warnings_about_seeds():
 # --------------------------------------------------------------------------------------------------------- figures
 
 
-def test_figures_are_those_of_the_selected_student():
+def test_metrics_are_those_of_the_selected_student():
     rows = [
         {"epoch": 1, "val/loss_ce": 1.0, "train/accuracy": 0.1, "perf/epoch_time": 2.0},
         {"epoch": 2, "val/loss_ce": 0.5, "train/accuracy": 0.2, "perf/epoch_time": 3.0},
@@ -357,7 +357,7 @@ def test_figures_are_those_of_the_selected_student():
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", True, [0.5], 10**400])
-def test_a_figure_that_is_no_finite_number_leaves_its_run_out(value):
+def test_a_metric_that_is_not_finite_excludes_its_run(value):
     runs = several(A) + [make(A, 9, value)]
     found = compare(Found(runs, []))
     assert found["sets"][0]["groups"][0]["n"] == 5
@@ -488,7 +488,7 @@ def test_a_best_is_marked_where_its_interval_leaves_out_the_next(alone, methods,
     assert ("none is here" in table.notes[-1]) == ("best" not in marks)
 
 
-def test_figures_of_a_real_evaluation():
+def test_metrics_of_a_real_evaluation():
     """Its names are the contract: of the student, after scaling, and of each teacher."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (200,), generator=generator)
@@ -528,7 +528,7 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
         assert group(resolved.config, "f").rpartition("-")[2] == group(wanted, "f").rpartition("-")[2]
 
 
-def test_what_was_never_tested_is_to_be_tested():
+def test_commands_test_what_was_never_tested():
     tested = {"summary": {"final_test_accuracy": 0.4}}
     runs = several(A, **tested) + several(B, VALUES[:4], **tested)
     [one] = pivot(Found(runs, []), "kd.type", "pair")["missing"][1:]
@@ -559,7 +559,7 @@ def test_columns_hold_what_may_be_compared():
 # ------------------------------------------------------------------------------------------------- names from files
 
 
-def test_nothing_in_a_name_is_obeyed_by_the_terminal():
+def test_control_characters_in_names_are_escaped():
     found = evil()
     text = tables.text(found, tables.tables_of(found))
     assert "\x1b" not in text and "\\x1b[31m" in text

@@ -33,7 +33,7 @@ def test_settings_are_taken_out_in_all_their_forms(given, kept):
     assert command_line.without(given, r"kd(\..*)?") == kept
 
 
-def test_the_command_that_goes_on(words, monkeypatch):
+def test_the_command_that_continues(words, monkeypatch):
     same = "the same command continues where it stopped: python train_kd.py --config 'my own.yaml' '--data.path=/a b'"
     assert command_line.to_go_on(*words("--config", "my own.yaml", "--data.path=/a b")) == same
     fresh = words("--fresh", "--resume", "runs/x", "--training.seed=3")  # again with --fresh it would begin anew

@@ -251,12 +251,12 @@ def test_text_that_is_not_utf8_is_a_mistake():
         ("--optimiser=sgd", "--training.optimizer"),
     ],
 )
-def test_a_key_without_its_section_is_told_with_it(argument, names):
+def test_a_key_without_its_section_gets_its_full_name(argument, names):
     key = argument[2:].partition("=")[0]
     assert mistakes(argument) == [f"command line: {key}: unknown key, did you mean {names}?"]
 
 
-def test_a_file_is_told_the_section_without_dashes():
+def test_a_key_in_a_file_gets_its_section_without_dashes():
     said = mistakes(**{"a.yaml": {"temperature": 2}})
     assert said == ["a.yaml: temperature: unknown key, did you mean kd.temperature?"]
 

@@ -222,7 +222,7 @@ def hostile(trained, tmp_path, monkeypatch) -> tuple[Path, Path]:
         "train_kd --kd.type=average --teachers=[{\"weights\":\"RUN\"}]",
     ],
 )
-def test_a_run_folders_code_is_not_run_and_the_option_is_said(words, hostile):
+def test_a_run_folders_code_is_not_run_and_the_option_is_named(words, hostile):
     run, mark = hostile
     script, *given = words.split()
     main = {"evaluate_kd": evaluate_kd, "compare_kd": compare_kd, "train_kd": train_kd}[script].main
@@ -247,7 +247,7 @@ def test_what_the_command_names_is_run(hostile):
     assert mark.exists()
 
 
-def test_other_code_than_the_runs_is_told(home, trained, tmp_path, capsys):
+def test_a_change_of_the_runs_code_is_reported(home, trained, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE + "# another\n")
     evaluate_kd.main(["--import", str(tmp_path / "mine.py"), "--checkpoint", str(trained), "--no-teachers"])
     assert "note: --import mine.py is not what the run was trained with" in capsys.readouterr().out
@@ -411,7 +411,7 @@ def test_a_file_that_fails_is_one_message_with_its_line(code, message, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nowhere.py", "a_module", "."])
-def test_what_is_no_file_is_named(name, tmp_path, monkeypatch):
+def test_a_missing_file_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"--import: {re.escape(name)}: no such file; the path of a .py file is needed"):
         resolved("--import", name)
@@ -537,7 +537,7 @@ def test_images_of_another_kind_are_refused(images, message):
         split.images(0, 2)
 
 
-def test_what_is_no_source_is_refused():
+def test_an_invalid_source_is_refused():
     sources.add("own_images", lambda config: None)
     with pytest.raises(UserError, match="must give a kd_core.data.sources.Source, gave builtins.NoneType"):
         sources.open_source(DataConfig(source="own_images"))

@@ -49,7 +49,7 @@ def test_rgb_is_decoded_as_it_is() -> None:
     assert np.array_equal(decode(image, 32), image)
 
 
-def test_grey_palette_cmyk_and_bilevel() -> None:
+def test_gray_palette_cmyk_and_bilevel() -> None:
     grey = pixels(0)[:, :, 0]
     assert np.array_equal(decode(encoded(grey), 32), np.stack([grey] * 3, -1))
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
@@ -80,7 +80,7 @@ def test_transparent_pixels_are_white() -> None:
     assert (decoded[:, :16] == 255).all() and (decoded[:, 16:] == (40, 50, 60)).all()
 
 
-def test_sixteen_bit_grey_is_scaled() -> None:
+def test_sixteen_bit_gray_is_scaled() -> None:
     grey = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
     decoded = decode(encoded(grey), 32)
     assert decoded[0, 0, 0] == 0 and decoded[-1, -1, 0] == 255
@@ -287,7 +287,7 @@ def test_a_table_of_paths_says_so(tmp_path: Path, kind: str) -> None:
     assert "data.image_column" in message and "paths" in message and "pictures/0.png" in message
 
 
-def test_parquet_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+def test_parquet_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "data", train=12)
     before = load(tmp_path, source="parquet", path=str(folder), val_size=0)
     file = folder / "train-00000-of-00001.parquet"
@@ -436,7 +436,7 @@ def test_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["images", "labels", "sums", "header", "lost", "short"])
-def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_cache_is_decoded_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = parquet(tmp_path / "data", train=12)
     first = load(tmp_path, source="parquet", path=str(folder), val_size=0)
     images, labels = first.train.images.clone(), first.train.labels.clone()
@@ -458,7 +458,7 @@ def test_damaged_cache_is_decoded_anew(damage: str, tmp_path: Path, capsys: pyte
     assert second.class_names == first.class_names and second.mean == first.mean
 
 
-def test_a_damaged_note_of_the_size_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_note_of_the_size_is_rebuilt(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "data", train=12)
     load(tmp_path, source="parquet", path=str(folder), val_size=0)
     note = next((tmp_path / "cache/images").glob("*.json"))
@@ -466,7 +466,7 @@ def test_a_damaged_note_of_the_size_is_made_anew(tmp_path: Path) -> None:
     assert load(tmp_path, source="parquet", path=str(folder), val_size=0).image_size == 32
 
 
-def test_changed_source_is_decoded_anew(tmp_path: Path) -> None:
+def test_changed_source_is_decoded_again(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "data", train=12)
     first = load(tmp_path, source="parquet", path=str(folder))
     shutil.rmtree(folder)
@@ -494,7 +494,7 @@ def test_processes_decode_at_the_same_time(tmp_path: Path) -> None:
     assert len(left) == 2 and left[0].endswith("-32") and left[1].endswith(".json")
 
 
-def test_full_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage)
     message = refuse(tmp_path, source="parquet", path=str(parquet(tmp_path / "data", train=12)))
@@ -731,7 +731,7 @@ def test_class_numbers(values: Any, names: Any, training: Any, labels: Any, clas
         (["cafe\u0301"], None, Classes(["caf\u00e9"], "named"), r"'cafe\\u0301' does not .* has 'caf\\xe9'"),
     ],
 )
-def test_labels_that_are_none(values: Any, names: Any, training: Any, words: str) -> None:
+def test_invalid_labels(values: Any, names: Any, training: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         class_numbers(values, names, training, "x", split="exam", train_split="learn")
 
@@ -794,7 +794,7 @@ def test_text_in_one_split_and_numbers_in_another_are_refused(tmp_path: Path) ->
         data.test()
 
 
-def test_classes_that_differ_by_capital_letters_are_said(tmp_path: Path) -> None:
+def test_classes_that_differ_only_in_case_are_reported(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     frame(["cat", "Cat", "dog"] * 4).to_parquet(tmp_path / "data" / "train.parquet")
     data = load(tmp_path, source="parquet", path=str(tmp_path / "data"))
@@ -883,7 +883,7 @@ def test_paths(tmp_path: Path) -> None:
         assert "data.path" in message and str(tmp_path / "empty") in message
 
 
-def test_hub_without_network_says_the_three_ways_out(tmp_path: Path) -> None:
+def test_hub_without_network_names_the_three_remedies(tmp_path: Path) -> None:
     message = refuse(tmp_path, name="some-one/not-cached")
     assert "'some-one/not-cached'" in message and "HF_HOME" in message
     assert "--data.source=parquet --data.path=" in message and "--data.source=digits" in message

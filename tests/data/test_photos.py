@@ -51,7 +51,7 @@ def run(photos: Path) -> Path:
     return folder
 
 
-def test_one_short_configuration_is_all_that_it_takes() -> None:
+def test_one_short_configuration_is_enough() -> None:
     assert len((ROOT / CONFIG).read_text().splitlines()) <= 10
     assert read_yaml(ROOT / CONFIG)["data"]["test_size"] == 0.15
 
@@ -71,7 +71,7 @@ def test_evaluation_finds_the_test_images_again(run: Path) -> None:
     assert found["accuracy"] == read_object(run / "summary.json")["final_test_accuracy"]
 
 
-def test_its_logits_teach(run: Path, photos: Path) -> None:
+def test_its_logits_serve_as_a_teacher(run: Path, photos: Path) -> None:
     """One tensor holds the rows of all three splits, and each split finds its own."""
     file = run.parent.parent / "photos.safetensors"
     evaluate_kd.main(["--checkpoint", str(run), "--dump-logits", str(file), "--no-wandb"])

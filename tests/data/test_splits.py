@@ -487,7 +487,7 @@ def test_a_table_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert files == [folder / "metadata.csv"]
 
 
-def test_splits_that_are_not_used_are_told(tmp_path: Path) -> None:
+def test_unused_splits_are_reported(tmp_path: Path) -> None:
     data = load(tmp_path, path=str(pets(tmp_path / "pets", "train", "val")), val_size=2)
     assert "split 'val' is not used, since data.val_size is 2" in data.notes
 
@@ -498,7 +498,7 @@ def test_a_channel_that_never_changes_is_no_mistake(tmp_path: Path) -> None:
     assert load(tmp_path, path=str(tmp_path / "cells")).std[1] == 1.0
 
 
-def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+def test_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     folder = pets(tmp_path / "pets", "")
     before = load(tmp_path, path=str(folder)).train.images.clone()
     file = folder / "cat/0.png"
@@ -525,7 +525,7 @@ def test_rows_of_several_splits_in_one_table_are_refused(tmp_path: Path) -> None
     assert len(load(tmp_path, path=str(folder), label_column="label").train) == 8
 
 
-def test_a_class_that_training_lacks_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_class_missing_from_training_is_reported_at_the_start(tmp_path: Path) -> None:
     folder = pets(tmp_path / "pets", "train", "test")
     (folder / "test/dog").rename(folder / "test/cow")
     data = load(tmp_path, path=str(folder))

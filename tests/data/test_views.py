@@ -125,7 +125,7 @@ def test_images_stored_at_the_right_size_are_cropped_without_resizing() -> None:
     assert torch.allclose(views.train(images, torch.tensor([8]))[0].double(), expected, rtol=0, atol=1e-6)
 
 
-def test_centre_view_is_the_clean_view() -> None:
+def test_center_view_is_the_clean_view() -> None:
     images, views = random_images(4, 32), Views(preprocess(32), 32, Augmentation(4, True))
     ids = torch.full((4,), 4 * 9 + 4)
     assert views.train(images, ids).equal(views.clean(images))
@@ -219,7 +219,7 @@ def test_what_a_gpu_has_resized_otherwise_is_not_read_from_the_cache() -> None:
     assert cropped.recipe(gpu) == cropped.recipe(cpu)
 
 
-def test_normalisation_is_exact_for_every_byte() -> None:
+def test_normalization_is_exact_for_every_byte() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     clean = Views(preprocess(16), 16, Augmentation(4, True)).clean(images)
     torch.testing.assert_close(clean[0].double(), normalised(images[0].permute(2, 0, 1)), rtol=0, atol=1e-6)

@@ -207,7 +207,7 @@ def test_low_rates_are_usual_in_fine_tuning_and_unknown_optimizers_are_left_alon
     assert "learning rate" not in found(run("--training.optimizer=lion", *low[1:]))
 
 
-def test_a_student_that_memorises():
+def test_a_student_that_memorizes():
     planted = run("--data.crop_padding=0")
     val = planted["val"]
     val.student = answers(val.labels, 0.5, 4.0, 77)
@@ -472,7 +472,7 @@ def test_an_order_fitted_to_noise_is_not_good_on_other_images():
     assert fitted > 0.03 and class_order.accuracies(logits, labels, [""] * 100)[-1][1] < 0.03
 
 
-def test_no_order_is_fitted_to_less_than_two_images_a_class():
+def test_no_order_is_fitted_to_fewer_than_two_images_per_class():
     labels = torch.arange(39) % 10
     assert [order for order, _ in class_order.accuracies(torch.eye(10)[labels], labels, ["x"] * 10)] == [
         None, "alphabetical", "natural", "numbers_as_text",

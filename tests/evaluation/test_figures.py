@@ -40,7 +40,7 @@ def predictions(name="random", count=None, alone=False, split="test"):
 
 @pytest.mark.parametrize("count", [None, 1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_its_shape(name, count):
+def test_evaluation_has_the_documented_shape(name, count):
     """On every degenerate input: the keys, plain JSON without NaN, and tables and rows that can be made of it."""
     given = predictions(name, count, alone=count == 1)
     found = evaluate(given, given)
@@ -91,7 +91,7 @@ def test_values_are_those_of_the_metrics():
     assert found["gain"] == found["accuracy"] - alone["accuracy"]
 
 
-def test_the_difference_to_the_student_alone_says_how_sure_it_is():
+def test_the_difference_to_the_student_alone_has_its_uncertainty():
     given = predictions(count=1, alone=True)
     found = evaluate(given)
     right, alone = (logits.argmax(1) == given.labels for logits in (given.student, given.alone))
@@ -151,7 +151,7 @@ def test_gain_per_class_equals_a_loop():
     assert found["per_class"][9]["count"] == 0
 
 
-def test_most_confused_are_named():
+def test_most_confused_classes_are_named():
     logits = torch.zeros(4, 3)
     logits[0, 2] = logits[1, 2] = logits[2, 0] = logits[3, 1] = 1.0
     given = Predictions("val", torch.tensor([1, 1, 1, 1]), logits, ["ant", "bee", "cat"])
@@ -206,7 +206,7 @@ def test_no_image_is_an_error():
         evaluate(Predictions("val", torch.zeros(0, dtype=torch.long), torch.zeros(0, 2), ["a", "b"]))
 
 
-def test_so_many_classes_have_no_matrix():
+def test_too_many_classes_have_no_confusion_matrix():
     logits, labels = sample(20, 1001)
     found = evaluate(Predictions("val", labels, logits, [str(number) for number in range(1001)]))
     assert "confusion" not in found and found["most_confused"] and len(found["per_class"]) == 1001

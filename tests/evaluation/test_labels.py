@@ -37,7 +37,7 @@ def test_console_and_page_say_the_same(shown, key):
     assert any(LABELS[key] in text for text in words)
 
 
-def test_no_figure_of_the_console_has_a_name_of_its_own(shown):
+def test_console_uses_the_common_metric_labels(shown):
     """The first column and the headers of its tables hold labels, networks and classes alone."""
     printed, page = shown
     blocks = printed.split("\n\n")
@@ -54,7 +54,7 @@ def test_no_figure_of_the_console_has_a_name_of_its_own(shown):
     assert set(names[start : start + 10]) <= set(LABELS.values())
 
 
-def test_the_networks_of_a_run_are_told_in_the_same_words():
+def test_networks_have_the_same_labels_everywhere():
     made = sample_run.predictions()
     figures = evaluate(made, made)
     known = {"val_accuracy": figures["accuracy"], "val_auroc": figures["auroc"]}

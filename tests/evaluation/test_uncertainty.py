@@ -44,13 +44,13 @@ def test_a_paired_difference_is_that_of_the_images():
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_p_is_the_sign_tests(gained, lost):
+def test_p_value_equals_the_sign_test(gained, lost):
     known = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert PairedDifference(gained, lost, 200).p == pytest.approx(known)
 
 
 @pytest.mark.parametrize("found", [PairedDifference(0, 0, 229), PairedDifference(1, 0, 1), PairedDifference(0, 9, 9)])
-def test_no_sample_shows_a_standard_error_of_0(found):
+def test_no_sample_has_a_standard_error_of_0(found):
     assert found.error == 1 / found.count
 
 
@@ -66,7 +66,7 @@ def test_verdicts_on_images(gained, lost, word):
 @pytest.mark.parametrize("p", [None, 0.001, 0.05, 0.0501, 1.0])
 @pytest.mark.parametrize("higher", [True, False])
 @pytest.mark.parametrize("mean", [-0.1, 0.1])
-def test_seeds_are_judged_in_the_same_words(p, higher, mean):
+def test_seeds_get_the_same_verdicts(p, higher, mean):
     word = compare.verdict({"mean": mean, "p_holm": p}, higher, 0.95)
     assert word == uncertainty.verdict(mean, p, higher=higher)
     sure = p is not None and p <= 0.05

@@ -60,7 +60,7 @@ def test_validation_images_as_files_get_evaluations_logits(tmp_path, name, resiz
     assert (probabilities(folder, *files) - logits[:20].softmax(1)).abs().max() < 1e-6
 
 
-def test_images_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
+def test_images_of_every_kind_are_decoded_as_viewers_show_them(student, tmp_path):
     plain = noise(32, 32)
     plain.save(tmp_path / "plain.png")
     expected = probabilities(student, tmp_path / "plain.png")
@@ -90,7 +90,7 @@ def test_images_of_every_kind_are_seen_as_people_see_them(student, tmp_path):
         assert torch.equal(probabilities(student, tmp_path / one), probabilities(student, tmp_path / other)), one
 
 
-def test_a_folder_is_read_in_batches_sorted_without_what_is_no_picture(student, tmp_path, monkeypatch):
+def test_a_folder_is_read_in_batches_sorted_without_other_files(student, tmp_path, monkeypatch):
     monkeypatch.setattr(predict_files, "BATCH", 2)
     (tmp_path / "b" / "deep").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
@@ -184,7 +184,7 @@ def test_a_wild_stored_size_is_refused(student, tmp_path, size):
         evaluate_kd.main(["--checkpoint", str(tmp_path), "--images", str(tmp_path / "a.png")])
 
 
-def test_an_export_of_another_project_has_its_own_size_and_numbers_for_names(student, tmp_path):
+def test_an_export_of_another_project_has_its_own_size_and_numbers_as_class_names(student, tmp_path):
     config = json.loads((student / "config.json").read_text())
     del config["extra"], config["label_names"], config["pretrained_cfg"]["label_names"]
     for file in student.iterdir():

@@ -143,7 +143,7 @@ def test_an_export_that_differs_is_not_kept(written, pixels, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["timm", "hub"])
-def test_class_names_stand_at_the_top_and_in_timms_own_settings(written, pixels, tmp_path, kind):
+def test_class_names_are_at_the_top_level_and_in_timms_own_settings(written, pixels, tmp_path, kind):
     loaded = models.load_export(written["test_vit"] / "student")
     write.write(kind, loaded, tmp_path / kind, write.prepare(loaded, pixels), str)
     config = json.loads((tmp_path / kind / "config.json").read_text())
@@ -242,14 +242,14 @@ def test_the_card_says_what_the_run_measured(run):
     assert re.search(r"\| code that exported it \(git\) \| ([0-9a-f]{40}|unknown)", found.content)
 
 
-def test_the_card_tells_no_paths(run):
+def test_the_card_contains_no_paths(run):
     text = render(run, run / "student").content
     assert "weights: big-one" in text and "weights: other" in text
     assert str(Path.home()) not in text and "/mnt/disk" not in text and "secret-place" not in text
     assert str(run.parent) not in text
 
 
-def test_figures_of_another_checkpoint_are_not_taken(run):
+def test_metrics_of_another_checkpoint_are_not_used(run):
     other = make_student(run / "checkpoints" / "latest" / "student", "test_vit")
     write_json(other / "metrics.json", {"val/accuracy": 0.125})
     write_json(run / "evaluation-test.json", {"accuracy": 0.75, "checkpoint_path": str(run / "student")})
@@ -287,7 +287,7 @@ def test_the_script_exports_beside_the_run_and_checks_on_its_data(tmp_path, caps
     assert (run / "evaluation-val.json").is_file()
 
 
-def test_without_its_data_random_images_serve(written, tmp_path, capsys):
+def test_without_its_data_random_images_are_used(written, tmp_path, capsys):
     out = tmp_path / "out"
     evaluate_kd.main(["--checkpoint", str(written["test_vit"] / "student"), "--export=timm", f"--out={out}"])
     printed = capsys.readouterr().out

@@ -224,7 +224,7 @@ def test_label_smoothing_is_checked() -> None:
         ({"type": "average", "standardize": True}, 1, ["on standardized logits"]),
     ],
 )
-def test_describe_tells_the_numbers(config: dict[str, Any], num_teachers: int, parts: list[str]) -> None:
+def test_describe_gives_the_numbers(config: dict[str, Any], num_teachers: int, parts: list[str]) -> None:
     text = kd_methods.build(config).describe(num_teachers)
     assert text.startswith("loss = ") and "\n" not in text
     for part in parts:

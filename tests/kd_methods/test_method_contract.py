@@ -263,7 +263,7 @@ def test_label_smoothing_is_in_the_label_loss_only(config: dict[str, Any]) -> No
 
 
 @every_teacher_variant
-def test_misfit_inputs_are_named(config: dict[str, Any]) -> None:
+def test_mismatched_inputs_are_named(config: dict[str, Any]) -> None:
     student, teachers, labels = inputs()
     method = kd_methods.build(config, num_classes=CLASSES)
     with pytest.raises(ValueError, match="needs teacher logits"):

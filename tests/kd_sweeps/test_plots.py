@@ -83,7 +83,7 @@ def plotted(folder: Path, parameters: dict[str, list[Any]], results: list[float]
         (GRID, [0.5, 0.6], "only training.seed took more than one value"),  # of six trials two
     ],
 )
-def test_no_importance_is_drawn_where_trials_tell_nothing_of_it(tmp_path, parameters, results, why):
+def test_no_importance_is_drawn_without_informative_trials(tmp_path, parameters, results, why):
     figures, said = plotted(tmp_path, parameters, results)
     assert figures == {"parallel_coordinates"}
     assert said.startswith("no importance.png: ") and why.format(metric=GOOD["metric"]["name"]) in said

@@ -47,7 +47,7 @@ def test_continuous_distributions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta"])
-def test_quantised_distributions(name: str) -> None:
+def test_quantized_distributions(name: str) -> None:
     spec, reference = CONTINUOUS[name]
     q = 0.1
     values = draws({"distribution": f"q_{name}", **spec, "q": q})

@@ -78,7 +78,7 @@ def test_mistakes_are_one_line_each(name: str, tmp_path: Path, capsys: pytest.Ca
     assert list(tmp_path.iterdir()) == [file]  # nothing has begun
 
 
-def test_all_mistakes_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.yaml").write_text("method: x\nmetric: {goal: y}\nparameters: {a: {min: 2, max: 1}}\n")
     assert run_local.main([str(tmp_path / "s.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 5  # method, metric, goal, min, program

@@ -94,7 +94,7 @@ def test_a_killed_worker_is_replaced(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("how", ["a stranger's signal", "taken over"])
-def test_a_worker_goes_on_with_a_trial_that_was_stopped(how: str, sandbox: Sandbox) -> None:
+def test_a_worker_resumes_a_stopped_trial(how: str, sandbox: Sandbox) -> None:
     gate = sandbox.folder / "gate"
     worker = sandbox.spawn("--count", "1", "--", f"--gate={gate}")
     wait_for(lambda: list(sandbox.output.glob("*/metrics.jsonl")), "a trial starts")

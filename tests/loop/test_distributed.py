@@ -135,7 +135,7 @@ def test_two_nodes_with_caches_of_their_own_train_as_one_process(home):
         assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
 
 
-def test_sigterm_reaches_all_processes_and_the_run_goes_on(home):
+def test_sigterm_reaches_all_processes_and_the_run_resumes(home):
     """What an agent sends to the launcher of a trial on several GPUs."""
     config = write_config(home, "stopped", kd_methods.LABEL_ONLY, None, {"name": "cifar_resnet8"})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
@@ -192,7 +192,7 @@ except train_kd.UserError as error:
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_what_breaks_on_one_process_stops_all_or_is_skipped_by_all(home, tmp_path, allowed):
+def test_a_nonfinite_value_on_one_process_stops_all_or_is_skipped_by_all(home, tmp_path, allowed):
     """In step 4 the second process alone gets logits that are not finite from the second teacher."""
     script = tmp_path / "train.py"
     script.write_text(BREAK_THE_SECOND)

@@ -27,11 +27,11 @@ def ended(error: BaseException | None, monkeypatch, capsys) -> tuple[int, str]:
     return end.value.code, capsys.readouterr().err  # type: ignore[return-value]
 
 
-def test_the_end_is_status_zero_without_a_word(monkeypatch, capsys):
+def test_success_is_status_zero_without_a_message(monkeypatch, capsys):
     assert ended(None, monkeypatch, capsys) == (0, "")
 
 
-def test_a_mistake_is_one_message(monkeypatch, capsys):
+def test_a_user_error_is_one_message(monkeypatch, capsys):
     assert ended(UserError("a: wrong"), monkeypatch, capsys) == (2, "script.py: a: wrong\n")
 
 
@@ -61,6 +61,6 @@ def test_a_signal_has_its_status(error, status, text, monkeypatch, capsys):
     assert ended(error, monkeypatch, capsys) == (status, f"script.py: {text}; go on\n")
 
 
-def test_other_processes_than_the_first_say_nothing(monkeypatch, capsys):
+def test_only_the_first_process_prints(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert ended(UserError("a: wrong"), monkeypatch, capsys) == (2, "")

@@ -103,7 +103,7 @@ def test_on_a_gpu_a_loss_and_its_metrics_never_come_to_the_host(name, scope):
             meter.reading()  # and this is where it waits
 
 
-def test_the_pretended_gpu_finds_waits():
+def test_the_simulated_gpu_detects_waits():
     with FakeTensorMode():
         values = torch.randn(8, device=CUDA)
         with pytest.raises(DataDependentOutputException):

@@ -62,7 +62,7 @@ def without(environ: dict[str, str], *names: str) -> dict[str, str]:
         ({"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, False),
     ],
 )
-def test_what_fits_together_is_taken(environ, several, monkeypatch):
+def test_consistent_variables_are_accepted(environ, several, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert launcher.check(environ) is several
 
@@ -93,7 +93,7 @@ def test_what_fits_together_is_taken(environ, several, monkeypatch):
         (without(OPEN_MPI, "MASTER_ADDR"), ["OMPI_COMM_WORLD_SIZE=2", "but not MASTER_ADDR"]),
     ],
 )
-def test_what_is_half_set_or_does_not_fit_is_named(environ, words, monkeypatch, capsys):
+def test_incomplete_or_contradictory_variables_are_named(environ, words, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ranks.RankMistake) as caught:
         launcher.check(environ)
@@ -129,7 +129,7 @@ def test_every_process_says_that_its_rank_is_wrong(monkeypatch, capsys):
         ({"RANK": "0", "PMI_RANK": "2"}, True),
     ],
 )
-def test_the_first_process_is_known_before_any_is_met(environ, first):
+def test_the_first_process_is_known_before_joining(environ, first):
     assert ranks.is_first(environ) is first
 
 
@@ -151,7 +151,7 @@ def test_the_first_process_is_known_before_any_is_met(environ, first):
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto", "gradient accumulation"),
     ],
 )
-def test_what_the_loop_does_not_do_is_refused_by_name(name, value, what):
+def test_unsupported_features_are_refused_by_name(name, value, what):
     with pytest.raises(UserError) as caught:
         launcher.check({**TORCHRUN, name: value})
     assert f"({name}={value})" in str(caught.value) and what in str(caught.value)
@@ -178,7 +178,7 @@ def test_all_that_is_refused_is_one_message():
         ("ACCELERATE_LOG_LEVEL", "foo"),
     ],
 )
-def test_what_accelerate_could_not_read_is_named(name, value):
+def test_variables_that_accelerate_cannot_parse_are_named(name, value):
     with pytest.raises(UserError, match=f"^{name}: is .*unset it$"):
         launcher.check({name: value})
 
@@ -203,7 +203,7 @@ def test_what_accelerate_could_not_read_is_named(name, value):
         ("no", "fp8", "no", "as the settings say; the launcher's fp8"),
     ],
 )
-def test_the_settings_go_before_the_launcher(asked, told, precision, said):
+def test_settings_take_precedence_over_the_launcher(asked, told, precision, said):
     environ = {} if told is None else {"ACCELERATE_MIXED_PRECISION": told}
     assert launcher.precision(asked, environ) == precision
     notice = launcher.about_precision(asked, environ)
@@ -211,12 +211,12 @@ def test_the_settings_go_before_the_launcher(asked, told, precision, said):
 
 
 @pytest.mark.parametrize("told", ["fp8", "FP8", "tf32"])
-def test_a_precision_that_there_is_not_is_refused(told):
+def test_an_unknown_precision_is_refused(told):
     with pytest.raises(UserError, match=f"ACCELERATE_MIXED_PRECISION: is '{told.lower()}', allowed: no, fp16, bf16"):
         launcher.precision(None, {"ACCELERATE_MIXED_PRECISION": told})
 
 
-def test_the_identity_is_that_of_the_precision_by_whomever():
+def test_the_identity_holds_the_precision_whoever_chose_it():
     said = {precision: Config(training=TrainingConfig(mixed_precision=precision)) for precision in (None, "no", "bf16")}
     digests = {precision: digest(config, "0") for precision, config in said.items()}
     assert digests[None] == digests["no"] != digests["bf16"]
@@ -240,7 +240,7 @@ def script(*words: str, **environ: str) -> tuple[int | None, str]:
     return process.returncode, printed
 
 
-def test_a_run_keeps_what_the_launcher_said(tmp_path):
+def test_a_run_keeps_the_launchers_precision(tmp_path):
     """In its settings and its name: the same run is found again by whoever says the same, and evaluated alike."""
     small = [
         f"--output_dir={tmp_path / 'runs'}", f"--cache.dir={tmp_path / 'cache'}", "--teachers=[]", "--kd.type=baseline",

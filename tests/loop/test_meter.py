@@ -22,7 +22,7 @@ def test_interval_and_epoch_means():
     assert meter.epoch() == pytest.approx({"loss": 4, "accuracy": 0.4})
 
 
-def test_nothing_added_reads_as_nothing():
+def test_an_empty_meter_reads_as_nothing():
     assert Meter().reading() == {}
 
 

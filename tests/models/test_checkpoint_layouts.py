@@ -127,7 +127,7 @@ def test_layouts_load(name: str, own: Weights, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_several_one_is_taken_and_said(
+def test_of_several_weights_one_is_chosen_and_printed(
     taken: str, left: str, turned: bool, own: Weights, other: Weights, tmp_path: Path
 ) -> None:
     held = {left: other, taken: own} if turned else {taken: own, left: other}
@@ -157,7 +157,7 @@ def refusal(content: Any, folder: Path) -> str:
     return str(caught.value).removeprefix("here: ").removeprefix(f"{folder / 'w.pth'}: ")
 
 
-def test_what_cannot_be_told_apart_is_refused(own: Weights, other: Weights, tmp_path: Path) -> None:
+def test_ambiguous_checkpoints_are_refused(own: Weights, other: Weights, tmp_path: Path) -> None:
     assert refusal({"first": own, "second": other}, tmp_path) == (
         "holds several state dicts ('first', 'second') and does not say which is the network's; save the state dict of "
         "the network alone"

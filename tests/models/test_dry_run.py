@@ -186,7 +186,7 @@ def generators() -> list[Any]:
     return [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
 
 
-def test_random_generators_stand_where_they_stood(data):
+def test_random_generators_are_restored(data):
     class Drawing(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3)) + torch.rand(3) + np.random.rand() + random.random()

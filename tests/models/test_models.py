@@ -101,7 +101,7 @@ OLD = {
 
 
 @pytest.mark.parametrize(("old", "new"), OLD.items())
-def test_timms_old_names_are_todays(old, new):
+def test_timms_old_names_map_to_todays(old, new):
     """As timm itself maps them, but with the size and the normalisation of the weights."""
     assert models.current_name(old) == new
     assert models.renamed_note(old, "model.name") == f"model.name: timm calls {old!r} {new!r} today, and that is used"
@@ -238,7 +238,7 @@ assert "kd_core" not in sys.modules
         assert torch.equal(model(images), expected[index])
 
 
-def test_class_names_stand_where_readers_look(tmp_path):
+def test_class_names_are_stored_where_readers_look(tmp_path):
     """At the top, as timm's own writer has them, and as timm's own reader finds them."""
     names, model = ["ant", "bee", "cat"], exported(tmp_path / "ours", "resnet10t")
     timm.models.save_for_hf(model, tmp_path / "timms", model_config={"label_names": names}, safe_serialization=True)
@@ -261,7 +261,7 @@ def test_class_names_of_older_exports_are_read(tmp_path):
     assert load_model_config_from_path(tmp_path)[0]["label_names"] == ["ant", "bee", "cat"]
 
 
-def test_without_class_names_the_top_does_not_speak_of_them(tmp_path):
+def test_without_class_names_the_top_level_has_none(tmp_path):
     model = create_model("resnet10t", num_classes=3)
     models.export(
         model, tmp_path, architecture="resnet10t", model_args={}, num_classes=3, class_names=None,

@@ -10,7 +10,7 @@ from kd_core.errors import UserError
 from kd_core.files import check_writable, writable_folder
 
 
-def test_many_may_check_and_make_one_folder_at_the_same_time(tmp_path):
+def test_many_processes_may_check_and_create_one_folder_at_once(tmp_path):
     """Processes of one run, or trials of one sweep, that start together."""
     for number in range(20):
         folder = tmp_path / str(number) / "a" / "b"
@@ -22,7 +22,7 @@ def test_many_may_check_and_make_one_folder_at_the_same_time(tmp_path):
         assert folder.is_dir() and not list(folder.iterdir())
 
 
-def test_checking_makes_nothing(tmp_path):
+def test_checking_creates_nothing(tmp_path):
     check_writable(tmp_path / "a" / "b", "output_dir")
     assert not list(tmp_path.iterdir())
 

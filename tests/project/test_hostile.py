@@ -187,7 +187,7 @@ def test_links_in_a_run_folder_are_not_sent(tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"config": "/etc/passwd"}, {"save_code": True}, {"dir": "/"}, {"settings": {}}])
-def test_what_is_sent_later_says_no_more_than_a_run_says(tmp_path, more):
+def test_what_is_sent_later_is_as_private_as_a_run(tmp_path, more):
     folder = RunFolder(tmp_path)
     folder.write_summary(status="finished", run_id="ab12cd34")
     (tmp_path / "wandb").mkdir()
@@ -311,7 +311,7 @@ def test_a_saved_data_set_names_nothing_outside_its_folder(tmp_path, what):
     assert "which does not lie in it" in refuse(tmp_path, source="disk", path=str(folder))
 
 
-def test_images_that_are_programs_are_not_opened():
+def test_image_formats_that_run_programs_are_not_opened():
     """Pillow would give PostScript to Ghostscript."""
     eps = io.BytesIO()
     decoding.Image.fromarray(pixels(0)).save(eps, "EPS")
@@ -333,7 +333,7 @@ def test_text_in_a_png_does_not_unfold():
         decoding.decode(file.getvalue(), 32)
 
 
-def test_names_cannot_speak_to_the_terminal(tmp_path):
+def test_terminal_control_characters_in_names_are_escaped(tmp_path):
     """The folder of an image is read out where the image is damaged."""
     folder = tmp_path / "data" / "cat\x1b]0;owned\x07\u202e"
     for place in (folder, tmp_path / "data" / "dog"):

@@ -124,7 +124,7 @@ def test_teachers_in_yaml_are_valid() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_resolve(document: Path) -> None:
     text = document.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
         if "://" in target:
@@ -164,7 +164,7 @@ def exists(name: str) -> bool:
     return (ROOT / name).exists() or "/" not in name and any(ROOT.glob(f"[a-z]*/{name}"))
 
 
-def test_the_loop_runs_and_learns(tmp_path: Path) -> None:
+def test_the_readme_loop_runs_and_learns(tmp_path: Path) -> None:
     (code,) = blocks("python")
     script = tmp_path / "loop.py"
     script.write_text(f"import torch\ntorch.manual_seed(0)\n{code}")

@@ -81,7 +81,7 @@ def test_every_number_is_the_one_of_the_summary(report, tree):
     assert len(numbers) > 60
 
 
-def test_numbers_in_cells_and_cards_name_their_keys(report):
+def test_numbers_in_cells_and_cards_carry_their_keys(report):
     """No number stands in a table or a card of the result that is not an element with a key."""
     text = report[0].read_text(encoding="utf-8")
     body = text[text.index("<main") : text.index('id="settings"')]
@@ -101,7 +101,7 @@ def test_numbers_in_cells_and_cards_name_their_keys(report):
         (None, "share", "–"), (float("nan"), "figure", "–"),
     ],
 )  # fmt: skip
-def test_how_values_read(value, kind, text):
+def test_values_are_formatted(value, kind, text):
     assert html.shown(value, kind) == text
 
 
@@ -111,7 +111,7 @@ def test_keys_are_looked_up_and_missing_ones_are_none():
     assert [lookup(values, key) for key in ("a.2", "a.-1", "b", "a.x", "a.0.b.c", "")] == [None] * 6
 
 
-def test_the_whole_evaluation_lies_beside_the_page(report):
+def test_the_whole_evaluation_is_written_beside_the_page(report):
     path, arguments = report
     assert json.loads((path.parent / "evaluation-val.json").read_text()) == arguments["evaluations"]["val"]
     names = {file.name for file in path.parent.iterdir()}
@@ -122,7 +122,7 @@ def test_the_whole_evaluation_lies_beside_the_page(report):
 # ---------------------------------------------------------------------------------------------------------- structure
 
 
-def test_nothing_of_the_data_is_markup_and_nothing_is_loaded(report, tree):
+def test_data_are_escaped_and_nothing_is_loaded(report, tree):
     text = report[0].read_text(encoding="utf-8")
     assert "<script>document" not in text and "<img src=x" not in text
     assert "{{ 7 * 7 }}" in text and "\x1b" not in text and "bell\\x07" in text and "\u202e" not in text
@@ -146,7 +146,7 @@ def test_the_policy_allows_this_script_and_style_and_nothing_else(report, tree):
     assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
 
 
-def test_the_page_is_built_for_everybody(tree):
+def test_the_page_is_accessible(tree):
     assert [text for _, text, _ in tree.all("h1")] == ["Report of <run>"] == [text for _, text, _ in tree.all("title")]
     levels = [int(tag[1]) for tag, *_ in tree.found if re.fullmatch("h[1-6]", tag)]
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
@@ -231,7 +231,7 @@ def test_the_page_says_when_temperature_scaling_did_not_help(tmp_path, helped):
     assert (": it did not help" in words) is not helped
 
 
-def test_an_evaluation_of_before_is_shown_without_what_it_lacks(tmp_path):
+def test_an_evaluation_of_an_older_version_is_shown_without_what_it_lacks(tmp_path):
     made = sample_run.predictions()
     figures = evaluate(made, made)
     for name in ("accuracy_interval", "gain_images", "gain_error", "gain_p", "gain_verdict"):
@@ -256,7 +256,7 @@ def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["report"]
 
 
-def test_a_home_folder_is_not_told(tmp_path, monkeypatch):
+def test_a_home_folder_is_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     command, settings = f"python train_kd.py --output_dir={tmp_path}", f"path: {tmp_path}/data"
     path, _ = sample_run.report(
@@ -285,7 +285,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_it_fits_the_screen_and_asks_for_nothing(browser, report, width):
+def test_the_page_fits_the_screen_and_requests_nothing(browser, report, width):
     browser.open(report[0], width)
     assert browser.run("document.documentElement.scrollWidth") <= width == browser.run("innerWidth")
     beyond = """[...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
@@ -325,7 +325,7 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(browser, report, scheme):
+def test_text_has_enough_contrast_in_light_and_dark(browser, report, scheme):
     browser.open(report[0], prefers_color_scheme=scheme)
     worst, where, ground = browser.run(CONTRAST)
     assert worst >= 4.5, where  # WCAG 2.2, level AA
@@ -334,7 +334,7 @@ def test_text_stands_out_in_light_and_dark(browser, report, scheme):
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_a_comparison_fits_the_screen_and_stands_out(browser, tmp_path, width):
+def test_a_comparison_fits_the_screen_and_has_enough_contrast(browser, tmp_path, width):
     found = evil()
     write(tmp_path, found, tables_of(found))
     browser.open(tmp_path / "comparison.html", width, prefers_color_scheme="dark" if width == 375 else "light")

@@ -68,7 +68,7 @@ def strict(path: Path) -> list:
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-def test_names_that_the_terminal_lacks_end_nothing(folder, tmp_path):
+def test_names_that_the_terminal_cannot_encode_are_escaped(folder, tmp_path):
     picture = folder.parent.parent / "data" / "train" / NAMES[0] / "0.png"
     told = call_anew("evaluate_kd.py", "--checkpoint", folder, "--images", picture, "--csv", tmp_path / "seen.csv")
     assert told.returncode == 0 and "\\u8682\\u8681" in told.stdout, told.stderr
@@ -85,7 +85,7 @@ def test_names_that_the_terminal_lacks_end_nothing(folder, tmp_path):
         ["-m", "kd_core.tracking", "名"],
     ],
 )
-def test_mistakes_with_such_names_are_told(words):
+def test_messages_with_such_names_are_printed(words):
     done = call(*words)
     assert done.returncode == 2 and "\\u540d" in done.stderr and "Traceback" not in done.stderr, done.stderr
 

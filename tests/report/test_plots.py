@@ -40,7 +40,7 @@ def texts(figure: Figure) -> list[Text]:
 
 
 @pytest.mark.parametrize("classes", [1, 10, 21, 100])
-def test_all_is_labelled_and_nothing_is_cut_off_or_hides_another(classes):
+def test_everything_is_labeled_and_nothing_is_cut_off_or_overlaps(classes):
     made = sample_run.predictions(classes, **(sample_run.superclasses(classes) if classes == 100 else {}))
     figures = drawn(made)
     assert set(figures) == ALL - ({"mistakes"} if classes == 1 else set())
@@ -143,7 +143,7 @@ def test_reliability_is_the_bins():
     assert [patch.get_height() for patch in histogram.containers[0].patches] == [0, 1]
 
 
-def test_bars_of_a_deviation_end_at_what_a_figure_can_be():
+def test_error_bars_end_at_the_limits_of_the_metric():
     costs = {"a": (10.0, 0.99, 0.02), "b": (20.0, 0.5, 0.1), "c": (30.0, 0.7, None)}
     axes = plots.against_cost(costs, "val/accuracy", percent=True, within=(0.0, 1.0)).axes[0]
     ends = [bar.get_segments()[0][:, 1].tolist() for one in axes.containers for bar in one[2]]
@@ -152,7 +152,7 @@ def test_bars_of_a_deviation_end_at_what_a_figure_can_be():
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("classes", [10, 100])
-def test_the_confusion_matrix_is_in_shares_of_rows(classes, grouped):
+def test_the_confusion_matrix_is_normalized_by_row(classes, grouped):
     generator = np.random.default_rng(0)
     matrix = generator.integers(0, 3, (classes, classes))
     matrix[3] = 0  # a class without images

@@ -21,7 +21,7 @@ def run(tmp_path):
     return run
 
 
-def test_a_run_on_other_data_says_so(tmp_path):
+def test_a_run_on_other_data_prints_a_notice(tmp_path):
     """Keys that a run of an earlier version lacks are no difference where they say nothing."""
     own = {"output_dir": str(tmp_path), "data": {"source": "digits"}, "kd": {"type": "baseline"}}
     config = Config.model_validate(own)
@@ -53,7 +53,7 @@ def test_what_was_saved_is_loaded(run):
         lambda text: "9" * 5000,
     ],
 )
-def test_a_changed_state_gives_way_to_the_checkpoint_before(run, change):
+def test_a_changed_state_falls_back_to_the_previous_checkpoint(run, change):
     file = run.checkpoint("latest") / "state.json"
     file.write_text(change(file.read_text()))
     notices = []
@@ -61,7 +61,7 @@ def test_a_changed_state_gives_way_to_the_checkpoint_before(run, change):
     assert len(notices) == 1 and f"checkpoint skipped: {file}: damaged" in notices[0]
 
 
-def test_checkpoints_without_a_checksum_of_the_state_go_on(run):
+def test_checkpoints_without_a_checksum_of_the_state_are_resumed(run):
     file = run.checkpoint("latest") / "state.json"
     state = json.loads(file.read_text())
     del state["checksums"]["state.json"]
@@ -77,7 +77,7 @@ def test_damaged_rows_are_named(tmp_path, line):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "\x00"])
-def test_a_damaged_summary_is_named_or_passed_over(tmp_path, text, capsys):
+def test_a_damaged_summary_is_named_or_skipped(tmp_path, text, capsys):
     config = Config.model_validate({"output_dir": str(tmp_path)})
     run = checkpoints.create_run(config, "abc", "ab12cd34")
     run.summary_file.write_text(text)
@@ -89,7 +89,7 @@ def test_a_damaged_summary_is_named_or_passed_over(tmp_path, text, capsys):
         checkpoints.open_run(config, "abc", str(run.path))
 
 
-def test_runs_that_differ_by_the_datas_fingerprint_alone_are_said(tmp_path, capsys):
+def test_runs_that_differ_only_in_the_datas_fingerprint_are_reported(tmp_path, capsys):
     def start(fingerprint, resume="auto", **settings):
         config = Config.model_validate({"output_dir": str(tmp_path), **settings})
         return checkpoints.find_or_create(config, fingerprint, resume, None), capsys.readouterr().out

@@ -69,11 +69,11 @@ def output_of(run: Run) -> str:
 # ----------------------------------------------------------------------------------------------------------- killed
 
 
-def test_killed_runs_go_on_bit_for_bit(tmp_path, digits_teachers):
+def test_killed_runs_resume_bit_for_bit(tmp_path, digits_teachers):
     assert kill_campaign.campaign(tmp_path, digits_teachers, kills=2, seed=1) == 2
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(cut, whole):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(cut, whole):
     latest = folder_of(cut) / "checkpoints" / "latest"
     data = bytearray((latest / "training.pt").read_bytes())
     data[len(data) // 2] ^= 1
@@ -92,7 +92,7 @@ def test_two_damaged_checkpoints_are_one_message(cut):
     assert "Traceback" not in text
 
 
-def test_what_a_killed_process_left_half_written_is_removed(cut, whole):
+def test_half_written_files_of_a_killed_process_are_removed(cut, whole):
     left = folder_of(cut) / "checkpoints" / ".latest.0123abcd"
     left.mkdir()
     (left / "training.pt").write_bytes(b"half")
@@ -125,7 +125,7 @@ def test_a_signal_within_an_epoch_loses_no_step(tmp_path, digits_teachers, whole
 # --------------------------------------------------------------------------------------------------- disks, folders
 
 
-def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path, cut, whole):
+def test_a_full_disk_is_one_message_and_the_run_resumes_later(tmp_path, cut, whole):
     """No file may grow beyond some kilobytes, which is what a full disk looks like to a program."""
     before = sorted(path.name for path in (folder_of(cut) / "checkpoints").iterdir())
 
@@ -155,7 +155,7 @@ def test_a_folder_that_vanishes_is_one_message(tmp_path, digits_teachers):
 # ----------------------------------------------------------------------------------------------------- several at once
 
 
-def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, digits_teachers):
+def test_a_second_process_is_refused_and_the_owner_is_named(tmp_path, digits_teachers):
     run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     first = begun(run)
     first.send_signal(signal.SIGSTOP)  # it is slow, not dead
@@ -175,7 +175,7 @@ def other_machine(lock: Path) -> None:
     lock.write_text(text)
 
 
-def test_a_dead_owner_on_another_machine_gives_way(tmp_path, monkeypatch):
+def test_the_lock_of_a_dead_owner_on_another_machine_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LEASE", 2.0)
     other_machine(tmp_path / ".owner")
     began = time.monotonic()
@@ -183,7 +183,7 @@ def test_a_dead_owner_on_another_machine_gives_way(tmp_path, monkeypatch):
     assert time.monotonic() - began > 1.9  # it was given the time to show that it lives
 
 
-def test_a_live_owner_on_another_machine_does_not(tmp_path, monkeypatch):
+def test_the_lock_of_a_live_owner_on_another_machine_is_not_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LEASE", 4.0)
     other_machine(tmp_path / ".owner")
     os.utime(tmp_path / ".owner", (1, 1))
@@ -201,7 +201,7 @@ def test_a_live_owner_on_another_machine_does_not(tmp_path, monkeypatch):
         beat.wait()
 
 
-def test_who_was_thought_dead_writes_no_more(tmp_path, digits_teachers, monkeypatch):
+def test_a_process_that_lost_its_lock_writes_nothing_more(tmp_path, digits_teachers, monkeypatch):
     """Another process takes the lock over, as if this one had been suspended for long."""
     import train_kd
 

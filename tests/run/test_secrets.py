@@ -111,7 +111,7 @@ def test_what_is_redacted(monkeypatch, given, kept):
     assert redacted(given) == kept
 
 
-def test_a_home_folder_that_is_the_root_hides_nothing_else(monkeypatch):
+def test_a_home_folder_at_the_root_redacts_nothing_else(monkeypatch):
     monkeypatch.setenv("HOME", "/")
     assert redacted("/data/a and /") == "/data/a and /"
 

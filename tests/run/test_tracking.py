@@ -124,7 +124,7 @@ def test_a_report_is_one_more_row_whatever_else_happens(tmp_path, monkeypatch):
     assert not [word for word in told if "could not" in word]
 
 
-def test_a_damaged_report_is_told_and_stops_nothing(tmp_path, monkeypatch):
+def test_a_damaged_report_is_reported_and_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, told = RunFolder(tmp_path / "run"), []
     (folder.path / "report").mkdir(parents=True)

@@ -253,7 +253,7 @@ def evaluate(home: Path, stub: StubServer, *words: str, **environment: str) -> s
     return subprocess.Popen(command, cwd=home, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_an_artifact_is_all_that_evaluation_needs(stub, everything, model, tmp_path):
+def test_evaluation_needs_only_an_artifact(stub, everything, model, tmp_path):
     before = set(stub.state["runs"])
     text = done(evaluate(tmp_path, stub, "--artifact", f"{model}:best"))
     folder = everything["dynamic"]
@@ -316,7 +316,7 @@ def client(stub, tmp_path, monkeypatch) -> Iterator[Path]:
         ("DATA:latest", "is of type 'dataset', a 'model' is needed"),
     ],
 )
-def test_artifacts_that_are_none(stub, everything, model, client, name, text):
+def test_invalid_artifacts(stub, everything, model, client, name, text):
     data = next(a["collection"] for a in stub.state["artifacts"].values() if a["type"] == "dataset")
     name = name.replace("MODEL", model).replace("DATA", f"{PROJECT}/{data}")
     with pytest.raises(UserError) as caught:
@@ -351,7 +351,7 @@ def test_servers_that_do_not_answer(stub, model, client, fault, text):
         ("something new", "something new"),
     ],
 )
-def test_names_are_no_causes(words, text):
+def test_quoted_names_do_not_match_error_causes(words, text):
     assert artifacts.explain(RuntimeError(words)).startswith(text)
 
 
@@ -493,7 +493,7 @@ def killed_in_an_epoch(home: Path, server: StubServer, words: list[str], *, sent
 
 
 @pytest.mark.parametrize("then", ["online", "offline"])
-def test_a_killed_run_goes_on_under_its_id_and_its_history_is_whole(stub, tmp_path, then):
+def test_a_killed_run_resumes_under_its_id_and_its_history_is_complete(stub, tmp_path, then):
     """Rows that the server has are not sent twice, rows that it lacks are made up for."""
     words = settings(tmp_path, "--training.max_epochs=12")
     killed_in_an_epoch(tmp_path, stub, words, sent=then == "offline")
@@ -527,7 +527,7 @@ def test_a_run_stopped_in_its_first_epoch_has_each_row_once(stub, tmp_path):
     assert steps == list(range(1, 3 * 75 + 1))
 
 
-def test_what_is_noted_offline_may_be_damaged_or_gone(stub, tmp_path):
+def test_offline_notes_may_be_damaged_or_missing(stub, tmp_path):
     words = settings(tmp_path, "--training.max_epochs=12")
     killed_in_an_epoch(tmp_path, stub, words, sent=True)
     (run_folder(tmp_path) / "wandb" / "rows").write_text("")
@@ -535,7 +535,7 @@ def test_what_is_noted_offline_may_be_damaged_or_gone(stub, tmp_path):
     assert "resuming" in text and read_metrics(run_folder(tmp_path) / "metrics.jsonl")[-1]["epoch"] == 12
 
 
-def test_a_signal_while_students_are_on_their_way_loses_none(tmp_path):
+def test_a_signal_during_uploads_loses_no_student(tmp_path):
     with serving(tmp_path) as server:
         words = settings(tmp_path)
         process = training(tmp_path, server, *words)
@@ -564,7 +564,7 @@ def test_mistakes_in_wandbs_variables_do_not_stop_training(tmp_path):
     assert "W&B could not be started" in text and "epoch 1/1" in text
 
 
-def test_another_log_every_is_left_as_it_was_in_a_run(tmp_path, stub):
+def test_a_resumed_run_keeps_its_log_every(tmp_path, stub):
     words = settings(tmp_path, "--training.max_epochs=12")
     killed_in_an_epoch(tmp_path, stub, words, sent=False)
     text = done(training(tmp_path, stub, *words, "--training.log_every=3"))
@@ -635,7 +635,7 @@ def test_outages_are_waited_out_and_nothing_is_missing(tmp_path):
             assert servers[name].run(path_of(folder))["state"] == "finished"
 
 
-def test_what_a_longer_outage_kept_back_is_brought_by_the_printed_commands(tmp_path):
+def test_the_printed_commands_send_what_a_longer_outage_held_back(tmp_path):
     """The server goes when training ends, and the client's patience is short."""
     with serving(tmp_path) as server:
         process = training(tmp_path, server, *settings(tmp_path), WANDB_FINISH_TIMEOUT="5")
@@ -705,7 +705,7 @@ def test_the_agent_runs_the_sweep_over_all_methods(stub, teachers, tmp_path):
         assert rows_of(stub, f"{PROJECT}/{run['name']}") == read_metrics(folder / "metrics.jsonl")
 
 
-def test_a_trial_that_the_server_ends_is_not_given_out_again(stub, tmp_path):
+def test_a_trial_that_the_server_ends_is_not_restarted(stub, tmp_path):
     """By early termination or by a click: its agent sends the same signal as one that is preempted."""
     more = settings(tmp_path, "--training.max_epochs=2000")
     name = create_sweep(tmp_path, stub, write_sweep(tmp_path, {"training.seed": {"values": [5]}}, *more))
@@ -718,7 +718,7 @@ def test_a_trial_that_the_server_ends_is_not_given_out_again(stub, tmp_path):
     assert again["starts"] == 1 and again["state"] not in ("preempted", "pending", "running")
 
 
-def test_a_preempted_trial_goes_on_under_its_id(stub, tmp_path):
+def test_a_preempted_trial_resumes_under_its_id(stub, tmp_path):
     more = settings(tmp_path, "--training.max_epochs=25")
     name = create_sweep(tmp_path, stub, write_sweep(tmp_path, {"training.seed": {"values": [5]}}, *more))
     first = agent(tmp_path, stub, name, "--forward-signals", "--term-timeout", "60")

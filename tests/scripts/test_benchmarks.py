@@ -83,7 +83,7 @@ def test_every_module_is_a_part_that_says_what_it_is_or_a_command_of_its_own() -
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_median_at_its_nominal_rate() -> None:
     random = np.random.default_rng(1)
     draws = [median_interval(random.lognormal(0, 0.3, 25)) for _ in range(200)]
     held = sum(low <= 1 <= high for low, high in draws)
@@ -144,7 +144,7 @@ def test_a_reference_is_measured_beside_every_contestant() -> None:
         (Target(20, at_least=True), 19, 90, False),
     ],
 )
-def test_a_target_is_met_if_the_unfavourable_end_of_the_interval_is_within_it(
+def test_a_target_is_met_if_the_worse_end_of_the_interval_is_within_it(
     target: Target, low: float, high: float, met: bool
 ) -> None:
     assert target.met(low, high) is met
@@ -171,7 +171,7 @@ def test_the_report_counts_targets_and_names_what_was_missed(tmp_path: Path) -> 
     assert (tmp_path / "report.png").stat().st_size > 1000
 
 
-def test_quantities_are_told_in_fitting_units() -> None:
+def test_quantities_have_suitable_units() -> None:
     told = [_measure.quantity(value, "s per step") for value in (2.5, 0.0123, 0.0000456)]
     assert told == ["2.5 s per step", "12.3 ms per step", "45.6 us per step"]
     assert _measure.quantity(123456.7, "images/s") == "123,457 images/s"
@@ -185,7 +185,7 @@ def test_options_shrink() -> None:
 # ------------------------------------------------------------------------------------------------------ data
 
 
-def test_made_up_images_are_distinct_and_readable(tmp_path: Path) -> None:
+def test_synthetic_images_are_distinct_and_readable(tmp_path: Path) -> None:
     import datasets
 
     folder = _data.write_parquet(tmp_path / "data", 250, 10, noise=0)

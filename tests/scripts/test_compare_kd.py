@@ -93,7 +93,7 @@ def test_finished_seeds_are_found_again(home, capsys):
     assert re.search(rf"^{METHOD} +2 +{re.escape(shown)} ", text, re.MULTILINE)
 
 
-def test_a_signal_stops_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_signal_stops_all_seeds_and_the_same_command_continues(tmp_path, monkeypatch, capsys):
     given = words(tmp_path, "--seeds=0,1", "--name=s")
     epochs = train_kd.epochs
 
@@ -220,7 +220,7 @@ def test_settings_that_are_none_are_damage(copies, capsys, identity):
     assert re.search(r"run1: .*identity.json: damaged", compared(capsys, str(copies)))
 
 
-def test_runs_of_before_say_what_they_were_by_their_settings(copies):
+def test_runs_of_an_older_version_are_identified_by_their_settings(copies):
     """Earlier versions did not record the identity; the recipe of the teacher must still be there."""
     before = runs.read_folder(copies / "run1").identity
     (copies / "run1" / "identity.json").unlink()
@@ -242,7 +242,7 @@ def test_the_same_run_twice_counts_once(copies, capsys):
     assert f"run2: the same run as {copies / 'run1'}" in compared(capsys, str(copies))
 
 
-def test_runs_on_data_that_are_said_to_be_the_same(copies, capsys):
+def test_runs_on_data_declared_the_same(copies, capsys):
     identity = read_object(copies / "run1" / "identity.json")
     write_json(copies / "run1" / "identity.json", {**identity, "images": "0f" * 32})
     words = (str(copies), f"--same-data={identity['images'][:8]}=0F0F0F0F")

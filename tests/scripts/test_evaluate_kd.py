@@ -47,7 +47,7 @@ def results(folder: Path, split: str = "val") -> dict:
     return json.loads((folder / f"evaluation-{split}.json").read_text())
 
 
-def test_it_counts_the_very_same_correct_answers(folder, capsys):
+def test_correct_counts_equal_those_of_training(folder, capsys):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     summary = json.loads((folder / "summary.json").read_text())
     found = results(folder)
@@ -229,7 +229,7 @@ def test_teachers_may_be_left_out(taught, capsys):
     assert "measured_teachers" not in results(taught) and "teachers are not" not in capsys.readouterr().out
 
 
-def test_teachers_that_cannot_be_found_are_told_in_one_line(taught, tmp_path, capsys):
+def test_teachers_that_cannot_be_found_are_reported_in_one_line(taught, tmp_path, capsys):
     elsewhere = f"--output_dir={tmp_path}"
     evaluate_kd.main(["--checkpoint", str(taught), "--no-wandb", elsewhere])
     assert "measured_teachers" not in results(taught)
@@ -308,14 +308,14 @@ def test_which_student_a_folder_holds(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["model-ab12cd34", "model-ab12cd34:best", "a/b/c/d:e", "wandb:a/b/c:best", "a/b/"])
-def test_an_artifact_without_its_project_is_told_what_is_wanted(name):
+def test_an_artifact_without_its_project_is_one_message(name):
     with pytest.raises(UserError) as caught:
         evaluate_kd.main(["--artifact", name, "--no-wandb"])
     wanted = "the name must look like ENTITY/PROJECT/NAME:ALIAS"
     assert str(caught.value) == f"--artifact: W&B artifact {name!r}: {wanted}"
 
 
-def test_a_teacher_that_knows_no_test_images(folder, tmp_path, capsys):
+def test_a_teacher_without_logits_of_the_test_images(folder, tmp_path, capsys):
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
     evaluate_kd.main(["--checkpoint", str(folder), "--dump-logits", str(whole)])
     with safe_open(whole, framework="pt") as file:
@@ -352,7 +352,7 @@ def test_the_student_alone(taught, folder, capsys):
     assert f"student alone: accuracy {alone['accuracy']:.2%}" in capsys.readouterr().out
 
 
-def test_the_comparison_that_a_run_has_made_is_found(taught, folder, tmp_path):
+def test_the_baseline_that_a_run_has_trained_is_found(taught, folder, tmp_path):
     words = ["--checkpoint", str(taught), "--no-teachers", "--no-wandb"]
     for path, known in ((folder, True), (tmp_path / "gone", False)):
         RunFolder(taught).write_summary(baseline_run=str(path))

@@ -126,7 +126,7 @@ def test_teachers_are_found_again_and_share_the_students_validation_split(home, 
         assert config["data"]["split_seed"] == 0 and config["training"]["seed"] == 0
 
 
-def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
+def test_the_baseline_without_teachers_is_fair(home, monkeypatch):
     """Both students start from the same weights and see the same order and views."""
     seen: dict[str, list] = {}
     original = student.build
@@ -161,7 +161,7 @@ def test_the_comparison_without_teachers_is_fair(home, monkeypatch):
     )
 
 
-def test_a_comparison_that_another_run_trains_is_waited_for(home, tmp_path):
+def test_a_baseline_that_another_run_trains_is_waited_for(home, tmp_path):
     folder = checkpoints.RunFolder(tmp_path)
     held = folder.lock()
     with pytest.raises(UserError, match=r"is being trained by process \d+ on .*; --fresh"):
@@ -179,7 +179,7 @@ def test_a_comparison_that_another_run_trains_is_waited_for(home, tmp_path):
     assert told[1:] == ["locked"]
 
 
-def test_a_trial_trains_no_comparison(home, monkeypatch):
+def test_a_trial_trains_no_baseline(home, monkeypatch):
     words = arguments(home, "--training.compare_with_baseline=true")
     assert command_line.parse(words)[1].config.training.compare_with_baseline
     monkeypatch.setenv("KD_TRIAL", "testtest")
@@ -241,7 +241,7 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1, signal.SIGINT]
 )
-def test_a_signal_ends_the_step_and_the_same_command_goes_on(home, number):
+def test_a_signal_ends_the_step_and_the_same_command_continues(home, number):
     words = arguments(
         home, "--no-wandb", "--training.max_epochs=25", "--training.seed=17", method=kd_methods.LABEL_ONLY
     )
@@ -274,7 +274,7 @@ def test_a_second_signal_does_not_wait():
     assert (caught.value.status, caught.value.preempted) == (143, True)
 
 
-def test_a_finished_run_prints_its_result_and_fresh_starts_anew(home, capsys):
+def test_a_finished_run_prints_its_result_and_fresh_starts_over(home, capsys):
     more = ("--no-wandb", "--training.seed=12")
     first = train(home, *more, method=kd_methods.LABEL_ONLY)
     train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))

@@ -79,7 +79,7 @@ def test_checksums_see_exchanged_values_and_are_never_zero():
 
 
 @pytest.mark.parametrize("name", ["logits", "checks", "about.json"])
-def test_a_store_that_is_cut_short_starts_anew(tmp_path, name, capsys):
+def test_a_truncated_store_is_rebuilt(tmp_path, name, capsys):
     store = make(tmp_path)
     store.write(torch.arange(120), logits(120))
     assert not capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_a_store_that_is_cut_short_starts_anew(tmp_path, name, capsys):
     assert not len(make(tmp_path).missing(torch.arange(120)))
 
 
-def test_the_oldest_used_stores_make_room(tmp_path):
+def test_the_least_recently_used_stores_are_deleted(tmp_path):
     size = Store.size(1, 100_000, 7)
     for age, name in enumerate("abc"):
         store = make(tmp_path, name, views=1, rows=100_000)
@@ -106,7 +106,7 @@ def test_the_oldest_used_stores_make_room(tmp_path):
     assert not len(kept.missing(torch.arange(100_000)))  # a reader keeps what it has opened
 
 
-def test_a_disk_that_fills_up_while_logits_are_kept_is_one_message(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_logits_are_stored_is_one_message(tmp_path, monkeypatch):
     """Nothing is written to a hole through the map, which would end the process."""
     teacher = cache.CachedTeacher(make(tmp_path), per_view=False, notify=print)
     monkeypatch.setattr(os, "pwrite", lambda file, part, at: len(part) // 2)
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
         make(tmp_path / "file")
 
 
-def test_a_disk_without_room_is_one_message(tmp_path, monkeypatch):
+def test_a_disk_without_space_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 0.25)
     assert make(tmp_path)
     with pytest.raises(UserError, match=r"has 0.25 GB free, a teacher's logits can take 0.54 GB; free some space"):
@@ -165,7 +165,7 @@ def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
     assert cached.hit_rate() == (0 + 10 + 2 + 1) / 26 and cached.hit_rate() == 0.0
 
 
-def test_what_is_not_finite_is_not_kept(tmp_path):
+def test_nonfinite_logits_are_not_stored(tmp_path):
     cached = CachedTeacher(make(tmp_path, views=1), per_view=False, notify=print)
     bad = logits(2)
     bad[1, 3] = torch.inf
@@ -175,7 +175,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     assert cached.store.missing(rows).tolist() == [2]
 
 
-def test_fixed_views_are_a_rows_own_for_every_seed_and_epoch():
+def test_fixed_views_depend_on_the_row_not_on_seed_and_epoch():
     rows = torch.arange(500)
     seen = [
         draw_views(seed, epoch, rows, Augmentation(4, True), fixed=4) for seed in range(3) for epoch in range(8)
@@ -308,7 +308,7 @@ def test_a_damaged_teacher_is_found_though_an_undamaged_one_is_known(home, warm,
         train(home, "damaged", f"--teachers=[{{weights: {tmp_path / 'damaged'}}}]", folder="damaged-teacher")
 
 
-def test_damaged_and_half_filled_stores_are_mended_with_a_notice(home, online, warm, capsys):
+def test_damaged_and_half_filled_stores_are_repaired_with_a_notice(home, online, warm, capsys):
     shutil.copytree(warm, home / "damaged")
     for number, path in enumerate(sorted((home / "damaged" / "logits").glob("*/logits"))):
         data = bytearray(path.read_bytes())
@@ -326,7 +326,7 @@ def test_damaged_and_half_filled_stores_are_mended_with_a_notice(home, online, w
 @pytest.mark.parametrize(
     "shape", [3, {}, {"views": "2", "rows": 9, "classes": 3}, {"views": -2, "rows": -9, "classes": 3}]
 )
-def test_a_store_that_says_nonsense_of_itself_is_listed_as_empty(tmp_path, shape):
+def test_a_store_with_invalid_metadata_is_listed_as_empty(tmp_path, shape):
     shapes = {"views": 2, "rows": 9, "classes": 3}
     store = open_store(tmp_path, {}, **shapes, about={"teacher": "a"}, max_gb=1.0)
     store.write(torch.arange(18), torch.ones(18, 3).half())
@@ -334,7 +334,7 @@ def test_a_store_that_says_nonsense_of_itself_is_listed_as_empty(tmp_path, shape
     assert [found.filled for found in cache.listed(tmp_path)] == [0.0]
 
 
-def test_an_interrupted_fill_goes_on_where_it_stopped(home, online, monkeypatch):
+def test_an_interrupted_fill_continues_where_it_stopped(home, online, monkeypatch):
     CUT = 30
     original, batches = TeacherLogits._compute, []
 
@@ -403,7 +403,7 @@ def test_two_runs_at_once_share_a_cold_cache(home, online, mode, tmp_path):
     assert computed == clean + 2 * 600 if mode else computed < clean + 2 * 3 * 600
 
 
-def test_auto_says_what_lazy_would_take_where_it_does_not_fit(home, capsys):
+def test_auto_prints_the_size_of_lazy_where_it_does_not_fit(home, capsys):
     train(home, "tight", "--cache.max_gb=0.0005", "--training.max_epochs=1", folder="tight")
     text = capsys.readouterr().out
     assert "teachers run in every step: all 25 views of the images would take 0.0 GB, there is room for 0.0005" in text

@@ -76,7 +76,7 @@ def exposure(run: config.Config, data: Data, weights: Path, **more: Any) -> str 
     return teachers.load(entry, 0, data, run).saw_validation
 
 
-def test_a_run_of_ours_shows_what_its_student_has_seen(home, run, data):
+def test_a_run_records_what_its_student_has_seen(home, run, data):
     val = len(data.val)
     seen = {
         "same": {},
@@ -114,7 +114,7 @@ def test_a_cut_test_split_does_not_confuse_it(home):
     assert exposure(cut, data_of(cut), export(home, "nothing cut", **same)) == "yes"
 
 
-def test_what_no_run_vouches_for_is_marked(home, run, data):
+def test_teachers_of_unknown_origin_are_marked(home, run, data):
     own = export(home, "vouched")
     torch.save(models.create_model("cifar_resnet8", num_classes=10).state_dict(), home / "plain.pth")
     assert exposure(run, data, home / "plain.pth", model="cifar_resnet8") == "possibly"
@@ -138,7 +138,7 @@ def test_what_no_run_vouches_for_is_marked(home, run, data):
     assert exposure(run, data, home / "other settings") == "possibly"
 
 
-def test_what_the_settings_say_counts_before_all(home, run, data):
+def test_trained_on_in_the_settings_takes_precedence(home, run, data):
     own = export(home, "all images", val_size=0)
     words = {"train_split": "no", "other": "no", "all": "yes", None: "yes"}
     assert {word: exposure(run, data, own, trained_on=word) for word in words} == words
@@ -212,7 +212,7 @@ def test_without_a_test_split_there_is_no_such_column():
     assert "test accuracy" not in lines and "*" not in lines
 
 
-def test_a_finished_run_of_before_has_no_marks():
+def test_a_finished_run_of_an_older_version_has_no_marks():
     found = summary_of([0.9, 0.9], [], ["possibly"])
     assert MAY in results(found, None)
     del found["teachers"][0]["saw_validation"], found["ensemble"]["saw_validation"]
@@ -235,7 +235,7 @@ def test_three_standard_errors_decide(val, images, test, tested, above):
     assert console._far_above(val, images, test, tested) == above
 
 
-def test_page_and_card_say_it(tmp_path, home):
+def test_page_and_card_show_exposure(tmp_path, home):
     made = predictions(teachers=2)
     evaluations = {"val": evaluate(made, made)}
     row = {"val_accuracy": 0.9, "val_auroc": 0.9, "test_accuracy": 0.5}
@@ -261,7 +261,7 @@ def test_page_and_card_say_it(tmp_path, home):
     assert f"| a | 90.00% ({MAY}) | 50.00% |" in content and f"| b | 90.00% ({HAS}) | 50.00% |" in content
 
 
-def test_a_teacher_that_knows_the_training_images_by_heart_is_found_out(home, data, capsys):
+def test_a_teacher_that_memorized_the_training_images_is_detected(home, data, capsys):
     """Its logits are right on all training images, those cut for validation too, and on 80% of the test images."""
     test = data.test()
     assert test is not None

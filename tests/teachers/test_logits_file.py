@@ -63,7 +63,7 @@ def same(first: dict, second: dict) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_dumped_teacher_teaches_what_its_network_does(home, capsys):
+def test_a_dumped_teacher_equals_its_network(home, capsys):
     test = ["--evaluation.test_at_end=true", "--kd.type=average"]
     network = train(home, "a", f"--teachers=[{{weights: {folder(home, 't')}, view: clean}}]", *test)
     capsys.readouterr()
@@ -75,14 +75,14 @@ def test_a_dumped_teacher_teaches_what_its_network_does(home, capsys):
     assert line.endswith(" -")  # nobody knows how many parameters
 
 
-def test_views_teach_as_the_cache_in_mode_fixed_does(home):
+def test_dumped_views_equal_the_cache_in_mode_fixed(home):
     fixed = ["--cache.mode=fixed", "--cache.views=3", "--kd.type=average"]
     network = train(home, "c", f"--teachers=[{{weights: {folder(home, 't')}}}]", *fixed)
     file = train(home, "d", f"--teachers=[{{logits: {home / 'views.safetensors'}}}]", *fixed)
     assert same(network, file)
 
 
-def test_a_file_by_another_framework_teaches(home, data):
+def test_a_file_by_another_framework_serves_as_a_teacher(home, data):
     """NumPy alone; with views but without clean logits, which their ensemble stands for."""
     rows, draw = len(data.train.labels), np.random.default_rng(0)
     labels = np.eye(10, dtype=np.float32)[data.train.labels.numpy()]
@@ -93,7 +93,7 @@ def test_a_file_by_another_framework_teaches(home, data):
     train(home, "e", f"--teachers=[{{logits: {home / 'numpy.safetensors'}}}]", *fixed)
 
 
-def test_the_documents_example_runs_and_its_file_teaches(home, monkeypatch, tmp_path):
+def test_the_docs_example_runs_and_its_file_serves_as_a_teacher(home, monkeypatch, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "logits.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KD_CACHE_DIR", str(home / "cache"))
@@ -140,7 +140,7 @@ def write(home: Path, data: Data, tensor: torch.Tensor | None = None, **about: s
          "it has 'train' for other"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_one_message(home, data, make, message):
+def test_files_that_do_not_match_are_one_message(home, data, make, message):
     assert len(data.train.labels) == 1527
     path = write(home, data, **make(data))
     with pytest.raises(UserError, match=rf"teachers\[0\].logits: {path}: .*{message}"):
