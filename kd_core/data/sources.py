@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,6 @@ from kd_core.errors import UserError
 
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
-
-
 
 Opener = Callable[["DataConfig"], Source]
 
@@ -111,8 +110,20 @@ def _added_source(config: DataConfig) -> Source:
 
 
 def _digits(name: str) -> RawSplit:
-    """scikit-learn's 1,797 digits: 8x8 gray, enlarged to 32x32x3; a fixed 15% per class are the test split."""
-    from sklearn.datasets import load_digits
+    """scikit-learn's 1,797 digits; a fixed 15% per class are the test split."""
+    return RawSplit(
+        name=name,
+        key=digest("digits", name),
+        labels=lambda: (_read_digits(name)[1].tolist(), [str(digit) for digit in range(10)]),
+        images=lambda start, stop: list(_read_digits(name)[0][start:stop]),
+        notes=[],
+    )
+
+
+@cache
+def _read_digits(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n,32,32,3], enlarged from 8x8 gray, and labels int64 [n] of a split."""
+    from sklearn.datasets import load_digits  # not above: takes seconds, and decoded images are read without it
 
     found = load_digits()
     labels = found.target.astype(np.int64)
@@ -120,11 +131,4 @@ def _digits(name: str) -> RawSplit:
     rows = test if name == "test" else np.setdiff1d(np.arange(len(labels)), test)
     gray = from_numpy(found.images[rows] * (255 / 16)).float()[:, None]
     large = F.interpolate(gray, (32, 32), mode="bicubic", align_corners=False).clamp(0, 255).round()
-    pixels = large.byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
-    return RawSplit(
-        name=name,
-        key=digest("digits", name),
-        labels=lambda: (labels[rows].tolist(), [str(digit) for digit in range(10)]),
-        images=lambda start, stop: list(pixels[start:stop]),
-        notes=[],
-    )
+    return large.byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy(), labels[rows]
