@@ -42,17 +42,17 @@ from kd_core.run.script import answer_early, run_script
 
 
 def parse(arguments: list[str]) -> tuple[command_line.Options, configuration.Resolved]:
-    """The command line -> switches and settings.  Answers --help and --print-config, and ends the process."""
+    """The command line -> switches and settings, which are printed if --print-config asks for it."""
     options, resolved = command_line.parse(arguments, __doc__ or "")
     if options.print_config:
         precision = launcher.precision(resolved.config.training.mixed_precision, os.environ)
-        print(configuration.with_precision(resolved.config, precision).to_yaml(), end="")
-        sys.exit(0)
+        print(configuration.with_precision(resolved.config, precision).to_yaml(), end="", flush=True)
     return options, resolved
 
 
-if __name__ == "__main__":  # help and mistakes in settings need not wait seconds for the imports below
-    answer_early(parse, "train_kd.py")
+# Help, settings and mistakes in them need not wait seconds for the imports below.
+if __name__ == "__main__" and answer_early(parse, "train_kd.py")[0].print_config:
+    sys.exit(0)
 
 import math
 import time
@@ -469,6 +469,8 @@ def main(arguments: list[str]) -> None:
     """All of it: settings, data, teachers, the comparison, the student."""
     with handled_signals() as signals:
         options, resolved = parse(arguments)
+        if options.print_config:
+            return
         config, job = evaluation.start(options, resolved, signals)
         members = evaluation.check_everything(config, job, options.resume, look_for_remedies=options.check)
         if options.check:

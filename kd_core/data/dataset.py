@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from kd_core.data import decoding
 from kd_core.data.decoding import Classes, Stored
-from kd_core.data.sources import MAX_CLASSES, RawSplit, Source, open_source
+from kd_core.data.raw import MAX_CLASSES, RawSplit, Source
+from kd_core.data.sources import open_source
 from kd_core.data.splits import roles_in, split_for
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError

@@ -9,16 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
-
 from kd_core.data import splits as layout
 from kd_core.data.raw import LABEL_WORDS, Listing, RawSplit, Source, about_splits, digest, named_splits, walk
 from kd_core.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from kd_core.config import DataConfig
 
 
@@ -210,6 +207,10 @@ def _require_agreement(found: layout.Layout, tables: _Tables) -> None:
 
 
 def _read_table(file: Path) -> pyarrow.Table:
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
     names_are_text = pyarrow.csv.ConvertOptions(column_types={"file_name": pyarrow.string()})
     readers: dict[str, Callable[[Path], pyarrow.Table]] = {
         ".csv": partial(pyarrow.csv.read_csv, convert_options=names_are_text),

@@ -20,6 +20,7 @@ from kd_core.errors import UserError
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
 
+MAX_CLASSES = 100_000
 LABEL_WORDS = ("fine_label", "label", "labels", "class", "target")
 COLUMNS_OF_SPLITS = {"split", "splits", "set", "subset", "partition", "usage", "phase", "fold"}  # words in their names
 FEW = 20  # most distinct values of a column that may name splits

@@ -14,11 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from kd_core.errors import UserError, first_line
 from kd_core.loop.ranks import RankMistake, is_first_process
 from kd_core.loop.signals import Stopped
+
+T = TypeVar("T")
 
 
 def show_help(text: str) -> NoReturn:
@@ -36,13 +38,14 @@ def exit_status(error: BaseException | None) -> int:
     return 0 if error is None else 2 if isinstance(error, (UserError, *_out_of_memory())) else 1
 
 
-def answer_early(parse: Callable[[list[str]], Any], name: str) -> None:
-    """Let `parse` answer --help and mistakes in the command line; returns if there is work to do.
+def answer_early(parse: Callable[[list[str]], T], name: str) -> T:
+    """Let `parse` answer --help and mistakes in the command line; returns what it returns if there is work to do.
 
     For the top of a script, above imports that take seconds.
     """
     with _exit_on_error(name):
-        parse(sys.argv[1:])
+        return parse(sys.argv[1:])
+    raise AssertionError("errors have ended the process")
 
 
 def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "") -> NoReturn:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kd_core import metrics
@@ -59,6 +58,8 @@ def best_order(logits: Tensor, labels: Tensor) -> list[int]:
     that the images leave open keeps its own output if that is free.  The order is fitted to these images, so measure
     its accuracy on others.
     """
+    from scipy.optimize import linear_sum_assignment  # not above: takes a second, and few teachers need it
+
     classes = logits.shape[1]
     counts = metrics.confusion_matrix(metrics.predictions(logits), labels, classes).double()
     own = torch.eye(classes, dtype=torch.float64, device=counts.device) / (classes + 1)  # below one image altogether

@@ -231,8 +231,8 @@ def test_a_cifar_file_gets_no_memory_beyond_its_size(tmp_path, content):
     (folder / "train").write_bytes(content)
     code = tmp_path / "read.py"
     code.write_text(
-        "import sys; from pathlib import Path; from kd_core.data import sources\n"
-        "try: sources._read_pickle(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from kd_core.data import cifar_python\n"
+        "try: cifar_python._read_pickle(Path(sys.argv[1]))\n"
         "except Exception as error: print(error)\n"
         # not ru_maxrss, which counts the process that started this one
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

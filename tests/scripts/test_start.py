@@ -22,7 +22,7 @@ try:
 finally:
     print("imported:", *sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)
 """
-SCRIPTS = ("evaluate_kd.py", "compare_kd.py")
+SCRIPTS = ("train_kd.py", "evaluate_kd.py", "compare_kd.py")
 
 
 def started(*words: str) -> subprocess.CompletedProcess[str]:
@@ -39,6 +39,9 @@ def test_help_imports_nothing_heavy(script):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["train_kd.py", "--training.max_epoch=3"], "train_kd.py: command line: training.max_epoch: unknown key"),
+        (["train_kd.py", "--config", "nowhere.yaml"], "train_kd.py: --config: no such file: nowhere.yaml"),
+        (["train_kd.py", "--seeds=0,x"], "train_kd.py: --seeds: is '0,x'"),
         (["evaluate_kd.py"], "evaluate_kd.py: say what to evaluate"),
         (["evaluate_kd.py", "--checkpoint", "x", "--split", "train"], "evaluate_kd.py: argument --split: invalid"),
         (["evaluate_kd.py", "--checkpoint", "x", "--export", "tflite"], "evaluate_kd.py: --export: unknown kind"),
@@ -52,6 +55,12 @@ def test_mistakes_in_switches_import_nothing_heavy(words, message):
     done = started(*words)
     assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.endswith("\nimported:\n")
     assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_printing_settings_imports_nothing_heavy():
+    done = started("train_kd.py", "--print-config", "--kd.temperature=8")
+    assert done.returncode == 0 and done.stderr == "imported:\n"
+    assert "temperature: 8.0" in done.stdout and "source: digits" in done.stdout
 
 
 def test_a_comparison_imports_plots_and_pages_only_for_files():
