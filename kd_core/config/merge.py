@@ -106,7 +106,7 @@ class NotImported(UserError):
 
 
 def _without_foreign_keys(kd: dict[str, Any], method: Any) -> tuple[dict[str, Any], list[str]]:
-    """`kd` without the keys that only other methods have, and their names; a misspelt key stays, to be reported."""
+    """`kd` without the keys that only other methods have, and their names; a misspelled key stays, to be reported."""
     if method not in kd_methods.names():
         return kd, []
     own = set(kd_methods.config_class(method).model_fields)

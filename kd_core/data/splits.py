@@ -206,8 +206,8 @@ def image_folders(
         inner = folder
         if splits and not by_table:
             inner = _unwrapped(folder, lambda _, inside, split=name: roles_in(inside) <= roles_in(split))  # type: ignore[misc]
-        labelled = by_table or all(table_of(image, metadata) for image in inner.images)
-        classes = _classes(inner, by_table, labelled, folders, "splits" if splits else "classes", where)
+        labeled = by_table or all(table_of(image, metadata) for image in inner.images)
+        classes = _classes(inner, by_table, labeled, folders, "splits" if splits else "classes", where)
         classes_elsewhere = any(part.full for part in (splits or {}).values())
         if classes is None and roles_in(name) != {"train"} and classes_elsewhere and name not in wanted.values():
             found.ignored[f"in folder {folder.path!r}, which has no class folders, so it is no split"] += _size(folder)
@@ -363,14 +363,14 @@ def _require_clear(full: Mapping[str, _Folder], where: str) -> None:
 
 
 def _classes(
-    folder: _Folder, by_table: bool, labelled: bool, setting: str | None, advised: str, where: str
+    folder: _Folder, by_table: bool, labeled: bool, setting: str | None, advised: str, where: str
 ) -> dict[str | None, list[str]] | None:
     """The files of each class in the folder of a split; None if the classes are unknown.
 
     advised: the value of data.folders that would assign everything deeper to its class.
     """
     full = folder.full
-    if by_table or (labelled and not full):
+    if by_table or (labeled and not full):
         return {None: sorted(folder.everything())}
     if not full:
         return None

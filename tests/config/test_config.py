@@ -330,7 +330,7 @@ def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():
     assert "kd.gamma dropped in this trial" in resolved.notices[0]
 
 
-def test_a_misspelt_hyperparameter_is_a_mistake_in_a_sweep_too():
+def test_a_misspelled_hyperparameter_is_a_mistake_in_a_sweep_too():
     assert (
         "unknown key, did you mean 'gamma'?" in mistakes("--kd.type=dynamic", "--kd.gama=3", TEACHER, in_sweep=True)[0]
     )

@@ -50,20 +50,20 @@ def test_rgb_is_decoded_as_it_is() -> None:
 
 
 def test_gray_palette_cmyk_and_bilevel() -> None:
-    grey = pixels(0)[:, :, 0]
-    assert np.array_equal(decode(encoded(grey), 32), np.stack([grey] * 3, -1))
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
+    gray = pixels(0)[:, :, 0]
+    assert np.array_equal(decode(encoded(gray), 32), np.stack([gray] * 3, -1))
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
     index = pixels(1)[:, :, 0] % 4
     palette = Image.fromarray(index)
-    palette.putpalette(colours.tobytes())
+    palette.putpalette(colors.tobytes())
     file = io.BytesIO()
     palette.save(file, "png")
     assert Image.open(file).mode == "P"
-    assert np.array_equal(decode(file.getvalue(), 32), colours[index])
+    assert np.array_equal(decode(file.getvalue(), 32), colors[index])
     cmyk = encoded(np.full((32, 32, 3), (200, 40, 90), np.uint8), "jpeg", "CMYK")
     assert Image.open(io.BytesIO(cmyk)).mode == "CMYK"
     assert np.abs(decode(cmyk, 32).astype(int) - (200, 40, 90)).max() <= 4
-    bilevel = decode(encoded(grey, mode="1"), 32)
+    bilevel = decode(encoded(gray, mode="1"), 32)
     assert set(np.unique(bilevel)) == {0, 255}
 
 
@@ -81,10 +81,10 @@ def test_transparent_pixels_are_white() -> None:
 
 
 def test_sixteen_bit_gray_is_scaled() -> None:
-    grey = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    decoded = decode(encoded(grey), 32)
+    gray = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    decoded = decode(encoded(gray), 32)
     assert decoded[0, 0, 0] == 0 and decoded[-1, -1, 0] == 255
-    assert np.abs(decoded[:, :, 1].astype(int) - grey // 257).max() == 0
+    assert np.abs(decoded[:, :, 1].astype(int) - gray // 257).max() == 0
 
 
 def test_exif_rotation_is_applied() -> None:
@@ -96,8 +96,8 @@ def test_exif_rotation_is_applied() -> None:
 
 def test_other_sizes_are_resized_by_the_short_side_and_cropped() -> None:
     image = np.zeros((64, 200, 3), np.uint8)
-    image[:, 68:132] = 255  # the centre square
-    assert (decode(encoded(image), 32)[:, 1:-1] == 255).all()  # at the border the filter sees its neighbours
+    image[:, 68:132] = 255  # the center square
+    assert (decode(encoded(image), 32)[:, 1:-1] == 255).all()  # at the border the filter sees its neighbors
     assert (decode(encoded(image[:, 68:]), 32)[:, -16:] == 0).all()
     assert decode(encoded(image[:20, :30]), 32).shape == (32, 32, 3)
 
@@ -116,7 +116,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 classes, sides from 80 to 2,000 pixels, a grey, a truncated and an unreadable file, no test split."""
+    """12 classes, sides from 80 to 2,000 pixels, a gray, a truncated and an unreadable file, no test split."""
     folder = tmp_path_factory.mktemp("mixed")
     for number in range(12):
         (folder / f"kind_{number:02d}").mkdir()
@@ -167,7 +167,7 @@ def test_mixed_folder(mixed: Path, tmp_path: Path) -> None:
     assert data.train.labels[data.val.rows].unique().numel() == 12
     used = torch.cat([data.train.rows, data.val.rows])
     assert used.unique().numel() == 58 and not {10, 15} & set(used.tolist())
-    assert (data.train.images[5] == 7).all() and (data.train.images[0] == 99).all()  # the grey, the large
+    assert (data.train.images[5] == 7).all() and (data.train.images[0] == 99).all()  # the gray, the large
     assert (data.train.images[59].float().mean((0, 1)) - torch.tensor([220.0, 200, 128])).abs().max() < 4
     kept = data.train.images[data.train.rows].double() / 255  # the statistics: of the training rows alone
     assert kept.mean((0, 1, 2)).sub(torch.tensor(data.mean)).abs().max() < 1e-4

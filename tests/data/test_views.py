@@ -37,7 +37,7 @@ def random_images(count: int, side: int) -> Tensor:
     return torch.randint(0, 256, (count, side, side, 3), generator=generator, dtype=torch.uint8)
 
 
-def normalised(image: Tensor) -> Tensor:
+def normalized(image: Tensor) -> Tensor:
     """[3,h,w] in [0, 255], the textbook way, in float64."""
     mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (MEAN, STD))
     return (image.double() / 255 - mean) / std
@@ -49,8 +49,8 @@ def pillow_resized(image: Tensor, side: int, interpolation: str = "bicubic") -> 
     return torch.tensor(np.asarray(Image.fromarray(image.numpy()).resize((side, side), mode))).permute(2, 0, 1).double()
 
 
-def assert_same_greys(view: Tensor, expected: Tensor) -> None:
-    """Nearly all values are equal, and the others are two grey levels apart at most."""
+def assert_same_grays(view: Tensor, expected: Tensor) -> None:
+    """Nearly all values are equal, and the others are two gray levels apart at most."""
     difference = (view.double() - expected).abs() * 255 * torch.tensor(STD, dtype=torch.float64)[:, None, None]
     assert difference.max() < 2.01 and (difference < 0.01).double().mean() > 0.99
 
@@ -69,7 +69,7 @@ def slow_view(image: Tensor, view: int, size: int, padding: int) -> Tensor:
     slack = canvas.shape[1] - size
     top, left = (round(offset * slack / max(grid - 1, 1)) for offset in (dy, dx))
     crop = canvas[:, top : top + size, left : left + size]
-    return normalised(crop.flip(2) if flip else crop)
+    return normalized(crop.flip(2) if flip else crop)
 
 
 # ------------------------------------------------------------------------------------------------ the pixels
@@ -90,7 +90,7 @@ def test_every_resized_view_equals_the_reference(stored: int, size: int) -> None
     images = random_images(3, stored)[torch.arange(len(ids)) % 3]
     views = Views(preprocess(size), stored, Augmentation(4, True)).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
-        assert_same_greys(view, slow_view(image, view_id, size, 4))
+        assert_same_grays(view, slow_view(image, view_id, size, 4))
 
 
 @pytest.mark.parametrize(("stored", "size", "padding"), [(32, 32, 0), (16, 24, 0), (8, 8, 2), (5, 5, 3)])
@@ -99,7 +99,7 @@ def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> N
     images = random_images(len(ids), stored)
     views = Views(preprocess(size), stored, Augmentation(padding, True)).train(images, ids)
     for image, view_id, view in zip(images, ids.tolist(), views, strict=True):
-        assert_same_greys(view, slow_view(image, view_id, size, padding))
+        assert_same_grays(view, slow_view(image, view_id, size, padding))
 
 
 def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
@@ -121,7 +121,7 @@ def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
 
 def test_images_stored_at_the_right_size_are_cropped_without_resizing() -> None:
     images, views = random_images(1, 32), Views(preprocess(28), 32, Augmentation(4, True))
-    expected = normalised(images[0].permute(2, 0, 1))[:, :28, 4:]
+    expected = normalized(images[0].permute(2, 0, 1))[:, :28, 4:]
     assert torch.allclose(views.train(images, torch.tensor([8]))[0].double(), expected, rtol=0, atol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_clean_view_is_that_of_timms_transforms(stored: int, size: int, resize: 
     clean = Views(preprocess(size, resize, interpolation), stored, Augmentation(4, True)).clean(images)
     for image, view in zip(images, clean, strict=True):
         resized = pillow_resized(image, resize, interpolation)
-        assert_same_greys(view, normalised(TF.center_crop(resized, [size, size])))
+        assert_same_grays(view, normalized(TF.center_crop(resized, [size, size])))
 
 
 def hard_images(side: int) -> Tensor:
@@ -203,7 +203,7 @@ def test_views_of_floats_are_those_of_bytes(size: int, resize: int) -> None:
         (views.clean(images), views.clean(images.float())),
         (views.train(images, ids), views.train(images.float(), ids)),
     ):
-        assert_same_greys(of_floats, of_bytes.double())
+        assert_same_grays(of_floats, of_bytes.double())
 
 
 def test_what_a_gpu_has_resized_otherwise_is_not_read_from_the_cache() -> None:
@@ -222,7 +222,7 @@ def test_what_a_gpu_has_resized_otherwise_is_not_read_from_the_cache() -> None:
 def test_normalization_is_exact_for_every_byte() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     clean = Views(preprocess(16), 16, Augmentation(4, True)).clean(images)
-    torch.testing.assert_close(clean[0].double(), normalised(images[0].permute(2, 0, 1)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(clean[0].double(), normalized(images[0].permute(2, 0, 1)), rtol=0, atol=1e-6)
 
 
 def test_memory_format_and_type_change_no_value() -> None:

@@ -300,7 +300,7 @@ def test_underfitting():
 
 
 def test_what_is_no_underfitting():
-    for seen, unseen in ((0.97, 0.93), (0.75, 0.6), (0.85, 0.84)):  # healthy; a hard task, learnt; learnt enough
+    for seen, unseen in ((0.97, 0.93), (0.75, 0.6), (0.85, 0.84)):  # healthy; a hard task, learned; learned enough
         planted = run()
         planted["train"].student = answers(planted["train"].labels, seen, 4.0, 77)
         planted["val"].student = answers(planted["val"].labels, unseen, 4.0, 78)

@@ -83,10 +83,10 @@ def test_images_of_every_kind_are_decoded_as_viewers_show_them(student, tmp_path
     white = np.asarray(plain).copy()
     white[:8] = 255
     Image.fromarray(white).save(tmp_path / "white.png")
-    grey = plain.convert("L")
-    grey.save(tmp_path / "grey.png")
-    grey.convert("RGB").save(tmp_path / "grey_rgb.png")
-    for one, other in (("transparent.png", "white.png"), ("grey.png", "grey_rgb.png")):
+    gray = plain.convert("L")
+    gray.save(tmp_path / "gray.png")
+    gray.convert("RGB").save(tmp_path / "gray_rgb.png")
+    for one, other in (("transparent.png", "white.png"), ("gray.png", "gray_rgb.png")):
         assert torch.equal(probabilities(student, tmp_path / one), probabilities(student, tmp_path / other)), one
 
 

@@ -72,9 +72,9 @@ def test_discrete_distributions() -> None:
 
 
 def test_every_distribution_has_been_tested() -> None:
-    quantised = {"q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal", "q_beta"}
+    quantized = {"q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal", "q_beta"}
     discrete = {"constant", "categorical", "categorical_w_probabilities", "int_uniform"}
-    assert set(DISTRIBUTIONS) == {*CONTINUOUS, *quantised, *discrete}
+    assert set(DISTRIBUTIONS) == {*CONTINUOUS, *quantized, *discrete}
 
 
 def test_hyperband_settings(sandbox: Sandbox) -> None:

@@ -25,7 +25,7 @@ MISTAKES = {
     "nested key no": ("parameters: {a: {parameters: {no: {value: 1}}}}", "parameters.a: a key is read as False"),
     "bare value": ("parameters: {a: 3}", "parameters.a: is 3; write {value: 3}"),
     "unknown key": ("parameters: {a: {min: 1, max: 2, step: 1}}", "parameters.a.step: unknown key"),
-    "misspelt key": ("parameters: {a: {valeus: [1]}}", "did you mean 'values'?"),
+    "misspelled key": ("parameters: {a: {valeus: [1]}}", "did you mean 'values'?"),
     "empty": ("parameters: {}", "parameters: must name the parameters"),
     "distribution": ("parameters: {a: {distribution: unifrom, min: 1, max: 2}}", "did you mean 'uniform'?"),
     "list as distribution": ("parameters: {a: {distribution: [1], min: 1, max: 2}}", "[1] is unknown"),

@@ -102,7 +102,7 @@ OLD = {
 
 @pytest.mark.parametrize(("old", "new"), OLD.items())
 def test_timms_old_names_map_to_todays(old, new):
-    """As timm itself maps them, but with the size and the normalisation of the weights."""
+    """As timm itself maps them, but with the size and the normalization of the weights."""
     assert models.current_name(old) == new
     assert models.renamed_note(old, "model.name") == f"model.name: timm calls {old!r} {new!r} today, and that is used"
     assert models.renamed_note(new, "model.name") is None

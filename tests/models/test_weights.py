@@ -136,8 +136,8 @@ def test_refusals_say_why(state_dict):
     )
     ten = create_model("cifar_resnet8", num_classes=10).state_dict()
     assert refusal(model, ten) == "the weights have 10 classes, the data has 100"
-    grey = create_model("cifar_resnet8", num_classes=100, args={"in_chans": 1}).state_dict()
-    assert refusal(model, grey) == "the weights take images of 1 channels, the model gets 3"
+    gray = create_model("cifar_resnet8", num_classes=100, args={"in_chans": 1}).state_dict()
+    assert refusal(model, gray) == "the weights take images of 1 channels, the model gets 3"
     large = timm.create_model("resnet18", num_classes=100).state_dict()
     assert refusal(create_model("resnet18", num_classes=100, stem="cifar"), large) == (
         "1 parameters of another shape (conv1.weight [64, 3, 7, 7] for [64, 3, 3, 3]): "

@@ -80,7 +80,7 @@ def test_interface(name, images):
 
 @pytest.mark.parametrize("name", [n for n in NATIVE if n not in DEEP])
 def test_construction_options(name):
-    """No classes, grey images, an odd larger size in channels_last memory, features only."""
+    """No classes, gray images, an odd larger size in channels_last memory, features only."""
     images = torch.randn(2, 1, 40, 40).to(memory_format=torch.channels_last)
     model = timm.create_model(name, num_classes=0, in_chans=1, drop_rate=0.5).eval()
     embedding = model(images)

@@ -250,7 +250,7 @@ def test_a_cifar_array_is_no_larger_than_its_file(tmp_path):
         def __reduce__(self):
             import numpy
 
-            return numpy.ndarray, ((1000, 3072), "u1")  # uninitialised memory, for some bytes of file
+            return numpy.ndarray, ((1000, 3072), "u1")  # uninitialized memory, for some bytes of file
 
     (folder / "train").write_bytes(pickle.dumps({"data": Large(), "fine_labels": [0] * 1000}, protocol=2))
     assert "'data' is larger than the file" in refuse(tmp_path, source="cifar_python", path=str(folder))

@@ -97,7 +97,7 @@ def test_training_curves_are_the_rows_and_the_star_is_the_selected_epoch():
     epochs = [row for row in rows if "train/loss_total" in row]
     loss, accuracy, rate = plots.training_curves(rows).axes
     shown = lines(loss)
-    assert shown["training, what is minimised"] == (list(range(1, 13)), [row["train/loss_total"] for row in epochs])
+    assert shown["training, what is minimized"] == (list(range(1, 13)), [row["train/loss_total"] for row in epochs])
     assert shown["validation, cross-entropy (nats)"][1] == [row["val/loss_ce"] for row in epochs]
     assert lines(accuracy)["validation"][1] == [row["val/accuracy"] for row in epochs]
     [star] = [label for label in lines(accuracy) if label.startswith("selected")]

@@ -138,7 +138,7 @@ def test_a_reference_is_measured_beside_every_contestant() -> None:
     "target, low, high, met",
     [
         (Target(1.05), 1.00, 1.04, True),
-        (Target(1.05), 1.00, 1.06, False),  # the median may be fine: the unfavourable end decides
+        (Target(1.05), 1.00, 1.06, False),  # the median may be fine: the worse end decides
         (Target(1.05), 1.05, 1.05, True),
         (Target(20, at_least=True), 21, 90, True),
         (Target(20, at_least=True), 19, 90, False),

@@ -155,7 +155,7 @@ def test_only_what_is_missing_is_computed_and_never_one_image_alone(tmp_path):
     for rows, wanted in (
         (torch.arange(10), [list(range(10))]),
         (torch.arange(10), []),
-        (torch.tensor([3, 20, 4]), [[1, 2]]),  # with a neighbour
+        (torch.tensor([3, 20, 4]), [[1, 2]]),  # with a neighbor
         (torch.tensor([20, 21, 22]), [[1, 2]]),
     ):
         asked.clear()

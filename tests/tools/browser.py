@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive by its own protocol, over a pipe: no driver, no port, no network."""
+"""A headless Chromium, driven with the DevTools protocol over a pipe: no driver, no port, no network."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ import pytest
 
 
 def chromium() -> str:
-    """The browser's path; the test is skipped, saying so, where there is none."""
+    """The browser's path; skips the test if there is no browser."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not found:
         pytest.skip("no chromium on the PATH: pages are not tried in a browser")
@@ -21,7 +21,7 @@ def chromium() -> str:
 
 
 class Browser:
-    """One tab.  `requests` are the URLs that it has asked for, `problems` what it complained about."""
+    """One tab.  `requests` are the URLs that it has requested, `problems` its error messages."""
 
     def __init__(self, home: Path):
         (home / "profile").mkdir(parents=True)
@@ -51,7 +51,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; what the browser reports meanwhile is noted."""
+        """The reply to one command; events received meanwhile are recorded."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -98,13 +98,13 @@ class Browser:
         return result["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
-        """Press a key as a person does."""
+        """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
                       **({"text": text} if text and kind == "keyDown" else {}))  # fmt: skip
 
     def picture(self, path: Path, *, whole: bool = True) -> None:
-        """The page, or what of it is in view, as a PNG file."""
+        """Save the page, or its visible part, as a PNG file."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
         path.write_bytes(base64.b64decode(shot["data"]))
 

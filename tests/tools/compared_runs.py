@@ -1,4 +1,4 @@
-"""Finished runs that were never trained, for tests of comparisons."""
+"""Synthetic finished runs, for tests of comparisons."""
 
 import itertools
 
@@ -15,7 +15,7 @@ OTHERS = [0.701, 0.699, 0.708, 0.712, 0.715]
 
 
 def make(method=A, seed=0, accuracy=0.5, images="f" * 64, modified=0.0, summary=None, rows=(), **sections) -> Run:
-    """A finished run that was never trained; `sections` change its settings."""
+    """A synthetic finished run; `sections` change its settings."""
     values = {
         "kd": {"type": method},
         "model": {"name": "cifar_resnet20"},

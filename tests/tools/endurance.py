@@ -3,9 +3,9 @@
 
     python tests/tools/endurance.py [--epochs 2000] [--minutes 20] [--folder FOLDER]
 
-Everything that training does every epoch is on: validation, checkpoints (also within epochs), a teacher's cache, and an
-offline W&B run.  The process is looked at every second from outside; what it uses at the end is compared with what it
-used after a tenth of its epochs.
+Everything that training does per epoch is on: validation, checkpoints (also within epochs), a teacher's cache, and an
+offline W&B run.  The process is sampled every second from outside; its usage at the end is compared with that after a
+tenth of its epochs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kill_campaign import ROOT, trained_teachers
 
 @dataclass
 class Usage:
-    """What a process uses at one moment: anonymous memory in MiB, open files, threads."""
+    """A process's current usage: anonymous memory in MiB, open files, threads."""
 
     memory: float
     files: float
@@ -43,7 +43,7 @@ def typical(moments: list[Usage]) -> Usage:
 
 
 def endure(home: Path, epochs: int, minutes: float) -> tuple[int, Usage, Usage]:
-    """How many epochs were trained, and what the process used after a tenth of them and at their end."""
+    """The number of epochs trained, and the process's usage after a tenth of them and at the end."""
     teacher = trained_teachers(home)[0]
     words = [
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--name=long", "--wandb.mode=offline",

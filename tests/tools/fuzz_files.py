@@ -1,4 +1,4 @@
-"""Damage files at random and read them: what comes back must be a value or one message, quickly, in bounded memory.
+"""Damage files at random and read them: the result must be a value or one message, quickly, in bounded memory.
 
     python tests/tools/fuzz_files.py FOLDER SEED KIND=COUNT ...
 
@@ -166,7 +166,7 @@ def sweep(folder: Path) -> Reader:
 
 
 def images(source: str, folder: Path, files: Path) -> Reader:
-    """Decoded from `files`; what was decoded before lies in `folder` and is damaged too if that is the same folder."""
+    """Data decoded from `files`; earlier decoded data are in `folder` and damaged too if that is the same folder."""
     caches = folder.with_name(f"{folder.name}-cache")
 
     def read() -> object:
@@ -182,7 +182,7 @@ def images(source: str, folder: Path, files: Path) -> Reader:
 
 
 def whole(caches: Path) -> None:
-    """Decoded splits are there with all their parts, or not at all; nothing temporary is left."""
+    """Decoded splits are complete or absent; no temporary files are left."""
     for path in (caches / "images").glob("*"):
         if path.is_dir():
             assert {file.name for file in path.iterdir()} == {"header.json", "images.npy", "labels.npy", "sums.npy"}
@@ -210,7 +210,7 @@ def disk(folder: Path) -> Reader:
 
 
 def decoded(folder: Path) -> Reader:
-    """What was decoded before, and is decoded again where it is damaged."""
+    """Data that were decoded before; damaged parts are decoded again."""
     files = cifar_python(folder.with_name("cifar-source"), per_class=6)
     config = DataConfig.model_validate({"source": "cifar_python", "path": str(files), "val_size": 0})
 
@@ -247,12 +247,12 @@ def names(folder: Path) -> set[Path]:
 
 
 def peak() -> int:
-    """The most bytes of memory that this process has ever touched; ru_maxrss counts the one that started it, too."""
+    """This process's peak memory in bytes; unlike ru_maxrss, without that of the process that started it."""
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def campaign(kind: str, count: int, seed: int, folder: Path) -> str:
-    """Damage one file `count` times, read, put it back.  Fails unless each is read or refused in words."""
+    """Damage a file, read it and restore it, `count` times.  Fails unless it is read or refused with a message."""
     folder.mkdir(parents=True)
     read = KINDS[kind](folder)
     read()  # undamaged it can be read

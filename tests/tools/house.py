@@ -1,4 +1,4 @@
-"""What the code looks like from above: function lengths, nesting, imports, circles.
+"""Measure the code's structure: function lengths, nesting, imports, import cycles.
 
     python tests/tools/house.py [--repo FOLDER]      a table; `--against FOLDER` prints a second checkout beside it
 
@@ -56,7 +56,7 @@ def length(function: Function) -> int:
 
 
 def nesting(node: ast.AST, depth: int = 0) -> int:
-    """How deep blocks lie in each other; `elif` is no deeper than its `if`, inner functions count for themselves."""
+    """The depth of nested blocks; `elif` is no deeper than its `if`, inner functions are measured separately."""
     deepest = depth
     for name, value in ast.iter_fields(node):
         children = value if isinstance(value, list) else [value]
@@ -75,7 +75,7 @@ def module_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST, known: set[str], *, lazy: bool = True) -> set[str]:
-    """The project's modules that a file imports; without `lazy` those of its top level alone."""
+    """The project's modules that a file imports; without `lazy` only those at its top level."""
     nodes = ast.walk(tree) if lazy else ast.iter_child_nodes(tree)
     found = set()
     for node in nodes:

@@ -1,4 +1,4 @@
-"""A page's elements, for tests of what it says and how it is built."""
+"""A page's elements, for tests of its content and structure."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Tree(HTMLParser):
-    """Elements of a page as (tag, attributes, text) with their ancestors' tags; fails where tags do not match."""
+    """Elements of a page as (tag, attributes, text) with their ancestors' tags; fails if tags do not match."""
 
     def __init__(self, text: str):
         super().__init__()

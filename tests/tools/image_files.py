@@ -1,4 +1,4 @@
-"""Image data in the layouts that a run reads, written small."""
+"""Small image data sets in the layouts that a run reads."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Kill training at random moments, let it go on, and compare with the run that was never interrupted, bit by bit.
+"""Kill training at random times, resume it, and compare with an uninterrupted run, bit for bit.
 
     python tests/tools/kill_campaign.py [--kills 30] [--seed 0] [--folder FOLDER]
 
-Every trial is a fresh run with an empty cache of teachers' logits.  It is killed (SIGKILL, all its processes) once to
-three times: after a random time, or as soon as a checkpoint is being written, or as soon as logits are being cached.
-Then it runs to its end.  Every fourth trial is a run of two processes.
+Every trial is a new run with an empty cache of teachers' logits.  It is killed (SIGKILL, all its processes) one to
+three times: after a random time, while a checkpoint is being written, or while logits are being cached.  Then it runs
+to its end.  Every fourth trial is a run of two processes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Run:
         )  # fmt: skip
 
     def finish(self) -> float:
-        """Run to the end; how many seconds that took."""
+        """Run to the end; returns the seconds taken."""
         began = time.monotonic()
         process = self.start()
         text, _ = process.communicate(timeout=600)
@@ -82,7 +82,7 @@ class Run:
         return time.monotonic() - began
 
     def killed(self, moment: str, seconds: float) -> bool:
-        """Start it and kill it at the moment, or after some seconds; whether it was killed before its end."""
+        """Start it and kill it at `moment`, or after some seconds; returns whether it was killed before its end."""
         signs: dict[str, Callable[[], bool]] = {
             "saving": lambda: any(self.home.glob("runs/run-*/checkpoints/.latest.????????")),
             "caching": lambda: any(self.home.glob("cache/logits/*/checks")),
@@ -110,7 +110,7 @@ class Run:
 
 
 def kill_all(process: int) -> None:
-    """SIGKILL to a process and all that it has started: launchers give each of theirs a session of its own."""
+    """Send SIGKILL to a process and its descendants: launchers start each process in its own session."""
     os.kill(process, signal.SIGSTOP)  # it starts no more of them
     family = [process]
     for member in family:  # which grows
@@ -123,7 +123,7 @@ def kill_all(process: int) -> None:
 
 
 def differences(first: tuple, second: tuple) -> list[str]:
-    """What two runs' results do not share, bit by bit."""
+    """The differences between two runs' results, bit for bit."""
     found = [name for name, a, b in zip(("metrics", "summary"), first[::2], second[::2], strict=True) if a != b]
     for name, weights in first[1].items():
         other = second[1][name]
@@ -150,7 +150,7 @@ def trained_teachers(home: Path) -> list[Path]:
 def campaign(
     home: Path, teachers: list[Path], kills: int, seed: int, tell: Callable[[str], None] = print
 ) -> int:
-    """How many runs were killed, went on, and ended as if nothing had happened; AssertionError for any that did not."""
+    """The number of runs that were killed, resumed, and ended like the uninterrupted run; else AssertionError."""
     draw = random.Random(seed)
     whole: dict[tuple[int, str], tuple] = {}
     length: dict[tuple[int, str], float] = {}

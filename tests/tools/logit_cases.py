@@ -1,4 +1,4 @@
-"""Logits and labels on which every metric is tested: random and degenerate ones."""
+"""Random and degenerate logits and labels, on which every metric is tested."""
 
 import torch
 
@@ -11,12 +11,12 @@ def sample(count=500, classes=10, decimals=None, seed=0):
 
 
 def turned(labels, classes):
-    """Classes that are all wrong."""
+    """Predicted classes that are all wrong."""
     return (labels + 1) % classes
 
 
 def case(name):
-    """(logits [N,C], labels [N]) of that name."""
+    """(logits [N,C], labels [N]) of the case `name`."""
     logits, labels = sample(510)
     if name == "random":
         return logits, labels

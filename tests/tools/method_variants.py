@@ -1,4 +1,4 @@
-"""Every method with every combination of its choices; a new file in kd_methods needs no edit here."""
+"""Every method with every combination of its choices; a new file in kd_methods needs no change here."""
 
 import itertools
 import json

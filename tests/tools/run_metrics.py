@@ -1,4 +1,4 @@
-"""Names of the metrics of a run, and its rows without what differs between equal runs."""
+"""Names of a run's metrics, and its rows without the values that differ between equal runs."""
 
 # of every run, whatever its method; OWN: of each method beyond these
 EVERY_RUN = {
@@ -38,7 +38,7 @@ OWN = {
 
 
 def times_apart(rows: list[dict]) -> list[dict]:
-    """The rows without what the clock and the memory decide."""
+    """The rows without times and memory usage."""
     return [
         {name: value for name, value in row.items() if not name.startswith("perf/") and "step_time" not in name}
         for row in rows

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Train in two checkouts and compare what comes out, bit for bit: the check that a change of the code changes nothing.
+"""Train in two checkouts and compare the results, bit for bit: checks that a refactoring changes nothing.
 
     python tests/tools/same_results.py --against OTHER_CHECKOUT [--quick] [--folder FOLDER]
 
 Both train the same tiny runs on digits with the same seeds: every method in one process, in two processes, and stopped
 by a signal and resumed; the quickstart, shortened, with its teachers and its student alone; a trial of a local sweep.
-Compared are the rows of metrics.jsonl, without what the clock and the memory decide, and all weights of every run.
-`--quick` leaves out the quickstart and the two processes of all methods but one.
+Compares the rows of metrics.jsonl, without times and memory usage, and all weights of every run.  `--quick` leaves out
+the quickstart, and two processes for all methods but one.
 
-exit status: 0 all is equal, 1 something differs
+exit status: 0 all results are equal, 1 some differ
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Results = dict[str, tuple[list[dict[str, object]], dict[str, torch.Tensor]]]
 
 @dataclass
 class Checkout:
-    """A checkout and the folder of its own in which it trains."""
+    """A checkout and the folder in which it trains."""
 
     code: Path
     home: Path
@@ -82,7 +82,7 @@ class Checkout:
             self.run("teachers", "train_kd.py", *SMALL, *model)
 
     def student(self, method: str) -> list[str]:
-        """The words that train a student by `method`."""
+        """The arguments that train a student by `method`."""
         folders = sorted((self.home / "teachers").glob("*-????????"))
         team = "" if method == "baseline" else ", ".join(f"{{weights: {folder}}}" for folder in folders)
         return ["train_kd.py", *TINY, f"--kd.type={method}", f"--teachers=[{team}]", "--name=run"]
@@ -135,7 +135,7 @@ class Checkout:
 
 
 def cases(quick: bool) -> dict[str, Callable[[Checkout, str], None]]:
-    """{name: what is trained in the folder that is given}."""
+    """{name: function that trains in a given folder}."""
     found: dict[str, Callable[[Checkout, str], None]] = {}
     for method in METHODS:
         kinds = {"one process": Checkout.one_process, "stopped and resumed": Checkout.stopped_and_resumed}
@@ -150,7 +150,7 @@ def cases(quick: bool) -> dict[str, Callable[[Checkout, str], None]]:
 
 
 def differences(ours: Results, theirs: Results) -> list[str]:
-    """What differs, a line per run."""
+    """The differences, one line per run."""
     if ours.keys() != theirs.keys():
         return [f"other runs: {', '.join(sorted(ours))} | {', '.join(sorted(theirs))}"]
     found = []
@@ -171,7 +171,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def compare(ours: Checkout, theirs: Checkout, quick: bool) -> bool:
-    """Train in both, side by side, and print a line per case; whether all is equal."""
+    """Train in both checkouts and print a line per case; returns whether all results are equal."""
     wanted, equal = cases(quick), True
     with ThreadPoolExecutor(2) as both:
         list(both.map(Checkout.teach, (ours, theirs)))

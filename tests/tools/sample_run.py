@@ -1,4 +1,4 @@
-"""A made-up run of any number of classes and teachers, for tests of plots, pages and what W&B is shown of them."""
+"""A synthetic run with any number of classes and teachers, for tests of plots, pages and what W&B shows of them."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.report.run_page import write_report
 
-# What a class may be called by somebody who means no good, or writes another script.
+# Hostile class names, and names in other scripts.
 HOSTILE = ["<script>document.title='owned'</script>", "\"><img src=x onerror=document.title='owned'>", "a & b",
            "$\\frac{$", "日本語", "l\u202eor", "bell\x07\x1b[31m", "x" * 300, "two\nlines", "{{ 7 * 7 }}"]  # fmt: skip
 
@@ -46,7 +46,7 @@ def predictions(
 
 
 def superclasses(classes: int) -> dict[str, Any]:
-    """Every fifth class in one superclass, so that their order is not that of the classes."""
+    """Superclasses of every fifth class, so that their order differs from that of the classes."""
     parents = math.ceil(classes / 5)
     return {
         "superclasses": [i % parents for i in range(classes)],
@@ -55,7 +55,7 @@ def superclasses(classes: int) -> dict[str, Any]:
 
 
 def rows(epochs: int = 12, teachers: int = 3) -> list[dict[str, Any]]:
-    """metrics.jsonl of a run; the best epoch is the last but one, and one more has the same accuracy."""
+    """metrics.jsonl of a run; the best epoch is the last but one, and another one has the same accuracy."""
     found: list[dict[str, Any]] = [{"epoch": 0, "teacher/0/val_accuracy": 0.8}]
     for epoch in range(1, epochs + 1):
         done = epoch / epochs
@@ -106,7 +106,7 @@ def summary(made: Predictions, evaluations: dict[str, dict[str, Any]]) -> dict[s
 
 
 def report(folder: Path, made: Predictions | None = None, **changes: Any) -> tuple[Path, dict[str, Any]]:
-    """Write the report of a made-up run; the page's path and its arguments, some of them replaced by `changes`."""
+    """Write the report of a synthetic run; returns the page's path and its arguments, updated by `changes`."""
     made = made or predictions()
     evaluations = {"val": evaluate(made, made)}
     arguments: dict[str, Any] = {

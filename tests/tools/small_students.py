@@ -1,4 +1,4 @@
-"""Exports of small networks that nobody has trained."""
+"""Exports of small untrained networks."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ STUDENTS = {"test_vit": {"img_size": 32}, "cifar_resnet20": {}}  # and their arg
 
 
 def make_student(folder: Path, name: str, *, stored: int = 32, resize: int = 32, names: list[str] = NAMES) -> Path:
-    """An export of a network for 32 pixels whose statistics are not those of its initialisation."""
+    """An export of a 32-pixel network whose BatchNorm statistics differ from their initial values."""
     torch.manual_seed(0)
     model = models.create_model(name, num_classes=len(names), args=STUDENTS[name])
     for buffer in model.buffers():

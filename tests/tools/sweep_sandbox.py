@@ -1,4 +1,4 @@
-"""A toy program that behaves as train_kd.py does (run folders, resuming, signals), and a folder to sweep it in."""
+"""A toy program that behaves like train_kd.py (run folders, resuming, signals), and a folder to sweep it in."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Sandbox:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
-    """Return once `condition` holds; fails, not hangs, if it never does."""
+    """Wait until `condition` holds; fails after a timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

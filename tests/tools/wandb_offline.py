@@ -1,4 +1,4 @@
-"""Read back what an offline W&B run recorded: the client writes LevelDB log framing around protobuf records."""
+"""Read what an offline W&B run recorded: protobuf records in LevelDB log framing."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Runs of the scripts against the stand-in for W&B's server, and what that holds of them."""
+"""Runs of the scripts against the stub of W&B's server, and what the server has received."""
 
 import json
 import os
@@ -27,7 +27,7 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 
 @contextmanager
 def serving(folder: Path) -> Iterator[StubServer]:
-    """A server that must have understood everything it was asked."""
+    """A stub server; fails at the end if it received a request that it does not know."""
     with StubServer(folder / "server") as server:
         yield server
         server.lift_faults()
@@ -36,7 +36,7 @@ def serving(folder: Path) -> Iterator[StubServer]:
 
 
 def settings(home: Path, *more: str, method: str = LABEL_ONLY, teachers: list[str] | None = None) -> list[str]:
-    """The words of a tiny run on digits."""
+    """The arguments of a tiny run on digits."""
     team = ", ".join(f"{{weights: {path}}}" for path in teachers or [])
     return [
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--wandb.project=kd", "--name=small",
@@ -47,7 +47,7 @@ def settings(home: Path, *more: str, method: str = LABEL_ONLY, teachers: list[st
 
 
 def surroundings(home: Path, server: StubServer | None, **more: str) -> dict[str, str]:
-    """An environment without a trace of this machine's W&B settings; rows are sent every second."""
+    """An environment without this machine's W&B settings; rows are sent every second."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     (home / "home").mkdir(parents=True, exist_ok=True)
     there = server.env(home / "wandb-home") if server else {}
@@ -63,7 +63,7 @@ def surroundings(home: Path, server: StubServer | None, **more: str) -> dict[str
 
 
 def start(words: list[str], environment: dict[str, str], cwd: Path = ROOT) -> subprocess.Popen | WarmProcess:
-    """A process of this Python's scripts and modules is a warm one; `wandb`, launchers and code are started anew."""
+    """Scripts and modules run by this Python are forked from a warm process; other commands start normally."""
     if words[0] == sys.executable and words[1] != "-c" and "torch.distributed.run" not in words:
         return WarmProcess(words[1:], env=environment, cwd=cwd)
     return subprocess.Popen(
@@ -92,7 +92,7 @@ def path_of(folder: Path) -> str:
 
 
 def rows_of(server: StubServer, path: str) -> list[dict]:
-    """The history that the server holds, in the names of this project, but the report, which is no row of the file."""
+    """The history on the server, with this project's names, without the report, which is not a row of the file."""
     rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in server.history(path)]
     return [row for row in rows if not any(name.startswith("report/") for name in row)]
 
@@ -105,7 +105,7 @@ def wait_until(condition, what: str, seconds: float = 120) -> None:
 
 
 def versions(server: StubServer, name: str) -> dict[str, dict]:
-    """alias -> version of an artifact; versions without an alias stand under their number.
+    """alias -> version of an artifact; versions without an alias are listed under their number.
 
     An upload that was cut off stays pending at the server, which lists it nowhere.
     """
@@ -122,14 +122,14 @@ def blob(server: StubServer, artifact: dict, name: str) -> bytes:
 
 
 def printed_commands(text: str) -> list[list[str]]:
-    """The commands that a script has printed for its user to send what W&B lacks."""
+    """The commands that a script has printed for sending what W&B lacks."""
     found = re.findall(r"to send it later: ((?:wandb|python) .*)$", text, re.MULTILINE)
     programs = {"wandb": WANDB, "python": sys.executable}
     return [[programs[first], *rest] for first, *rest in map(shlex.split, found)]
 
 
 def assert_complete(server: StubServer, folder: Path, *, resumed: bool = False) -> None:
-    """The server has all that the run folder has; a resumed run measures anew how long its steps took."""
+    """Assert that the server has all that the run folder has; a resumed run measures its step times again."""
     path = path_of(folder)
     there, here = rows_of(server, path), read_metrics(folder / "metrics.jsonl")
     assert times_apart(there) == times_apart(here)

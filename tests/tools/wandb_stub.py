@@ -1,4 +1,4 @@
-"""A small local stand-in for the W&B server, so that tests run the real client without an account.
+"""A small local stub of the W&B server, so that tests run the real client without an account.
 
     with StubServer(folder) as stub:               # a thread of this process, on 127.0.0.1
         subprocess.run([...], env={**os.environ, **stub.env()})
@@ -10,7 +10,7 @@ as random) and agents with preemption; no reports, registries, launch or teams. 
 requests.jsonl, graphql.jsonl, runs/, artifacts/, blobs/, sweeps/; unresolved.jsonl (fields asked for that it does not
 know) and errors.jsonl exist only if a client asked for something new: tests assert that they do not.
 
-Written against wandb 0.31.0.  It is no security boundary: any key is accepted.
+Written for wandb 0.31.0.  It is not a security boundary: any key is accepted.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class Executor:
 
 
 class GQLError(Exception):
-    """An error answered inside a 200 GraphQL response (or with a status)."""
+    """An error inside a GraphQL response with status 200 (or another status)."""
 
     def __init__(self, message, status=200):
         super().__init__(message)
@@ -594,7 +594,7 @@ class Backend:
         }
 
     def filtered_runs(self, e, n, args):
-        """A project's runs, oldest first.  Filters and other orders are not known."""
+        """A project's runs, oldest first.  Filters and other orders are not supported."""
         if json.loads(args.get("filters") or "{}") or args.get("order") not in (None, "+created_at"):
             raise GQLError("stub: filters and orders of runs are not known", 400)
         return [r for r in self.state["runs"].values() if (r["entity"], r["project"]) == (e, n)]

@@ -1,9 +1,9 @@
-"""Processes of the scripts that do not import torch, timm and W&B again: forked from one that has.
+"""Run the scripts in processes forked from one that has already imported torch, timm and W&B.
 
-Importing them costs seconds per process and is not what most tests of real processes are about: signals, exit statuses,
+Importing them takes seconds per process and is not what most tests of real processes are about: signals, exit statuses,
 locks, several processes of one run.  Python's own fork server (multiprocessing, start method "forkserver") imports them
 once per pytest worker.  A child then gets its environment, folder, command line and output, and runs the script as
-`python SCRIPT` does.  Tests of imports, launchers and what Python itself reads at its start use `subprocess`.
+`python SCRIPT` does.  Tests of imports, launchers and Python's own startup use `subprocess`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WarmProcess:
     """A running script, with what tests use of `subprocess.Popen`; its output is stdout and stderr together."""
 
     def __init__(self, words: list[str], *, env: dict[str, str] | None = None, cwd: Path = ROOT):
-        """`words` as after `python`: a script or `-m MODULE`, and its arguments."""
+        """`words`: what follows `python` on a command line, a script or `-m MODULE` and its arguments."""
         reading, writing = _server.Pipe(duplex=False)
         arguments = (words, dict(os.environ if env is None else env), str(cwd), writing)
         self._process = _server.Process(target=run, args=arguments, daemon=True)
@@ -85,7 +85,7 @@ class WarmProcess:
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """All that it printed, once it has ended and nobody holds its output any more."""
+        """Everything it printed, after it and all processes that share its output have ended."""
         self._reader.join(timeout)
         if self._reader.is_alive():
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
