@@ -1,4 +1,4 @@
-# The two commands of README.md, and what they stand for. The virtual environment is made when it is missing and
+# The commands of README.md. The virtual environment is created if it is missing and
 # updated when the requirements change.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,14 +13,14 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## three teachers, a student alone and a distilled student on digits, a few minutes
 	$(BIN)/python train_kd.py
 
-test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor long patience
+test: $(VENV)/.installed-dev  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-audit: $(VENV)/.installed-dev  ## do the installed packages fit together, and are they those that the code uses?
+audit: $(VENV)/.installed-dev  ## check that installed packages are compatible and that the code uses them
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -q tests/project/test_dependencies.py
 
