@@ -25,13 +25,12 @@ from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.superclasses import CIFAR100
 from kd_core.data.views import Augmentation, Views, epoch_order
 from kd_core.errors import UserError
-from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, simplest_of_best
+from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, findings_lines, simplest_of_best
 from kd_core.evaluation.figures import Predictions
 from kd_core.models import build as models
 from kd_core.models.build import Preprocess
 from kd_core.models.network import check_classes
 from kd_core.models.predict import CHUNK, image_weights, per_image
-from kd_core.report.console import findings_lines
 from kd_core.teachers import class_order
 from kd_core.teachers.load import Facts
 from kd_core.teachers.logits_file import write_logits
