@@ -12,7 +12,7 @@ from kd_core.config.read import find_file, read_yaml
 from kd_core.config.schema import Config
 from kd_core.files import sha256_of
 
-# Raised whenever training itself changes its arithmetic, so that stored teachers are trained anew.
+# Raised whenever training itself changes its arithmetic, so that stored teachers are trained again.
 RECIPE_VERSION = 2
 
 

@@ -141,7 +141,7 @@ def _opened(path: Path, notify: Callable[[str], None]) -> Stored | None:
             raise ValueError(f"images.npy has {size:,} bytes, not those of uint8 {list(shape)}")
         images = np.memmap(path / "images.npy", np.uint8, mode="c", offset=NPY_HEADER, shape=shape).view(np.ndarray)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        notify(f"decoded images in {path} are damaged ({error}); decoding anew")
+        notify(f"decoded images in {path} are damaged ({error}); decoding again")
         return None
     unreadable = {int(row): reason for row, reason in header["unreadable"]}
     classes = Classes(header["class_names"], header["label_kind"])

@@ -1,4 +1,4 @@
-"""A network and how it sees images: built anew, or read from an export."""
+"""A network and how it sees images: built, or read from an export."""
 
 from __future__ import annotations
 
