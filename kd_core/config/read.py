@@ -323,8 +323,3 @@ def without_echoes(layer: Layer) -> Layer:
 def in_trial() -> bool:
     """Whether this process is the trial of a sweep, W&B's or a local one (`sweeps/run_local.py`)."""
     return "WANDB_SWEEP_ID" in os.environ or "KD_TRIAL" in os.environ
-
-
-def prescribed_run_id() -> str | None:
-    """The run id that a sweep prescribes for its trial, under which a trial that was interrupted goes on."""
-    return os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)

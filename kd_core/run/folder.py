@@ -29,7 +29,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import SoftFileLease
 from tqdm import tqdm
 
-from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, prescribed_run_id, read_yaml
+from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml
 from kd_core.errors import UserError, printable
 from kd_core.files import (
     copy_folder,
@@ -292,9 +292,8 @@ def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> Ru
     """
     chosen, mistake, folder = "", "", None
     if job.accelerator.is_main_process:
-        prescribed = prescribed_run_id() if job.is_student else None
         try:
-            folder = find_or_create(config, job.data.fingerprint, resume, prescribed)
+            folder = find_or_create(config, job.data.fingerprint, resume, job.prescribed_run_id)
             chosen = str(folder.path)
             _take_over(folder, job, cleanup)
         except UserError as error:

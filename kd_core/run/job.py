@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,13 @@ class Job:
     use_wandb: bool
     signals: StopSignals
     is_student: bool = True  # otherwise a teacher or the baseline, which is not part of a sweep's trial
+
+    @property
+    def prescribed_run_id(self) -> str | None:
+        """The run id that a sweep prescribes for its trial, under which an interrupted trial is resumed."""
+        if not self.is_student:
+            return None
+        return os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)
 
     def say(self, text: str) -> None:
         """Print `text` on the main process."""
