@@ -174,6 +174,7 @@ def test_a_batchnorm_student_on_two_processes(home):
 BREAK_THE_SECOND = """
 import itertools, os, sys
 import train_kd
+from kd_core.errors import UserError
 from kd_core.teachers.logits import TeacherLogits
 
 compute, calls = TeacherLogits._compute, itertools.count(1)
@@ -186,7 +187,7 @@ def broken(self, index, *args, **options):
 TeacherLogits._compute = broken
 try:
     train_kd.main(sys.argv[1:])
-except train_kd.UserError as error:
+except UserError as error:
     print(f"process {os.environ['RANK']}: {error}")
 """
 

@@ -19,7 +19,7 @@ from kill_campaign import STUDENTS, Run
 
 from kd_core import files
 from kd_core.errors import UserError
-from kd_core.run import folder as checkpoints
+from kd_core.run import checkpoints
 from kd_core.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,7 +216,7 @@ def test_a_process_that_lost_its_lock_writes_nothing_more(tmp_path, digits_teach
         (folder.path / ".owner").write_text("somebody else")
         kept.update(content(folder))
 
-    monkeypatch.setattr(train_kd, "save_latest", robbed)
+    monkeypatch.setattr(checkpoints, "save_latest", robbed)
     run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     with pytest.raises(UserError, match="another process has taken it over .*; nothing more is written"):
         train_kd.main(run.command()[2:])

@@ -18,6 +18,7 @@ import train_kd
 from kd_core.comparison import runs
 from kd_core.errors import UserError
 from kd_core.files import read_object, write_json
+from kd_core.loop.signals import Stopped
 from kd_core.run.folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ def test_a_signal_stops_all_seeds_and_the_same_command_continues(tmp_path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(train_kd, "epochs", interrupted)
-        with pytest.raises(train_kd.Stopped):
+        with pytest.raises(Stopped):
             train_kd.main(given)
     states = [read_object(path)["status"] for path in (tmp_path / "runs").glob("*/summary.json")]
     assert sorted(states) == ["finished", "preempted"]

@@ -28,9 +28,10 @@ from kd_core.errors import UserError
 from kd_core.loop.meter import Meter
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.models import build as models
-from kd_core.models import network as student
-from kd_core.run import folder as checkpoints
+from kd_core.run import checkpoints
+from kd_core.run import folder as run_folder
 from kd_core.run.folder import read_metrics
+from kd_core.teachers import dry_run
 from kd_core.teachers.logits import TeacherLogits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ def test_teachers_are_found_again_and_share_the_students_validation_split(home, 
 def test_the_baseline_without_teachers_is_fair(home, monkeypatch):
     """Both students start from the same weights and see the same order and views."""
     seen: dict[str, list] = {}
-    original = student.build
+    original = train_kd.models.build_network
 
     def spy(config, data):
         network = original(config, data)
@@ -142,8 +143,8 @@ def test_the_baseline_without_teachers_is_fair(home, monkeypatch):
         return network
 
     train(home, "--no-wandb", "--training.seed=6", method="average")  # teachers exist from here on
-    monkeypatch.setattr(student, "build", spy)
-    monkeypatch.setattr(train_kd.dry_run, "train_once", lambda *_: None)  # whose pass is none of the training
+    monkeypatch.setattr(train_kd.models, "build_network", spy)
+    monkeypatch.setattr(dry_run, "train_once", lambda *_: None)  # whose pass is none of the training
     train_kd.main(
         arguments(
             home,
@@ -197,7 +198,7 @@ def test_no_validation_split_means_the_last_epoch(home):
 
 def test_early_stopping(home, monkeypatch):
     constant = {"accuracy": 0.5, "auroc": 0.5, "loss_ce": 1.0, "loss_total": 1.0}
-    monkeypatch.setattr(train_kd, "score", lambda *args, **options: constant)
+    monkeypatch.setattr(train_kd.models, "score", lambda *args, **options: constant)
     more = ("--no-wandb", "--training.max_epochs=9", "--training.patience=2")
     folder = train(home, *more, method=kd_methods.LABEL_ONLY)
     assert [row["epoch"] for row in epochs(folder)] == [1, 2, 3]  # the first is the best, then two without a better one
@@ -300,7 +301,7 @@ def test_another_number_of_processes_is_refused(home):
     path = folder / "checkpoints" / "latest" / "state.json"
     state = {**json.loads(path.read_text()), "processes": 4}
     checksums = state.pop("checksums")
-    path.write_text(json.dumps({**state, "checksums": {**checksums, "state.json": checkpoints._checksum(state)}}))
+    path.write_text(json.dumps({**state, "checksums": {**checksums, "state.json": run_folder._checksum(state)}}))
     (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("finished", "failed"))
     with pytest.raises(UserError, match="was trained by 4 process.* this is 1"):
         train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))
@@ -326,7 +327,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(h
 
 def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, monkeypatch):
     """The losses of an epoch are measured before its steps, so the last step's damage shows only in the weights."""
-    original = train_kd.require_finite
+    original = checkpoints.require_finite
 
     def poison_the_second_epoch(model, *rest):
         poison_the_second_epoch.calls += 1
@@ -335,7 +336,7 @@ def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, mon
         original(model, *rest)
 
     poison_the_second_epoch.calls = 0
-    monkeypatch.setattr(train_kd, "require_finite", poison_the_second_epoch)
+    monkeypatch.setattr(checkpoints, "require_finite", poison_the_second_epoch)
     with pytest.raises(UserError, match="conv.* not finite after step 36; "):
         train(home, "--no-wandb", method=kd_methods.LABEL_ONLY, output="poisoned")
     [folder] = (home / "poisoned").glob("baseline-*")
