@@ -414,8 +414,8 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     accelerator.wait_for_everyone()
     best = folder.checkpoint("best") / "student"
     network.load_weights(best)
-    observe = report.observer(setup.predict, job.data, network, setup.teachers, setup.method, alone)
-    seen, test = report.observe_splits(observe, setup.checked.logits, job.say)
+    observe = evaluation.observer(setup.predict, job.data, network, setup.teachers, setup.method, alone)
+    seen, test = evaluation.observe_splits(observe, setup.checked.logits, job.say)
     if test:
         tracker.log({"epoch": progress.epoch, **test})
     evaluations = {name: evaluation.evaluate(found, seen.get("val")) for name, found in seen.items()}
@@ -423,7 +423,7 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
         config, job.data, network, setup.teachers.members, setup.checked.metrics, asdict(progress), test, evaluations
     )
     summary["baseline_run"] = str(alone) if alone else None
-    sample = report.sample(observe, job.say) if inspected else None
+    sample = evaluation.sample(observe, job.say) if inspected else None
     if accelerator.is_main_process:
         folder.keep_student(best)
         if inspected:
