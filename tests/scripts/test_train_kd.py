@@ -213,18 +213,18 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
     class Cut(Exception):
         pass
 
-    original = checkpoints.MetricsFile.append
+    original = run_folder.MetricsFile.append
 
     def cut_in_the_third_epoch(self, row):
         original(self, row)
         if row.get("train_step/step") == 2 * (600 // 32) + 9:
             raise Cut
 
-    monkeypatch.setattr(checkpoints.MetricsFile, "append", cut_in_the_third_epoch)
+    monkeypatch.setattr(run_folder.MetricsFile, "append", cut_in_the_third_epoch)
     more = ("--no-wandb", "--training.max_epochs=4", "--training.seed=11")
     with pytest.raises(Cut):
         train(home, *more, output="cut")
-    monkeypatch.setattr(checkpoints.MetricsFile, "append", original)
+    monkeypatch.setattr(run_folder.MetricsFile, "append", original)
     [cut] = [path for path in (home / "cut").glob("dynamic-*")]
     summary = json.loads((cut / "summary.json").read_text())
     assert (summary["status"], summary["exit_status"]) == ("failed", 1)
