@@ -75,7 +75,7 @@ from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
 from kd_core.models import Images, Network, Predictor
 from kd_core.run.checkpoints import Checkpoints, Progress
-from kd_core.run.folder import RunFolder, open_folder, teacher_lock
+from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
 from kd_core.run.tracking import Tracker, send_rest, start_tracking
 from kd_core.teachers import load as teachers
@@ -427,12 +427,12 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     if accelerator.is_main_process:
         folder.keep_student(best)
         if inspected:
-            val, steps = seen.get("val"), setup.steps_per_epoch
-            summary |= report.inspect(config, network, folder, val, sample, steps, accelerator)
+            rows, val, steps = read_metrics(folder.metrics_file), seen.get("val"), setup.steps_per_epoch
+            summary |= report.inspect(config, network, folder, rows, val, sample, steps, accelerator)
         with folder.writing():
             summary = folder.write_summary(**summary, status="finished", exit_status=0)
             if inspected:
-                report.write_page(config, folder, summary, evaluations, seen)
+                report.write_page(config, folder, summary, rows, evaluations, seen)
     tracker.record_results(summary, setup.checked.rows)
     accelerator.wait_for_everyone()
     accelerator.free_memory()

@@ -138,7 +138,7 @@ def read_sweep(path: Path) -> Sweep:
 
 def check_extra(sweep: Sweep, words: Sequence[str]) -> None:
     """UserError if a word after `--` sets what the sweep sets."""
-    for previous, word in zip(("", *words), words, strict=False):
+    for previous, word in itertools.pairwise(("", *words)):
         # a file name after --config may hold an equals sign
         if previous == "--config" or not word.startswith("--") and "=" not in word:
             continue
@@ -154,7 +154,7 @@ def with_own_configs(sweep: Sweep, words: Sequence[str]) -> Sweep:
         return sweep
     start = sweep.command.index("${program}") + 1 if "${program}" in sweep.command else 0
     kept = sweep.command[:start]  # a launcher may have a switch of the same name
-    for previous, word in zip(("", *sweep.command[start:]), sweep.command[start:], strict=False):
+    for previous, word in itertools.pairwise(("", *sweep.command[start:])):
         if previous != "--config" and word.partition("=")[0] != "--config":
             kept.append(word)
     return replace(sweep, command=kept)

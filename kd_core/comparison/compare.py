@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -634,7 +635,8 @@ def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
     if sum(cell is not None for _, cell in rivals) < 2:
         return
     ranked = sorted(rivals, key=lambda rival: fmean(rival[0].values(metric).values()), reverse=higher)
-    for mark, (own, cell), (rival, _) in zip(("best", "second"), ranked, ranked[1:], strict=False):
+    # At most two are marked, however many there are.
+    for mark, ((own, cell), (rival, _)) in zip(("best", "second"), pairwise(ranked), strict=False):
         interval = difference(own.values(metric), rival.values(metric), confidence)["interval"]
         if cell is None or interval is None or not (interval[0] > 0 if higher else interval[1] < 0):
             return

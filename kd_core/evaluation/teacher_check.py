@@ -166,17 +166,18 @@ def find_better_settings(
 ) -> dict[int, Finding]:
     """A finding for each weak teacher that other settings make clearly better, by its position in `teachers`.
 
-    `measured` are the teachers' metrics and `logits` [K,n,C] their logits on `images`.  Each weak teacher sees up to
-    `TRIED_IMAGES` of them under every normalization, and every class order is tried on the resulting logits.  Teachers
-    trained on demand are skipped: they were trained on these classes with this normalization.  All processes call this
-    together.
+    `measured` are the teachers' metrics, then their ensemble's, and `logits` [K,n,C] their logits on `images`.
+    Each weak teacher sees up to `TRIED_IMAGES` of them under every normalization, and every class order is tried on
+    the resulting logits.  Teachers trained on demand are skipped: they were trained on these classes with this
+    normalization.  All processes call this together.
     """
     config = predict.config
     chosen = epoch_order(0, 0, torch.arange(len(images)))[:TRIED_IMAGES]
     split = replace(images.split, rows=images.split.rows[chosen])
     some = Images(split, predict.accelerator.device, config.data.store)
-    best, found = max(row["accuracy"] for row in measured[: len(teachers)]), {}
-    for position, (teacher, row) in enumerate(zip(teachers, measured, strict=False)):
+    alone = measured[:-1]
+    best, found = max(row["accuracy"] for row in alone), {}
+    for position, (teacher, row) in enumerate(zip(teachers, alone, strict=True)):
         own = config.teachers[teacher.index]
         expected = max(best, teacher.stated_accuracy or 0.0) - BEHIND
         if own.train is None and (row["accuracy"] < WEAK or row["accuracy"] < expected):

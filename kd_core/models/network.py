@@ -18,7 +18,8 @@ from kd_core.data.superclasses import in_one_spelling
 from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError, printable
 from kd_core.files import write_json, write_text
-from kd_core.loop.processes import is_first_process, shares_batch_norm
+from kd_core.loop.processes import shares_batch_norm
+from kd_core.loop.ranks import is_first_process
 from kd_core.models import build as models
 from kd_core.models.predict import Predictor
 

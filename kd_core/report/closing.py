@@ -17,7 +17,7 @@ from kd_core.evaluation.diagnosis import Finding, diagnose, findings_lines
 from kd_core.evaluation.figures import Predictions
 from kd_core.models.network import Network
 from kd_core.report import console
-from kd_core.run.folder import RunFolder, read_metrics
+from kd_core.run.folder import RunFolder
 from kd_core.run.tracking import environment
 
 
@@ -25,6 +25,7 @@ def inspect(
     config: Config,
     student: Network,
     folder: RunFolder,
+    rows: list[dict[str, Any]],
     val: Predictions | None,
     train: Predictions | None,
     steps_per_epoch: int,
@@ -32,11 +33,12 @@ def inspect(
 ) -> dict[str, Any]:
     """What summary.json holds of a run besides its metrics: `environment`, `findings` and `cost`.
 
-    `val` and `train`: predictions on the validation split and on some training images.  Main process only.
+    `rows`: of metrics.jsonl.  `val` and `train`: predictions on the validation split and on some training images.
+    Main process only.
     """
     findings = diagnose(
         config,
-        rows=read_metrics(folder.metrics_file),
+        rows=rows,
         train=train,
         val=val,
         steps_per_epoch=steps_per_epoch,
@@ -61,10 +63,11 @@ def write_page(
     config: Config,
     folder: RunFolder,
     summary: dict[str, Any],
+    rows: list[dict[str, Any]],
     evaluations: dict[str, dict[str, Any]],
     seen: dict[str, Predictions],
 ) -> None:
-    """Write the run's report from its files and from its predictions by split."""
+    """Write the run's report, from the rows of metrics.jsonl and from its predictions by split."""
     from kd_core.report.run_page import write_report  # not above: matplotlib takes long to import
 
     write_report(
@@ -72,7 +75,7 @@ def write_page(
         summary=summary,
         settings=config.to_yaml(),
         environment=summary["environment"],
-        rows=read_metrics(folder.metrics_file),
+        rows=rows,
         evaluations=evaluations,
         predictions=seen.get("test", seen.get("val")),
     )

@@ -240,7 +240,7 @@ def summarize(
         "final_test_accuracy": test.get("test/accuracy"),
         "teachers": [
             {"name": teacher.name, "parameters": teacher.parameters, **own}
-            for teacher, own in zip(teachers, figures, strict=False)
+            for teacher, own in zip(teachers, figures[:-1], strict=True)
         ],
         "ensemble": figures[-1] if teachers and figures[-1] else None,
         "evaluation": {split: short(figures) for split, figures in evaluations.items()},

@@ -190,7 +190,7 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, grid = _figure(3.1 * lines, lines, columns)
-    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):  # the last cell of the grid may stay empty
         _lines(axes, rows, series, title)
         if title in (SHARES, WEIGHT, USAGE):
             axes.set_ylim(-0.02, 1.02)

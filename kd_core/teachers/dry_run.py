@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 import kd_methods
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.errors import UserError, first_line
-from kd_core.loop.processes import random_state, set_random_state, shares_batch_norm
+from kd_core.loop.processes import random_state, set_random_state
 from kd_core.models.interface import require_logits
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
@@ -58,9 +57,9 @@ def train_once(student: Network, config: Config, data: Data, predict: Predictor,
     method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
     before = random_state(accelerator.device)
     try:
-        model = predict.prepare(student.model)
-        if shares_batch_norm(accelerator, config.training.sync_bn):
-            model = convert_sync_batchnorm(model)
+        predict.prepare(student.model)
+        student.share_batch_norm(accelerator, config.training)
+        model = student.model
         store = ImageStore(data.train, accelerator.device, on_device="host")
         pixels, labels = store.gather(data.train.rows[:share])
         channels_last = config.training.channels_last

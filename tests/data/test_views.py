@@ -103,7 +103,7 @@ def test_other_paddings_and_odd_sizes(stored: int, size: int, padding: int) -> N
 
 
 def test_the_same_id_shows_the_same_region_at_two_sizes() -> None:
-    """Colours give the position away: red grows to the right, green downwards."""
+    """Colors give the position away: red grows to the right, green downwards."""
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8)
     image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros_like(ramp).expand(64, 64)], -1)
     ids = torch.arange(Augmentation(4, True).num_views)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from small_students import TEACHER_RECIPE
 
 import evaluate_kd
 import train_kd
@@ -15,17 +16,13 @@ from kd_core.run.folder import lookup, read_metrics
 
 KINDS = ("share", "points", "error", "figure", "count", "bytes", "text")
 VIT = "{name: test_vit, img_size: 32, args: {patch_size: 8}}"
-TEACHER = {
-    "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
-    "training": {"max_epochs": 2, "learning_rate": 3e-3},
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The run folder of a student that two teachers have taught, after one that had none."""
     home = tmp_path_factory.mktemp("reported")
-    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER_RECIPE))
     team = ", ".join(f"{{model: {name}, train: {home / 'teacher.yaml'}}}" for name in ("cifar_resnet8", "test_resnet"))
     train_kd.main([
         f"--output_dir={home}", f"--cache.dir={home / 'cache'}", "--name=run", f"--model={VIT}",

@@ -295,13 +295,15 @@ def test_a_stored_student_can_teach(stub, model, tmp_path):
 @pytest.fixture
 def client(stub, tmp_path, monkeypatch) -> Iterator[Path]:
     """The W&B client of this process, pointed at the server; returns an empty folder for downloads."""
+    # The client keeps the settings of its first start in a process.  It is stopped before the environment changes:
+    # WANDB_SERVICE, the address of its service, must not come back when the test is over.
+    wandb.teardown()
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     for name, value in stub.env(tmp_path / "wandb-home").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(registry, "downloads", {})
     monkeypatch.setattr(artifacts, "API_TIMEOUT", 3)
-    wandb.teardown()  # it keeps the settings of its first start in a process, whatever the environment says later
     yield tmp_path / "downloads"
     wandb.teardown()
 

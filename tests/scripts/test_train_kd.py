@@ -18,6 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from run_metrics import EVERY_RUN, OWN, times_apart
+from small_students import TEACHER_RECIPE
 
 import evaluate_kd
 import kd_methods
@@ -35,17 +36,13 @@ from kd_core.teachers import dry_run
 from kd_core.teachers.logits import TeacherLogits
 
 ROOT = Path(__file__).resolve().parents[2]
-TEACHER_FILE = {
-    "data": {"batch_size": 32, "flip": False, "crop_padding": 2},
-    "training": {"max_epochs": 2, "learning_rate": 3e-3},
-}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A folder with a teacher recipe; its runs/ keeps the teachers that the first test trains."""
     home = tmp_path_factory.mktemp("home")
-    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER_FILE))
+    (home / "teacher.yaml").write_text(yaml.safe_dump(TEACHER_RECIPE))
     return home
 
 
