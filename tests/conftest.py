@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 # Tests run side by side and start further processes: threads that spin while they wait would starve all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold, a million objects, is not looked through by every collection of garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

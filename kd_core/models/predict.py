@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,7 +43,13 @@ class Predictor:
             self._batch_size = batch_size  # the next call starts with it
             return work(max(1, batch_size // self.accelerator.num_processes))
 
-        return find_executable_batch_size(attempt, starting_batch_size=self._batch_size)()
+        try:
+            return attempt(self._batch_size)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        # Only now: it empties the device's cache and collects Python's garbage, half a second, at every call.
+        return find_executable_batch_size(attempt, starting_batch_size=int(self._batch_size * 0.9))()
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """`model` on the device and in the run's memory format."""

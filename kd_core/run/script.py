@@ -6,6 +6,7 @@ it calls `answer_early` above its own imports.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import select
@@ -54,6 +55,7 @@ def run_script(main: Callable[[list[str]], None], name: str, after_stop: str = "
     A user error is one message; anything else is a traceback and what to report, unless it comes from the user's own
     code.  `after_stop` is added to the message after a signal: what the user can do then.
     """
+    gc.freeze()  # libraries hold a million objects, which every later collection would look through
     with _exit_on_error(name, after_stop):
         main(sys.argv[1:])
         sys.stdout.flush()
