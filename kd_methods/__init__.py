@@ -77,11 +77,18 @@ def build(
     *,
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
+    student_shapes: list[Any] | None = None,
+    teacher_shapes: list[list[Any]] | None = None,
+    train_labels: Any = None,
+    seed: int = 0,
 ) -> KDMethod:
     """The method that `config` describes: {"type": name, **hyperparameters}, or a config object.
 
     num_classes: if given, logits with another number of classes are refused. label_smoothing, in [0,1), applies
-    to the label cross-entropy, not to the teachers' confidences. Raises ValueError that names every wrong key.
+    to the label cross-entropy, not to the teachers' confidences. student_shapes, and teacher_shapes of each teacher: of
+    one image's features at the places that `features` names, (C,H,W), (N,D) or (D,). train_labels int64 [N]: the label
+    of each row of the training split, for losses that draw negatives, as a function of `seed`. Raises ValueError that
+    names every wrong key.
     """
     if not isinstance(config, MethodConfig):
         cls = config_class(config.get("type", ""))
@@ -89,7 +96,11 @@ def build(
             config = cls.model_validate(dict(config))
         except ValidationError as error:
             raise ValueError(_explain(error, cls)) from None
-    return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing)
+    more: dict[str, Any] = {}
+    if getattr(config, "features", []):  # a method that was added may know nothing of features
+        more = {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes, "train_labels": train_labels}
+        more["seed"] = seed
+    return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing, **more)
 
 
 def _module(name: str) -> Any:

@@ -1,54 +1,48 @@
 """What every method shares: its inputs, and the module around its formula."""
 
-import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
+from kd_methods._features import FeatureTerm, per_image
+from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
+from kd_methods.feature_losses._base import Classifier
 from kd_methods.logit_losses._base import standardize
-
-if TYPE_CHECKING:
-    from torch.nn import Module
-else:
-    Module = object  # until there is an instance: see `as_module`
 
 Metrics = dict[str, Tensor]
 
 
 class StudentOutput(NamedTuple):
-    """What the student gave: logits [B,C], and features only for methods that ask for them."""
+    """What the student gave: logits [B,C]; the rest only for `kd.features`.
+
+    features: a map [B,C,H,W], tokens [B,N,D] or an embedding [B,D] for each layer that is asked for. classifier: weight
+    [C,D] and bias [C] of its last linear layer, with gradient.
+    """
 
     logits: Tensor
     features: tuple[Tensor, ...] | None = None
+    classifier: Classifier | None = None
 
 
 class TeacherOutputs(NamedTuple):
-    """What the K teachers gave, stacked: logits [K,B,C], None for a method without teachers."""
+    """What the K teachers gave, stacked: logits [K,B,C], None for a method without teachers; the rest as above.
+
+    kept: in place of features, what `FeatureTerm.keep` made of them, as a cache returns it.
+    """
 
     logits: Tensor | None = None
     features: tuple[tuple[Tensor, ...], ...] | None = None
+    classifiers: tuple[Classifier, ...] | None = None
+    kept: tuple[tuple[tuple[Tensor, ...], ...], ...] | None = None
 
 
 def identity(values: Tensor) -> Tensor:
     return values
 
 
-@functools.cache
-def as_module(cls: Any) -> Any:
-    """`cls` as a subclass of nn.Module: the class of the instances of a subclass `cls` of KDMethod.
-
-    `class KDMethod(nn.Module)` would import torch wherever a method's settings are read, as its Config is in the same
-    file. Instances need torch anyway.
-    """
-    if issubclass(cls, torch.nn.Module):
-        return cls
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_written_as": cls}
-    return type(cls.__name__, (cls, torch.nn.Module), names)
-
-
-class KDMethod(Module):
+class KDMethod(LazyModule):
     """A distillation method: outputs and labels in, loss and metrics out. Subclasses write `compute`.
 
     Its instances are nn.Modules: parameters, `to`, `state_dict` and the like work as usual.
@@ -61,19 +55,16 @@ class KDMethod(Module):
     reduce_mean: Callable[[Tensor], Tensor]
     config: Any  # each subclass narrows this to its own Config
 
-    def __new__(cls: Any, *_: Any, **__: Any) -> Any:
-        return object.__new__(as_module(cls))
-
-    def __reduce__(self) -> Any:
-        # Copies are made from the class as it was written, which pickle can find by its name.
-        return KDMethod.__new__, (vars(type(self)).get("_written_as", type(self)),), self.__dict__
-
     def __init__(
         self,
         config: MethodConfig,
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        student_shapes: list[Any] | None = None,
+        teacher_shapes: list[list[Any]] | None = None,
+        train_labels: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -82,9 +73,21 @@ class KDMethod(Module):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.reduce_mean = identity
+        self.feature_term: FeatureTerm | None = None
+        if entries := getattr(config, "features", []):
+            if student_shapes is None or teacher_shapes is None:
+                raise ValueError("kd.features needs the shapes of the features: student_shapes and teacher_shapes")
+            own, others = per_image(student_shapes), [per_image(shapes) for shapes in teacher_shapes]
+            more = {"num_classes": num_classes, "train_labels": train_labels, "seed": seed}
+            self.feature_term = FeatureTerm(entries, own, others, **more)
 
     def forward(
-        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float = 1.0
+        self,
+        student: StudentOutput,
+        teachers: TeacherOutputs,
+        labels: Tensor,
+        progress: float = 1.0,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
         """The loss of one batch.
 
@@ -92,6 +95,9 @@ class KDMethod(Module):
         [B,C] that sum to 1; progress is the fraction of training done, in [0,1]. Returns the loss [],
         differentiable with respect to the student alone, and metrics {name: detached []}. The math is fp32
         (fp64 for fp64 logits), under autocast too. Raises ValueError where shapes do not fit together.
+
+        rows int64 [B], the images' places in the training split, and features are for `kd.features`. In evaluation
+        mode without features, the loss is the part without them.
         """
         self._check(student, teachers, labels)
         dtype = torch.promote_types(student.logits.dtype, torch.float32)
@@ -102,7 +108,29 @@ class KDMethod(Module):
             labels = labels.to(dtype)
         with torch.autocast(device_type=student.logits.device.type, enabled=False):
             loss, metrics = self.compute(student, teachers, labels, progress)
+            if self.feature_term is not None and (self.training or student.features is not None):
+                own, others = self._features(student, teachers, dtype)
+                weights = self.teacher_weights(student, teachers, labels, progress)
+                term, parts = self.feature_term(own, others, weights, labels, progress, rows)
+                loss, metrics = loss + term, {**metrics, "loss_features": term, **parts}
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _features(
+        self, student: StudentOutput, teachers: TeacherOutputs, dtype: Any
+    ) -> tuple[StudentOutput, TeacherOutputs]:
+        """Both with features of `dtype`, the teachers' detached. Raises ValueError where they are missing."""
+        if student.features is None or (teachers.features is None and teachers.kept is None):
+            raise ValueError("kd.features needs StudentOutput.features and TeacherOutputs.features")
+
+        def cast(values: Any) -> Any:
+            if isinstance(values, (tuple, list)):
+                return tuple(map(cast, values))
+            return None if values is None else values.to(dtype) if values.is_floating_point() else values
+
+        with torch.no_grad():
+            fixed = {name: cast(getattr(teachers, name)) for name in ("features", "classifiers", "kept")}
+        own = {"features": cast(student.features), "classifier": cast(student.classifier)}
+        return student._replace(**own), teachers._replace(**fixed)
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from kd_methods import logit_losses
+from kd_methods.feature_losses import AnyEntry
 from kd_methods.logit_losses._base import LossConfig
 
 # In the digests of runs from before sections that say nothing were left out.
@@ -68,6 +69,7 @@ class LogitConfig(MethodConfig):
         default="kd", description="the logit loss to each teacher"
     )
     standardize: bool = Field(default=False, description="standardize logits over classes before the logit loss")
+    features: list[AnyEntry] = Field(default=[], description="feature losses, which are added to the loss")
 
     @property
     def loss_config(self) -> LossConfig | None:
@@ -90,6 +92,8 @@ class LogitConfig(MethodConfig):
         So a loss that is added leaves the settings and digests of all other runs as they were.
         """
         values = serialize(self)
+        if not self.features:
+            del values["features"]
         for name in set(logit_losses.OWN) & values.keys() - {self.loss, *ALWAYS_RECORDED}:
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]

@@ -27,7 +27,7 @@ class Config(LogitConfig):
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Config":
-        if self.hard_weight == self.soft_weight == 0:
+        if self.hard_weight == self.soft_weight == 0 and not any(entry.weight for entry in self.features):
             raise ValueError("hard_weight and soft_weight are both 0, which leaves no loss; raise one")
         return self
 
@@ -51,7 +51,7 @@ class Method(KDMethod):
         loss_kl = self.logit_loss(student.logits, targets, labels, progress).mean()
         loss_ce = self.label_loss(student.logits, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
-        share = loss_ce.new_full((), config.soft_weight / (config.hard_weight + config.soft_weight))
+        share = loss_ce.new_full((), config.soft_weight / (config.hard_weight + config.soft_weight or 1.0))
         weights = loss_ce.new_full((num_teachers,), 1 / num_teachers)
         common = common_metrics(loss_ce, loss_kl, share, weights)
         return loss, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}

@@ -1,0 +1,107 @@
+"""The feature term of a method: every entry of `kd.features` against every teacher."""
+
+from typing import TYPE_CHECKING, Any
+
+from kd_methods import feature_losses
+from kd_methods._module import LazyModule
+from kd_methods._torch import Tensor, torch
+from kd_methods.feature_losses import Batch, FeatureConfig, FeatureLoss, Shape
+
+if TYPE_CHECKING:
+    from kd_methods._base import StudentOutput, TeacherOutputs
+
+
+class FeatureTerm(LazyModule):
+    """The sum over entries of weight x growth x mean_b sum_k w_kb l_kb; projectors are its parameters.
+
+    student_shapes, teacher_shapes[k]: shapes of one image's features, (C,H,W), (N,D) or (D,), at the places that the
+    entries name. Raises ValueError that names the entry and what is wrong.
+    """
+
+    losses: Any  # ModuleList of entries, each a ModuleList of teachers
+
+    def __init__(
+        self,
+        entries: list[FeatureConfig],
+        student_shapes: list[Shape],
+        teacher_shapes: list[list[Shape]],
+        **more: Any,
+    ) -> None:
+        super().__init__()
+        self.entries = entries
+        self.losses = torch.nn.ModuleList(
+            torch.nn.ModuleList(
+                self._loss(number, teacher, student_shapes, shapes, **more)
+                for teacher, shapes in enumerate(teacher_shapes)
+            )
+            for number in range(len(entries))
+        )
+
+    def _loss(
+        self, number: int, teacher: int, student_shapes: list[Shape], teacher_shapes: list[Shape], **more: Any
+    ) -> FeatureLoss:
+        entry = self.entries[number]
+        try:
+            own = [at_place(student_shapes, place, "student") for place in entry.student]
+            others = [at_place(teacher_shapes, place, f"teacher {teacher}") for place in entry.teacher_layers(teacher)]
+            loss: FeatureLoss = feature_losses.loss_class(entry.loss)(entry, own, others, **more)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"kd.features[{number}] ({entry.loss}), teacher {teacher}: {error}") from None
+        return loss
+
+    def keep(self, features: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[tuple[Tensor, ...], ...], ...]:
+        """What each entry needs of each teacher's features: [entry][teacher], tuples of [B,...]."""
+        return tuple(
+            tuple(
+                loss.keep(tuple(features[k][place] for place in entry.teacher_layers(k)))
+                for k, loss in enumerate(per_teacher)
+            )
+            for entry, per_teacher in zip(self.entries, self.losses, strict=True)
+        )
+
+    def forward(
+        self,
+        student: "StudentOutput",
+        teachers: "TeacherOutputs",
+        weights: Tensor,
+        labels: Tensor,
+        progress: float,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term [] and each entry's part of it before weight and growth; weights [K,B] or [K,1] sum to 1."""
+        assert student.features is not None and teachers.logits is not None
+        kept = teachers.kept
+        if kept is None:
+            assert teachers.features is not None
+            kept = self.keep(teachers.features)
+        total, parts = weights.new_zeros(()), dict[str, Tensor]()
+        for number, (entry, per_teacher) in enumerate(zip(self.entries, self.losses, strict=True)):
+            own = tuple(student.features[place] for place in entry.student)
+            values = []
+            for k, loss in enumerate(per_teacher):
+                batch = Batch(
+                    labels, student.logits, teachers.logits[k], progress, rows,
+                    student.classifier, teachers.classifiers[k] if teachers.classifiers else None,
+                )  # fmt: skip
+                value = loss(own, kept[number][k], batch)
+                values.append((weights[k] * value).mean() if value.ndim else weights[k].mean() * value)
+            part = torch.stack(values).sum()
+            growth = min(progress / entry.warmup, 1.0) if entry.warmup else 1.0
+            total = total + entry.weight * growth * part
+            same = sum(other.loss == entry.loss for other in self.entries[:number])
+            parts[f"feature/{entry.loss}" + f"_{same + 1}" * bool(same)] = part
+        return total, parts
+
+
+def at_place(values: Any, place: Any, whose: str) -> Any:
+    """`values[place]`, an error that names the place where there is none."""
+    if not isinstance(place, int) or not -len(values) <= place < len(values):
+        raise IndexError(f"the {whose} has no features at place {place!r}; there are {len(values)}")
+    return values[place]
+
+
+def per_image(shapes: list[Any]) -> list[Shape]:
+    """`shapes` without the batch, where one of them, of a map, has it: [B,C,H,W]."""
+    if any(len(shape) == 4 for shape in shapes):
+        return [tuple(shape)[1:] for shape in shapes]
+    return [tuple(shape) for shape in shapes]

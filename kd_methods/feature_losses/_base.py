@@ -1,0 +1,154 @@
+"""What feature losses share: their settings, their inputs, and feature maps of the same size."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kd_methods._module import LazyModule
+from kd_methods._torch import Tensor, torch
+
+Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
+Shape = tuple[int, ...]  # of one image: (C,H,W) a map, (N,D) tokens, (D,) an embedding
+Classifier = tuple[Tensor, Tensor]  # weight [C,D] and bias [C] of the last linear layer
+MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens before those of the image
+
+
+class FeatureConfig(BaseModel):
+    """One entry of `kd.features`: a loss, its layers, and how much it counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    equation: ClassVar[str]  # in words, with the parameters as `{config.NAME:g}`
+
+    loss: str
+    weight: float = Field(default=1.0, ge=0, description="factor of this loss")
+    student: list[Layer] = Field(default=["embedding"], min_length=1, description="layers of the student")
+    teacher: list[Layer] | list[list[Layer]] = Field(
+        default=["embedding"], min_length=1, description="layers of every teacher, or one list for each teacher"
+    )
+    warmup: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
+    )
+
+    def teacher_layers(self, index: int) -> list[Any]:
+        """The layers of teacher `index`."""
+        return self.teacher[index] if isinstance(self.teacher[0], list) else self.teacher
+
+    def describe(self) -> str:
+        """The entry in words, with its numbers."""
+        growth = f", growing from 0 over the first {self.warmup:.3g} of training" if self.warmup else ""
+        return f"{self.weight:g} x {self.equation.format(config=self)}{growth}"
+
+
+class MapConfig(FeatureConfig):
+    """An entry whose loss compares feature maps, by default those of the last three stages."""
+
+    student: list[Layer] = Field(default=[-3, -2, -1], min_length=1, description="layers of the student")
+    teacher: list[Layer] | list[list[Layer]] = Field(
+        default=[-3, -2, -1], min_length=1, description="layers of every teacher, or one list for each teacher"
+    )
+
+
+class Batch(NamedTuple):
+    """What a feature loss may use besides features. One teacher; floats are fp32 at least, the teacher's detached."""
+
+    labels: Tensor  # int64 [B], or soft [B,C]
+    student_logits: Tensor  # [B,C]
+    teacher_logits: Tensor  # [B,C]
+    progress: float  # fraction of training done, in [0,1]
+    rows: Tensor | None = None  # int64 [B], each image's row in the training split
+    student_classifier: Classifier | None = None
+    teacher_classifier: Classifier | None = None
+
+
+class FeatureLoss(LazyModule):
+    """The loss between the student and one teacher, with its projectors as parameters. Subclasses write `forward`.
+
+    Built from the shapes of one image's features at the layers of `config`, in their order. `keep` says what of a
+    teacher's features is needed for each image: that is what a cache holds.
+    """
+
+    kinds: ClassVar[tuple[Literal["map", "tokens", "embedding"], ...]] = ("map", "tokens")  # features it takes
+    number: ClassVar[int | None] = None  # of layers that it compares; None: any
+    of_batch: ClassVar[bool] = False  # the loss is of the whole batch, not a mean over its images
+    needs_student_classifier: ClassVar[bool] = False
+    needs_teacher_classifier: ClassVar[bool] = False
+    config: Any
+
+    def __init__(
+        self,
+        config: FeatureConfig,
+        student_shapes: list[Shape],
+        teacher_shapes: list[Shape],
+        *,
+        num_classes: int | None = None,
+        train_labels: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.num_classes, self.seed = config, num_classes, seed
+        self.student_shapes, self.teacher_shapes = student_shapes, teacher_shapes
+        self.gather: Callable[[Tensor], Tensor] = lambda values: values  # of all processes, along the batch
+        if len(student_shapes) != len(teacher_shapes):
+            raise ValueError(
+                f"{len(student_shapes)} layers of the student and {len(teacher_shapes)} of the teacher; the loss "
+                "compares them one by one"
+            )
+        if self.number is not None and len(student_shapes) != self.number:
+            raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
+        for whose, shapes in (("student", student_shapes), ("teacher", teacher_shapes)):
+            for layer, shape in zip(config.student, shapes, strict=True):
+                if kind_of(shape) not in self.kinds:
+                    raise ValueError(
+                        f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
+                        f"{' or '.join(self.kinds)}"
+                    )
+
+    def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What the loss needs of the teacher's features, each [B,...]: here the features themselves."""
+        return teacher
+
+    def forward(self, student: tuple[Tensor, ...], kept: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        """The loss of each image [B], or [] for a loss of the batch.
+
+        student: features [B,...] at its layers; kept: what `keep` made of the teacher's. fp32 at least.
+        """
+        raise NotImplementedError
+
+
+def kind_of(shape: Shape) -> str:
+    """What features of one image's `shape` are."""
+    return {1: "embedding", 2: "tokens", 3: "map"}.get(len(shape), f"{len(shape)}-dimensional")
+
+
+def as_map(features: Tensor) -> Tensor:
+    """Maps [B,C,H,W] as they are; tokens [B,N,D] as maps [B,D,H,H], without the tokens before those of the image."""
+    if features.ndim == 4:
+        return features
+    channels, side, _ = map_shape(tuple(features.shape[1:]))
+    return features[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def map_shape(shape: Shape) -> Shape:
+    """(C,H,W) of what `as_map` makes of one image's features; ValueError where tokens are no square of patches."""
+    if len(shape) == 3:
+        return shape
+    count, width = shape
+    side = math.isqrt(count)
+    if count - side * side > MOST_PREFIX_TOKENS or side == 0:
+        raise ValueError(f"{count} tokens are not a square of patches after at most {MOST_PREFIX_TOKENS} other tokens")
+    return width, side, side
+
+
+def pooled(features: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps [B,C,H,W] average-pooled to `size` (h,w); as they are where that is their size."""
+    if features.shape[-2:] == tuple(size):
+        return features
+    return torch.nn.functional.adaptive_avg_pool2d(features, size)
+
+
+def smaller(student: Shape, teacher: Shape) -> tuple[int, int]:
+    """The size (h,w) at which two maps are compared: the smaller one's, so that the larger one is pooled."""
+    return min(student[-2], teacher[-2]), min(student[-1], teacher[-1])
