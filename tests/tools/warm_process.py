@@ -1,4 +1,4 @@
-"""Run the scripts in processes forked from one that has already imported torch, timm and W&B.
+"""Run the scripts in processes forked from one that has already imported torch, timm, W&B and this project.
 
 Importing them takes seconds per process and is not what most tests of real processes are about: signals, exit statuses,
 locks, several processes of one run.  Python's own fork server (multiprocessing, start method "forkserver") imports them
@@ -23,8 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["torch", "timm", "torchvision", "accelerate", "datasets", "scipy.stats", "wandb", "optuna"]
-)
+    [
+        "torch", "timm", "torchvision", "accelerate", "datasets", "scipy.stats", "sklearn.datasets", "wandb", "optuna",
+        "train_kd", "kd_core.report.run_page", "kd_core.comparison.tables",
+    ]
+)  # fmt: skip
 
 
 def run(words: list[str], environment: dict[str, str], cwd: str, output: Connection) -> None:
