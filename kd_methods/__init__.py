@@ -38,8 +38,13 @@ _added: dict[str, Any] = {}
 
 def names() -> list[str]:
     """Names of all methods, sorted: the files of this folder, and those that were added."""
-    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
-    return sorted([*(name for name in files if not name.startswith("_")), *_added])
+    return sorted([*_files(tuple(__path__)), *_added])
+
+
+@functools.cache
+def _files(folders: tuple[str, ...]) -> list[str]:
+    files = [module.name for module in pkgutil.iter_modules(folders) if not module.ispkg]
+    return [name for name in files if not name.startswith("_")]
 
 
 def add(name: str, module: Any) -> None:
