@@ -29,6 +29,12 @@ class FeatureTerm(LazyModule):
     ) -> None:
         super().__init__()
         self.entries = entries
+        for number, entry in enumerate(entries):
+            if isinstance(entry.teacher[0], list) and len(entry.teacher) != len(teacher_shapes):
+                raise ValueError(
+                    f"kd.features[{number}] ({entry.loss}): teacher has layers for {len(entry.teacher)} teachers, and "
+                    f"there are {len(teacher_shapes)}; give a list for each, or one list for all"
+                )
         self.losses = torch.nn.ModuleList(
             torch.nn.ModuleList(
                 self._loss(number, teacher, student_shapes, shapes, **more)
@@ -84,7 +90,7 @@ class FeatureTerm(LazyModule):
                     student.classifier, teachers.classifiers[k] if teachers.classifiers else None,
                 )  # fmt: skip
                 value = loss(own, kept[number][k], batch)
-                values.append((weights[k] * value).mean() if value.ndim else weights[k].mean() * value)
+                values.append((weights[k] * value).mean() if value.ndim else loss.gathered(weights[k]).mean() * value)
             part = torch.stack(values).sum()
             growth = min(progress / entry.warmup, 1.0) if entry.warmup else 1.0
             total = total + entry.weight * growth * part

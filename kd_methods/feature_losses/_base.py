@@ -1,7 +1,7 @@
 """What feature losses share: their settings, their inputs, and feature maps of the same size."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,7 @@ Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embe
 Shape = tuple[int, ...]  # of one image: (C,H,W) a map, (N,D) tokens, (D,) an embedding
 Classifier = tuple[Tensor, Tensor]  # weight [C,D] and bias [C] of the last linear layer
 MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens before those of the image
+GATHER = "compare the images of all processes with each other, not those of each process alone"
 
 
 class FeatureConfig(BaseModel):
@@ -90,7 +91,7 @@ class FeatureLoss(LazyModule):
         super().__init__()
         self.config, self.num_classes, self.seed = config, num_classes, seed
         self.student_shapes, self.teacher_shapes = student_shapes, teacher_shapes
-        self.gather: Callable[[Tensor], Tensor] = lambda values: values  # of all processes, along the batch
+        self.gather: Callable[[Tensor], Tensor] = identity  # a loop with several processes replaces it, see `gathered`
         if len(student_shapes) != len(teacher_shapes):
             raise ValueError(
                 f"{len(student_shapes)} layers of the student and {len(teacher_shapes)} of the teacher; the loss "
@@ -106,6 +107,24 @@ class FeatureLoss(LazyModule):
                         f"{' or '.join(self.kinds)}"
                     )
 
+    def map_pairs(self) -> list[tuple[Shape, Shape]]:
+        """(C,H,W) of the student's and of the teacher's map at each layer; tokens count as maps."""
+        pairs = zip(self.student_shapes, self.teacher_shapes, strict=True)
+        return [(map_shape(own), map_shape(other)) for own, other in pairs]
+
+    def common_maps(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        """Each layer's map [B,C,h,w], average-pooled where the other network's is smaller."""
+        layers = zip(features, self.map_pairs(), strict=True)
+        return [pooled(as_map(values), smaller(*shapes)) for values, shapes in layers]
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Values [B,...] of all processes [P*B,...] if the setting `gather` is on, else as they are.
+
+        `gather` is the identity until a loop with several processes replaces it, for example by `with_own_rows` of an
+        all-gather. Projectors are applied before, so that each process has the gradient of its own rows alone.
+        """
+        return self.gather(values) if getattr(self.config, "gather", False) else values
+
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What the loss needs of the teacher's features, each [B,...]: here the features themselves."""
         return teacher
@@ -116,6 +135,21 @@ class FeatureLoss(LazyModule):
         student: features [B,...] at its layers; kept: what `keep` made of the teacher's. fp32 at least.
         """
         raise NotImplementedError
+
+
+def identity(values: Tensor) -> Tensor:
+    return values
+
+
+def with_own_rows(everyone: Tensor, own: Tensor, process: int) -> Tensor:
+    """The rows of all processes [P*B,...], in their order, with gradient to the rows of this `process`: own [B,...].
+
+    The gradient is multiplied by P: every process has the same loss and the part of its gradient that comes from its
+    own rows, so the mean over processes, as DDP takes it, is the gradient of the loss of the whole batch.
+    """
+    start, processes = process * len(own), len(everyone) // len(own)
+    mine = own + (processes - 1) * (own - own.detach())  # the same values
+    return torch.cat([everyone[:start].detach(), mine, everyone[start + len(own) :].detach()])
 
 
 def kind_of(shape: Shape) -> str:
@@ -152,3 +186,14 @@ def pooled(features: Tensor, size: tuple[int, ...]) -> Tensor:
 def smaller(student: Shape, teacher: Shape) -> tuple[int, int]:
     """The size (h,w) at which two maps are compared: the smaller one's, so that the larger one is pooled."""
     return min(student[-2], teacher[-2]), min(student[-1], teacher[-1])
+
+
+def unit(values: Tensor, dim: int) -> Tensor:
+    """Values scaled to length 1 along `dim`; where the length is 0, zeros without gradient."""
+    length = torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    return values / length.masked_fill(length == 0, math.inf)
+
+
+def sum_layers(values: Iterable[Tensor]) -> Tensor:
+    """The sum of each layer's loss, [B] or []."""
+    return torch.stack(list(values)).sum(0)
