@@ -3,8 +3,8 @@
     l = distance * mean_ij h(d_s[i,j], d_t[i,j]) + angle * mean_ijk h(a_s[i,j,k], a_t[i,j,k])
 
 h: Huber loss (beta 1); d: distances over their mean, which leaves the diagonal out; a: cosine of the angle at i between
-j and k. Both means in l count the diagonal, which is 0. distance 25, angle 50. The loss is of the batch; its memory grows
-as B^2 D + B^3. Kept of a teacher: the embedding.
+j and k. Both means in l count the diagonal, which is 0. distance 25, angle 50. The loss is of the batch; its memory
+grows as B^2 D + B^3. Kept of a teacher: the embedding.
 """
 
 from typing import Literal

@@ -3,7 +3,8 @@
     l_b = sum over layers of mean over channels and positions of ((m - F_t)^2 / v + log v) / 2
 
 m: three 1x1 convolutions with ReLU between, on the student's map; v = log(1 + exp(a)) + 1e-5 with a trained value a per
-channel; v starts at `variance`. The larger map is average-pooled. Kept of a teacher: the map at the size of the comparison.
+channel; v starts at `variance`. The larger map is average-pooled. Kept of a teacher: the map at the size of the
+comparison.
 """
 
 import math
