@@ -50,6 +50,7 @@ class FeatureTerm(LazyModule):
         try:
             own = [at_place(student_shapes, place, "student") for place in entry.student]
             others = [at_place(teacher_shapes, place, f"teacher {teacher}") for place in entry.teacher_layers(teacher)]
+            entry = entry.model_copy(update={"teacher": entry.teacher_layers(teacher)})  # of this teacher
             loss: FeatureLoss = feature_losses.loss_class(entry.loss)(entry, own, others, **more)
         except (ValueError, IndexError) as error:
             raise ValueError(f"kd.features[{number}] ({entry.loss}), teacher {teacher}: {error}") from None

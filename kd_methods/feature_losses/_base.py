@@ -99,8 +99,10 @@ class FeatureLoss(LazyModule):
             )
         if self.number is not None and len(student_shapes) != self.number:
             raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
-        for whose, shapes in (("student", student_shapes), ("teacher", teacher_shapes)):
-            for layer, shape in zip(config.student, shapes, strict=True):
+        for whose, layers, shapes in (
+            ("student", config.student, student_shapes), ("teacher", config.teacher, teacher_shapes),
+        ):  # fmt: skip
+            for layer, shape in zip(layers, shapes, strict=True):
                 if kind_of(shape) not in self.kinds:
                     raise ValueError(
                         f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
