@@ -91,7 +91,5 @@ def margin(weight: Tensor, bias: Tensor) -> Tensor:
     """
     std = weight.abs().clamp(min=1e-12)
     z = bias / std
-    probability = torch.special.ndtr(-z)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    rare = probability <= 1e-3
-    return torch.where(rare, -3 * weight.abs(), bias - std * density / probability.masked_fill(rare, 1.0))
+    ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(z / math.sqrt(2))  # of density to probability at 0, stable
+    return torch.where(torch.special.ndtr(-z) <= 1e-3, -3 * weight.abs(), bias - std * ratio)

@@ -7,9 +7,8 @@ switches of its settings. `ENTRIES` is the place for those of a loss that needs 
     loss, metrics = case.call()
 """
 
-import copy
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -42,13 +41,18 @@ def entries(name: str) -> list[Entry]:
         if kind in loss.kinds
     ]
     choices = [(key, get_args(f.annotation)) for key, f in fields.items() if get_origin(f.annotation) is Literal]
-    choices += [(key, (False, True)) for key, f in fields.items() if f.annotation is bool]
+    choices += [(key, (False, True)) for key, f in fields.items() if f.annotation is bool and key != "gather"]
     others = [{key: value} for key, values in choices for value in values if value != fields[key].default]
     combined = itertools.product(places, [{}, *others])
     return [{"loss": name, "weight": 1.0, "student": own, "teacher": own, **more} for own, more in combined]
 
 
 ALL = [entry for name in feature_losses.names() for entry in entries(name)]
+GATHERING = [
+    {**entry, "gather": True}
+    for entry in ALL
+    if "gather" in feature_losses.config_class(entry["loss"]).model_fields
+]
 
 
 @dataclass
@@ -63,20 +67,11 @@ class Case:
     labels: Tensor
     rows: Tensor
     progress: float = 1.0
-    used: list[int] = field(default_factory=list)  # places of the student's features that the loss uses
+    used: tuple[int, ...] = ()  # places of the student's features that the loss uses
 
     def call(self) -> tuple[Tensor, dict[str, Tensor]]:
         student = StudentOutput(self.logits, self.features, self.classifier)
         return self.method(student, self.teachers, self.labels, self.progress, self.rows)
-
-    def term(self) -> Tensor:
-        """The feature term alone, with gradient."""
-        method = copy.deepcopy(self.method)  # some losses keep a state that a call changes
-        return method.feature_term(
-            StudentOutput(self.logits, self.features, self.classifier), self.teachers,
-            method.teacher_weights(StudentOutput(self.logits), self.teachers, self.labels, self.progress),
-            self.labels, self.progress, self.rows,
-        )[0]  # fmt: skip
 
 
 def case(
@@ -115,7 +110,7 @@ def case(
         teachers,
         labels[rows],
         rows,
-        used=list(entry["student"]),
+        used=tuple(entry["student"]),
     )
 
 
