@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +212,17 @@ def test_projectors_depend_on_the_seed_alone_and_are_resumed(entry: dict[str, An
     assert torch.equal(other.call()[0], first.call()[0])
 
 
+@pytest.mark.parametrize("name", feature_losses.names())
+def test_the_docs_have_a_section_for_every_loss(name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "features.md").read_text()
+    assert f"\n## `{name}`\n" in text
+    section = text.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
+    for key, field in feature_losses.config_class(name).model_fields.items():
+        assert field.description or key == "loss", key
+        assert f"| `{key}` |" in (text if key in COMMON else section), key
+
+
+COMMON = {"loss", "weight", "student", "teacher", "warmup", "gather"}  # keys that losses share
 NEGATIVES = {"crd"}  # losses that depend on the labels of the training split
 
 
