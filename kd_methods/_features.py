@@ -83,7 +83,7 @@ class FeatureTerm(LazyModule):
             kept = self.keep(teachers.features)
         total, parts = weights.new_zeros(()), dict[str, Tensor]()
         for number, (entry, per_teacher) in enumerate(zip(self.entries, self.losses, strict=True)):
-            own = tuple(student.features[place] for place in entry.student)
+            own = tuple(at_place(student.features, place, "student") for place in entry.student)
             values = []
             for k, loss in enumerate(per_teacher):
                 batch = Batch(

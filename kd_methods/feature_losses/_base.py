@@ -10,8 +10,11 @@ from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
 
 Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
+LAST: list[Layer] = [-1]  # layers of losses on the last map
 Shape = tuple[int, ...]  # of one image: (C,H,W) a map, (N,D) tokens, (D,) an embedding
 Classifier = tuple[Tensor, Tensor]  # weight [C,D] and bias [C] of the last linear layer
+STAGES: list[Layer] = [-3, -2, -1]
+EMBEDDING: list[Layer] = ["embedding"]
 MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens before those of the image
 GATHER = "compare the images of all processes with each other, not those of each process alone"
 
@@ -25,9 +28,9 @@ class FeatureConfig(BaseModel):
 
     loss: str
     weight: float = Field(default=1.0, ge=0, description="factor of this loss")
-    student: list[Layer] = Field(default=["embedding"], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=EMBEDDING, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=["embedding"], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=EMBEDDING, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
     warmup: float = Field(
         default=0.0, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
@@ -46,9 +49,9 @@ class FeatureConfig(BaseModel):
 class MapConfig(FeatureConfig):
     """An entry whose loss compares feature maps, by default those of the last three stages."""
 
-    student: list[Layer] = Field(default=[-3, -2, -1], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=STAGES, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=[-3, -2, -1], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=STAGES, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
 
 
@@ -178,7 +181,7 @@ def map_shape(shape: Shape) -> Shape:
     return width, side, side
 
 
-def pooled(features: Tensor, size: tuple[int, ...]) -> Tensor:
+def pooled(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [B,C,H,W] average-pooled to `size` (h,w); as they are where that is their size."""
     if features.shape[-2:] == tuple(size):
         return features

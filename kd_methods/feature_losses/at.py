@@ -16,7 +16,7 @@ from kd_methods.feature_losses._base import Batch, FeatureLoss, MapConfig, sum_l
 
 
 class Config(MapConfig):
-    equation = "attention transfer (p={config.p:g}, form of the {config.form})"
+    equation = "attention transfer (p={config.p:g}, {config.form} form)"
 
     loss: Literal["at"] = "at"
     weight: float = Field(default=1000.0, ge=0, description="factor of this loss")

@@ -25,15 +25,17 @@ from kd_methods.feature_losses._base import (
 )
 from kd_methods.feature_losses._projectors import BatchNorm, seeded
 
+MIDDLE: list[Layer] = [-2]
+
 
 class Config(MapConfig):
     equation = "hints (FitNet, regressor {config.regressor})"
 
     loss: Literal["fitnet"] = "fitnet"
     weight: float = Field(default=100.0, ge=0, description="factor of this loss")
-    student: list[Layer] = Field(default=[-2], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=MIDDLE, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=[-2], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=MIDDLE, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
     regressor: Literal["conv_bn_relu", "plain"] = Field(
         default="conv_bn_relu", description="what maps the student's features to the teacher's"
@@ -52,6 +54,7 @@ class Loss(FeatureLoss):
         channels, resizing, nn = (student[0], teacher[0]), self.resizing(student, teacher), torch.nn
         if self.config.regressor == "plain":
             return nn.Conv2d(*channels, 1, bias=False)
+        layer: Any
         if resizing == "keep":
             layer = nn.Conv2d(*channels, 1)
         elif resizing == "halve":

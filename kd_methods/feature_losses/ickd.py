@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods.feature_losses._base import Batch, FeatureLoss, Layer, MapConfig, as_map, sum_layers, unit
+from kd_methods.feature_losses._base import LAST, Batch, FeatureLoss, Layer, MapConfig, as_map, sum_layers, unit
 from kd_methods.feature_losses._projectors import conv_bn, seeded
 
 
@@ -20,9 +20,9 @@ class Config(MapConfig):
 
     loss: Literal["ickd"] = "ickd"
     weight: float = Field(default=2.5, ge=0, description="factor of this loss")
-    student: list[Layer] = Field(default=[-1], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=LAST, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=[-1], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=LAST, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
 
 

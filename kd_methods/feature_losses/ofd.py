@@ -31,6 +31,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    batches: Tensor
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -66,7 +67,7 @@ class Loss(FeatureLoss):
         for layer, (connector, map_, target) in enumerate(zip(self.connectors, student, kept, strict=True)):
             own = connector(as_map(map_))
             least = margin(getattr(self, f"std{layer}"), getattr(self, f"mean{layer}"))[:, None, None]
-            bound = pooled(target, own.shape[-2:]).maximum(least.to(target.dtype))
+            bound = pooled(target, (own.shape[-2], own.shape[-1])).maximum(least.to(target.dtype))
             counts = (own > bound) | (bound > 0)
             errors = torch.where(counts, own - bound, 0.0).square().sum((1, 2, 3))
             losses.append(errors / 2 ** (len(kept) - 1 - layer))

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from kd_methods._torch import Tensor
-from kd_methods.feature_losses._base import GATHER, Batch, FeatureLoss, Layer, MapConfig, as_map, sum_layers, unit
+from kd_methods.feature_losses._base import GATHER, LAST, Batch, FeatureLoss, Layer, MapConfig, as_map, sum_layers, unit
 
 
 class Config(MapConfig):
@@ -19,9 +19,9 @@ class Config(MapConfig):
 
     loss: Literal["sp"] = "sp"
     weight: float = Field(default=3000.0, ge=0, description="factor of this loss")
-    student: list[Layer] = Field(default=[-1], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=LAST, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=[-1], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=LAST, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
     prefix_tokens: bool = Field(default=False, description="count a ViT's class token and the like too")
     gather: bool = Field(default=False, description=GATHER)
