@@ -1,7 +1,7 @@
 """What feature losses share: their settings, their inputs, and feature maps of the same size."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,7 +38,7 @@ class FeatureConfig(BaseModel):
 
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""
-        return self.teacher[index] if isinstance(self.teacher[0], list) else self.teacher
+        return self.teacher[index] if self.teacher and isinstance(self.teacher[0], list) else self.teacher
 
     def describe(self) -> str:
         """The entry in words, with its numbers."""
@@ -77,6 +77,7 @@ class FeatureLoss(LazyModule):
     kinds: ClassVar[tuple[Literal["map", "tokens", "embedding"], ...]] = ("map", "tokens")  # features it takes
     number: ClassVar[int | None] = None  # of layers that it compares; None: any
     of_batch: ClassVar[bool] = False  # the loss is of the whole batch, not a mean over its images
+    of_teacher_logits: ClassVar[bool] = False  # it needs no features of the teacher; layers that are named are ignored
     needs_student_classifier: ClassVar[bool] = False
     needs_teacher_classifier: ClassVar[bool] = False
     config: Any
@@ -90,12 +91,14 @@ class FeatureLoss(LazyModule):
         num_classes: int | None = None,
         train_labels: Tensor | None = None,
         seed: int = 0,
+        earlier: Sequence[list[Shape]] = (),
     ) -> None:
+        """train_labels int64 [N]; earlier: what `teacher_shapes` is for each of the teachers before this one."""
         super().__init__()
-        self.config, self.num_classes, self.seed = config, num_classes, seed
-        self.student_shapes, self.teacher_shapes = student_shapes, teacher_shapes
+        self.config, self.num_classes, self.seed, self.earlier = config, num_classes, seed, earlier
+        self.student_shapes, self.teacher_shapes = student_shapes, [] if self.of_teacher_logits else teacher_shapes
         self.gather: Callable[[Tensor], Tensor] = identity  # a loop with several processes replaces it, see `gathered`
-        if len(student_shapes) != len(teacher_shapes):
+        if not self.of_teacher_logits and len(student_shapes) != len(teacher_shapes):
             raise ValueError(
                 f"{len(student_shapes)} layers of the student and {len(teacher_shapes)} of the teacher; the loss "
                 "compares them one by one"
@@ -103,9 +106,9 @@ class FeatureLoss(LazyModule):
         if self.number is not None and len(student_shapes) != self.number:
             raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
         for whose, layers, shapes in (
-            ("student", config.student, student_shapes), ("teacher", config.teacher, teacher_shapes),
+            ("student", config.student, student_shapes), ("teacher", config.teacher, self.teacher_shapes),
         ):  # fmt: skip
-            for layer, shape in zip(layers, shapes, strict=True):
+            for layer, shape in zip(layers, shapes, strict=not self.of_teacher_logits):
                 if kind_of(shape) not in self.kinds:
                     raise ValueError(
                         f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
@@ -140,6 +143,17 @@ class FeatureLoss(LazyModule):
         student: features [B,...] at its layers; kept: what `keep` made of the teacher's. fp32 at least.
         """
         raise NotImplementedError
+
+    def combine(self, values: list[Tensor], weights: Tensor) -> Tensor:
+        """The loss of all teachers [], of what `forward` gave for each of them and their weights [K,B] or [K,1].
+
+        mean_b sum_k w_kb l_kb. Called on the loss of the first teacher.
+        """
+        terms = [
+            (weight * value).mean() if value.ndim else self.gathered(weight).mean() * value
+            for weight, value in zip(weights, values, strict=True)
+        ]
+        return torch.stack(terms).sum()
 
 
 def identity(values: Tensor) -> Tensor:

@@ -27,7 +27,13 @@ TEACHERS = [  # of equal size, half the size, and twice the size; after the thir
 ]
 Entry = dict[str, Any]
 
-ENTRIES: dict[str, list[Entry]] = {}  # loss: entries without `loss` and `weight`, in place of the usual ones
+ENTRIES: dict[str, list[Entry]] = {  # loss: entries without `loss` and `weight`, in place of the usual ones
+    "crd": [{"student": EMBEDDING, "teacher": EMBEDDING, "width": 8}],
+    "ofa": [{"student": own, "teacher": []} for own in (MAPS, TOKENS)] + [{"student": MAPS, "logits": False}],
+    "reviewkd": [{"student": own, "teacher": own} for own in (MAPS + EMBEDDING, TOKENS + EMBEDDING)],
+    "sdd": [{"student": own, "teacher": own} for own in (MAPS[-1:], TOKENS[-1:])]
+    + [{"student": MAPS[-1:], "teacher": MAPS[-1:], "base": "dkd", "scales": [1, 2]}],
+}
 
 
 def entries(name: str) -> list[Entry]:

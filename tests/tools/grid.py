@@ -83,12 +83,13 @@ def compare(
 ) -> None:
     """Assert that `value` and the `gradients` by name are the entry's; every gradient that it holds has to be given.
 
-    An absolute deviation is allowed too: of a value at 1e-12 of the largest, of parts of a gradient at the relative
-    tolerance of its norm, as a part may cancel to nearly 0.
+    An absolute deviation is allowed too: of a value at 1e-12 of the largest (in fp32 at the relative tolerance), of
+    parts of a gradient at the relative tolerance of its norm, as a part may cancel to nearly 0.
     """
     of_values, of_gradients = tolerances(key, entry, dtype)
     expected = torch.tensor(entry["value"] if "value" in entry else entry["values"], dtype=torch.float64)
-    close(value, expected, of_values, 1e-12 * expected.abs().max().item(), "value")
+    of_largest = of_values if dtype == torch.float32 else 1e-12
+    close(value, expected, of_values, of_largest * expected.abs().max().item(), "value")
     expected_gradients = entry.get("grads", {})
     assert gradients.keys() >= expected_gradients.keys(), sorted(expected_gradients.keys() - gradients.keys())
     for name, wanted in expected_gradients.items():
