@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, ValidationError
 
 from kd_core.errors import did_you_mean
+from kd_methods import feature_losses
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig, MethodConfig
 from kd_methods.logit_losses import LogitLoss
@@ -119,21 +120,25 @@ def _module(name: str) -> Any:
 
 def _explain(error: ValidationError, cls: type[MethodConfig]) -> str:
     """One line for each mistake: key, value, and what would be right."""
-    lines = []
+    lines = dict[str, str]()  # by key: a value that fits no branch of a union is reported once for each branch
     for mistake in error.errors():
-        *path, last = mistake["loc"] or ("",)
-        key = ".".join(["kd", *map(str, mistake["loc"])])
-        if mistake["type"] == "extra_forbidden":
+        path = list(mistake["loc"])
+        entry = feature_losses.explain(path, mistake)
+        if entry is not None:
+            path, text = entry
+        elif mistake["type"] == "extra_forbidden":
             owner: type[BaseModel] = cls
-            for part in path:
+            for part in path[:-1]:
                 owner = cast(type[BaseModel], owner.model_fields[str(part)].annotation)
             known = list(owner.model_fields)
-            lines.append(f"{key}: unknown key{did_you_mean(last, known)}; keys: {', '.join(known)}")
+            text = f"unknown key{did_you_mean(path[-1], known)}; keys: {', '.join(known)}"
         elif mistake["type"] == "value_error":
-            lines.append(f"{key}: {mistake['ctx']['error']}")
+            text = str(mistake["ctx"]["error"])
         else:
-            lines.append(f"{key}: {mistake['input']!r} is wrong: {mistake['msg']}")
-    return "\n".join(lines)
+            text = f"{mistake['input']!r} is wrong: {mistake['msg']}"
+        key = "kd" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+        lines.setdefault(key, f"{key}: {text}")
+    return "\n".join(lines.values())
 
 
 if TYPE_CHECKING:

@@ -122,21 +122,34 @@ class KDMethod(LazyModule):
         if student.features is None or (teachers.features is None and teachers.kept is None):
             raise ValueError("kd.features needs StudentOutput.features and TeacherOutputs.features")
 
-        def cast(values: Any) -> Any:
+        def cast(values: Any, fixed: bool = False) -> Any:
             if isinstance(values, (tuple, list)):
-                return tuple(map(cast, values))
-            return None if values is None else values.to(dtype) if values.is_floating_point() else values
+                return tuple(cast(value, fixed) for value in values)
+            if values is None or not values.is_floating_point():
+                return values
+            return (values.detach() if fixed else values).to(dtype)
 
-        with torch.no_grad():
-            fixed = {name: cast(getattr(teachers, name)) for name in ("features", "classifiers", "kept")}
+        others = {name: cast(getattr(teachers, name), fixed=True) for name in ("features", "classifiers", "kept")}
         own = {"features": cast(student.features), "classifier": cast(student.classifier)}
-        return student._replace(**own), teachers._replace(**fixed)
+        return student._replace(**own), teachers._replace(**others)
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> tuple[Tensor, Metrics]:
         """The formula. Called by `forward` with logits that are fp32 at least and, for teachers, detached."""
         raise NotImplementedError
+
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        """How much each teacher counts: [K,B], or [K,1] where all samples share one weight.
+
+        They sum to 1 over the teachers, have no gradient, and are what `teacher/{i}/weight` is the batch mean of.
+        The inputs are those of `compute`. Raises NotImplementedError for a method that weights no teachers.
+        """
+        raise NotImplementedError(
+            f"kd.type '{self.config.type}' gives teachers no weights: its Method has no function teacher_weights"
+        )
 
     def describe(self, num_teachers: int) -> str:
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""

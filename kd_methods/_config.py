@@ -93,7 +93,7 @@ class LogitConfig(MethodConfig):
         """
         values = serialize(self)
         if not self.features:
-            del values["features"]
+            values.pop("features", None)
         for name in set(logit_losses.OWN) & values.keys() - {self.loss, *ALWAYS_RECORDED}:
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]

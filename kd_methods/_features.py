@@ -10,6 +10,8 @@ from kd_methods.feature_losses import Batch, FeatureConfig, FeatureLoss, Shape
 if TYPE_CHECKING:
     from kd_methods._base import StudentOutput, TeacherOutputs
 
+SEED_STRIDE = 1009  # between the seeds of two entries
+
 
 class FeatureTerm(LazyModule):
     """The sum over entries of weight x growth x mean_b sum_k w_kb l_kb; projectors are its parameters.
@@ -29,22 +31,33 @@ class FeatureTerm(LazyModule):
     ) -> None:
         super().__init__()
         self.entries = entries
+        for number, entry in enumerate(entries):
+            if entry.teacher and isinstance(entry.teacher[0], list) and len(entry.teacher) != len(teacher_shapes):
+                raise ValueError(
+                    f"kd.features[{number}] ({entry.loss}): teacher has layers for {len(entry.teacher)} teachers, and "
+                    f"there are {len(teacher_shapes)}; give a list for each, or one list for all"
+                )
         self.losses = torch.nn.ModuleList(
             torch.nn.ModuleList(
-                self._loss(number, teacher, student_shapes, shapes, **more)
-                for teacher, shapes in enumerate(teacher_shapes)
+                self._loss(number, teacher, student_shapes, teacher_shapes, **more)
+                for teacher in range(len(teacher_shapes))
             )
             for number in range(len(entries))
         )
 
     def _loss(
-        self, number: int, teacher: int, student_shapes: list[Shape], teacher_shapes: list[Shape], **more: Any
+        self, number: int, teacher: int, student_shapes: list[Shape], teacher_shapes: list[list[Shape]], **more: Any
     ) -> FeatureLoss:
         entry = self.entries[number]
+        more["seed"] = more.get("seed", 0) + SEED_STRIDE * number + teacher  # other projectors for each
         try:
             own = [at_place(student_shapes, place, "student") for place in entry.student]
-            others = [at_place(teacher_shapes, place, f"teacher {teacher}") for place in entry.teacher_layers(teacher)]
-            loss: FeatureLoss = feature_losses.loss_class(entry.loss)(entry, own, others, **more)
+            *earlier, others = [
+                [at_place(shapes, place, f"teacher {k}") for place in entry.teacher_layers(k)]
+                for k, shapes in enumerate(teacher_shapes[: teacher + 1])
+            ]
+            entry = entry.model_copy(update={"teacher": entry.teacher_layers(teacher)})  # of this teacher
+            loss: FeatureLoss = feature_losses.loss_class(entry.loss)(entry, own, others, earlier=earlier, **more)
         except (ValueError, IndexError) as error:
             raise ValueError(f"kd.features[{number}] ({entry.loss}), teacher {teacher}: {error}") from None
         return loss
@@ -76,21 +89,35 @@ class FeatureTerm(LazyModule):
             kept = self.keep(teachers.features)
         total, parts = weights.new_zeros(()), dict[str, Tensor]()
         for number, (entry, per_teacher) in enumerate(zip(self.entries, self.losses, strict=True)):
-            own = tuple(student.features[place] for place in entry.student)
+            own = tuple(at_place(student.features, place, "student") for place in entry.student)
             values = []
             for k, loss in enumerate(per_teacher):
+                _check_classifiers(number, k, loss, student, teachers)
                 batch = Batch(
                     labels, student.logits, teachers.logits[k], progress, rows,
                     student.classifier, teachers.classifiers[k] if teachers.classifiers else None,
                 )  # fmt: skip
-                value = loss(own, kept[number][k], batch)
-                values.append((weights[k] * value).mean() if value.ndim else weights[k].mean() * value)
-            part = torch.stack(values).sum()
+                values.append(loss(own, kept[number][k], batch))
+            part = per_teacher[0].combine(values, weights)
             growth = min(progress / entry.warmup, 1.0) if entry.warmup else 1.0
             total = total + entry.weight * growth * part
             same = sum(other.loss == entry.loss for other in self.entries[:number])
             parts[f"feature/{entry.loss}" + f"_{same + 1}" * bool(same)] = part
         return total, parts
+
+
+def _check_classifiers(
+    number: int, teacher: int, loss: FeatureLoss, student: "StudentOutput", teachers: "TeacherOutputs"
+) -> None:
+    """ValueError where the last linear layer that `loss` needs was not given."""
+    given = teachers.classifiers is not None and teachers.classifiers[teacher] is not None
+    for needed, there, what in (
+        (loss.needs_student_classifier, student.classifier is not None, "the student: StudentOutput.classifier"),
+        (loss.needs_teacher_classifier, given, f"teacher {teacher}: TeacherOutputs.classifiers[{teacher}]"),
+    ):
+        if needed and not there:
+            entry = f"kd.features[{number}] ({loss.config.loss})"
+            raise ValueError(f"{entry} needs the weight and bias of the last linear layer of {what}")
 
 
 def at_place(values: Any, place: Any, whose: str) -> Any:

@@ -27,13 +27,15 @@ def explain(problem: Any, origins: dict[str, str]) -> str:
     """One error of pydantic -> "ORIGIN: KEY: what is wrong; what is allowed"; `origins` by dotted key."""
     parts = _path_of(problem)
     dotted = ".".join(str(part) for part in parts)
-    key = re.sub(r"\.(\d+)", r"[\1]", dotted)
+    key = _key_of(parts)
     if not key:  # a check over several sections
         return _of_check(problem)
     outer = [dotted, *(dotted.rsplit(".", n)[0] for n in range(1, len(parts)))]
     origin = next((origins[name] for name in outer if name in origins), "defaults")
     given, kind = problem.get("input"), problem["type"]
     shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
+    if parts[:2] == ["kd", "features"] and (entry := kd_methods.feature_losses.explain(parts[1:], problem)):
+        return f"{origin}: {_key_of(['kd', *entry[0]])}: {entry[1]}"
     if kind == "union_tag_invalid":
         tag, known = problem["ctx"]["tag"].strip("'"), kd_methods.names()
         near = did_you_mean(tag, known, cutoff=CUTOFF)
@@ -56,6 +58,10 @@ def explain(problem: Any, origins: dict[str, str]) -> str:
     else:
         text = f"is {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
     return f"{origin}: {key}: {text}"
+
+
+def _key_of(parts: list[Any]) -> str:
+    return re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in parts))
 
 
 def _path_of(problem: Any) -> list[Any]:

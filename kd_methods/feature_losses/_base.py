@@ -1,7 +1,7 @@
 """What feature losses share: their settings, their inputs, and feature maps of the same size."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,9 +10,13 @@ from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
 
 Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
+LAST: list[Layer] = [-1]  # layers of losses on the last map
 Shape = tuple[int, ...]  # of one image: (C,H,W) a map, (N,D) tokens, (D,) an embedding
 Classifier = tuple[Tensor, Tensor]  # weight [C,D] and bias [C] of the last linear layer
+STAGES: list[Layer] = [-3, -2, -1]
+EMBEDDING: list[Layer] = ["embedding"]
 MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens before those of the image
+GATHER = "compare the images of all processes with each other, not those of each process alone"
 
 
 class FeatureConfig(BaseModel):
@@ -24,9 +28,9 @@ class FeatureConfig(BaseModel):
 
     loss: str
     weight: float = Field(default=1.0, ge=0, description="factor of this loss")
-    student: list[Layer] = Field(default=["embedding"], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=EMBEDDING, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=["embedding"], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=EMBEDDING, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
     warmup: float = Field(
         default=0.0, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
@@ -34,7 +38,7 @@ class FeatureConfig(BaseModel):
 
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""
-        return self.teacher[index] if isinstance(self.teacher[0], list) else self.teacher
+        return self.teacher[index] if self.teacher and isinstance(self.teacher[0], list) else self.teacher
 
     def describe(self) -> str:
         """The entry in words, with its numbers."""
@@ -45,9 +49,9 @@ class FeatureConfig(BaseModel):
 class MapConfig(FeatureConfig):
     """An entry whose loss compares feature maps, by default those of the last three stages."""
 
-    student: list[Layer] = Field(default=[-3, -2, -1], min_length=1, description="layers of the student")
+    student: list[Layer] = Field(default=STAGES, min_length=1, description="layers of the student")
     teacher: list[Layer] | list[list[Layer]] = Field(
-        default=[-3, -2, -1], min_length=1, description="layers of every teacher, or one list for each teacher"
+        default=STAGES, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
 
 
@@ -73,6 +77,7 @@ class FeatureLoss(LazyModule):
     kinds: ClassVar[tuple[Literal["map", "tokens", "embedding"], ...]] = ("map", "tokens")  # features it takes
     number: ClassVar[int | None] = None  # of layers that it compares; None: any
     of_batch: ClassVar[bool] = False  # the loss is of the whole batch, not a mean over its images
+    of_teacher_logits: ClassVar[bool] = False  # it needs no features of the teacher; layers that are named are ignored
     needs_student_classifier: ClassVar[bool] = False
     needs_teacher_classifier: ClassVar[bool] = False
     config: Any
@@ -86,25 +91,47 @@ class FeatureLoss(LazyModule):
         num_classes: int | None = None,
         train_labels: Tensor | None = None,
         seed: int = 0,
+        earlier: Sequence[list[Shape]] = (),
     ) -> None:
+        """train_labels int64 [N]; earlier: what `teacher_shapes` is for each of the teachers before this one."""
         super().__init__()
-        self.config, self.num_classes, self.seed = config, num_classes, seed
-        self.student_shapes, self.teacher_shapes = student_shapes, teacher_shapes
-        self.gather: Callable[[Tensor], Tensor] = lambda values: values  # of all processes, along the batch
-        if len(student_shapes) != len(teacher_shapes):
+        self.config, self.num_classes, self.seed, self.earlier = config, num_classes, seed, earlier
+        self.student_shapes, self.teacher_shapes = student_shapes, [] if self.of_teacher_logits else teacher_shapes
+        self.gather: Callable[[Tensor], Tensor] = identity  # a loop with several processes replaces it, see `gathered`
+        if not self.of_teacher_logits and len(student_shapes) != len(teacher_shapes):
             raise ValueError(
                 f"{len(student_shapes)} layers of the student and {len(teacher_shapes)} of the teacher; the loss "
                 "compares them one by one"
             )
         if self.number is not None and len(student_shapes) != self.number:
             raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
-        for whose, shapes in (("student", student_shapes), ("teacher", teacher_shapes)):
-            for layer, shape in zip(config.student, shapes, strict=True):
+        for whose, layers, shapes in (
+            ("student", config.student, student_shapes), ("teacher", config.teacher, self.teacher_shapes),
+        ):  # fmt: skip
+            for layer, shape in zip(layers, shapes, strict=not self.of_teacher_logits):
                 if kind_of(shape) not in self.kinds:
                     raise ValueError(
                         f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
                         f"{' or '.join(self.kinds)}"
                     )
+
+    def map_pairs(self) -> list[tuple[Shape, Shape]]:
+        """(C,H,W) of the student's and of the teacher's map at each layer; tokens count as maps."""
+        pairs = zip(self.student_shapes, self.teacher_shapes, strict=True)
+        return [(map_shape(own), map_shape(other)) for own, other in pairs]
+
+    def common_maps(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        """Each layer's map [B,C,h,w], average-pooled where the other network's is smaller."""
+        layers = zip(features, self.map_pairs(), strict=True)
+        return [pooled(as_map(values), smaller(*shapes)) for values, shapes in layers]
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Values [B,...] of all processes [P*B,...] if the setting `gather` is on, else as they are.
+
+        `gather` is the identity until a loop with several processes replaces it, for example by `with_own_rows` of an
+        all-gather. Projectors are applied before, so that each process has the gradient of its own rows alone.
+        """
+        return self.gather(values) if getattr(self.config, "gather", False) else values
 
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What the loss needs of the teacher's features, each [B,...]: here the features themselves."""
@@ -116,6 +143,32 @@ class FeatureLoss(LazyModule):
         student: features [B,...] at its layers; kept: what `keep` made of the teacher's. fp32 at least.
         """
         raise NotImplementedError
+
+    def combine(self, values: list[Tensor], weights: Tensor) -> Tensor:
+        """The loss of all teachers [], of what `forward` gave for each of them and their weights [K,B] or [K,1].
+
+        mean_b sum_k w_kb l_kb. Called on the loss of the first teacher.
+        """
+        terms = [
+            (weight * value).mean() if value.ndim else self.gathered(weight).mean() * value
+            for weight, value in zip(weights, values, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+
+def identity(values: Tensor) -> Tensor:
+    return values
+
+
+def with_own_rows(everyone: Tensor, own: Tensor, process: int) -> Tensor:
+    """The rows of all processes [P*B,...], in their order, with gradient to the rows of this `process`: own [B,...].
+
+    The gradient is multiplied by P: every process has the same loss and the part of its gradient that comes from its
+    own rows, so the mean over processes, as DDP takes it, is the gradient of the loss of the whole batch.
+    """
+    start, processes = process * len(own), len(everyone) // len(own)
+    mine = own + (processes - 1) * (own - own.detach())  # the same values
+    return torch.cat([everyone[:start].detach(), mine, everyone[start + len(own) :].detach()])
 
 
 def kind_of(shape: Shape) -> str:
@@ -142,7 +195,7 @@ def map_shape(shape: Shape) -> Shape:
     return width, side, side
 
 
-def pooled(features: Tensor, size: tuple[int, ...]) -> Tensor:
+def pooled(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [B,C,H,W] average-pooled to `size` (h,w); as they are where that is their size."""
     if features.shape[-2:] == tuple(size):
         return features
@@ -152,3 +205,14 @@ def pooled(features: Tensor, size: tuple[int, ...]) -> Tensor:
 def smaller(student: Shape, teacher: Shape) -> tuple[int, int]:
     """The size (h,w) at which two maps are compared: the smaller one's, so that the larger one is pooled."""
     return min(student[-2], teacher[-2]), min(student[-1], teacher[-1])
+
+
+def unit(values: Tensor, dim: int) -> Tensor:
+    """Values scaled to length 1 along `dim`; where the length is 0, zeros without gradient."""
+    length = torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    return values / length.masked_fill(length == 0, math.inf)
+
+
+def sum_layers(values: Iterable[Tensor]) -> Tensor:
+    """The sum of each layer's loss, [B] or []."""
+    return torch.stack(list(values)).sum(0)
