@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import ALL, CLASSES, EMBEDDING, GATHERING, MAPS, STUDENT, TEACHERS, TOKENS, Case, case, gradients
+from feature_cases import (
+    ALL,
+    CLASSES,
+    EMBEDDING,
+    ENTRIES,
+    GATHERING,
+    MAPS,
+    STUDENT,
+    TEACHERS,
+    TOKENS,
+    Case,
+    case,
+    gradients,
+)
 from method_variants import variants
 from test_method_contract import CountKernels
 from torch import Tensor
@@ -94,6 +107,17 @@ def per_teacher(sample: Case, k: int) -> Tensor:
 
 
 @every_loss
+def test_maps_meet_tokens(entry: dict[str, Any]) -> None:
+    if entry["loss"] in ENTRIES or not {"map", "tokens"} <= set(losses_of(entry).kinds):
+        pytest.skip("the loss compares other features")
+    for own, other in ((MAPS[-1:], TOKENS[-1:]), (TOKENS[-1:], MAPS[-1:])):
+        sample = case({**entry, "student": own, "teacher": other})
+        loss, metrics = sample.call()
+        assert loss.isfinite() and metrics["loss_features"] != 0
+        assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(sample, loss)[:1])
+
+
+@every_loss
 def test_the_loss_grows_over_its_warmup(entry: dict[str, Any]) -> None:
     values = []
     for progress in (0.0, 0.25, 0.5, 1.0):
@@ -141,6 +165,7 @@ DEGENERATE = {
     "student of zeros": lambda own, other: (own * 0, other),
     "teacher of zeros": lambda own, other: (own, other * 0),
     "zeros": lambda own, other: (own * 0, other * 0),
+    "one image of zeros": lambda own, other: (torch.cat([own[:1] * 0, own[1:]]), other),
     "equal images": lambda own, other: (own[:1].expand_as(own), other[:1].expand_as(other)),
     "equal images of the student": lambda own, other: (own[:1].expand_as(own), other),
     "one image": lambda own, other: (own[:1], other[:1]),

@@ -100,6 +100,12 @@ def test_losses_of_relations_are_zero_for_one_image(name: str) -> None:
     assert loss == 0 and gradient.abs().max() < 1e-20
 
 
+def test_pkt_gives_an_embedding_of_zeros_no_gradient() -> None:
+    student = torch.cat([torch.zeros(1, 3, dtype=torch.float64), random(3, 3)]).requires_grad_()
+    (gradient,) = torch.autograd.grad(value("pkt", student, random(4, 5, seed=1)), student)
+    assert not gradient[0].any() and gradient[1:].isfinite().all() and gradient[1:].any()
+
+
 @pytest.mark.parametrize("positions", [2, 9])  # fewer than channels, and more
 def test_nst_kernel(positions: int) -> None:
     a, b = random(2, 4, positions), random(2, 3, positions, seed=1)
@@ -153,6 +159,19 @@ def test_ofd_margin_of_channels_without_spread() -> None:
     weight, bias = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0, -50.0, 50.0])
     expected = torch.tensor([-1.0, 0.0, 0.0, -50.0, -3.0])
     torch.testing.assert_close(ofd.margin(weight, bias), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fitnet", "ickd", "ofd"])
+def test_one_image_of_one_position_is_normalized_by_the_running_statistics(name: str) -> None:
+    student, teacher = random(1, 3, 1, 1).requires_grad_(), random(1, 4, 1, 1, seed=1)
+    loss = build(name, [student], [teacher])
+    before = {key: part.clone() for key, part in loss.named_buffers() if "running" in key}
+    actual = call(loss, [student], [teacher])
+    (gradient,) = torch.autograd.grad(actual.sum(), student)
+    assert actual.isfinite().all() and gradient.isfinite().all()
+    if name != "ofd":  # whose estimate of margins differs
+        torch.testing.assert_close(call(loss.eval(), [student], [teacher]), actual)
+    assert before and all(torch.equal(part, before[key]) for key, part in loss.named_buffers() if key in before)
 
 
 def test_vid_starts_at_its_variance() -> None:
