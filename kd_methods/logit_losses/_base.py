@@ -1,4 +1,4 @@
-"""What logit losses share: the base class of their Config, and standardized vectors."""
+"""What logit losses share: the base class of their Config, softened logits, classes apart from others, unit vectors."""
 
 import math
 from typing import ClassVar
@@ -7,20 +7,72 @@ from pydantic import BaseModel, ConfigDict
 
 from kd_methods._torch import Tensor, torch
 
+Temperature = float | Tensor  # of all samples and teachers, or [K,1], [1,B] or [K,B]
+
 
 class LossConfig(BaseModel):
     """Parameters of one logit loss, and its equation in words.
 
     equation: format string with the parameters as `{config.NAME:g}`.
+    uses_temperature: off for a loss that has no temperature; setting one is a mistake then.
+    takes_raw: on for a loss whose last argument is `raw`, the student's logits and the teachers' as they are before
+    they are standardized.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     equation: ClassVar[str]
+    uses_temperature: ClassVar[bool] = True
+    takes_raw: ClassVar[bool] = False
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""
-        return f"{self.equation.format(config=self)} {conditions}"
+        return f"{self.equation.format(config=self)} {conditions}".rstrip()
+
+
+def soften(logits: Tensor, temperature: Temperature) -> Tensor:
+    """logits [B,C] or [K,B,C] divided by the temperature of each teacher or sample: [B,C] or [K,B,C]."""
+    return logits / (temperature if isinstance(temperature, (int, float)) else temperature[..., None])
+
+
+def one_hot(labels: Tensor, classes: Tensor) -> Tensor:
+    """Where the label is: bool of the shape of `classes` [...,C]; a soft label [B,C] is its most probable class."""
+    target = labels if labels.ndim == 1 else labels.argmax(-1)
+    return torch.arange(classes.shape[-1], device=classes.device) == target[:, None]
+
+
+def correct(teachers: Tensor, labels: Tensor, how: str) -> Tensor:
+    """Teachers' logits [K,B,C] in which no class is above the label's.
+
+    how: "swap" exchanges the label's logit with the largest one, as label augmentation and swapped logit distillation
+    do (arXiv:2504.20108); "raise" sets it to the largest one. Where the label is on top nothing changes.
+    """
+    is_label = one_hot(labels, teachers)  # [B,C]
+    top, index = teachers.max(-1, keepdim=True)
+    if how == "swap":
+        is_top = torch.arange(teachers.shape[-1], device=teachers.device) == index  # [K,B,C]
+        teachers = torch.where(is_top, (teachers * is_label).sum(-1, keepdim=True), teachers)
+    return torch.where(is_label, top, teachers)
+
+
+def split(logits: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of (p_y, 1 - p_y) [...,B,2], and the logits with the class that `is_class` marks at -inf [...,B,C].
+
+    1 - p_y is a log-sum-exp over the other classes: the subtraction would round to 0 for a confident network.
+    """
+    others = logits.masked_fill(is_class, -math.inf)
+    target = (logits * is_class).sum(-1)
+    return torch.stack([target, others.logsumexp(-1)], -1).log_softmax(-1), others
+
+
+def log_ratio(others_t: Tensor, others_s: Tensor, is_out: Tensor) -> Tensor:
+    """log q_t - log q_s, 0 where `is_out`, classes at which the logits of both are -inf."""
+    return (others_t.log_softmax(-1) - others_s.log_softmax(-1)).masked_fill(is_out, 0.0)
+
+
+def warmed_up(progress: float, warmup: float) -> float:
+    """How far a loss has grown from 0 to 1 over the fraction `warmup` of training; 1 without one."""
+    return min(progress / warmup, 1.0) if warmup else 1.0
 
 
 def standardize(logits: Tensor) -> Tensor:
