@@ -30,7 +30,7 @@ class Config(LogitConfig):
         if self.hard_weight == self.soft_weight == 0:
             raise ValueError("hard_weight and soft_weight are both 0, which leaves no loss; raise one")
         if self.average_of == "probabilities" and self.teacher_temperatures:
-            raise ValueError("average_of probabilities has one target at one temperature; leave teacher_temperatures out")
+            raise ValueError("average_of probabilities has one temperature; leave teacher_temperatures out")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What logit losses share: the base class of their Config, softened logits, classes apart from others, unit vectors."""
+"""What logit losses share: the base class of their Config, softened logits, classes apart, correlations."""
 
 import math
 from typing import ClassVar
@@ -55,19 +55,12 @@ def correct(teachers: Tensor, labels: Tensor, how: str) -> Tensor:
     return torch.where(is_label, top, teachers)
 
 
-def split(logits: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of (p_y, 1 - p_y) [...,B,2], and the logits with the class that `is_class` marks at -inf [...,B,C].
+def hide(logits: Tensor, is_out: Tensor) -> Tensor:
+    """Logits with the classes `is_out` so low that their probability is 0, and finite: 0 log 0 is 0 then.
 
-    1 - p_y is a log-sum-exp over the other classes: the subtraction would round to 0 for a confident network.
+    Where all classes are out, all are equal.
     """
-    others = logits.masked_fill(is_class, -math.inf)
-    target = (logits * is_class).sum(-1)
-    return torch.stack([target, others.logsumexp(-1)], -1).log_softmax(-1), others
-
-
-def log_ratio(others_t: Tensor, others_s: Tensor, is_out: Tensor) -> Tensor:
-    """log q_t - log q_s, 0 where `is_out`, classes at which the logits of both are -inf."""
-    return (others_t.log_softmax(-1) - others_s.log_softmax(-1)).masked_fill(is_out, 0.0)
+    return logits.masked_fill(is_out, torch.finfo(logits.dtype).min / 2)
 
 
 def warmed_up(progress: float, warmup: float) -> float:
@@ -76,18 +69,30 @@ def warmed_up(progress: float, warmup: float) -> float:
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Logits with mean 0 and (unbiased) standard deviation 1 over the classes.  Sun et al. 2024, arXiv:2403.01427."""
-    return unit(logits, -1) * math.sqrt(logits.shape[-1] - 1)
+    """Logits with mean 0 and (unbiased) standard deviation 1 over the classes.  Sun et al. 2024, arXiv:2403.01427.
+
+    As in the authors' code 1e-7 is added to the deviation.
+    """
+    centered, length, flat = _centered(logits, -1)
+    deviation = length / math.sqrt(max(logits.shape[-1] - 1, 1)) + 1e-7
+    return (centered / deviation.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 
 
-def unit(values: Tensor, dim: int) -> Tensor:
-    """Values centered and scaled to length 1 along `dim`: the product of two such vectors is Pearson's correlation.
+def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation along `dim`; as in the code of DIST's authors 1e-8 is added to the product of lengths."""
+    (x, length_x, flat_x), (y, length_y, flat_y) = _centered(x, dim), _centered(y, dim)
+    flat = flat_x | flat_y
+    length = (length_x * length_y + 1e-8).masked_fill(flat, 1.0)
+    return ((x * y).sum(dim, keepdim=True) / length).masked_fill(flat, 0.0).squeeze(dim)
 
-    Where the spread is rounding noise (constant logits, a batch of one, a class of probability 0) the result
-    is 0 with gradient 0, instead of noise divided by noise.
+
+def _centered(values: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values minus their mean along `dim`, the length of that, and where it is rounding noise.
+
+    Constant logits, a batch of one and a class of probability 0 are such: callers make them 0 with gradient 0, instead
+    of noise divided by noise.
     """
     centered = values - values.mean(dim, keepdim=True)
-    spread = torch.linalg.vector_norm(centered, dim=dim, keepdim=True)
+    length = torch.linalg.vector_norm(centered, dim=dim, keepdim=True)
     noise = 1e-6 * torch.linalg.vector_norm(values.detach(), dim=dim, keepdim=True) + 1e-12
-    flat = spread <= noise
-    return (centered / spread.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
+    return centered, length, length <= noise

@@ -10,7 +10,7 @@ the batch of one process.
 from pydantic import Field
 
 from kd_methods._torch import Tensor
-from kd_methods.logit_losses._base import LossConfig, Temperature, soften, unit
+from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, soften
 
 
 class Config(LossConfig):
@@ -25,6 +25,6 @@ def loss(
 ) -> Tensor:
     p_s = soften(student, temperature).softmax(-1)
     p_t = soften(teachers, temperature).softmax(-1)
-    inter = 1 - (unit(p_s, -1) * unit(p_t, -1)).sum(-1)  # [K,B]
-    intra = 1 - (unit(p_s, -2) * unit(p_t, -2)).sum(-2).mean(-1, keepdim=True)  # [K,1]
+    inter = 1 - correlation(p_s, p_t, -1)  # [K,B]
+    intra = 1 - correlation(p_s, p_t, -2).mean(-1, keepdim=True)  # [K,1]
     return temperature**2 * (config.beta * inter + config.gamma * intra)

@@ -9,10 +9,12 @@ paper's 240 epochs; here over the same fraction of training, step by step. A sof
 probable class.
 """
 
+import math
+
 from pydantic import Field
 
-from kd_methods._torch import Tensor
-from kd_methods.logit_losses._base import LossConfig, Temperature, log_ratio, one_hot, soften, split, warmed_up
+from kd_methods._torch import Tensor, torch
+from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften, warmed_up
 
 
 class Config(LossConfig):
@@ -36,9 +38,24 @@ def loss(
     student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
     is_target = one_hot(labels, student)  # [B,C]
-    binary_t, others_t = split(soften(teachers, temperature), is_target)
-    binary_s, others_s = split(soften(student, temperature), is_target)
+    binary_t, others_t = _split_target(soften(teachers, temperature), is_target)
+    binary_s, others_s = _split_target(soften(student, temperature), is_target)
     tckd = (binary_t.exp() * (binary_t - binary_s)).sum(-1)
-    nckd = (others_t.softmax(-1) * log_ratio(others_t, others_s, is_target)).sum(-1)
+    nckd = (others_t.softmax(-1) * _log_ratio(others_t, others_s, is_target)).sum(-1)
     scale = temperature**2 * warmed_up(progress, config.warmup)
     return scale * config.alpha * tckd + scale * config.beta * nckd
+
+
+def _split_target(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of (p_y, 1 - p_y) [...,B,2], and the logits with the target class at -inf [...,B,C].
+
+    1 - p_y is a log-sum-exp over the other classes: the subtraction would round to 0 for a confident network.
+    """
+    others = logits.masked_fill(is_target, -math.inf)
+    target = (logits * is_target).sum(-1)
+    return torch.stack([target, others.logsumexp(-1)], -1).log_softmax(-1), others
+
+
+def _log_ratio(others_t: Tensor, others_s: Tensor, is_target: Tensor) -> Tensor:
+    """log q_t - log q_s over the non-target classes, 0 at the target, where both logs are -inf."""
+    return (others_t.log_softmax(-1) - others_s.log_softmax(-1)).masked_fill(is_target, 0.0)

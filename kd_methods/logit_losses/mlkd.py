@@ -1,7 +1,9 @@
 """Multi-level logit distillation (MLKD) on one view.  Jin, Wang and Lin, CVPR 2023.
 
     l_kb = sum over temperatures T of
-        instance m_k T^2 KL(q_t || q_s) + classes c_k |Q_t^T Q_t - Q_s^T Q_s|^2 / C + batch m_k |Q_t Q_t^T - Q_s Q_s^T|^2 / B
+             instance m_k T^2 KL(q_t || q_s)
+           + classes c_k |Q_t^T Q_t - Q_s^T Q_s|^2 / C
+           + batch m_k |Q_t Q_t^T - Q_s Q_s^T|^2 / B
 
 q = softmax(. / T), Q the matrix [B,C] of them, |.|^2 a sum of squares; the temperatures are T itself and those of
 `temperatures`. m_k is the share of samples whose largest probability at temperature 1 is at most the batch's median,
@@ -61,7 +63,7 @@ def loss(
 
 
 def kept_shares(teachers: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the samples and of the classes on which teachers [K,B,C] are not surer than on the median: two [K,1]."""
+    """Shares of samples and of classes on which teachers [K,B,C] are at most as sure as on the median: two [K,1]."""
     probabilities = teachers.softmax(-1)
     return _share_up_to_median(probabilities.amax(-1)), _share_up_to_median(probabilities.sum(-2))
 

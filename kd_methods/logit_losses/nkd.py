@@ -10,7 +10,7 @@ most probable class.
 from pydantic import Field
 
 from kd_methods._torch import Tensor
-from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften, split
+from kd_methods.logit_losses._base import LossConfig, Temperature, hide, one_hot, soften
 
 
 class Config(LossConfig):
@@ -24,7 +24,6 @@ def loss(
 ) -> Tensor:
     is_target = one_hot(labels, student)  # [B,C]
     target = ((teachers.softmax(-1) * student.log_softmax(-1)) * is_target).sum(-1)
-    _, others_t = split(soften(teachers, temperature), is_target)
-    _, others_s = split(soften(student, temperature), is_target)
-    others = (others_t.softmax(-1) * others_s.log_softmax(-1).masked_fill(is_target, 0.0)).sum(-1)
-    return -target - config.gamma * temperature**2 * others
+    others_t = hide(soften(teachers, temperature), is_target).softmax(-1)
+    others_s = hide(soften(student, temperature), is_target).log_softmax(-1)
+    return -target - config.gamma * temperature**2 * (others_t * others_s).sum(-1)

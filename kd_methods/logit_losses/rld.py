@@ -2,7 +2,7 @@
 
     l = alpha A^2 SCD + beta T^2 MCD,  A = alpha_temperature
     SCD = KL((max_c p_t[c], rest) || (p_s[y], rest)),  p = softmax(. / A)
-    MCD = KL of softmax(. / T) over the classes that the teacher ranks below y, normalized to sum to 1; 0 if there is none
+    MCD = KL of softmax(. / T) over the classes that the teacher ranks below y, normalized to sum to 1; 0 if none is
 
 Where the teacher is right and A = T this is DKD. alpha 1, beta 8, A 1 and T 4 in the authors' code, which the loss
 grows into over 20 of 240 epochs; here over the same fraction of training, step by step. A soft label [B,C] counts as
@@ -14,7 +14,7 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods.logit_losses._base import LossConfig, Temperature, log_ratio, one_hot, soften, split, warmed_up
+from kd_methods.logit_losses._base import LossConfig, Temperature, hide, soften, warmed_up
 
 
 class Config(LossConfig):
@@ -38,16 +38,28 @@ class Config(LossConfig):
 def loss(
     student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
-    is_target = one_hot(labels, student)  # [B,C]
-    is_top = torch.arange(student.shape[-1], device=student.device) == teachers.argmax(-1, keepdim=True)  # [K,B,C]
-    binary_t, _ = split(teachers / config.alpha_temperature, is_top)
-    binary_s, _ = split(student / config.alpha_temperature, is_target)
+    target = labels if labels.ndim == 1 else labels.argmax(-1)
+    binary_s, binary_t = _binary(student, teachers, target, config.alpha_temperature)
     scd = (binary_t.exp() * (binary_t - binary_s)).sum(-1)
 
-    is_out = teachers >= (teachers * is_target).sum(-1, keepdim=True)  # [K,B,C]
-    hidden = is_out & ~is_out.all(-1, keepdim=True)  # no row of -inf alone, which has no softmax
-    others_t = soften(teachers, temperature).masked_fill(hidden, -math.inf)
-    others_s = soften(student, temperature).masked_fill(hidden, -math.inf)
-    mcd = (others_t.softmax(-1) * log_ratio(others_t, others_s, is_out)).sum(-1)
+    of_label = teachers.gather(-1, target.expand(teachers.shape[:-1]).unsqueeze(-1))
+    is_out = teachers >= of_label  # [K,B,C]
+    log_t = hide(soften(teachers, temperature), is_out).log_softmax(-1)
+    log_s = hide(soften(student, temperature), is_out).log_softmax(-1)
+    mcd = (log_t.exp() * (log_t - log_s)).sum(-1)
     scale = warmed_up(progress, config.warmup)
-    return scale * (config.alpha * config.alpha_temperature**2 * scd + config.beta * temperature**2 * mcd)
+    return scale * config.alpha * config.alpha_temperature**2 * scd + scale * config.beta * temperature**2 * mcd
+
+
+def _binary(student: Tensor, teachers: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logs of (p, 1 - p): the student's of the label [1,B,2], the teachers' of their top classes [K,B,2].
+
+    1 - p is a log-sum-exp over the other classes: the subtraction would round to 0 for a confident network.
+    """
+    logits = torch.cat([student[None], teachers])  # one pass for both
+    index = torch.cat([target[None], teachers.argmax(-1)])
+    is_class = torch.arange(student.shape[-1], device=student.device) == index[..., None]
+    log_p = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
+    rest = log_p.masked_fill(is_class, -math.inf).logsumexp(-1)
+    of_student, of_teachers = torch.stack([(log_p * is_class).sum(-1), rest], -1).split([1, len(teachers)])
+    return of_student, of_teachers

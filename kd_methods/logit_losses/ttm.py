@@ -2,7 +2,7 @@
 
     l = KL(r || softmax(s)),  r = softmax(t)^exponent, normalized to sum to 1
 
-The exponent is the paper's gamma, 1 over the teacher's temperature. There is no temperature but that, and no factor:
+The exponent is the paper's gamma, 1 over the teacher's temperature, 0.1 to 0.4 by the pair of networks. There is no temperature but that, and no factor:
 the authors weigh the loss, 45 for vgg13 -> vgg8. `wttm` weighs its samples.
 """
 
@@ -16,7 +16,7 @@ class Config(LossConfig):
     equation = "KL of teacher probabilities to the power {config.exponent:g} to the student's at T=1 (TTM)"
     uses_temperature = False
 
-    exponent: float = Field(default=0.1, gt=0, description="power of the teacher's probabilities; the authors: .1 to .4")
+    exponent: float = Field(default=0.1, gt=0, description="power of the teacher's probabilities")
 
 
 def loss(

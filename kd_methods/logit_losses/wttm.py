@@ -16,7 +16,7 @@ class Config(LossConfig):
     equation = "weighted KL of teacher probabilities to the power {config.exponent:g} to the student's at T=1 (WTTM)"
     uses_temperature = False
 
-    exponent: float = Field(default=0.2, gt=0, description="power of the teacher's probabilities; the authors: .1 to .4")
+    exponent: float = Field(default=0.2, gt=0, description="power of the teacher's probabilities")
 
 
 def loss(
