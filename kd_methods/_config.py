@@ -85,7 +85,7 @@ class LogitConfig(MethodConfig):
     )
     correct_labels: Literal["none", "swap", "raise"] = Field(
         default="none",
-        description="where a teacher is wrong: swap the logits of its top class and the label, or raise the label's to the top",
+        description="where a teacher is wrong: swap its top logit and the label's, or raise the label's to the top",
     )
     teacher_temperatures: list[Annotated[float, Field(gt=0)]] | None = Field(
         default=None, min_length=1, description="one temperature per teacher, in place of temperature"
@@ -97,7 +97,7 @@ class LogitConfig(MethodConfig):
             raise ValueError("standardize and norm_temperature both divide logits by their deviation; choose one")
         temperatures = self.teacher_temperatures
         if temperatures and "temperature" in self.model_fields_set and self.temperature not in STATED:
-            raise ValueError(f"temperature: {self.temperature:g} and teacher_temperatures exclude each other; choose one")
+            raise ValueError(f"temperature: {self.temperature:g} and teacher_temperatures exclude each other; set one")
         config = self.loss_config
         if config is None or config.uses_temperature:
             return self

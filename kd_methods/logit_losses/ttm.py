@@ -2,8 +2,8 @@
 
     l = KL(r || softmax(s)),  r = softmax(t)^exponent, normalized to sum to 1
 
-The exponent is the paper's gamma, 1 over the teacher's temperature, 0.1 to 0.4 by the pair of networks. There is no temperature but that, and no factor:
-the authors weigh the loss, 45 for vgg13 -> vgg8. `wttm` weighs its samples.
+The exponent is the paper's gamma, 1 over the teacher's temperature, 0.1 to 0.4 by the pair of networks. There is no
+temperature but that, and no factor: the authors weigh the loss, by 45 for vgg13 -> vgg8. `wttm` weighs its samples.
 """
 
 from pydantic import Field

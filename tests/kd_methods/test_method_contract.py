@@ -150,7 +150,8 @@ def test_half_precision_logits_give_the_fp32_loss(config: dict[str, Any], dtype:
     student.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual, _ = call(method, student, teachers, labels)
-    (half_gradient,) = torch.autograd.grad(actual, student)  # outside, as in training: autocast would reach its products
+    # Outside, as in training: autocast would reach the products of the backward pass.
+    (half_gradient,) = torch.autograd.grad(actual, student)
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
     torch.testing.assert_close(half_gradient, gradient.to(dtype))
 
