@@ -98,14 +98,11 @@ class LogitConfig(MethodConfig):
         temperatures = self.teacher_temperatures
         if temperatures and "temperature" in self.model_fields_set and self.temperature not in STATED:
             raise ValueError(f"temperature: {self.temperature:g} and teacher_temperatures exclude each other; set one")
-        config = self.loss_config
-        if config is None or config.uses_temperature:
-            return self
-        if temperatures or self.temperature not in STATED:
+        if not self.uses_temperature and (temperatures or self.temperature not in STATED):
             key, value = ("teacher_temperatures", temperatures) if temperatures else ("temperature", self.temperature)
             raise ValueError(
                 f"{key}: is {value}, but loss {self.loss!r} has no temperature, only its own settings "
-                f"({', '.join(f'{self.loss}.{name}' for name in type(config).model_fields)}); leave it out"
+                f"({', '.join(f'{self.loss}.{name}' for name in type(self.loss_config).model_fields)}); leave it out"
             )
         return self
 
@@ -116,10 +113,15 @@ class LogitConfig(MethodConfig):
 
     def temperature_of(self, teacher: int) -> float:
         """The temperature of the logit loss to teacher number `teacher`; 1 for a loss that has none."""
-        config = self.loss_config
-        if config is not None and not config.uses_temperature:
+        if not self.uses_temperature:
             return 1.0
         return self.teacher_temperatures[teacher] if self.teacher_temperatures else self.temperature
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether the logit loss has a temperature."""
+        config = self.loss_config
+        return config is None or config.uses_temperature
 
     @property
     def loss_config(self) -> LossConfig | None:
@@ -134,7 +136,7 @@ class LogitConfig(MethodConfig):
         config = self.loss_config
         temperatures = ", ".join(f"{value:g}" for value in self.teacher_temperatures or [self.temperature])
         conditions = [
-            (config is None or config.uses_temperature, f"at T={temperatures}"),
+            (self.uses_temperature, f"at T={temperatures}"),
             (self.norm_temperature, "times the deviation of the logits"),
             (self.standardize, "on standardized logits"),
             (self.correct_labels == "swap", "with wrong top classes of teachers swapped with the label"),
