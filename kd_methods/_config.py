@@ -99,10 +99,11 @@ class LogitConfig(MethodConfig):
         if temperatures and "temperature" in self.model_fields_set and self.temperature not in STATED:
             raise ValueError(f"temperature: {self.temperature:g} and teacher_temperatures exclude each other; set one")
         if not self.uses_temperature and (temperatures or self.temperature not in STATED):
+            own = ", ".join(f"{self.loss}.{name}" for name in logit_losses.config_class(self.loss).model_fields)
             key, value = ("teacher_temperatures", temperatures) if temperatures else ("temperature", self.temperature)
             raise ValueError(
-                f"{key}: is {value}, but loss {self.loss!r} has no temperature, only its own settings "
-                f"({', '.join(f'{self.loss}.{name}' for name in type(self.loss_config).model_fields)}); leave it out"
+                f"{key}: is {value}, but loss {self.loss!r} has no temperature, only its own settings ({own}); "
+                "leave it out"
             )
         return self
 

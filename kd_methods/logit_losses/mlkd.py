@@ -1,9 +1,9 @@
 """Multi-level logit distillation (MLKD) on one view.  Jin, Wang and Lin, CVPR 2023.
 
     l_kb = sum over temperatures T of
-             instance m_k T^2 KL(q_t || q_s)
-           + classes c_k |Q_t^T Q_t - Q_s^T Q_s|^2 / C
-           + batch m_k |Q_t Q_t^T - Q_s Q_s^T|^2 / B
+             instance_weight m_k T^2 KL(q_t || q_s)
+           + class_weight c_k |Q_t^T Q_t - Q_s^T Q_s|^2 / C
+           + batch_weight m_k |Q_t Q_t^T - Q_s Q_s^T|^2 / B
 
 q = softmax(. / T), Q the matrix [B,C] of them, |.|^2 a sum of squares; the temperatures are T itself and those of
 `temperatures`. m_k is the share of samples whose largest probability at temperature 1 is at most the batch's median,
@@ -17,24 +17,24 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd_methods._torch import Tensor
+from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses import kd
 from kd_methods.logit_losses._base import LossConfig, Temperature, soften
 
 
 class Config(LossConfig):
     equation = (
-        "MLKD of one view ({config.instance:g} instance + {config.classes:g} class + {config.batch:g} batch terms, "
-        "at further T={config.shown_temperatures})"
+        "MLKD of one view ({config.instance_weight:g} instance + {config.class_weight:g} class + "
+        "{config.batch_weight:g} batch terms, at further T={config.shown_temperatures})"
     )
     takes_raw = True
 
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         default=[3.0, 5.0, 2.0, 6.0], max_length=8, description="temperatures beside kd.temperature"
     )
-    instance: float = Field(default=1.0, ge=0, description="weight of the KL divergences")
-    classes: float = Field(default=1.0, ge=0, description="weight of the correlations of classes")
-    batch: float = Field(default=1.0, ge=0, description="weight of the correlations of samples")
+    instance_weight: float = Field(default=1.0, ge=0, description="weight of the KL divergences")
+    class_weight: float = Field(default=1.0, ge=0, description="weight of the correlations of classes")
+    batch_weight: float = Field(default=1.0, ge=0, description="weight of the correlations of samples")
 
     @property
     def shown_temperatures(self) -> str:
@@ -52,14 +52,15 @@ def loss(
 ) -> Tensor:
     raw_student, raw_teachers = raw if raw is not None else (student, teachers)
     samples, classes = kept_shares(raw_teachers)  # [K,1], [K,1]
-    instance, class_term, batch_term = 0.0, 0.0, 0.0
+    instances, of_classes, of_samples = [], [], []
     for each in (temperature, *config.temperatures):
-        instance = instance + kd.loss(student, teachers, labels, each, progress, kd.Config())  # [K,B]
+        instances.append(kd.loss(student, teachers, labels, each, progress, kd.Config()))  # [K,B]
         q_s, q_t = soften(raw_student, each).softmax(-1), soften(raw_teachers, each).softmax(-1)
-        class_term = class_term + class_correlation(q_s, q_t)  # [K,1]
-        batch_term = batch_term + batch_correlation(q_s, q_t)  # [K,1]
-    kept = config.instance * instance + config.batch * batch_term
-    return samples * kept + config.classes * classes * class_term
+        of_classes.append(class_correlation(q_s, q_t))  # [K,1]
+        of_samples.append(batch_correlation(q_s, q_t))  # [K,1]
+    instance, class_term, batch_term = (torch.stack(terms).sum(0) for terms in (instances, of_classes, of_samples))
+    kept = config.instance_weight * instance + config.batch_weight * batch_term
+    return samples * kept + config.class_weight * classes * class_term
 
 
 def kept_shares(teachers: Tensor) -> tuple[Tensor, Tensor]:

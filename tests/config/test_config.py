@@ -245,7 +245,7 @@ def test_text_that_is_not_utf8_is_a_mistake():
     [
         ("--temperature=2", "--kd.temperature"),
         ("--T=2", "--kd.temperature"),
-        ("--gamma=2", "--kd.gamma or --kd.dist.gamma"),
+        ("--gamma=2", "--kd.gamma or --kd.dist.gamma or --kd.nkd.gamma"),
         ("--lr=0.1", "--training.learning_rate"),
         ("--learning-rate=0.1", "--training.learning_rate"),
         ("--epochs=3", "--training.max_epochs"),

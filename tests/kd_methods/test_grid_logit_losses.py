@@ -48,8 +48,8 @@ def multi_level(key: str) -> Function:
     """One part of MLKD: `kd`, `cc` or `bc`."""
     temperatures, part = re.fullmatch(r".*mlkd(?:_one_view)?/T([\d_]+)/(kd|cc|bc)", key).groups()  # type: ignore[union-attr]
     first, *others = map(float, temperatures.split("_"))
-    on = {"kd": "instance", "cc": "classes", "bc": "batch"}[part]
-    weights = {name: float(name == on) for name in ("instance", "classes", "batch")}
+    on = {"kd": "instance_weight", "cc": "class_weight", "bc": "batch_weight"}[part]
+    weights = {name: float(name == on) for name in ("instance_weight", "class_weight", "batch_weight")}
     standardize = key.startswith("logit_std")
     return term(
         loss="mlkd", temperature=first, standardize=standardize, mlkd={"temperatures": others, **weights}

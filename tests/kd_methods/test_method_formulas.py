@@ -225,7 +225,7 @@ def up_to_median(values: list[float]) -> float:
 
 def test_mlkd() -> None:
     student, teachers, labels = inputs()
-    params = mlkd.Config(temperatures=[2.0], instance=0.5, classes=2.0, batch=3.0)
+    params = mlkd.Config(temperatures=[2.0], instance_weight=0.5, class_weight=2.0, batch_weight=3.0)
     actual = logit_loss(mlkd, student, teachers, labels, 4.0, params)
     for k in range(K):
         probabilities = [softmax(row) for row in teachers[k]]
@@ -249,10 +249,10 @@ def test_mlkd_standardizes_its_instance_term_alone() -> None:
         config = {"type": "average", "loss": "mlkd", "standardize": standardize, "mlkd": weights}
         return kd_methods.build(config)(StudentOutput(student), TeacherOutputs(teachers), labels)[1]["loss_kl"]
 
-    off = {"instance": 0.0, "classes": 0.0, "batch": 0.0}
+    off = {"instance_weight": 0.0, "class_weight": 0.0, "batch_weight": 0.0}
     for part in off:
         same = torch.equal(value(True, **{**off, part: 1.0}), value(False, **{**off, part: 1.0}))
-        assert same == (part != "instance"), part
+        assert same == (part != "instance_weight"), part
 
 
 def test_skd() -> None:
