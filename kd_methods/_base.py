@@ -60,7 +60,7 @@ class KDMethod(Module):
 
     requires_teachers: ClassVar[bool] = True
     reduce_mean: Callable[[Tensor], Tensor]
-    temperatures: Tensor | None
+    _temperatures: Tensor | None
     config: Any  # each subclass narrows this to its own Config
 
     def __new__(cls: Any, *_: Any, **__: Any) -> Any:
@@ -85,7 +85,7 @@ class KDMethod(Module):
         self.label_smoothing = label_smoothing
         self.reduce_mean = identity
         given = getattr(config, "teacher_temperatures", None)
-        self.register_buffer("temperatures", torch.tensor(given)[:, None] if given else None, persistent=False)  # [K,1]
+        self.register_buffer("_temperatures", torch.tensor(given)[:, None] if given else None, persistent=False)  # [K,1]
 
     def forward(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float = 1.0
@@ -165,12 +165,12 @@ class KDMethod(Module):
         loss = logit_losses.function(config.loss, parameters)
         if parameters is not None and parameters.takes_raw:
             loss = functools.partial(loss, raw=raw)
-        if self.temperatures is None:
+        if self._temperatures is None:
             return loss(student, teachers, labels, config.temperature, progress)
         if parameters is None:  # a loss of the user's own knows numbers alone
             each = zip(teachers.split(1), config.teacher_temperatures, strict=True)
             return torch.cat([loss(student, one, labels, temperature, progress) for one, temperature in each])
-        return loss(student, teachers, labels, self.temperatures.to(student), progress)
+        return loss(student, teachers, labels, self._temperatures.to(student), progress)
 
     def batch_means(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Means over the batch, and over all processes by one `reduce_mean`: each [...,B] becomes [...,1].
