@@ -85,7 +85,8 @@ class KDMethod(Module):
         self.label_smoothing = label_smoothing
         self.reduce_mean = identity
         given = getattr(config, "teacher_temperatures", None)
-        self.register_buffer("_temperatures", torch.tensor(given)[:, None] if given else None, persistent=False)  # [K,1]
+        temperatures = torch.tensor(given)[:, None] if given else None  # [K,1]
+        self.register_buffer("_temperatures", temperatures, persistent=False)
 
     def forward(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float = 1.0
