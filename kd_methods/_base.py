@@ -8,8 +8,9 @@ from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
 from kd_methods._features import FeatureTerm, per_image
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
+from kd_methods._weights import entropy_weights
 from kd_methods.feature_losses._base import Classifier
-from kd_methods.logit_losses._base import standardize
+from kd_methods.logit_losses._base import correct, standardize
 
 Metrics = dict[str, Tensor]
 
@@ -53,6 +54,7 @@ class KDMethod(LazyModule):
 
     requires_teachers: ClassVar[bool] = True
     reduce_mean: Callable[[Tensor], Tensor]
+    _temperatures: Tensor | None
     config: Any  # each subclass narrows this to its own Config
 
     def __init__(
@@ -73,6 +75,9 @@ class KDMethod(LazyModule):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.reduce_mean = identity
+        given = getattr(config, "teacher_temperatures", None)
+        temperatures = torch.tensor(given)[:, None] if given else None  # [K,1]
+        self.register_buffer("_temperatures", temperatures, persistent=False)
         self.feature_term: FeatureTerm | None = None
         if entries := getattr(config, "features", []):
             if student_shapes is None or teacher_shapes is None:
@@ -176,16 +181,38 @@ class KDMethod(LazyModule):
     def logit_loss(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
         """The configured logit loss [K,B], T squared included, of student [B,C] to teachers [K,B,C]."""
         config = self.config
-        if config.standardize:
+        if config.correct_labels != "none":
+            teachers = correct(teachers, labels, config.correct_labels)
+        raw = student, teachers
+        if config.standardize or config.norm_temperature:
             student, teachers = standardize(student), standardize(teachers)
-        loss = logit_losses.function(config.loss, config.loss_config)
-        values = loss(student, teachers, labels, config.temperature, progress)
+        values = self._plain_loss(student, teachers, labels, progress, raw)
         if values.shape != teachers.shape[:2]:
             raise ValueError(
                 f"kd.loss {config.loss!r} gives shape {tuple(values.shape)}; it must be [teachers, batch], here "
                 f"{tuple(teachers.shape[:2])}"
             )
+        if config.norm_temperature:  # T^2 becomes that of the teacher's own temperature
+            values = values * raw[1].var(-1)
+        if config.entropy_weight:
+            values = values * entropy_weights(*raw)
         return values
+
+    def _plain_loss(
+        self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float, raw: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """The logit loss without the switches, which are in the logits already; `raw` are those without."""
+        config = self.config
+        parameters = config.loss_config
+        loss = logit_losses.function(config.loss, parameters)
+        if parameters is not None and parameters.takes_raw:
+            loss = functools.partial(loss, raw=raw)
+        if self._temperatures is None:
+            return loss(student, teachers, labels, config.temperature, progress)
+        if parameters is None:  # a loss of the user's own knows numbers alone
+            each = zip(teachers.split(1), config.teacher_temperatures, strict=True)
+            return torch.cat([loss(student, one, labels, temperature, progress) for one, temperature in each])
+        return loss(student, teachers, labels, self._temperatures.to(student), progress)
 
     def batch_means(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Means over the batch, and over all processes by one `reduce_mean`: each [...,B] becomes [...,1].
@@ -219,6 +246,7 @@ class KDMethod(LazyModule):
                 f"teacher logits have shape {given}; they must be [teachers, {shape[0]}, {shape[1]}], "
                 "for example torch.stack of one tensor per teacher"
             )
+        self.config.check_teachers(given[0])
 
 
 def count(num_teachers: int) -> str:

@@ -11,6 +11,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     create_model,
     model_serializer,
+    model_validator,
 )
 
 from kd_methods import logit_losses
@@ -19,6 +20,10 @@ from kd_methods.logit_losses._base import LossConfig
 
 # In the digests of runs from before sections that say nothing were left out.
 ALWAYS_RECORDED = ("dist", "dkd")
+# Temperatures that settings state without meaning them: the default, and 1 for none.
+STATED = (4.0, 1.0)
+# Not in those digests: left out while they have their defaults.
+SWITCHES = ("features", "norm_temperature", "entropy_weight", "correct_labels", "teacher_temperatures")
 
 if TYPE_CHECKING:
     LossName = str
@@ -43,6 +48,9 @@ class MethodConfig(BaseModel):
     balance: ClassVar[tuple[str, ...]] = ()  # settings that shift weight between label and distillation term
 
     type: str
+
+    def check_teachers(self, num_teachers: int) -> None:
+        """ValueError where a setting is for another number of teachers."""
 
 
 AnyClass = TypeVar("AnyClass", bound=type[BaseModel])
@@ -70,6 +78,53 @@ class LogitConfig(MethodConfig):
     )
     standardize: bool = Field(default=False, description="standardize logits over classes before the logit loss")
     features: list[AnyEntry] = Field(default=[], description="feature losses, which are added to the loss")
+    norm_temperature: bool = Field(
+        default=False,
+        description="temperature times each logits' standard deviation over classes (NormKD)",
+    )
+    entropy_weight: bool = Field(
+        default=False, description="weight each sample by the entropies of teacher and student (EA-KD)"
+    )
+    correct_labels: Literal["none", "swap", "raise"] = Field(
+        default="none",
+        description="where a teacher is wrong: swap its top logit and the label's, or raise the label's to the top",
+    )
+    teacher_temperatures: list[Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, min_length=1, description="one temperature per teacher, in place of temperature"
+    )
+
+    @model_validator(mode="after")
+    def _temperatures_are_used(self) -> "LogitConfig":
+        if self.standardize and self.norm_temperature:
+            raise ValueError("standardize and norm_temperature both divide logits by their deviation; choose one")
+        temperatures = self.teacher_temperatures
+        if temperatures and "temperature" in self.model_fields_set and self.temperature not in STATED:
+            raise ValueError(f"temperature: {self.temperature:g} and teacher_temperatures exclude each other; set one")
+        if not self.uses_temperature and (temperatures or self.temperature not in STATED):
+            own = ", ".join(f"{self.loss}.{name}" for name in logit_losses.config_class(self.loss).model_fields)
+            key, value = ("teacher_temperatures", temperatures) if temperatures else ("temperature", self.temperature)
+            raise ValueError(
+                f"{key}: is {value}, but loss {self.loss!r} has no temperature, only its own settings ({own}); "
+                "leave it out"
+            )
+        return self
+
+    def check_teachers(self, num_teachers: int) -> None:
+        super().check_teachers(num_teachers)
+        if (given := self.teacher_temperatures) and len(given) != num_teachers:
+            raise ValueError(f"kd.teacher_temperatures: gives {len(given)}, but there are {num_teachers} teacher(s)")
+
+    def temperature_of(self, teacher: int) -> float:
+        """The temperature of the logit loss to teacher number `teacher`; 1 for a loss that has none."""
+        if not self.uses_temperature:
+            return 1.0
+        return self.teacher_temperatures[teacher] if self.teacher_temperatures else self.temperature
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether the logit loss has a temperature."""
+        config = self.loss_config
+        return config is None or config.uses_temperature
 
     @property
     def loss_config(self) -> LossConfig | None:
@@ -81,20 +136,27 @@ class LogitConfig(MethodConfig):
 
     def describe_loss(self) -> str:
         """The logit loss in words, with its numbers."""
-        conditions = f"at T={self.temperature:g}" + " on standardized logits" * self.standardize
         config = self.loss_config
-        return config.describe(conditions) if config else f"loss {self.loss} {conditions}"
+        temperatures = ", ".join(f"{value:g}" for value in self.teacher_temperatures or [self.temperature])
+        conditions = [
+            (self.uses_temperature, f"at T={temperatures}"),
+            (self.norm_temperature, "times the deviation of the logits"),
+            (self.standardize, "on standardized logits"),
+            (self.correct_labels == "swap", "with wrong top classes of teachers swapped with the label"),
+            (self.correct_labels == "raise", "with labels raised to the top of teachers"),
+            (self.entropy_weight, "weighted by entropies"),
+        ]
+        said = " ".join(words for holds, words in conditions if holds)
+        return config.describe(said) if config else f"loss {self.loss} {said}"
 
     @model_serializer(mode="wrap")
     def _without_unused_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but the parameters of losses that are not in use and were not changed: they say nothing.
+        """All settings but switches that are off, and parameters of losses that are not in use and were not changed.
 
-        So a loss that is added leaves the settings and digests of all other runs as they were.
+        So a loss or a switch that is added leaves the settings and digests of all other runs as they were.
         """
         values = serialize(self)
-        if not self.features:
-            values.pop("features", None)
-        for name in set(logit_losses.OWN) & values.keys() - {self.loss, *ALWAYS_RECORDED}:
+        for name in {*logit_losses.OWN, *SWITCHES} & values.keys() - {self.loss, *ALWAYS_RECORDED}:
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         return values

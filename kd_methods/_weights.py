@@ -1,4 +1,6 @@
-"""How much to trust each teacher on each sample, by its logits at temperature 1, without gradient."""
+"""How much to trust each teacher on each sample, and how much each sample has to teach, without gradient."""
+
+import math
 
 from kd_methods._torch import Tensor, torch
 
@@ -19,6 +21,21 @@ def label_confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
         return logits.new_ones(logits.shape[:2])
     cross_entropy = -at_label(torch.log_softmax(logits.detach(), -1), labels)
     return (1 - torch.softmax(cross_entropy, 0)) / (num_teachers - 1)
+
+
+def entropy_weights(student: Tensor, teachers: Tensor, temperature: float = 3.0) -> Tensor:
+    """Entropy-adaptive weights [K,B] of student logits [B,C] and teacher logits [K,B,C].
+
+    w_kb = H(t_kb) (1 + H(s_b) / log C) / 2, entropies in nats at the temperature, 3 in the authors' code: high where
+    the teacher is unsure of a sample, more so where the student is too.  EA-KD, Su et al., ICCV 2025, arXiv:2311.13621.
+    """
+    of_student = _entropy(student.detach() / temperature) / math.log(max(student.shape[-1], 2))
+    return _entropy(teachers.detach() / temperature) * (1 + of_student) / 2
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Config(LogitConfig):
     def _some_loss(self) -> "Config":
         if self.hard_weight == self.soft_weight == 0 and not any(entry.weight for entry in self.features):
             raise ValueError("hard_weight and soft_weight are both 0, which leaves no loss; raise one")
+        if self.average_of == "probabilities" and self.teacher_temperatures:
+            raise ValueError("average_of probabilities has one temperature; leave teacher_temperatures out")
         return self
 
 
@@ -46,7 +48,7 @@ class Method(KDMethod):
         config, targets = self.config, teachers.logits
         assert targets is not None
         if config.average_of == "probabilities":
-            targets = mean_distribution(targets, config.temperature)
+            targets = mean_distribution(targets, config.temperature_of(0))
         loss_kl = self.logit_loss(student.logits, targets, labels, progress).mean()
         loss_ce = self.label_loss(student.logits, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl

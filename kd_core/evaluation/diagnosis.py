@@ -168,17 +168,20 @@ def diagnose(
 def saturated_teachers(evidence: Evidence) -> Iterator[Finding]:
     """Soft targets that say little more than the label, from teachers that have memorized their training images."""
     kd, train, val = evidence.config.kd, evidence.train, evidence.val
-    if not isinstance(kd, kd_methods.LogitConfig) or kd.standardize or train is None or val is None:
+    if not isinstance(kd, kd_methods.LogitConfig) or train is None or val is None:
+        return
+    if kd.standardize or kd.norm_temperature or not kd.uses_temperature:
         return  # standardized logits never saturate
     for index, on_train, on_val in _each_teacher(train, val):
         seen, unseen = _label_probability(on_train, train.labels), _label_probability(on_val, val.labels)
-        soft = _label_probability(on_train / kd.temperature, train.labels)
+        temperature = kd.temperature_of(index)
+        soft = _label_probability(on_train / temperature, train.labels)
         if soft >= SATURATED and seen - unseen >= MEMORIZED:
             yield evidence.finding(
                 "saturated teacher",
                 f"{_named(train, index)} gives training labels a probability of {seen:.3f} ({soft:.3f} at temperature "
-                f"{kd.temperature:g}) and validation labels {unseen:.3f}: its soft targets say little more than labels",
-                "kd.temperature",
+                f"{temperature:g}) and validation labels {unseen:.3f}: its soft targets say little more than labels",
+                "kd.teacher_temperatures" if kd.teacher_temperatures else "kd.temperature",
                 f"a higher temperature, view: shared for this teacher (it is {evidence.config.teachers[index].view}), "
                 "or a teacher that was trained for fewer epochs or with more augmentation",
             )

@@ -5,10 +5,12 @@ A loss is a file of this folder without a leading underscore, named like `kd.los
     Config, derived from LossConfig: its parameters, which become the settings kd.NAME.*, and its equation
     loss(student [B,C], teachers [K,B,C], labels, temperature, progress, config) -> [K,B]
 
-labels are int64 [B] or soft [B,C], progress is the fraction of training done, in [0,1]. `add` takes a function of the
-user's own instead, which has no `config`. Each value carries the factor temperature squared, which keeps the scale of
-the gradient about constant in the temperature (Hinton et al. 2015), and its mean over B is the loss that the paper
-states. Teachers' logits have no gradient; weights that must have none are computed from `student.detach()`.
+labels are int64 [B] or soft [B,C], progress is the fraction of training done, in [0,1]. The temperature is a number, or
+a tensor [K,1] of one per teacher: `soften` divides by either. `add` takes a function of the user's own instead, which
+has no `config` and gets numbers alone. Each value carries the factor temperature squared, which keeps the scale of the
+gradient about constant in the temperature (Hinton et al. 2015), unless its file says otherwise, and its mean over B is
+the loss that the paper states. Teachers' logits have no gradient; weights that must have none are computed from
+`student.detach()`.
 """
 
 import functools
@@ -56,7 +58,7 @@ def config_class(name: str) -> type[LossConfig]:
     return _module(name).Config
 
 
-def function(name: str, config: LossConfig | None) -> LogitLoss:
+def function(name: str, config: LossConfig | None) -> Callable[..., Tensor]:
     """The loss `name` with the parameters `config`, which a loss that was added does not have."""
     return functools.partial(_module(name).loss, config=config) if config is not None else _added[name]
 

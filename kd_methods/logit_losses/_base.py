@@ -1,4 +1,4 @@
-"""What logit losses share: the base class of their Config, and standardized vectors."""
+"""What logit losses share: the base class of their Config, softened logits, classes apart, correlations."""
 
 import math
 from typing import ClassVar
@@ -7,35 +7,92 @@ from pydantic import BaseModel, ConfigDict
 
 from kd_methods._torch import Tensor, torch
 
+Temperature = float | Tensor  # of all samples and teachers, or [K,1], [1,B] or [K,B]
+
 
 class LossConfig(BaseModel):
     """Parameters of one logit loss, and its equation in words.
 
     equation: format string with the parameters as `{config.NAME:g}`.
+    uses_temperature: off for a loss that has no temperature; setting one is a mistake then.
+    takes_raw: on for a loss whose last argument is `raw`, the student's logits and the teachers' as they are before
+    they are standardized.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     equation: ClassVar[str]
+    uses_temperature: ClassVar[bool] = True
+    takes_raw: ClassVar[bool] = False
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""
-        return f"{self.equation.format(config=self)} {conditions}"
+        return f"{self.equation.format(config=self)} {conditions}".rstrip()
+
+
+def soften(logits: Tensor, temperature: Temperature) -> Tensor:
+    """logits [B,C] or [K,B,C] divided by the temperature of each teacher or sample: [B,C] or [K,B,C]."""
+    return logits / (temperature if isinstance(temperature, (int, float)) else temperature[..., None])
+
+
+def one_hot(labels: Tensor, classes: Tensor) -> Tensor:
+    """Where the label is: bool of the shape of `classes` [...,C]; a soft label [B,C] is its most probable class."""
+    target = labels if labels.ndim == 1 else labels.argmax(-1)
+    return torch.arange(classes.shape[-1], device=classes.device) == target[:, None]
+
+
+def correct(teachers: Tensor, labels: Tensor, how: str) -> Tensor:
+    """Teachers' logits [K,B,C] in which no class is above the label's.
+
+    how: "swap" exchanges the label's logit with the largest one, as label augmentation and swapped logit distillation
+    do (arXiv:2504.20108); "raise" sets it to the largest one. Where the label is on top nothing changes.
+    """
+    is_label = one_hot(labels, teachers)  # [B,C]
+    top, index = teachers.max(-1, keepdim=True)
+    if how == "swap":
+        is_top = torch.arange(teachers.shape[-1], device=teachers.device) == index  # [K,B,C]
+        teachers = torch.where(is_top, (teachers * is_label).sum(-1, keepdim=True), teachers)
+    return torch.where(is_label, top, teachers)
+
+
+def hide(logits: Tensor, is_out: Tensor) -> Tensor:
+    """Logits with the classes `is_out` so low that their probability is 0, and finite: 0 log 0 is 0 then.
+
+    Where all classes are out, all are equal.
+    """
+    return logits.masked_fill(is_out, torch.finfo(logits.dtype).min / 2)
+
+
+def warmed_up(progress: float, warmup: float) -> float:
+    """How far a loss has grown from 0 to 1 over the fraction `warmup` of training; 1 without one."""
+    return min(progress / warmup, 1.0) if warmup else 1.0
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Logits with mean 0 and (unbiased) standard deviation 1 over the classes.  Sun et al. 2024, arXiv:2403.01427."""
-    return unit(logits, -1) * math.sqrt(logits.shape[-1] - 1)
+    """Logits with mean 0 and (unbiased) standard deviation 1 over the classes.  Sun et al. 2024, arXiv:2403.01427.
+
+    As in the authors' code 1e-7 is added to the deviation.
+    """
+    centered, length, flat = _centered(logits, -1)
+    deviation = length / math.sqrt(max(logits.shape[-1] - 1, 1)) + 1e-7
+    return (centered / deviation.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 
 
-def unit(values: Tensor, dim: int) -> Tensor:
-    """Values centered and scaled to length 1 along `dim`: the product of two such vectors is Pearson's correlation.
+def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation along `dim`; as in the code of DIST's authors 1e-8 is added to the product of lengths."""
+    (x, length_x, flat_x), (y, length_y, flat_y) = _centered(x, dim), _centered(y, dim)
+    flat = flat_x | flat_y
+    length = (length_x * length_y + 1e-8).masked_fill(flat, 1.0)
+    return ((x * y).sum(dim, keepdim=True) / length).masked_fill(flat, 0.0).squeeze(dim)
 
-    Where the spread is rounding noise (constant logits, a batch of one, a class of probability 0) the result
-    is 0 with gradient 0, instead of noise divided by noise.
+
+def _centered(values: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values minus their mean along `dim`, the length of that, and where it is rounding noise.
+
+    Constant logits, a batch of one and a class of probability 0 are such: callers make them 0 with gradient 0, instead
+    of noise divided by noise.
     """
     centered = values - values.mean(dim, keepdim=True)
-    spread = torch.linalg.vector_norm(centered, dim=dim, keepdim=True)
+    length = torch.linalg.vector_norm(centered, dim=dim, keepdim=True)
     noise = 1e-6 * torch.linalg.vector_norm(values.detach(), dim=dim, keepdim=True) + 1e-12
-    flat = spread <= noise
-    return (centered / spread.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
+    return centered, length, length <= noise

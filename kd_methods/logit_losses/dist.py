@@ -10,7 +10,7 @@ the batch of one process.
 from pydantic import Field
 
 from kd_methods._torch import Tensor
-from kd_methods.logit_losses._base import LossConfig, unit
+from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, soften
 
 
 class Config(LossConfig):
@@ -21,10 +21,10 @@ class Config(LossConfig):
 
 
 def loss(
-    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
-    p_s = (student / temperature).softmax(-1)
-    p_t = (teachers / temperature).softmax(-1)
-    inter = 1 - (unit(p_s, -1) * unit(p_t, -1)).sum(-1)  # [K,B]
-    intra = 1 - (unit(p_s, -2) * unit(p_t, -2)).sum(-2).mean(-1, keepdim=True)  # [K,1]
+    p_s = soften(student, temperature).softmax(-1)
+    p_t = soften(teachers, temperature).softmax(-1)
+    inter = 1 - correlation(p_s, p_t, -1)  # [K,B]
+    intra = 1 - correlation(p_s, p_t, -2).mean(-1, keepdim=True)  # [K,1]
     return temperature**2 * (config.beta * inter + config.gamma * intra)

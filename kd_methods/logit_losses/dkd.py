@@ -14,7 +14,7 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods.logit_losses._base import LossConfig
+from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften, warmed_up
 
 
 class Config(LossConfig):
@@ -35,15 +35,14 @@ class Config(LossConfig):
 
 
 def loss(
-    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
-    target = labels if labels.ndim == 1 else labels.argmax(-1)
-    is_target = torch.arange(student.shape[-1], device=student.device) == target[:, None]  # [B,C]
-    binary_t, others_t = _split_target(teachers / temperature, is_target)
-    binary_s, others_s = _split_target(student / temperature, is_target)
+    is_target = one_hot(labels, student)  # [B,C]
+    binary_t, others_t = _split_target(soften(teachers, temperature), is_target)
+    binary_s, others_s = _split_target(soften(student, temperature), is_target)
     tckd = (binary_t.exp() * (binary_t - binary_s)).sum(-1)
     nckd = (others_t.softmax(-1) * _log_ratio(others_t, others_s, is_target)).sum(-1)
-    scale = temperature**2 * (min(progress / config.warmup, 1.0) if config.warmup else 1.0)
+    scale = temperature**2 * warmed_up(progress, config.warmup)
     return scale * config.alpha * tckd + scale * config.beta * nckd
 
 

@@ -5,9 +5,8 @@
 Summed over classes. No parameters but the temperature.
 """
 
-
 from kd_methods._torch import Tensor
-from kd_methods.logit_losses._base import LossConfig
+from kd_methods.logit_losses._base import LossConfig, Temperature, soften
 
 
 class Config(LossConfig):
@@ -15,8 +14,8 @@ class Config(LossConfig):
 
 
 def loss(
-    student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float, config: Config
+    student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
-    log_s = (student / temperature).log_softmax(-1)
-    log_t = (teachers / temperature).log_softmax(-1)
+    log_s = soften(student, temperature).log_softmax(-1)
+    log_t = soften(teachers, temperature).log_softmax(-1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1)

@@ -189,6 +189,12 @@ def test_each_mistake_is_named(argument, text):
     assert text in "\n".join(mistakes(argument))
 
 
+def test_temperatures_for_another_number_of_teachers():
+    one = {"a.yaml": {"teachers": [{"model": "a", "weights": "b"}], "kd": {"type": "average"}}}
+    (message,) = mistakes("--kd.teacher_temperatures=[2.0, 4.0]", **one)
+    assert message.endswith("kd.teacher_temperatures: gives 2, but there are 1 teacher(s)")
+
+
 def test_all_mistakes_come_at_once_with_their_files():
     lines = mistakes("--training.seed=x", **{"a.yaml": {"data": {"batch": 3}, "training": {"clip": -1}}})
     assert len(lines) == 3
@@ -239,7 +245,7 @@ def test_text_that_is_not_utf8_is_a_mistake():
     [
         ("--temperature=2", "--kd.temperature"),
         ("--T=2", "--kd.temperature"),
-        ("--gamma=2", "--kd.gamma or --kd.dist.gamma"),
+        ("--gamma=2", "--kd.gamma or --kd.dist.gamma or --kd.nkd.gamma"),
         ("--lr=0.1", "--training.learning_rate"),
         ("--learning-rate=0.1", "--training.learning_rate"),
         ("--epochs=3", "--training.max_epochs"),

@@ -57,6 +57,9 @@ PAIRS = [
 # hard_weight, soft_weight, temperature
 LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standardized": (0.1, 9, 2)}
 
+# Losses that no file combines with a pair: hard_weight, soft_weight
+OTHER_LOSSES = {"rld-beta4": (1, 1), "rld-beta8": (1, 1), "ttm": (1, 45), "wttm": (1, 4)}
+
 
 def written_in(path: Path) -> dict[str, Any]:
     """The settings in a file and in those that it builds on."""
@@ -226,7 +229,8 @@ def test_there_are_no_other_pairs() -> None:
     names = {f"{teacher}-{student}-{loss}" for teacher, student, *_ in PAIRS for loss in LOSSES}
     assert {path.stem for path in (CONFIGS / "papers").glob("*.yaml")} == names and len(names) == 44
     assert {path.stem for path in PAIR_FILES} == {f"{teacher}-{student}" for teacher, student, *_ in PAIRS}
-    assert {path.stem for path in LOSS_FILES} == {*LOSSES, *(f"dkd-beta{pair[-1]}" for pair in PAIRS)} - {"dkd"}
+    dkd = {f"dkd-beta{pair[-1]}" for pair in PAIRS}
+    assert {path.stem for path in LOSS_FILES} == {*LOSSES, *dkd, *OTHER_LOSSES} - {"dkd"}
 
 
 @pytest.mark.parametrize("loss", LOSS_FILES, ids=label)
@@ -235,7 +239,11 @@ def test_every_pair_combines_with_every_loss(pair: Path, loss: Path) -> None:
     assert loss.read_text().startswith("# ") and pair.read_text().startswith("# ")
     config = combine([pair, loss])
     written = written_in(loss)["kd"]
-    assert config.kd.model_dump(include=set(written) - {"dkd", "dist"}).items() <= written.items()
+    assert config.kd.model_dump(include=set(written) - {"dkd", "dist", "rld"}).items() <= written.items()
+    if weights := OTHER_LOSSES.get(loss.stem):
+        assert (config.kd.hard_weight, config.kd.soft_weight) == weights
+    if config.kd.loss == "rld":
+        assert config.kd.rld.warmup * config.training.max_epochs == pytest.approx(20)
     assert f"{config.teachers[0].model}-{config.model.name}".replace("cifar_", "") == pair.stem
     without = combine([pair])
     assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], config.training)

@@ -140,7 +140,12 @@ def test_a_saturated_teacher():
     train.teachers[1] = 40.0 * F.one_hot(train.labels, CLASSES)
     finding = found(planted)["saturated teacher"]
     assert finding.key == "kd.temperature" and finding.value == 4.0 and "teacher 1 (b)" in finding.message
-    assert "saturated teacher" not in found(run("--kd.standardize=true", train=train))  # which takes the scale away
+    for setting in ("standardize=true", "norm_temperature=true", "loss=ttm"):  # which take the scale away
+        assert "saturated teacher" not in found(run(f"--kd.{setting}", train=train))
+    own = run("--kd.teacher_temperatures=[1.0, 100.0, 1.0]", train=train)
+    assert "saturated teacher" not in found(own)
+    own = found(run("--kd.teacher_temperatures=[100.0, 2.0, 1.0]", train=train))["saturated teacher"]
+    assert own.key == "kd.teacher_temperatures" and "at temperature 2)" in own.message
     easy = run(train=train)
     easy["val"].teachers[1] = 40.0 * F.one_hot(easy["val"].labels, CLASSES)
     assert "saturated teacher" not in found(easy)  # sure of every image, since the task is easy

@@ -66,7 +66,7 @@ def test_losses_are_the_files() -> None:
     for name in files:
         config = kd_methods.build({"type": "average", "loss": name}).config
         assert (name in type(config).model_fields) == bool(logit_losses.config_class(name).model_fields)
-        assert "T=4" in config.describe_loss()
+        assert ("T=4" in config.describe_loss()) == logit_losses.config_class(name).uses_temperature
 
 
 def nested(cls: type[BaseModel]) -> list[type[BaseModel]]:
@@ -169,11 +169,61 @@ def test_build_takes_a_config_object_and_a_dict_alike() -> None:
             "kd: hard_weight and soft_weight are both 0",
         ),
         ({"type": "dynamic", "gama": 1.0, "alpha": 2.0}, "kd.alpha: 2.0 is wrong"),
+        (
+            {"type": "average", "loss": "ttm", "temperature": 2.0},
+            "kd: temperature: is 2.0, but loss 'ttm' has no temperature, only its own settings (ttm.exponent)",
+        ),
+        (
+            {"type": "average", "loss": "wttm", "teacher_temperatures": [2.0]},
+            "kd: teacher_temperatures: is [2.0], but loss 'wttm' has no temperature",
+        ),
+        ({"type": "average", "teacher_temperatures": [0]}, "kd.teacher_temperatures.0: 0 is wrong: Input should be"),
+        ({"type": "average", "teacher_temperatures": []}, "kd.teacher_temperatures: [] is wrong: List should have"),
+        (
+            {"type": "average", "teacher_temperatures": [2.0], "temperature": 3.0},
+            "kd: temperature: 3 and teacher_temperatures exclude each other; set one",
+        ),
+        (
+            {"type": "average", "teacher_temperatures": [2.0], "average_of": "probabilities"},
+            "kd: average_of probabilities has one temperature; leave teacher_temperatures out",
+        ),
+        (
+            {"type": "average", "standardize": True, "norm_temperature": True},
+            "kd: standardize and norm_temperature both divide logits by their deviation; choose one",
+        ),
+        ({"type": "average", "abkd": {"alpha": 0.5, "beta": -0.5}}, "kd.abkd: alpha 0.5 and beta -0.5 add up to 0"),
+        ({"type": "average", "correct_labels": "yes"}, "kd.correct_labels: 'yes' is wrong: Input should be 'none'"),
     ],
 )
 def test_error_texts(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         kd_methods.build(config)
+
+
+@pytest.mark.parametrize("temperature", [{}, {"temperature": 4.0}, {"temperature": 1.0}])
+@pytest.mark.parametrize("loss", ["ttm", "wttm"])
+def test_a_loss_without_temperature_takes_what_settings_always_state(loss: str, temperature: dict[str, float]) -> None:
+    config = kd_methods.build({"type": "average", "loss": loss, **temperature}).config
+    assert "T=4" not in config.describe_loss() and config.temperature_of(0) == 1.0
+    inputs = StudentOutput(torch.randn(3, 4)), TeacherOutputs(torch.randn(2, 3, 4)), torch.arange(3)
+    values = [
+        kd_methods.build({"type": "average", "average_of": "probabilities", "loss": loss, "temperature": t})(*inputs)[0]
+        for t in (1.0, 4.0)
+    ]
+    assert values[0] == values[1]
+
+
+def test_temperatures_for_another_number_of_teachers() -> None:
+    method = kd_methods.build({"type": "ca_weighted", "teacher_temperatures": [2.0, 4.0]})
+    with pytest.raises(ValueError, match=r"^kd.teacher_temperatures: gives 2, but there are 3 teacher\(s\)$"):
+        method(StudentOutput(torch.randn(3, 4)), TeacherOutputs(torch.randn(3, 3, 4)), torch.arange(3))
+
+
+def test_switches_that_are_off_are_not_recorded() -> None:
+    default = kd_methods.build({"type": "average"}).config.model_dump()
+    assert not {"norm_temperature", "entropy_weight", "correct_labels", "teacher_temperatures"} & default.keys()
+    given = {"entropy_weight": True, "correct_labels": "swap", "teacher_temperatures": [2.0]}
+    assert given.items() <= kd_methods.build({"type": "average", **given}).config.model_dump().items()
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
@@ -222,6 +272,15 @@ def test_label_smoothing_is_checked() -> None:
             ["2 inter-class + 1 intra-class DIST"],
         ),
         ({"type": "average", "standardize": True}, 1, ["on standardized logits"]),
+        (
+            {"type": "average", "norm_temperature": True, "correct_labels": "swap", "entropy_weight": True},
+            2,
+            ["at T=4 times the deviation of the logits with wrong top classes of teachers swapped", "by entropies"],
+        ),
+        ({"type": "average", "correct_labels": "raise", "loss": "wttm"}, 1, ["power 0.2", "labels raised to the top"]),
+        ({"type": "average", "teacher_temperatures": [2.0, 8]}, 2, ["at T=2, 8,"]),
+        ({"type": "average", "loss": "rld"}, 1, ["1 SCD at T=1 + 8 T^2 MCD", "0.0833 of training"]),
+        ({"type": "average", "loss": "mlkd"}, 1, ["1 instance + 1 class + 1 batch", "T=3, 5, 2, 6) at T=4"]),
     ],
 )
 def test_describe_gives_the_numbers(config: dict[str, Any], num_teachers: int, parts: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Losses against slow, obvious float64 loops, and the mistakes that this field's code is known for."""
 
 import math
+import statistics
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor
 import kd_methods
 from kd_methods import StudentOutput, TeacherOutputs
 from kd_methods._weights import label_confidence_weights, label_probability
-from kd_methods.logit_losses import dist, dkd, kd
-from kd_methods.logit_losses._base import LossConfig, unit
+from kd_methods.logit_losses import abkd, dist, dkd, kd, mlkd, nkd, rld, skd, ttm, wttm
+from kd_methods.logit_losses._base import LossConfig, correct, correlation, standardize
 
 B, C, K = 5, 7, 3
 
@@ -57,7 +58,8 @@ def kl(p: list[float], q: list[float]) -> float:
 def pearson(x: list[float], y: list[float]) -> float:
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+    # 1e-8 as in the code of DIST's authors
+    return covariance / (math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y)) + 1e-8)
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> list[float]:
@@ -124,13 +126,159 @@ def test_dist() -> None:
             assert actual[k, b].item() == pytest.approx(9 * expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", kd_methods.losses())
+def test_nkd() -> None:
+    student, teachers, labels = inputs()
+    actual = logit_loss(nkd, student, teachers, labels, 2.0, nkd.Config(gamma=0.7))
+    for k in range(K):
+        for b in range(B):
+            y = int(labels[b])
+            target = softmax(teachers[k, b])[y] * math.log(softmax(student[b])[y])
+            rest_t, rest_s = (without(softmax(row, 2.0), y) for row in (teachers[k, b], student[b]))
+            others = sum(p * math.log(q) for p, q in zip(rest_t, rest_s, strict=True))
+            assert actual[k, b].item() == pytest.approx(-target - 0.7 * 4 * others, rel=1e-9)
+
+
+def without(p: list[float], *classes: int) -> list[float]:
+    """Probabilities of the other classes, that sum to 1 again."""
+    rest = [value for c, value in enumerate(p) if c not in classes]
+    return [value / sum(rest) for value in rest]
+
+
+def test_ttm_and_wttm() -> None:
+    student, teachers, labels = inputs()
+    plain = logit_loss(ttm, student, teachers, labels, 4.0, ttm.Config(exponent=0.3))
+    weighted = logit_loss(wttm, student, teachers, labels, 4.0, wttm.Config(exponent=0.3))
+    for k in range(K):
+        for b in range(B):
+            powers = [p**0.3 for p in softmax(teachers[k, b])]
+            expected = kl([power / sum(powers) for power in powers], softmax(student[b]))
+            assert plain[k, b].item() == pytest.approx(expected, rel=1e-9)
+            assert weighted[k, b].item() == pytest.approx(sum(powers) * expected, rel=1e-9)
+
+
+def test_rld() -> None:
+    student, teachers, labels = inputs()
+    labels[0] = teachers[0, 0].argmin()  # no class is below it
+    labels[1] = teachers[0, 1].argmax()  # a teacher that is right
+    params = rld.Config(alpha=1.5, beta=3.0, alpha_temperature=2.0)
+    actual = logit_loss(rld, student, teachers, labels, 3.0, params)
+    for k in range(K):
+        for b in range(B):
+            y, t = int(labels[b]), teachers[k, b].tolist()
+            top, own = max(softmax(teachers[k, b], 2.0)), softmax(student[b], 2.0)[y]
+            out = [c for c in range(C) if t[c] >= t[y]]
+            masked = 0.0
+            if len(out) < C:
+                rest_t, rest_s = (without(softmax(row, 3.0), *out) for row in (teachers[k, b], student[b]))
+                masked = kl(rest_t, rest_s)
+            expected = 1.5 * 4 * kl([top, 1 - top], [own, 1 - own]) + 3.0 * 9 * masked
+            assert actual[k, b].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_rld_is_dkd_where_the_teacher_is_right() -> None:
+    student, teachers, _ = inputs(1)
+    labels = teachers[0].argmax(-1)
+    params = rld.Config(alpha=1.0, beta=8.0, alpha_temperature=4.0)
+    actual = logit_loss(rld, student, teachers, labels, 4.0, params)
+    torch.testing.assert_close(actual, logit_loss(dkd, student, teachers, labels, 4.0))
+
+
+def test_rld_warms_up_by_progress() -> None:
+    student, teachers, labels = inputs()
+    full = logit_loss(rld, student, teachers, labels, 4.0)
+    for progress, share in ((0.0, 0.0), (10 / 240, 0.5), (20 / 240, 1.0)):
+        actual = logit_loss(rld, student, teachers, labels, 4.0, progress=progress)
+        torch.testing.assert_close(actual, share * full)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.8, 0.3), (1.2, -0.2), (-0.5, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.0)])
+def test_abkd(alpha: float, beta: float) -> None:
+    """The limits are those of the general formula close by."""
+    student, teachers, labels = inputs()
+    actual = logit_loss(abkd, student, teachers, labels, 2.0, abkd.Config(alpha=alpha, beta=beta))
+    a, b, close = alpha or 1e-7, beta or 1e-7, 1e-9 if alpha and beta else 1e-5
+    for k in range(K):
+        for i in range(B):
+            p_t, p_s = softmax(teachers[k, i], 2.0), softmax(student[i], 2.0)
+            terms = [
+                p ** (a + b) / (b * (a + b)) + q ** (a + b) / (a * (a + b)) - p**a * q**b / (a * b)
+                for p, q in zip(p_t, p_s, strict=True)
+            ]
+            assert actual[k, i].item() == pytest.approx(sum(terms), rel=close)
+            if (alpha, beta) == (1.0, 0.0):
+                assert actual[k, i].item() == pytest.approx(kl(p_t, p_s), rel=1e-9)
+            if (alpha, beta) == (0.0, 1.0):
+                assert actual[k, i].item() == pytest.approx(kl(p_s, p_t), rel=1e-9)
+
+
+def gram(rows: list[list[float]]) -> list[list[float]]:
+    return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+
+
+def squares(x: list[list[float]], y: list[list[float]]) -> float:
+    return sum((a - b) ** 2 for p, q in zip(x, y, strict=True) for a, b in zip(p, q, strict=True))
+
+
+def up_to_median(values: list[float]) -> float:
+    return sum(value <= statistics.median(values) for value in values) / len(values)
+
+
+def test_mlkd() -> None:
+    student, teachers, labels = inputs()
+    params = mlkd.Config(temperatures=[2.0], instance_weight=0.5, class_weight=2.0, batch_weight=3.0)
+    actual = logit_loss(mlkd, student, teachers, labels, 4.0, params)
+    for k in range(K):
+        probabilities = [softmax(row) for row in teachers[k]]
+        samples = up_to_median([max(p) for p in probabilities])
+        classes = up_to_median([sum(column) for column in zip(*probabilities, strict=True)])
+        whole = 0.0
+        for temperature in (4.0, 2.0):
+            q_s, q_t = ([softmax(row, temperature) for row in rows] for rows in (student, teachers[k]))
+            columns_s, columns_t = (list(map(list, zip(*q, strict=True))) for q in (q_s, q_t))
+            whole += 2.0 * classes * squares(gram(columns_s), gram(columns_t)) / C
+            whole += 3.0 * samples * squares(gram(q_s), gram(q_t)) / B
+        for b in range(B):
+            instance = sum(kd_loss(student[b], teachers[k, b], temperature) for temperature in (4.0, 2.0))
+            assert actual[k, b].item() == pytest.approx(0.5 * samples * instance + whole, rel=1e-9)
+
+
+def test_mlkd_standardizes_its_instance_term_alone() -> None:
+    student, teachers, labels = inputs()
+
+    def value(standardize: bool, **weights: float) -> Tensor:
+        config = {"type": "average", "loss": "mlkd", "standardize": standardize, "mlkd": weights}
+        return kd_methods.build(config)(StudentOutput(student), TeacherOutputs(teachers), labels)[1]["loss_kl"]
+
+    off = {"instance_weight": 0.0, "class_weight": 0.0, "batch_weight": 0.0}
+    for part in off:
+        same = torch.equal(value(True, **{**off, part: 1.0}), value(False, **{**off, part: 1.0}))
+        assert same == (part != "instance_weight"), part
+
+
+def test_skd() -> None:
+    student, teachers, labels = inputs()
+    actual = logit_loss(skd, student, teachers, labels, 4.0, skd.Config(ridge=0.2))
+
+    def directions(logits: Tensor) -> Tensor:
+        unit = [[value / math.hypot(*row) for value in row] for row in logits.tolist()]
+        return torch.tensor(gram(unit), dtype=torch.float64) / C
+
+    for k in range(K):
+        difference = directions(student) - directions(teachers[k])
+        covariance = torch.cov(difference.T) + 0.2 * torch.eye(B, dtype=torch.float64)
+        for b, row in enumerate(difference):
+            distance = math.sqrt(row @ covariance.inverse() @ row)
+            expected = kd_loss(student[b], teachers[k, b], 4.0) + distance
+            assert actual[k, b].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in kd_methods.losses() if loss != "mlkd"])
 def test_standardize_is_the_loss_of_standardized_logits(loss: str) -> None:
     student, teachers, labels = inputs()
-    config = {"type": "average", "loss": loss, "temperature": 2.0}
+    config = {"type": "average", "loss": loss}
 
     def z_score(logits: Tensor) -> Tensor:
-        return (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
+        return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
 
     raw = StudentOutput(student), TeacherOutputs(teachers)
     standardized = StudentOutput(z_score(student)), TeacherOutputs(z_score(teachers))
@@ -139,12 +287,95 @@ def test_standardize_is_the_loss_of_standardized_logits(loss: str) -> None:
     assert not torch.allclose(actual, kd_methods.build(config)(*raw, labels)[1]["loss_kl"])
 
 
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_norm_temperature(loss: str) -> None:
+    """T times the deviation of each logits is the temperature; the factor is the square of the teacher's."""
+    student, teachers, labels = inputs()
+    config = {"type": "average", "loss": loss, "temperature": 2.0, "norm_temperature": True}
+    actual = kd_methods.build(config).logit_loss(student, teachers, labels)
+    module: Any = {"kd": kd, "dkd": dkd}[loss]
+    for k in range(K):
+        for b in range(B):
+            of_s, of_t = 2 * student[b].std(), 2 * teachers[k, b].std()
+            one = slice(b, b + 1)
+            value = logit_loss(module, student[one] / of_s, teachers[k : k + 1, one] / of_t, labels[one], 1.0)
+            assert actual[k, b].item() == pytest.approx(of_t.item() ** 2 * value.item(), rel=1e-6)  # deviation + 1e-7
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_entropy_weight(standardized: bool) -> None:
+    """Of the raw logits at temperature 3, whatever the loss sees, and without gradient."""
+    student, teachers, labels = inputs()
+    student.requires_grad_()
+    config = {"type": "average", "standardize": standardized}
+    plain = kd_methods.build(config).logit_loss(student, teachers, labels)
+    actual = kd_methods.build({**config, "entropy_weight": True}).logit_loss(student, teachers, labels)
+    weights = torch.empty(K, B, dtype=torch.float64)
+    for k in range(K):
+        for b in range(B):
+            of_s, of_t = (-sum(p * math.log(p) for p in softmax(row, 3.0)) for row in (student[b], teachers[k, b]))
+            weights[k, b] = (of_t + of_t * of_s / math.log(C)) / 2
+    torch.testing.assert_close(actual, plain * weights)
+    (gradient,), (expected,) = (torch.autograd.grad(x.sum(), student) for x in (actual, plain * weights))
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("how", ["swap", "raise"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_correct_labels(how: str, soft: bool) -> None:
+    student, teachers, labels = inputs()
+    labels[1] = teachers[0, 1].argmax()
+    expected = teachers.clone()
+    for k in range(K):
+        for b in range(B):
+            y, top = int(labels[b]), int(teachers[k, b].argmax())
+            expected[k, b, y] = teachers[k, b, top]
+            if how == "swap":
+                expected[k, b, top] = teachers[k, b, y]
+    given = 0.6 * F.one_hot(labels, C) + 0.4 / C if soft else labels
+    assert torch.equal(correct(teachers, given, how), expected)
+    assert torch.equal(expected[0, 1], teachers[0, 1]) and not torch.equal(expected, teachers)
+    for loss in ("kd", "rld"):
+        config = {"type": "average", "loss": loss}
+        corrected = kd_methods.build({**config, "correct_labels": how}).logit_loss(student, teachers, given)
+        assert torch.equal(corrected, kd_methods.build(config).logit_loss(student, expected, given))
+
+
+@pytest.mark.parametrize("loss", [loss for loss in kd_methods.losses() if loss not in ("ttm", "wttm")])
+def test_a_temperature_per_teacher(loss: str) -> None:
+    student, teachers, labels = inputs()
+    temperatures = [1.0, 2.5, 8.0]
+    method = kd_methods.build({"type": "average", "loss": loss, "teacher_temperatures": temperatures})
+    actual = method.logit_loss(student, teachers, labels)
+    for k, temperature in enumerate(temperatures):
+        alone = kd_methods.build({"type": "average", "loss": loss, "temperature": temperature})
+        torch.testing.assert_close(actual[k : k + 1], alone.logit_loss(student, teachers[k : k + 1], labels))
+    assert "at T=1, 2.5, 8" in method.describe(3)
+
+
+def test_a_temperature_per_teacher_with_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets numbers, one call for each teacher."""
+    student, teachers, labels = inputs()
+    seen = []
+
+    def own(student: Tensor, teachers: Tensor, labels: Tensor, temperature: float, progress: float) -> Tensor:
+        seen.append(temperature)
+        return temperature**2 * (teachers - student).square().mean(-1)
+
+    monkeypatch.setattr("kd_methods.logit_losses._added", {"own": own})
+    method = kd_methods.build({"type": "average", "loss": "own", "teacher_temperatures": [1, 2, 3]})
+    expected = torch.stack([(k + 1) ** 2 * (teachers[k] - student).square().mean(-1) for k in range(K)])
+    torch.testing.assert_close(method.logit_loss(student, teachers, labels), expected)
+    assert seen == [1, 2, 3] and all(type(each) is float for each in seen)
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
 def test_constant_vectors_have_no_correlation_and_no_gradient(constant: float) -> None:
     values = torch.full((3, 100), constant, requires_grad=True)
-    result = unit(values, -1)
-    (gradient,) = torch.autograd.grad(result.sum() + (result * torch.arange(100.0)).sum(), values)
-    assert torch.equal(result, torch.zeros(3, 100)) and torch.equal(gradient, torch.zeros(3, 100))
+    ramp = torch.arange(100.0)
+    for result in (standardize(values), correlation(values, ramp.expand(3, 100), -1)):
+        (gradient,) = torch.autograd.grad((result * ramp[: result.shape[-1]]).sum(), values)
+        assert torch.equal(result, torch.zeros_like(result)) and torch.equal(gradient, torch.zeros(3, 100))
 
 
 def test_average_of_probabilities_teaches_the_ensemble() -> None:

@@ -13,10 +13,12 @@ import kd_methods
 from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_methods import logit_losses
+from kd_methods._config import SWITCHES
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 ABLATIONS = {"use_soft_loss", "use_hard_loss"}
+PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches"}
 BOUNDED = {"uniform", "log_uniform_values", "int_uniform"}
 
 
@@ -87,17 +89,21 @@ def test_every_sweep_is_run_as_documented(path):
 
 def test_there_is_a_sweep_for_each_purpose():
     sweeps = {path.stem: load(path) for path in SWEEPS}
-    assert {*kd_methods.names(), *kd_methods.losses(), "all_methods", "seeds", "grid", "random", "bayes"} == set(sweeps)
+    assert {*kd_methods.names(), *kd_methods.losses(), *PURPOSES} == set(sweeps)
     for strategy in ("grid", "random", "bayes"):
         assert sweeps[strategy]["method"] == strategy
     for name in ("all_methods", "seeds"):
         assert set(sweeps[name]["parameters"]["kd.type"]["values"]) == set(kd_methods.names())
+    assert set(sweeps["losses"]["parameters"]["kd.loss"]["values"]) == set(kd_methods.losses())
+    # Not those of temperatures per teacher, which depend on the teachers.
+    assert {f"kd.{name}" for name in SWITCHES} - set(sweeps["switches"]["parameters"]) == {"kd.teacher_temperatures"}
     assert sweeps["seeds"]["method"] == "grid" and len(sweeps["seeds"]["parameters"]["training.seed"]["values"]) >= 3
 
 
 @pytest.mark.parametrize("method", [name for name in kd_methods.names() if name != kd_methods.LABEL_ONLY])
 def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
-    own = set(kd_methods.config_class(method).model_fields) - ABLATIONS - {"type"} - set(kd_methods.losses())
+    fields = set(kd_methods.config_class(method).model_fields)
+    own = fields - ABLATIONS - {"type", *SWITCHES, *kd_methods.losses()}
     of_all = {key.split(".")[1] for key in load(ROOT / "sweeps" / "all_methods.yaml")["parameters"] if key[:3] == "kd."}
     assert own <= of_all
     alone = {key.split(".")[1] for key in load(ROOT / "sweeps" / f"{method}.yaml")["parameters"] if key[:3] == "kd."}
@@ -107,8 +113,10 @@ def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
 @pytest.mark.parametrize("loss", kd_methods.losses())
 def test_the_sweep_of_a_logit_loss_varies_all_its_parameters(loss):
     parameters = load(ROOT / "sweeps" / f"{loss}.yaml")["parameters"]
-    own = {f"kd.{loss}.{name}" for name in logit_losses.config_class(loss).model_fields}
-    assert parameters["kd.loss"] == {"value": loss} and own | {"kd.temperature"} <= set(parameters)
+    config = logit_losses.config_class(loss)
+    own = {f"kd.{loss}.{name}" for name in config.model_fields}
+    assert parameters["kd.loss"] == {"value": loss} and own <= set(parameters)
+    assert ("kd.temperature" in parameters) == config.uses_temperature
 
 
 def test_the_documented_sweep_varies_files_of_settings():

@@ -8,19 +8,31 @@ import pytest
 
 import kd_methods
 
+TURNED_ON = (
+    {"standardize": True}, {"norm_temperature": True}, {"entropy_weight": True}, {"correct_labels": "swap"},
+    {"correct_labels": "raise"},
+)  # fmt: skip
+SWITCHES = {key for switch in TURNED_ON for key in switch}
+WHOLE_BATCH = {"dist", "mlkd", "skd"}  # losses with a term of the whole batch, which sees that of one process
+GROWING = {"mlkd", "skd"}  # those whose term grows with the batch
+
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """Every combination of a method's choices and `standardize`, and each other switch turned off."""
+    """Every combination of a method's own choices; every logit loss and every switch with one of these; and each of its
+    own switches turned off."""
     fields = kd_methods.config_class(name).model_fields
     choices = {
-        key: get_args(f.annotation) for key, f in fields.items() if get_origin(f.annotation) is Literal
+        key: get_args(field.annotation)
+        for key, field in fields.items()
+        if get_origin(field.annotation) is Literal and key not in {"loss", *SWITCHES}
     }
-    if "standardize" in fields:
-        choices["standardize"] = (False, True)
-    combined = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    own = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    of_logits = [{"loss": loss} for loss in kd_methods.losses() if loss != "kd"] + [*TURNED_ON]
+    combined = [{**one, **other} for one, other in zip(itertools.cycle(own), of_logits, strict=False)]
     switches = [key for key, field in fields.items() if field.default is True]
     scopes = [{"scope": scope} for scope in choices.get("scope", ())] or [{}]
-    return combined + [{"type": name, key: False, **scope} for key in switches for scope in scopes]
+    off = [{"type": name, key: False, **scope} for key in switches for scope in scopes]
+    return own + off + (combined if "loss" in fields else [])
 
 
 VARIANTS = [variant for name in kd_methods.names() for variant in variants(name)]
