@@ -1,5 +1,6 @@
 """What every method shares: its inputs, and the module around its formula."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
