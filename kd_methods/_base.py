@@ -110,6 +110,18 @@ class KDMethod(Module):
         """The formula. Called by `forward` with logits that are fp32 at least and, for teachers, detached."""
         raise NotImplementedError
 
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        """How much each teacher counts: [K,B], or [K,1] where all samples share one weight.
+
+        They sum to 1 over the teachers, have no gradient, and are what `teacher/{i}/weight` is the batch mean of.
+        The inputs are those of `compute`. Raises NotImplementedError for a method that weights no teachers.
+        """
+        raise NotImplementedError(
+            f"kd.type '{self.config.type}' gives teachers no weights: its Method has no function teacher_weights"
+        )
+
     def describe(self, num_teachers: int) -> str:
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError

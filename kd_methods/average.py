@@ -45,16 +45,22 @@ class Method(KDMethod):
     ) -> tuple[Tensor, Metrics]:
         config, targets = self.config, teachers.logits
         assert targets is not None
-        num_teachers = len(targets)
         if config.average_of == "probabilities":
             targets = mean_distribution(targets, config.temperature)
         loss_kl = self.logit_loss(student.logits, targets, labels, progress).mean()
         loss_ce = self.label_loss(student.logits, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
         share = loss_ce.new_full((), config.soft_weight / (config.hard_weight + config.soft_weight))
-        weights = loss_ce.new_full((num_teachers,), 1 / num_teachers)
-        common = common_metrics(loss_ce, loss_kl, share, weights)
+        weights = self.teacher_weights(student, teachers, labels, progress)
+        common = common_metrics(loss_ce, loss_kl, share, weights.squeeze(1))
         return loss, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
+
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        assert teachers.logits is not None
+        num_teachers = len(teachers.logits)
+        return teachers.logits.new_full((num_teachers, 1), 1 / num_teachers)
 
     def describe(self, num_teachers: int) -> str:
         return self.fill_in(self.equations[self.config.average_of], num_teachers)

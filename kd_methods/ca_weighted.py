@@ -28,14 +28,21 @@ class Method(KDMethod):
     ) -> tuple[Tensor, Metrics]:
         assert teachers.logits is not None
         per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
-        weights = label_confidence_weights(teachers.logits, labels)  # [K,B]
-        if self.config.scope == "batch":
-            (weights,) = self.batch_means(weights)  # [K,1]
+        weights = self.teacher_weights(student, teachers, labels, progress)
         loss_kl = (weights * per_teacher).sum(0).mean()
         loss_ce = self.label_loss(student.logits, labels).mean()
         half = loss_ce.new_full((), 0.5)  # both terms have coefficient 1
         common = common_metrics(loss_ce, loss_kl, half, weights.mean(1))
         return loss_ce + loss_kl, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
+
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        assert teachers.logits is not None
+        weights = label_confidence_weights(teachers.logits, labels)  # [K,B]
+        if self.config.scope == "batch":
+            (weights,) = self.batch_means(weights)  # [K,1]
+        return weights
 
     def describe(self, num_teachers: int) -> str:
         return self.fill_in(self.equation, num_teachers)

@@ -43,9 +43,7 @@ class Method(KDMethod):
     ) -> tuple[Tensor, Metrics]:
         assert teachers.logits is not None
         config, constant = self.config, partial(student.logits.new_full, ())
-        confidence, best = label_probability(teachers.logits, labels).max(0)  # [B], [B]
-        index = torch.arange(len(teachers.logits), device=best.device)
-        chosen = (index[:, None] == best).to(confidence.dtype)  # [K,B], one 1 per sample
+        confidence, chosen = most_confident(teachers.logits, labels)  # [B], [K,B]
         usage = chosen.mean(1)
 
         if config.use_soft_loss:
@@ -75,6 +73,19 @@ class Method(KDMethod):
             **{f"teacher_{i}_usage_fraction": fraction for i, fraction in enumerate(usage.unbind())},
         }
 
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        assert teachers.logits is not None
+        return most_confident(teachers.logits, labels)[1]
+
     def describe(self, num_teachers: int) -> str:
         switches = self.config.use_soft_loss, self.config.use_hard_loss
         return self.fill_in(self.equations[switches], num_teachers)
+
+
+def most_confident(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest p(label) [B] among teachers' logits [K,B,C], and [K,B] with a 1 at the first teacher that has it."""
+    confidence, best = label_probability(logits, labels).max(0)
+    index = torch.arange(len(logits), device=best.device)
+    return confidence, (index[:, None] == best).to(confidence.dtype)

@@ -98,6 +98,13 @@ class Method(KDMethod):
             "avg_teacher_conf": average_confidence,
         }
 
+    def teacher_weights(
+        self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
+    ) -> Tensor:
+        assert teachers.logits is not None
+        weights = label_confidence_weights(teachers.logits, labels)  # [K,B]
+        return self.batch_means(weights)[0] if self.config.scope == "batch" else weights
+
     def describe(self, num_teachers: int) -> str:
         config = self.config
         if config.use_soft_loss and config.use_hard_loss:

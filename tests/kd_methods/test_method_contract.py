@@ -280,3 +280,22 @@ def test_mismatched_inputs_are_named(config: dict[str, Any]) -> None:
         call(method, student, teachers, labels[:3])
     with pytest.raises(ValueError, match="7 classes; the method expects 10"):
         call(method, student[:, :7], teachers[..., :7], labels)
+
+
+@every_teacher_variant
+def test_logged_weights_are_the_batch_means_of_teacher_weights(config: dict[str, Any]) -> None:
+    student, teachers, labels = inputs()
+    method = kd_methods.build(config)
+    outputs = StudentOutput(student.requires_grad_()), TeacherOutputs(teachers)
+    weights = method.teacher_weights(*outputs, labels, 0.5)
+    assert weights.shape in ((3, 6), (3, 1)) and not weights.requires_grad
+    torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1]))
+    _, metrics = method(*outputs, labels, 0.5)
+    logged = torch.stack([metrics[f"teacher/{index}/weight"] for index in range(3)])
+    torch.testing.assert_close(logged, weights.mean(1))
+
+
+def test_a_method_without_weights_of_teachers_says_so() -> None:
+    method = kd_methods.build({"type": kd_methods.LABEL_ONLY})
+    with pytest.raises(NotImplementedError, match=r"kd\.type 'baseline' gives teachers no weights"):
+        method.teacher_weights(StudentOutput(torch.zeros(2, 4)), TeacherOutputs(), torch.zeros(2).long(), 1.0)
