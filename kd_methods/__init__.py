@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from kd_core.errors import did_you_mean
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig, MethodConfig
+from kd_methods._torch import Tensor
 from kd_methods.logit_losses import LogitLoss
 from kd_methods.logit_losses import add as add_loss
 from kd_methods.logit_losses import names as losses
@@ -77,11 +78,15 @@ def build(
     *,
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
+    teacher_errors: Tensor | None = None,
+    seed: int = 0,
 ) -> KDMethod:
     """The method that `config` describes: {"type": name, **hyperparameters}, or a config object.
 
     num_classes: if given, logits with another number of classes are refused. label_smoothing, in [0,1), applies
-    to the label cross-entropy, not to the teachers' confidences. Raises ValueError that names every wrong key.
+    to the label cross-entropy, not to the teachers' confidences. teacher_errors [K,N], bool or float: how wrong each
+    teacher is on each of N validation images, for methods that weight teachers by it. seed: of methods that draw random
+    numbers. Raises ValueError that names every wrong key.
     """
     if not isinstance(config, MethodConfig):
         cls = config_class(config.get("type", ""))
@@ -89,7 +94,8 @@ def build(
             config = cls.model_validate(dict(config))
         except ValidationError as error:
             raise ValueError(_explain(error, cls)) from None
-    return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing)
+    more: dict[str, Any] = {"num_classes": num_classes, "label_smoothing": label_smoothing, "seed": seed}
+    return _module(config.type).Method(config, teacher_errors=teacher_errors, **more)
 
 
 def _module(name: str) -> Any:

@@ -58,6 +58,7 @@ class KDMethod(Module):
     """
 
     requires_teachers: ClassVar[bool] = True
+    shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
     config: Any  # each subclass narrows this to its own Config
 
@@ -74,6 +75,8 @@ class KDMethod(Module):
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        teacher_errors: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -81,6 +84,7 @@ class KDMethod(Module):
         self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.seed = seed
         self.reduce_mean = identity
 
     def forward(

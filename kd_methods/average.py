@@ -7,29 +7,19 @@ The logit loss includes the factor temperature squared.
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
-from kd_methods._config import LogitConfig
 from kd_methods._torch import Tensor, torch
+from kd_methods._weighted import BalancedConfig
 
 
-class Config(LogitConfig):
-    balance = ("soft_weight", "hard_weight")
-
+class Config(BalancedConfig):
     type: Literal["average"] = "average"
-    hard_weight: float = Field(default=1.0, ge=0, description="weight of the label cross-entropy")
-    soft_weight: float = Field(default=1.0, ge=0, description="weight of the distillation term")
     average_of: Literal["losses", "probabilities"] = Field(
         default="losses",
         description="average the losses to all teachers, or distill the averaged probabilities",
     )
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.hard_weight == self.soft_weight == 0:
-            raise ValueError("hard_weight and soft_weight are both 0, which leaves no loss; raise one")
-        return self
 
 
 class Method(KDMethod):
