@@ -11,7 +11,7 @@ from kd_methods._weighted import WeightedConfig, WeightedMethod
 def require_count(key: str, given: int, num_teachers: int) -> None:
     """ValueError that names `key` unless it holds something for each of the teachers."""
     if given != num_teachers:
-        raise ValueError(f"{key}: is for {count(given)}, here {num_teachers}; it must fit the teachers, in their order")
+        raise ValueError(f"{key}: {given} given for {count(num_teachers)}; give one for each, in their order")
 
 
 class ConstantMethod(WeightedMethod):

@@ -42,7 +42,7 @@ class Config(WeightedConfig):
 
     def check_teachers(self, num_teachers: int) -> None:
         if self.matrix is not None:
-            require_count("kd.matrix", len(self.matrix), num_teachers)
+            require_count("kd.matrix: rows", len(self.matrix), num_teachers)
 
 
 class Method(ConstantMethod):

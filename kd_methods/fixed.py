@@ -27,7 +27,7 @@ class Config(WeightedConfig):
 
     def check_teachers(self, num_teachers: int) -> None:
         if not self.weights:
-            raise ValueError("kd.weights: kd.type 'fixed' needs one number for each teacher, such as [0.5, 0.3, 0.2]")
+            raise ValueError("kd.weights: none given; kd.type 'fixed' needs one for each teacher, as in [0.5, 0.3, 0.2]")
         require_count("kd.weights", len(self.weights), num_teachers)
 
 
