@@ -44,12 +44,12 @@ class ConstantMethod(WeightedMethod):
         if self.weights is not None:
             require_count("teacher_errors", len(self.weights), num_teachers)
             return self.weights.to(teachers.logits.dtype).unsqueeze(1)
-        if num_teachers > 1:
+        if num_teachers > 1 and self.config.instead_of_errors:
             raise ValueError(
                 f"kd.type '{self.config.type}' needs the teachers' errors on validation images, "
                 f"build(..., teacher_errors=[teachers, images]), or {self.config.instead_of_errors}"
             )
-        return teachers.logits.new_ones((1, 1))
+        return teachers.logits.new_full((num_teachers, 1), 1 / num_teachers)
 
 
 def normalized(weights: Sequence[float]) -> Tensor:

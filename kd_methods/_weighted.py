@@ -67,12 +67,11 @@ class WeightedMethod(KDMethod):
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> Tensor:
         assert teachers.logits is not None
+        per_sample = self.config.scope == "sample" and not self.shared_weights
         if len(teachers.logits) == 1:
-            return teachers.logits.new_ones(teachers.logits.shape[:2])
+            return teachers.logits.new_ones(1, len(labels) if per_sample else 1)
         weights = self.weigh(student, teachers, labels, progress)
-        if self.config.scope == "batch" and not self.shared_weights:
-            (weights,) = self.batch_means(weights)  # [K,1]
-        return weights
+        return weights if per_sample or self.shared_weights else self.batch_means(weights)[0]
 
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float

@@ -21,6 +21,8 @@ from kd_methods._simplex import shortest_combination
 from kd_methods._torch import Tensor, torch
 from kd_methods._weighted import PublishedConfig, WeightedMethod
 
+NOISE = 1e-24  # squared length of a gradient that is nothing but rounding: teachers then get equal weights
+
 
 class Parameters(BaseModel):
     """Parameters of AEKD."""
@@ -47,7 +49,9 @@ class Method(WeightedMethod):
     def weigh(self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float) -> Tensor:
         assert teachers.logits is not None
         config, count = self.config.aekd, len(teachers.logits)
-        gradients = self._gradients(student.logits.detach(), teachers.logits, labels, progress).double()  # [K,B,C]
+        # In fp64: where teachers nearly agree, the minimum multiplies rounding errors.
+        right = labels.double() if labels.ndim == 2 else labels
+        gradients = self._gradients(student.logits.detach().double(), teachers.logits.double(), right, progress)
         if config.gradient == "batch_mean":
             mean = gradients.mean(1)  # [K,C]
             mean = self.reduce_mean(mean.flatten()).view_as(mean)
@@ -55,16 +59,17 @@ class Method(WeightedMethod):
         else:
             flat = gradients.flatten(1)
             gram = self.reduce_mean((flat @ flat.T).flatten()).view(count, count)
+        gram = gram + torch.eye(count, dtype=gram.dtype, device=gram.device) * NOISE
         if not config.normalized:
             weights = shortest_combination(gram, config.cap)
         else:
-            length = gram.diagonal().sqrt().clamp_min(1e-30)
+            length = gram.diagonal().sqrt()
             weights = shortest_combination(gram / length / length[:, None], config.cap) / length
             weights = weights / weights.sum()
         return weights.to(teachers.logits.dtype).unsqueeze(1)
 
     def _gradients(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """B times the gradients [K,B,C] of mean_b l_kb with respect to the student's logits [B,C]."""
+        """B times the gradients [K,B,C] of mean_b l_kb with respect to the student's logits [B,C], all in fp64."""
         if self._is_plain_kd():
             temperature = self.config.temperature
             return temperature * ((student / temperature).softmax(-1) - (teachers / temperature).softmax(-1))

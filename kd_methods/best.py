@@ -44,5 +44,6 @@ class Method(ConstantMethod):
         if self.config.teacher is None:
             return super().teacher_weights(student, teachers, labels, progress)
         assert teachers.logits is not None
+        self.config.check_teachers(len(teachers.logits))
         numbers = torch.arange(len(teachers.logits), device=teachers.logits.device)
         return (numbers == self.config.teacher).to(teachers.logits.dtype).unsqueeze(1)

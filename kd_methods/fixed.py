@@ -1,7 +1,7 @@
 """Given weights: the same for all samples and the whole run.
 
-`weights` holds one number for each teacher, in their order; they are divided by their sum. The equation stands in
-`_weighted.py`.
+`weights` holds one number for each teacher, in their order; they are divided by their sum. Without any, all teachers
+count the same. The equation stands in `_weighted.py`.
 """
 
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from kd_methods._weighted import WeightedConfig
 class Config(WeightedConfig):
     type: Literal["fixed"] = "fixed"
     weights: list[Annotated[float, Field(ge=0)]] = Field(
-        default=[], description="one number for each teacher, in their order; divided by their sum"
+        default=[], description="one number for each teacher, in their order, divided by their sum; []: equal"
     )
 
     @model_validator(mode="after")
@@ -26,9 +26,8 @@ class Config(WeightedConfig):
         return self
 
     def check_teachers(self, num_teachers: int) -> None:
-        if not self.weights:
-            raise ValueError("kd.weights: none given; kd.type 'fixed' needs one for each teacher, as in [0.5, 0.3, 0.2]")
-        require_count("kd.weights", len(self.weights), num_teachers)
+        if self.weights:
+            require_count("kd.weights", len(self.weights), num_teachers)
 
 
 class Method(ConstantMethod):
