@@ -130,7 +130,7 @@ class KDMethod(Module):
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError
 
-    def fill_in(self, equation: str, num_teachers: int, **numbers: float) -> str:
+    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str) -> str:
         """`equation`, a format string, with its numbers.
 
         It may hold `{config.NAME:g}`, `{logit_loss}`, `{teachers}` for how many they are, `{mean}` for the scope, and
