@@ -1,8 +1,5 @@
 """The weights on the simplex whose combination of vectors is the shortest, given the vectors' inner products."""
 
-import functools
-import itertools
-
 from kd_methods._torch import Tensor, torch
 
 ENUMERATED = 6  # so many vectors have at most 3^6 active sets, which are solved in one batch
@@ -33,27 +30,18 @@ def _best_active_set(gram: Tensor, cap: float) -> Tensor:
 
     With weights c at the cap, the free ones f solve gram_ff v = l - gram_fc c for the number l that makes the sum 1.
     """
-    free, fixed = _active_sets(len(gram), cap, gram.device)  # [P,K]
+    count, device = len(gram), gram.device
+    choice = torch.arange(3**count, device=device)[:, None] // 3 ** torch.arange(count, device=device) % 3  # [P,K]
+    free, fixed = (choice == 2).to(gram.dtype), (choice == 1).to(gram.dtype) * cap
     pull = fixed @ gram  # [P,K]
     kept = free[:, :, None] * gram * free[:, None, :] + torch.diag_embed(1 - free)  # the identity where not free
     solved, _ = torch.linalg.solve_ex(kept, torch.stack([free, free * pull], -1))
     ones, pulled = solved.unbind(-1)
     level = (1 - fixed.sum(1) + pulled.sum(1)) / ones.sum(1)
     weights = fixed + level[:, None] * ones - pulled
-    outside = torch.maximum(-weights, weights - cap).amax(1) > 1e-9
-    length = ((weights @ gram) * weights).sum(1).masked_fill(outside, torch.inf)
+    inside = torch.maximum(-weights, weights - cap).amax(1) <= 1e-9  # false for nan, where nothing is free
+    length = ((weights @ gram) * weights).sum(1).masked_fill(~inside, torch.inf)
     return weights.index_select(0, length.argmin().unsqueeze(0)).squeeze(0)
-
-
-@functools.cache
-def _active_sets(count: int, cap: float, device: "torch.device") -> tuple[Tensor, Tensor]:
-    """All P choices that can sum to 1: which weights are free, [P,K] of 0 and 1, and the others, [P,K] of 0 and cap."""
-    with torch.inference_mode(False):
-        choices = torch.tensor(list(itertools.product((0, 1, 2), repeat=count)), device="cpu")
-        free, capped = (choices == 2).double(), (choices == 1).double()
-        least = cap * capped.sum(1)
-        possible = (free.sum(1) > 0) & (least <= 1) & (least + cap * free.sum(1) >= 1)
-        return free[possible].to(device), cap * capped[possible].to(device)
 
 
 def _interior_point(gram: Tensor, cap: float) -> Tensor:
