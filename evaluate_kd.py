@@ -138,6 +138,7 @@ from kd_core.errors import first_line, printable
 from kd_core.evaluation import cost
 from kd_core.evaluation.figures import Predictions, evaluate, logged
 from kd_core.evaluation.predictions import Observer
+from kd_core.evaluation.teacher_check import validation_errors
 from kd_core.evaluation.trained import CommandSettings, TrainedStudent, find_baseline, find_teachers, open_student
 from kd_core.export.command import export_student
 from kd_core.export.dump_logits import dump_logits
@@ -250,11 +251,12 @@ def measure(
     images = Images(split, accelerator.device, config.data.store)
     try:
         teacher_logits = teachers.clean_logits(images, "measuring")
+        errors = validation_errors(config.kd, teachers, data, predict) if members else None
     except UserError as error:  # such as a file of logits without the test split
         say(f"teachers are not measured: {first_line(error)}")
-        teacher_logits = None
+        teacher_logits = errors = None
 
-    method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
+    method = kd_methods.build(config.kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
     alone = from_export(baseline, data, predict, "--baseline") if baseline else None
     observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)
     found = observe(options.split, split, images=images, teacher_logits=teacher_logits)

@@ -170,17 +170,24 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
     teachers = TeacherLogits(members, predict)
-    method = kd_methods.build(config.kd, num_classes=data.num_classes, label_smoothing=training.label_smoothing)
-    method.to(device)
-    if accelerator.num_processes > 1:
-        method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
-
     images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
     if cached:
         teachers.open_caches(images, job.say)
     else:
         teachers.open_files(data.train)
+
+    errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
+    method = models.build_method(
+        config.kd,
+        num_classes=data.num_classes,
+        label_smoothing=training.label_smoothing,
+        teacher_errors=errors if cached else torch.eye(len(members)),  # of any teachers, where steps are only timed
+        seed=training.seed,
+    )
+    method.to(device)
+    if accelerator.num_processes > 1:
+        method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
 
     network.share_batch_norm(accelerator, training)
     optimizer = create_optimizer(network.model, training, device)

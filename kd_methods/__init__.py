@@ -23,6 +23,7 @@ from kd_core.errors import did_you_mean
 from kd_methods import feature_losses
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import LogitConfig, MethodConfig
+from kd_methods._torch import Tensor
 from kd_methods.logit_losses import LogitLoss
 from kd_methods.logit_losses import add as add_loss
 from kd_methods.logit_losses import names as losses
@@ -86,6 +87,7 @@ def build(
     student_shapes: list[Any] | None = None,
     teacher_shapes: list[list[Any]] | None = None,
     train_labels: Any = None,
+    teacher_errors: Tensor | None = None,
     seed: int = 0,
 ) -> KDMethod:
     """The method that `config` describes: {"type": name, **hyperparameters}, or a config object.
@@ -93,8 +95,9 @@ def build(
     num_classes: if given, logits with another number of classes are refused. label_smoothing, in [0,1), applies
     to the label cross-entropy, not to the teachers' confidences. student_shapes, and teacher_shapes of each teacher: of
     one image's features at the places that `features` names, (C,H,W), (N,D) or (D,). train_labels int64 [N]: the label
-    of each row of the training split, for losses that draw negatives, as a function of `seed`. Raises ValueError that
-    names every wrong key.
+    of each row of the training split, for losses that draw negatives. teacher_errors [K,N], bool or float: how wrong
+    each teacher is on each of N validation images, for methods that weight teachers by it. seed: of methods and losses
+    that draw random numbers. Raises ValueError that names every wrong key.
     """
     if not isinstance(config, MethodConfig):
         cls = config_class(config.get("type", ""))
@@ -103,8 +106,10 @@ def build(
         except ValidationError as error:
             raise ValueError(_explain(error, cls)) from None
     more: dict[str, Any] = {}
-    if getattr(config, "features", []):  # a method that was added may know nothing of features
-        more = {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes, "train_labels": train_labels}
+    if config.type not in _added:  # a method of the user's own may have its own __init__
+        more = {"seed": seed, "teacher_errors": teacher_errors}
+    if getattr(config, "features", []):
+        more |= {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes, "train_labels": train_labels}
         more["seed"] = seed
     return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing, **more)
 

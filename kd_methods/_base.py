@@ -54,6 +54,7 @@ class KDMethod(LazyModule):
     """
 
     requires_teachers: ClassVar[bool] = True
+    shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
     _temperatures: Tensor | None
     config: Any  # each subclass narrows this to its own Config
@@ -67,6 +68,7 @@ class KDMethod(LazyModule):
         student_shapes: list[Any] | None = None,
         teacher_shapes: list[list[Any]] | None = None,
         train_labels: Tensor | None = None,
+        teacher_errors: Tensor | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class KDMethod(LazyModule):
         self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.seed = seed
         self.reduce_mean = identity
         given = getattr(config, "teacher_temperatures", None)
         temperatures = torch.tensor(given)[:, None] if given else None  # [K,1]
@@ -161,7 +164,7 @@ class KDMethod(LazyModule):
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError
 
-    def fill_in(self, equation: str, num_teachers: int, **numbers: float) -> str:
+    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str) -> str:
         """`equation`, a format string, with its numbers.
 
         It may hold `{config.NAME:g}`, `{logit_loss}`, `{teachers}` for how many they are, `{mean}` for the scope, and

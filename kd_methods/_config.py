@@ -49,8 +49,13 @@ class MethodConfig(BaseModel):
 
     type: str
 
+    @property
+    def instead_of_errors(self) -> str | None:
+        """What could be given in place of the teachers' errors on validation images; None if nobody needs those."""
+        return None
+
     def check_teachers(self, num_teachers: int) -> None:
-        """ValueError where a setting is for another number of teachers."""
+        """Raises ValueError that names the key whose value does not fit so many teachers."""
 
 
 AnyClass = TypeVar("AnyClass", bound=type[BaseModel])

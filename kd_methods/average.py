@@ -10,25 +10,19 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
-from kd_methods._config import LogitConfig
 from kd_methods._torch import Tensor, torch
+from kd_methods._weighted import BalancedConfig
 
 
-class Config(LogitConfig):
-    balance = ("soft_weight", "hard_weight")
-
+class Config(BalancedConfig):
     type: Literal["average"] = "average"
-    hard_weight: float = Field(default=1.0, ge=0, description="weight of the label cross-entropy")
-    soft_weight: float = Field(default=1.0, ge=0, description="weight of the distillation term")
     average_of: Literal["losses", "probabilities"] = Field(
         default="losses",
         description="average the losses to all teachers, or distill the averaged probabilities",
     )
 
     @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.hard_weight == self.soft_weight == 0 and not any(entry.weight for entry in self.features):
-            raise ValueError("hard_weight and soft_weight are both 0, which leaves no loss; raise one")
+    def _one_temperature(self) -> "Config":
         if self.average_of == "probabilities" and self.teacher_temperatures:
             raise ValueError("average_of probabilities has one temperature; leave teacher_temperatures out")
         return self

@@ -3,9 +3,9 @@
 from kd_core.evaluation.figures import evaluate
 from kd_core.evaluation.predictions import observe_splits, observer, sample
 from kd_core.evaluation.preflight import check_everything, check_members, start
-from kd_core.evaluation.teacher_check import TeacherCheck, check_teachers
+from kd_core.evaluation.teacher_check import TeacherCheck, check_teachers, errors_of
 
 __all__ = [
-    "TeacherCheck", "check_everything", "check_members", "check_teachers", "evaluate", "observe_splits", "observer",
-    "sample", "start",
+    "TeacherCheck", "check_everything", "check_members", "check_teachers", "errors_of", "evaluate", "observe_splits",
+    "observer", "sample", "start",
 ]  # fmt: skip

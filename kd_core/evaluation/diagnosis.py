@@ -580,8 +580,11 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def _weighs(config: Config) -> bool:
     """Whether the method weights a teacher that is confident of the label and one of another class differently."""
+    method = kd_methods.build(config.kd)
+    if method.shared_weights:
+        return False
     logits = torch.tensor([[10.0, 0.0], [0.0, 10.0]])
-    weights = image_weights(kd_methods.build(config.kd), logits[:1], logits[:, None], torch.tensor([0]))
+    weights = image_weights(method, logits[:1], logits[:, None], torch.tensor([0]))
     return weights is not None and float((weights - 0.5).abs().max()) > UNIFORM
 
 

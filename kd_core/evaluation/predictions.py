@@ -61,7 +61,8 @@ class Observer:
         if teacher_logits is None:
             teacher_logits = self.teachers.clean_logits(images, f"on {name}:", keep=keep)
         alone = logits_of(self.alone, "student alone").cpu() if self.alone else None
-        weights = image_weights(self.method, logits, teacher_logits, labels)
+        batch_size = predict.config.data.batch_size
+        weights = image_weights(self.method, logits, teacher_logits, labels, batch_size=batch_size)
         return Predictions(
             split=name,
             labels=labels.cpu(),

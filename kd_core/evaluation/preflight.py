@@ -13,7 +13,7 @@ from kd_core.config.command_line import Options
 from kd_core.data.dataset import load_data
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import findings_lines
-from kd_core.evaluation.teacher_check import check_teachers
+from kd_core.evaluation.teacher_check import check_teachers, require_unseen_validation
 from kd_core.files import check_writable
 from kd_core.loop.optimizer import create_optimizer
 from kd_core.loop.processes import create_accelerator
@@ -120,6 +120,8 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
             members.append(problems.attempt(lambda i=index, t=teacher: teachers.load(t, i, job.data, config)))  # type: ignore[misc]
     if resume not in ("auto", "never"):
         problems.attempt(lambda: open_run(config, job.data.fingerprint, resume))
+    if None not in members:
+        problems.attempt(lambda: require_unseen_validation(config.kd, members, job.data))
     problems.tell()
     job.reset_device()  # frees the memory of the trial passes
     return members

@@ -21,6 +21,7 @@ from kd_core.models.predict import Images, Predictor
 from kd_core.teachers.class_order import Order, accuracies, effort, on_top_of
 from kd_core.teachers.load import EXPOSED, Teacher, exposure, views_of
 from kd_core.teachers.logits import TeacherLogits
+from kd_methods import MethodConfig
 
 TRIED_IMAGES = 2000  # one half finds a class order, the other half measures it
 # Other settings are tried for teachers that are right on less than half of the images, or this much worse than the
@@ -76,6 +77,44 @@ def check_teachers(
     _require_above_chance(teachers, measured, images.labels, better)
     findings = list((better or {}).values())
     return TeacherCheck(logits, measured, findings) if data.val is not None else TeacherCheck(None, [], findings)
+
+
+def errors_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each teacher is wrong on each image, bool [K,n], of logits [K,n,C] and labels int64 [n]."""
+    return metrics.predictions(logits) != labels
+
+
+def require_unseen_validation(kd: MethodConfig, members: list[Teacher], data: Data) -> None:
+    """UserError if the method weights teachers by their errors on validation images that they may have been trained on.
+
+    Then they look better than they are. Without a validation split there are no such errors.
+    """
+    if kd.instead_of_errors is None:
+        return
+    what = f"kd.type {kd.type!r}: weights teachers by their errors on the validation images"
+    if data.val is None:
+        raise UserError(f"{what}, and there are none; set data.val_size, or give {kd.instead_of_errors}")
+    for teacher in members:
+        if teacher.saw_validation in EXPOSED:
+            raise UserError(
+                f"{what}, and teacher {teacher.index} ({teacher.name}) {EXPOSED[teacher.saw_validation]}; set "
+                f"teachers.{teacher.index}.trained_on if you know better, or give {kd.instead_of_errors}"
+            )
+
+
+def validation_errors(kd: MethodConfig, teachers: TeacherLogits, data: Data, predict: Predictor) -> Tensor | None:
+    """The teachers' errors on the validation images, bool [K,n], if the method weights them by these; else None.
+
+    UserError if there are no such images, or no logits for them.
+    """
+    if kd.instead_of_errors is None:
+        return None
+    if data.val is None:
+        raise UserError(f"kd.type {kd.type!r} weights them by their errors on validation images, and there are none")
+    images = Images(data.val, predict.accelerator.device, predict.config.data.store)
+    logits = teachers.clean_logits(images, "measuring on validation images")
+    assert logits is not None
+    return errors_of(logits, images.labels)
 
 
 def near_chance(accuracy: float, labels: Tensor) -> bool:

@@ -62,6 +62,14 @@ def _described(output: Any) -> str:
     return f"a {kind} of {len(output)} ({', '.join(parts)}{', ...' if len(output) > 4 else ''})"
 
 
+def build_method(config: kd_methods.MethodConfig, **more: Any) -> kd_methods.KDMethod:
+    """`kd_methods.build`, with a UserError for what it does not accept."""
+    try:
+        return kd_methods.build(config, **more)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes: int) -> None:
     """UserError unless a user's own method or loss returns what training and its report need.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -141,6 +142,19 @@ def score(
     return {**{name: found[name] for name in kept}, "loss_total": float(total) / len(labels)}
 
 
+@contextmanager
+def _as_evaluated(method: KDMethod) -> Iterator[None]:
+    """Within the block the method is in evaluation mode and reduces nothing over processes."""
+    training, reduce_mean = method.training, method.reduce_mean
+    method.eval()
+    method.reduce_mean = lambda values: values
+    try:
+        yield
+    finally:
+        method.reduce_mean = reduce_mean
+        method.train(training)
+
+
 @torch.no_grad()
 def per_image(method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
     """The method's metrics per image, each as a batch of one: {name: float32 [N]}.
@@ -154,22 +168,30 @@ def per_image(method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, l
         teachers = TeacherOutputs(None if others is None else others[:, None])
         return method(StudentOutput(own[None]), teachers, label[None])[1]
 
-    training, reduce_mean = method.training, method.reduce_mean
-    method.eval()
-    method.reduce_mean = lambda values: values
-    try:
+    with _as_evaluated(method):
         dimension = None if teacher_logits is None else 1
         return torch.vmap(one, (0, dimension, 0), chunk_size=CHUNK)(logits.float(), teacher_logits, labels)
-    finally:
-        method.reduce_mean = reduce_mean
-        method.train(training)
 
 
+@torch.no_grad()
 def image_weights(
-    method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+    method: KDMethod, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, batch_size: int = CHUNK
 ) -> Tensor | None:
-    """The method's weight of each teacher for each image, float32 [K,N]; None for a method without teachers."""
+    """The method's weight of each teacher for each image, float32 [K,N]; None for a method without teachers.
+
+    Where all images of a batch share their weights, they are those of batches of `batch_size`, in the order given.
+    """
     if teacher_logits is None or not method.requires_teachers:
         return None
-    measures = per_image(method, logits, teacher_logits, labels)
-    return torch.stack([measures[f"teacher/{index}/weight"] for index in range(len(teacher_logits))])
+    names = [f"teacher/{index}/weight" for index in range(len(teacher_logits))]
+    if not method.shared_weights:
+        measures = per_image(method, logits, teacher_logits, labels)
+        return torch.stack([measures[name] for name in names])
+    parts = []
+    with _as_evaluated(method):
+        for start in range(0, len(labels), batch_size):
+            batch = slice(start, start + batch_size)
+            student, teachers = StudentOutput(logits[batch].float()), TeacherOutputs(teacher_logits[:, batch])
+            _, measures = method(student, teachers, labels[batch])
+            parts.append(torch.stack([measures[name] for name in names])[:, None].expand(-1, len(labels[batch])))
+    return torch.cat(parts, 1)

@@ -12,12 +12,11 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-import kd_methods
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.errors import UserError, first_line
 from kd_core.loop.processes import random_state, set_random_state
-from kd_core.models.interface import require_logits
+from kd_core.models.interface import build_method, require_logits
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
@@ -54,7 +53,8 @@ def train_once(student: Network, config: Config, data: Data, predict: Predictor,
     """
     accelerator = predict.accelerator
     share = config.data.batch_size // accelerator.num_processes
-    method = kd_methods.build(config.kd, num_classes=data.num_classes).to(accelerator.device)
+    errors = torch.eye(len(config.teachers))  # of any teachers
+    method = build_method(config.kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
     before = random_state(accelerator.device)
     try:
         predict.prepare(student.model)

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import timm
 import torch
-from shipped_configs import CONFIGS, EXPERIMENTS, LOSS_FILES, PAIR_FILES, ROOT, TEACHERS, combine, label, load
+from shipped_configs import (
+    CONFIGS,
+    EXPERIMENTS,
+    LOSS_FILES,
+    PAIR_FILES,
+    ROOT,
+    TEACHERS,
+    TRIO_FILES,
+    WEIGHTING_FILES,
+    combine,
+    label,
+    load,
+)
 
 import kd_methods
 import train_kd
@@ -112,6 +124,7 @@ def test_teacher_file_is_valid(path: Path) -> None:
 
 def test_every_teacher_file_is_used() -> None:
     used = {teacher.train for path in EXPERIMENTS for teacher in load(path).teachers}
+    used |= {teacher.train for path in TRIO_FILES for teacher in combine([path, WEIGHTING_FILES[0]]).teachers}
     assert {str(path.relative_to(ROOT)) for path in TEACHERS} <= used
 
 
@@ -247,6 +260,39 @@ def test_every_pair_combines_with_every_loss(pair: Path, loss: Path) -> None:
     assert f"{config.teachers[0].model}-{config.model.name}".replace("cifar_", "") == pair.stem
     without = combine([pair])
     assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], config.training)
+
+
+def test_the_trios_are_the_seven_settings_of_ca_mkd() -> None:
+    assert {path.stem for path in TRIO_FILES} == {
+        "wrn_40_2-shufflenet_v1", "resnet56-mobilenetv2", "vgg13-vgg8", "vgg13-mobilenetv2", "resnet32x4-resnet8x4",
+        "resnet32x4-shufflenet_v2", "resnet32x4-vgg8",
+    }  # fmt: skip
+    assert {path.stem for path in WEIGHTING_FILES} == {"aekd", "ca_mkd", "ebkd"}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTING_FILES, ids=label)
+@pytest.mark.parametrize("trio", TRIO_FILES, ids=label)
+def test_every_trio_combines_with_every_weighting(trio: Path, weighting: Path) -> None:
+    assert weighting.read_text().startswith("# ") and trio.read_text().startswith("# ")
+    config = combine([trio, weighting])
+    written, kd = written_in(weighting)["kd"], config.kd.model_dump()
+    assert kd["type"] == weighting.stem and kd["temperature"] == 4 and kd["hard_weight"] == kd["soft_weight"] == 1
+    assert {key: kd[key] for key in written} == {**written, **({"aekd": kd["aekd"]} if "aekd" in written else {})}
+    teacher, student = trio.stem.split("-")
+    assert [one.model for one in config.teachers] == 3 * [f"cifar_{teacher}"]
+    assert config.model.name == f"cifar_{student}"
+    assert len({teachers.training_config(config, index).training.seed for index in range(3)}) == 3
+    small = student.startswith(("mobilenet", "shufflenet"))
+    training = config.training
+    assert (training.learning_rate, training.nesterov, training.weight_decay) == (0.01 if small else 0.05, True, 5e-4)
+    without = combine([trio])
+    assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], training)
+
+
+def test_there_is_an_experiment_for_every_weighting() -> None:
+    found = {path.stem.removesuffix("-rdv") for path in (CONFIGS / "weightings").glob("*.yaml")}
+    older = {"baseline", "average", "ca_weighted", "dynamic", "confidence"}
+    assert found == set(kd_methods.names()) - older
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *PAIR_FILES], ids=label)

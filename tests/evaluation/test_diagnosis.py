@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from method_variants import every_variant
+from method_variants import every_variant, method_for
 from shipped_configs import EXPERIMENTS, PAIR_FILES, TEACHERS
 from torch import Tensor, nn
 
@@ -60,7 +60,10 @@ def predictions(split: str, count: int, right: float, seed: int, settings: confi
         split, labels, student, [str(number) for number in range(CLASSES)],
         teachers=torch.stack(taught), teacher_names=["a", "b", "c"], alone=answers(labels, right - 0.03, 4.0, seed + 5),
     )  # fmt: skip
-    found.weights = image_weights(kd_methods.build(settings.kd), student, found.teachers, labels)
+    errors = found.teachers.argmax(-1) != labels
+    found.weights = image_weights(
+        kd_methods.build(settings.kd, teacher_errors=errors), student, found.teachers, labels
+    )
     return found
 
 
@@ -404,7 +407,9 @@ def test_each_images_measures_are_those_of_a_batch_of_one(config, num_teachers):
     generator = torch.Generator().manual_seed(0)
     student = 2 * torch.randn(12, CLASSES, generator=generator)
     labels = torch.randint(CLASSES, (12,), generator=generator)
-    method = kd_methods.build(config)
+    method = method_for(config, num_teachers)
+    if method.shared_weights:
+        pytest.skip("weights of a batch as a whole: see below")
     taught = 3 * torch.randn(num_teachers, 12, CLASSES, generator=generator) if method.requires_teachers else None
     method.reduce_mean = reduce_mean = lambda values: pytest.fail("reduced over processes")
     method.train()
@@ -425,6 +430,22 @@ def test_each_images_measures_are_those_of_a_batch_of_one(config, num_teachers):
     else:
         assert weights.shape == (num_teachers, 12)
         torch.testing.assert_close(weights.sum(0), torch.ones(12))
+
+
+@pytest.mark.parametrize("name", ["aekd", "best", "random"])
+def test_weights_of_a_whole_batch_are_those_of_batches(name):
+    generator = torch.Generator().manual_seed(0)
+    student, taught = torch.randn(10, CLASSES, generator=generator), torch.randn(3, 10, CLASSES, generator=generator)
+    labels = torch.arange(10) % CLASSES
+    method = method_for({"type": name}, 3)
+    weights = image_weights(method, student, taught, labels, batch_size=4)
+    assert weights.shape == (3, 10) and method.training
+    method.eval()
+    for batch in (slice(0, 4), slice(4, 8), slice(8, 10)):
+        outputs = StudentOutput(student[batch]), TeacherOutputs(taught[:, batch])
+        own = method.teacher_weights(*outputs, labels[batch], 1.0)
+        torch.testing.assert_close(weights[:, batch], own.expand(-1, len(labels[batch])))
+    assert (name == "aekd") == bool((weights[:, :1] != weights[:, 9:]).any())
 
 
 def test_images_beyond_a_chunk_are_measured_too():

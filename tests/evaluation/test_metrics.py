@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchmetrics.functional.classification as torchmetrics
 from logit_cases import CASES, case, sample
+from method_variants import method_for
 from scipy.optimize import minimize_scalar
 from scipy.stats import entropy
 from sklearn.metrics import (
@@ -129,7 +130,7 @@ def test_scores_of_splits_that_lack_something(method):
     """One image, a last chunk of one, a class without images, constant logits."""
     logits, labels = sample(9)
     labels[labels == 3] = 4
-    built, teachers = kd_methods.build({"type": method}), torch.stack([logits.flip(0), torch.zeros_like(logits)])
+    built, teachers = method_for({"type": method}, 2), torch.stack([logits.flip(0), torch.zeros_like(logits)])
     for count in (1, 9):
         row = score(built, logits[:count], teachers[:, :count], labels[:count], batch_size=4, progress=0.5)
         assert math.isfinite(row["loss_total"]) and row["auroc_classes_left_out"] >= 1

@@ -14,11 +14,12 @@ from kd_core.config import command_line
 from kd_core.errors import UserError
 from kd_methods import logit_losses
 from kd_methods._config import SWITCHES
+from kd_methods._weighted import WeightedMethod
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-ABLATIONS = {"use_soft_loss", "use_hard_loss"}
-PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches"}
+ABLATIONS = {"use_soft_loss", "use_hard_loss", "teacher", "matrix"}  # and what replaces measurements
+PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches", "weightings"}
 BOUNDED = {"uniform", "log_uniform_values", "int_uniform"}
 
 
@@ -89,7 +90,7 @@ def test_every_sweep_is_run_as_documented(path):
 
 def test_there_is_a_sweep_for_each_purpose():
     sweeps = {path.stem: load(path) for path in SWEEPS}
-    assert {*kd_methods.names(), *kd_methods.losses(), *PURPOSES} == set(sweeps)
+    assert {*map(file_of, kd_methods.names()), *kd_methods.losses(), *PURPOSES} == set(sweeps)
     for strategy in ("grid", "random", "bayes"):
         assert sweeps[strategy]["method"] == strategy
     for name in ("all_methods", "seeds"):
@@ -104,10 +105,18 @@ def test_there_is_a_sweep_for_each_purpose():
 def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
     fields = set(kd_methods.config_class(method).model_fields)
     own = fields - ABLATIONS - {"type", *SWITCHES, *kd_methods.losses()}
+    built = kd_methods.build({"type": method})
+    own -= {"scope"} if built.shared_weights else set()  # which changes nothing there
+    own -= {"normalize"} if isinstance(built, WeightedMethod) and built.reference_sum(3) == 1 else set()
     of_all = {key.split(".")[1] for key in load(ROOT / "sweeps" / "all_methods.yaml")["parameters"] if key[:3] == "kd."}
     assert own <= of_all
-    alone = {key.split(".")[1] for key in load(ROOT / "sweeps" / f"{method}.yaml")["parameters"] if key[:3] == "kd."}
-    assert own <= alone
+    of_one = load(ROOT / "sweeps" / f"{file_of(method)}.yaml")["parameters"]
+    assert own <= {key.split(".")[1] for key in of_one if key[:3] == "kd."}
+
+
+def file_of(method: str) -> str:
+    """`random` is a search strategy."""
+    return "random_weights" if method == "random" else method
 
 
 @pytest.mark.parametrize("loss", kd_methods.losses())

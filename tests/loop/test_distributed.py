@@ -34,7 +34,7 @@ def write_config(home: Path, output: str, method: str, scope: str | None, studen
         "data": {"source": "digits", "train_size": 400, "batch_size": 40, "flip": False},
         "model": student,
         "teachers": [
-            {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data"}
+            {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data", "trained_on": "other"}
             for name in ("cifar_resnet8", "cifar_wrn_16_1")
         ],
         "kd": {"type": method, **({"scope": scope} if scope else {})},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_variants import every_variant
+from method_variants import every_variant, method_for
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -32,16 +32,17 @@ def inputs(num_teachers: int, batch: int, classes: int) -> tuple[Tensor, Tensor,
 
 
 @functools.cache
-def built(config: str, classes: int, dtype: torch.dtype) -> KDMethod:
+def built(config: str, num_teachers: int, classes: int, dtype: torch.dtype) -> KDMethod:
     torch.manual_seed(0)
-    return kd_methods.build(json.loads(config), num_classes=classes).to(dtype)
+    return method_for(json.loads(config), num_teachers, num_classes=classes).to(dtype)
 
 
 def measure(
     config: dict[str, Any], student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Loss [], and the gradient of the student's logits [B,C]; all that the method gives is checked to be finite."""
-    method = built(json.dumps(config), student.shape[1], torch.promote_types(student.dtype, torch.float32))
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    method = built(json.dumps(config), len(teachers), student.shape[1], dtype)
     student = student.detach().requires_grad_()
     taught = TeacherOutputs(teachers if method.requires_teachers else None)
     loss, metrics = method(StudentOutput(student), taught, labels, progress)
@@ -55,7 +56,9 @@ def measure(
 
 def measure_all(config: dict[str, Any], students: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     """`measure` for many inputs at once, students [N,B,C] and teachers [N,K,B,C]: gradients [N,B,C]."""
-    method = built(json.dumps(config), students.shape[-1], torch.float32)
+    method = built(json.dumps(config), teachers.shape[1], students.shape[-1], torch.float32)
+    if method.shared_weights:  # those of aekd come from gradients, which torch.func.grad does not nest
+        return torch.stack([measure(config, *pair, labels)[1] for pair in zip(students, teachers, strict=True)])
 
     def loss_of(student: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = method(StudentOutput(student), TeacherOutputs(taught), labels, 1.0)
@@ -192,10 +195,11 @@ def limits(cls: type[BaseModel]) -> list[dict[str, Any]]:
 def test_hyperparameters_at_their_limits_stay_finite(config: dict[str, Any]) -> None:
     for limit in limits(kd_methods.config_class(config["type"])):
         extreme = {**config, **limit}
-        if any(isinstance(value, dict) and config.get("loss") != key for key, value in limit.items()):
+        used = config.get("loss"), config["type"]
+        if any(isinstance(value, dict) and key not in used for key, value in limit.items()):
             continue  # of a logit loss that is not used here
         try:
-            kd_methods.build(extreme)
+            method_for(extreme, 3)
         except ValueError as error:
             assert re.search("leaves no loss|has no temperature", str(error))
             continue

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_variants import method_for
 
 import kd_methods
 from kd_core.config import Config
@@ -36,7 +37,7 @@ def test_contract_is_documented(name: str) -> None:
 @pytest.mark.parametrize("method", kd_methods.names())
 def test_every_metric_of_a_method_is_documented(method: str) -> None:
     logits, labels = torch.randn(2, 8, 5), torch.randint(5, (8,))
-    _, metrics = kd_methods.build({"type": method})(StudentOutput(logits[0]), TeacherOutputs(logits), labels)
+    _, metrics = method_for({"type": method}, 2)(StudentOutput(logits[0]), TeacherOutputs(logits), labels)
     names = {"train/" + re.sub(r"(?<=teacher[/_])\d+", "{i}", name) for name in metrics}
     assert names and names <= NAMED
 

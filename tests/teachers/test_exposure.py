@@ -17,6 +17,7 @@ from PIL import Image
 from sample_run import predictions, report
 
 import evaluate_kd
+import kd_methods
 import train_kd
 from kd_core import config
 from kd_core.config import TeacherConfig
@@ -24,6 +25,7 @@ from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import evaluate
 from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.teacher_check import EXPOSED, errors_of, require_unseen_validation
 from kd_core.export import card
 from kd_core.models import build as models
 from kd_core.models import network as student
@@ -162,6 +164,51 @@ def test_trained_on_is_no_part_of_a_runs_identity_and_of_teachers_that_are_train
     with pytest.raises(ValueError, match="sees this run's training images; remove trained_on"):
         TeacherConfig.model_validate({"model": "cifar_resnet8", "train": "x.yaml", "trained_on": "all"})
     TeacherConfig.model_validate({"logits": "x.safetensors", "trained_on": "all"})
+
+
+# ---------------------------------------------------------------------------- weights from validation images
+
+
+@pytest.mark.parametrize(("method", "key"), [("best", "kd.teacher"), ("covariance", "kd.matrix")])
+def test_weights_from_validation_images_need_teachers_that_have_not_seen_them(method, key):
+    def check(word: str | None, val: Any = "a split", **more: Any) -> None:
+        members: Any = [SimpleNamespace(index=0, name="a", saw_validation="no"),
+                        SimpleNamespace(index=1, name="b", saw_validation=word)]  # fmt: skip
+        data: Any = SimpleNamespace(val=val)
+        require_unseen_validation(kd_methods.build({"type": method, **more}).config, members, data)
+
+    check("no")
+    for word in ("possibly", "yes"):
+        told = rf"kd.type '{method}'.*teacher 1 \(b\) {EXPOSED[word]}; set teachers.1.trained_on .* or give {key}"
+        with pytest.raises(UserError, match=told):
+            check(word)
+    with pytest.raises(UserError, match=f"and there are none; set data.val_size, or give {key}"):
+        check(None, val=None)
+    instead = {"teacher": 1} if method == "best" else {"matrix": [[1.0, 0.0], [0.0, 1.0]]}
+    check("yes", **instead)
+    check(None, val=None, **instead)
+
+
+def test_errors_are_wrong_predictions():
+    logits = torch.tensor([[[2.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    assert errors_of(logits, torch.tensor([0, 0])).tolist() == [[False, True], [True, True]]
+
+
+def test_settings_for_another_number_of_teachers_are_refused_with_the_settings():
+    def resolve(**kd: Any) -> None:
+        config.resolve([config.Layer("test", {"kd": kd, "teachers": 2 * [{"model": "x", "weights": "x.pt"}]})])
+
+    resolve(type="fixed", weights=[1.0, 2.0])
+    for kd, message in {
+        "weights": ({"type": "fixed", "weights": [1.0]}, "kd.weights: 1 given for 2 teachers"),
+        "teacher": ({"type": "best", "teacher": 2}, "kd.teacher: 2 is no teacher's number; those are 0 to 1"),
+        "matrix": ({"type": "covariance", "matrix": [[1.0]]}, "kd.matrix: rows: 1 given for 2 teachers"),
+    }.values():
+        with pytest.raises(UserError, match=message):
+            resolve(**kd)
+    one = {"kd": {"type": "ebkd", "normalize": "reference"}, "teachers": [{"model": "x", "weights": "x.pt"}]}
+    with pytest.raises(UserError, match=r"kd.normalize: 'reference' multiplies the loss of one teacher by 0"):
+        config.resolve([config.Layer("test", one)])
 
 
 # ---------------------------------------------------------------------------------------------- what is told

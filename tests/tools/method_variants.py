@@ -5,8 +5,28 @@ import json
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 
 import kd_methods
+from kd_methods import KDMethod
+
+FIXED = "best", "covariance", "fixed"  # weights that belong to a teacher, whatever it says
+RANDOM = "random"  # other weights at every step
+
+
+def method_for(config: dict[str, Any], num_teachers: int, **more: Any) -> KDMethod:
+    """The method with what it needs to know of so many teachers: given weights, and errors on validation images.
+
+    Of the errors of teacher k, k + 1 are its own and one is everybody's.
+    """
+    if config["type"] == "fixed":
+        config = {"weights": [float(number) for number in range(1, num_teachers + 1)], **config}
+    errors = torch.block_diag(*(torch.ones(1, number + 1) for number in range(num_teachers)))
+    return kd_methods.build(config, teacher_errors=torch.cat([errors, torch.ones(num_teachers, 1)], 1), **more)
+
+
+def products(choices: dict[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 TURNED_ON = (
     {"standardize": True}, {"norm_temperature": True}, {"entropy_weight": True}, {"correct_labels": "swap"},
@@ -26,7 +46,7 @@ def variants(name: str) -> list[dict[str, Any]]:
         for key, field in fields.items()
         if get_origin(field.annotation) is Literal and key not in {"loss", *SWITCHES}
     }
-    own = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    own = products(choices)
     of_logits = [{"loss": loss} for loss in kd_methods.losses() if loss != "kd"] + [*TURNED_ON]
     combined = [{**one, **other} for one, other in zip(itertools.cycle(own), of_logits, strict=False)]
     switches = [key for key, field in fields.items() if field.default is True]
@@ -35,7 +55,13 @@ def variants(name: str) -> list[dict[str, Any]]:
     return own + off + (combined if "loss" in fields else [])
 
 
-VARIANTS = [variant for name in kd_methods.names() for variant in variants(name)]
+MORE: list[dict[str, Any]] = [
+    {"type": "aekd", "aekd": {"gradient": "flat"}},
+    {"type": "aekd", "aekd": {"cap": 0.3, "normalized": True}},
+    {"type": "best", "teacher": 0},
+    {"type": "covariance", "unconstrained": True, "shrinkage": 0.5},
+]
+VARIANTS = [variant for name in kd_methods.names() for variant in variants(name)] + MORE
 WITH_TEACHERS = [v for v in VARIANTS if kd_methods.build(v).requires_teachers]
 every_variant = pytest.mark.parametrize("config", VARIANTS, ids=json.dumps)
 every_teacher_variant = pytest.mark.parametrize("config", WITH_TEACHERS, ids=json.dumps)

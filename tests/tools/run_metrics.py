@@ -35,6 +35,8 @@ OWN = {
         "train/teacher_1_usage_fraction",
     },
 }
+WEIGHTINGS = ("aekd", "best", "ca_mkd", "covariance", "ebkd", "fixed", "min_ce", "random")
+OWN |= dict.fromkeys(WEIGHTINGS, OWN["average"])
 
 
 def times_apart(rows: list[dict]) -> list[dict]:

@@ -30,7 +30,10 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("baseline", "average", "ca_weighted", "confidence", "dynamic")
+METHODS = (
+    "baseline", "average", "ca_weighted", "confidence", "aekd", "best", "ca_mkd", "covariance", "ebkd", "fixed",
+    "min_ce", "random", "dynamic",
+)  # fmt: skip
 TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1")
 MEASURED = ("time", "per_second", "memory")  # parts of names of metrics that differ between equal runs
 # with dropout, so that the random generators matter within an epoch
