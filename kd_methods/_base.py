@@ -166,7 +166,8 @@ class KDMethod(LazyModule):
             words["mean"] = SCOPE_WORDS[self.config.scope]
         if isinstance(self.config, LogitConfig):
             words["logit_loss"] = self.config.describe_loss()
-        return equation.format(**words)
+        terms = [entry.describe() for entry in getattr(self.config, "features", [])]
+        return " + ".join([equation.format(**words), *terms])
 
     def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""

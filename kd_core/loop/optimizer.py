@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
@@ -33,8 +34,12 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, train
     return peak
 
 
-def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def create_optimizer(
+    model: nn.Module, training: TrainingConfig, device: torch.device, method: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused version for `device`.
+
+    The parameters of `method` come after them, with weight decay in the same way.
 
     UserError if timm has no such optimizer, or if it rejects `training.optimizer_args`.
     """
@@ -61,6 +66,8 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         raise UserError(
             f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args"
         ) from None
+    for group in _groups(method, training) if method else ():
+        optimizer.add_param_group(group)
     if training.skip_nonfinite and not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(f"training.skip_nonfinite: needs adamw, adam or sgd, fused; {training.optimizer!r} is not")
     for group in optimizer.param_groups:
@@ -70,6 +77,15 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _groups(method: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
+    """The groups of a method's parameters, none of them empty."""
+    if training.weight_decay and not training.decay_norms_and_biases:
+        groups = param_groups_weight_decay(method, training.weight_decay)
+    else:
+        groups = [{"params": [weight for weight in method.parameters() if weight.requires_grad]}]
+    return [group for group in groups if group["params"]]
 
 
 class NonFiniteSteps:

@@ -105,13 +105,11 @@ class FeatureLoss(LazyModule):
             )
         if self.number is not None and len(student_shapes) != self.number:
             raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
-        for whose, layers, shapes in (
-            ("student", config.student, student_shapes), ("teacher", config.teacher, self.teacher_shapes),
-        ):  # fmt: skip
-            for layer, shape in zip(layers, shapes, strict=not self.of_teacher_logits):
+        for whose, shapes in (("student", student_shapes), ("teacher", self.teacher_shapes)):
+            for number, shape in enumerate(shapes):
                 if kind_of(shape) not in self.kinds:
                     raise ValueError(
-                        f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
+                        f"{whose}[{number}] gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
                         f"{' or '.join(self.kinds)}"
                     )
 
