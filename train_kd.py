@@ -395,7 +395,8 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     if setup.features is None:
         student = StudentOutput(setup.model(inputs))
     else:
-        student = StudentOutput(*setup.model(inputs), setup.features.classifier)
+        logits, maps = setup.model(inputs)
+        student = StudentOutput(logits, maps, setup.features.classifier)
         more["rows"] = setup.images.places(plan.batch(position, setup.device).rows)
     loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps, **more)
     accuracy = (student.logits.argmax(1) == labels).float().mean()
