@@ -20,7 +20,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "test_vit": {"img_size": 32, "args": {"patch_size": 8}},
     "resnet18": {"stem": "cifar"},
     "mobilenetv3_small_050": {"img_size": 32},
-    "resnetv2_50": {"img_size": 32, "args": {"layers": [1, 1, 1, 1]}},  # its classifier is a convolution
+    "resnetv2_50": {"img_size": 32, "args": {"layers": [1, 1], "channels": [16, 32], "stem_chs": 8}},  # 1x1 classifier
 }
 
 
@@ -112,7 +112,7 @@ class Pair(nn.Module):
         ("cifar_resnet8", 4, "layer 4 of net: there is no such stage; there are 4: 0 to 3, or -4 to -1"),
         ("cifar_resnet8", -5, "layer -5 of net: there is no such stage"),
         ("cifar_resnet8", "layer9", "layer 'layer9' of net: there is no such module, did you mean 'layer"),
-        ("cifar_resnet8", "bn", "there are conv1, bn1, act1, layer1, layer2, layer3, global_pool, head_drop, fc, those"),
+        ("cifar_resnet8", "bn", "conv1, bn1, act1, layer1, layer2, layer3, global_pool, head_drop, fc, those"),
         (Plain, -1, "layer -1 of net: the network has no forward_intermediates, as timm's have; name a module"),
         (Plain, "embedding", "layer 'embedding' of net: the network has no get_classifier"),
         (Plain, "twice", "layer 'twice' of net: runs several times in a pass"),
@@ -140,7 +140,7 @@ def test_modules_of_any_network_can_be_named():
 def test_a_loss_that_needs_the_last_linear_layer_gets_it_where_the_head_is_pooling_alone(name, pools):
     network = network_of(name)
     if not pools:
-        with pytest.raises(UserError, match="loss 'simkd' needs a head of average pooling and one linear layer, which n"):
+        with pytest.raises(UserError, match="loss 'simkd' needs a head of average pooling and one linear layer, which"):
             WithFeatures(network, [-1], 32, "net", ["simkd"])
         return
     weight, bias = WithFeatures(network, [-1], 32, "net", ["simkd"]).classifier
