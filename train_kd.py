@@ -189,7 +189,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
     compiled = torch.compile(trained, mode=training.compile_mode) if training.compile else trained
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    buffers = [*network.model.buffers(), *method.buffers()]
+    buffers = [*network.model.buffers(), *method.copied_buffers()]
     return Setup(
         config=config,
         job=job,
@@ -204,7 +204,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         val=val,
         checked=checked,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
-        guard=NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None,
+        guard=NonFiniteSteps(optimizer.optimizer, buffers, method.take_back) if training.skip_nonfinite else None,
         speed=Speed(device),
     )
 

@@ -8,7 +8,7 @@ from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
 from kd_methods._features import FeatureTerm, per_image
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
-from kd_methods.feature_losses._base import Classifier
+from kd_methods.feature_losses._base import Classifier, FeatureLoss
 from kd_methods.logit_losses._base import standardize
 
 Metrics = dict[str, Tensor]
@@ -114,6 +114,21 @@ class KDMethod(LazyModule):
                 term, parts = self.feature_term(own, others, weights, labels, progress, rows)
                 loss, metrics = loss + term, {**metrics, "loss_features": term, **parts}
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def copied_buffers(self) -> list[Tensor]:
+        """All buffers but the large ones, which `take_back` restores."""
+        return [
+            value
+            for module in self.modules()
+            for name, value in module.named_buffers(recurse=False)
+            if name not in getattr(module, "large", ())
+        ]
+
+    def take_back(self, skipped: Tensor) -> None:
+        """Undo what the last `forward` has changed in large buffers, if `skipped`, bool []."""
+        for module in self.modules():
+            if isinstance(module, FeatureLoss):
+                module.take_back(skipped)
 
     def _features(
         self, student: StudentOutput, teachers: TeacherOutputs, dtype: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,10 +82,8 @@ def create_optimizer(
 
 def _groups(method: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
     """The groups of a method's parameters, none of them empty."""
-    if training.weight_decay and not training.decay_norms_and_biases:
-        groups = param_groups_weight_decay(method, training.weight_decay)
-    else:
-        groups = [{"params": [weight for weight in method.parameters() if weight.requires_grad]}]
+    exclude = not training.decay_norms_and_biases
+    groups = param_groups_weight_decay(method, training.weight_decay, weight_decay_exclude_1d=exclude)
     return [group for group in groups if group["params"]]
 
 
@@ -92,11 +91,13 @@ class NonFiniteSteps:
     """Skips steps of a fused optimizer whose gradients are not finite, without waiting for the device.
 
     A skipped step leaves parameters and the optimizer's state unchanged, and restores `buffers`, which the forward
-    pass has changed.
+    pass has changed; `take_back(skipped)` restores others.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, buffers: list[Tensor]):
-        self._optimizer, self._buffers = optimizer, buffers
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, buffers: list[Tensor], take_back: Callable[[Tensor], None] | None = None
+    ):
+        self._optimizer, self._buffers, self._take_back = optimizer, buffers, take_back
 
     def begin(self) -> None:
         """Call before the forward pass."""
@@ -108,6 +109,8 @@ class NonFiniteSteps:
         self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(skipped, before, buffer))
+        if self._take_back:
+            self._take_back(skipped)
         return skipped
 
 
