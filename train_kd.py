@@ -59,7 +59,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,6 @@ from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.loop.processes import gather_rows
 from kd_core.models import Images, Network, Predictor, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
@@ -84,7 +82,6 @@ from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
-from kd_methods.feature_losses import FeatureLoss
 
 CHECK_STEPS, WARM_UP_STEPS = 20, 3  # of --check: timed, and before
 
@@ -220,11 +217,7 @@ def prepare_method(
         features = WithFeatures(network.model, layers.student, network.preprocess.size, who, layers.student_head)
         sources = teachers.give_features(layers)
     method = models.build_method(config, job.data, layers, features, sources).to(accelerator.device)
-    if accelerator.num_processes > 1:
-        method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
-        for module in method.modules():
-            if isinstance(module, FeatureLoss):
-                module.gather = partial(gather_rows, accelerator=accelerator)
+    models.share_over_processes(method, accelerator)
     return features, method
 
 

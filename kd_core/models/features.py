@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,9 +17,9 @@ import kd_methods
 from kd_core.config import Config
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError, did_you_mean, first_line
-from kd_core.loop.processes import random_state, set_random_state
+from kd_core.loop.processes import gather_rows, random_state, set_random_state
 from kd_methods import KDMethod, MethodConfig, feature_losses
-from kd_methods.feature_losses import FeatureConfig, Layer, Shape
+from kd_methods.feature_losses import FeatureConfig, FeatureLoss, Layer, Shape
 from kd_methods.feature_losses._base import Classifier
 
 EMBEDDING = "embedding"
@@ -299,3 +301,13 @@ def build_method(
         )
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def share_over_processes(method: KDMethod, accelerator: Accelerator) -> None:
+    """Let a method take means over, and its feature losses gather, the images of all processes."""
+    if accelerator.num_processes == 1:
+        return
+    method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
+    for module in method.modules():
+        if isinstance(module, FeatureLoss):
+            module.gather = partial(gather_rows, accelerator=accelerator)

@@ -147,12 +147,12 @@ def test_check_names_each_layer_with_its_shape(tmp_path, digits_teachers, capsys
             [{"loss": "at", "student": ["embedding"], "teacher": [-1]}],
             r"kd.features\[0\] \(at\), teacher 0: student\[0\] gives embedding of shape \[48\]; the loss takes map",
         ),
-        ([{"loss": "simkd"}], r"loss 'simkd' needs a head of average pooling and one linear layer, which teachers"),
+        ([{"loss": "cat_kd"}], r"loss 'cat_kd' needs a head of average pooling and one linear layer, which teachers"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(features, message, tmp_path, digits_teachers, monkeypatch):
     monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
-    if "simkd" in message:
+    if "cat_kd" in message:
         monkeypatch.setattr(WithFeatures, "_has_linear_head", lambda *_: False)
     with pytest.raises(UserError, match=message):
         train_kd.main(words(tmp_path, digits_teachers, features=features))
@@ -174,7 +174,7 @@ SETTINGS = {"kd": {"type": "average", "features": [{"loss": "at"}]}, "teachers":
             {"teachers": [{"weights": "a.pt"}, {"logits": "b.safetensors"}]},
             r"teachers\[1\].logits: a file of logits has no features",
         ),
-        ({"kd": {"type": "baseline", "features": [{"loss": "at"}]}}, "kd.features: belongs to average, .*not to this kd.type"),
+        ({"kd": {"type": "baseline", "features": [{"loss": "at"}]}}, "kd.features: belongs to average, .*not to this"),
     ],
 )
 def test_settings_that_do_not_go_with_features(changes, message):
