@@ -181,7 +181,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     else:
         teachers.open_files(data.train)
 
-    optimizer = create_optimizer(network.model, training, device, method)
+    optimizer = create_optimizer(network.model, training, device, method if features else None)
     trained: Any = models.StudentAndMethod(features, method) if features else network.model
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
     compiled = torch.compile(trained, mode=training.compile_mode) if training.compile else trained
@@ -299,7 +299,8 @@ def epochs(
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began
                 job.share_buffers(setup.network.model)
-                job.share_buffers(setup.method)
+                if setup.features:
+                    job.share_buffers(setup.method)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
                 validation = validate(setup, (progress.epoch + 1) / training.max_epochs)
             except NonFinite as error:

@@ -106,8 +106,9 @@ class Checkpoints:
     def continue_epoch(self, progress: Progress) -> int:
         """Restore this process's state from a checkpoint within the epoch; returns the number of steps done."""
         if self._within:
-            for name, buffer in self._buffers.items():
-                buffer.copy_(self._within["buffers"][name])
+            buffers = self._buffers
+            for name, value in self._within["buffers"].items():
+                buffers[name].copy_(value)
             set_random_state(self._within["random"], self._accelerator.device)
             self._meter.load_state(self._within["meter"], self._accelerator.device)
         done, progress.position, self._within = progress.position, 0, None
