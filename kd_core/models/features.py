@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,14 +34,15 @@ class Layers:
 
     Args:
         places: the method's settings, with places in these lists instead of layers.
-        student_head, teacher_head: the losses that need the last linear layer.
+        student_head, teacher_head: the losses that need the last linear layer, each with the layers on whose maps it
+            uses it.
     """
 
     student: list[Layer]
     teachers: list[list[Layer]]
     places: MethodConfig
-    student_head: list[str]
-    teacher_head: list[str]
+    student_head: dict[str, list[Layer]]
+    teacher_head: list[dict[str, list[Layer]]]
 
 
 def layers_of(kd: MethodConfig, num_teachers: int) -> Layers | None:
@@ -58,13 +59,14 @@ def layers_of(kd: MethodConfig, num_teachers: int) -> Layers | None:
             update={"student": [student.index(layer) for layer in entry.student], "teacher": of_teachers}
         )
 
-    losses = {entry.loss: feature_losses.loss_class(entry.loss) for entry in entries}
+    classes = {entry.loss: feature_losses.loss_class(entry.loss) for entry in entries}
+    of_teachers = [entry for entry in entries if classes[entry.loss].needs_teacher_classifier]
     return Layers(
         student,
         teachers,
         kd.model_copy(update={"features": [placed(entry) for entry in entries]}),
-        [name for name, loss in losses.items() if loss.needs_student_classifier],
-        [name for name, loss in losses.items() if loss.needs_teacher_classifier],
+        {entry.loss: entry.student for entry in entries if classes[entry.loss].needs_student_classifier},
+        [{entry.loss: entry.teacher_layers(k) for entry in of_teachers} for k in range(num_teachers)],
     )
 
 
@@ -93,7 +95,7 @@ class WithFeatures(nn.Module):
         size: side of its images in pixels, for the pass that finds `shapes`, of one image's features. It is made in
             evaluation mode and changes neither statistics nor random generators.
         who: names the network in messages.
-        head_for: the losses that need the last linear layer.
+        head_for: the losses that need the last linear layer, each with the layers on whose maps it uses it.
 
     Raises:
         UserError: a layer that does not exist, or that does not give one tensor for each image; a head that is more
@@ -101,7 +103,12 @@ class WithFeatures(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, layers: Sequence[Layer], size: int, who: str, head_for: Sequence[str] = ()
+        self,
+        network: nn.Module,
+        layers: Sequence[Layer],
+        size: int,
+        who: str,
+        head_for: Mapping[str, list[Layer]] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.layers, self.size, self.who = network, list(layers), size, who
@@ -110,11 +117,8 @@ class WithFeatures(nn.Module):
             self._stages = self._find_stages(images)
             self._modules_of = self._find_modules()
             self.shapes = self._find_shapes(images)
-            if head_for and not self._has_linear_head(images):
-                raise UserError(
-                    f"kd.features: loss {head_for[0]!r} needs a head of average pooling and one linear layer, which "
-                    f"{who} does not have; take another network or another loss"
-                )
+            for loss, maps in (head_for or {}).items():
+                self._check_head(loss, maps, images)
         self._has_head = bool(head_for)
 
     @property
@@ -231,6 +235,21 @@ class WithFeatures(nn.Module):
     def _mistake(self, layer: Layer, words: str) -> UserError:
         return UserError(f"kd.features: layer {layer!r} of {self.who}: {words}")
 
+    def _check_head(self, loss: str, layers: list[Layer], images: Tensor) -> None:
+        if not self._has_linear_head(images):
+            raise UserError(
+                f"kd.features: loss {loss!r} needs a head of average pooling and one linear layer, which {self.who} "
+                "does not have; take another network or another loss"
+            )
+        logits, features = self(images)
+        network: Any = self.network
+        for layer in layers:
+            value = features[self.layers.index(layer)]
+            pooled = value.mean((2, 3)) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value
+            if not _leads_to(pooled, logits, network.get_classifier()):
+                words = f"is not what the head pools, and loss {loss!r} puts it through the last linear layer"
+                raise self._mistake(layer, f"{words}; name the module that comes before the pooling")
+
     def _has_linear_head(self, images: Tensor) -> bool:
         """Whether the logits are the last layer's of what average pooling makes of `forward_features`."""
         network: Any = self.network
@@ -241,13 +260,12 @@ class WithFeatures(nn.Module):
         if not isinstance(last, Tensor) or last.ndim not in (3, 4):
             return False
         logits, places = network.forward_head(last), [(2, 3), (1, 2)] if last.ndim == 4 else [(1,)]
-        pooled = [last.mean(where) for where in places]  # channels first or last
-        width = network.get_classifier().in_features
-        return any(
-            torch.allclose(network.get_classifier()(values), logits, rtol=1e-3, atol=1e-5)
-            for values in pooled
-            if values.shape[1] == width
-        )
+        return any(_leads_to(last.mean(where), logits, network.get_classifier()) for where in places)
+
+
+def _leads_to(pooled: Tensor, logits: Tensor, last: nn.Linear) -> bool:
+    """Whether the linear layer makes `logits` [B,C] of `pooled` [B,D], but for rounding."""
+    return pooled.shape[1] == last.in_features and torch.allclose(last(pooled), logits, rtol=1e-3, atol=1e-4)
 
 
 @contextmanager

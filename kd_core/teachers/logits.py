@@ -80,7 +80,7 @@ class TeacherLogits:
             plain = network.network if isinstance(network, Reordered) else network
             assert teacher.views is not None
             who = f"teachers[{index}] {teacher.name!r}"
-            source = WithFeatures(plain, wanted, teacher.views.size, who, layers.teacher_head)
+            source = WithFeatures(plain, wanted, teacher.views.size, who, layers.teacher_head[index])
             if source.classifier:
                 order = network.order if isinstance(network, Reordered) else slice(None)
                 weight, bias = (values.detach()[order].half().float() for values in source.classifier)

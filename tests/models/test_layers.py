@@ -83,7 +83,7 @@ def test_the_pass_before_training_changes_no_generator_and_no_statistics():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    WithFeatures(network, [-1, "embedding"], 32, "net", ["simkd"])
+    WithFeatures(network, [-1, "embedding"], 32, "net", {"cat_kd": [-1]})
     assert torch.equal(torch.rand(3), expected) and network.training
     assert all(torch.equal(one, other) for one, other in zip(before, network.state_dict().values(), strict=True))
 
@@ -140,12 +140,20 @@ def test_modules_of_any_network_can_be_named():
 def test_a_loss_that_needs_the_last_linear_layer_gets_it_where_the_head_is_pooling_alone(name, pools):
     network = network_of(name)
     if not pools:
-        with pytest.raises(UserError, match="loss 'simkd' needs a head of average pooling and one linear layer, which"):
-            WithFeatures(network, [-1], 32, "net", ["simkd"])
+        with pytest.raises(UserError, match="loss 'cat_kd' needs a head of average pooling and one linear layer"):
+            WithFeatures(network, [-1], 32, "net", {"cat_kd": [-1]})
         return
-    weight, bias = WithFeatures(network, [-1], 32, "net", ["simkd"]).classifier
+    weight, bias = WithFeatures(network, [-1], 32, "net", {"cat_kd": [-1]}).classifier
     assert weight is network.fc.weight and bias is network.fc.bias
     assert WithFeatures(network, [-1], 32, "net").classifier is None
+
+
+def test_such_a_loss_gets_the_map_that_the_head_pools():
+    """A wide residual network has a norm and an activation between its last stage and the pooling."""
+    network = network_of("cifar_wrn_16_1")
+    WithFeatures(network, ["act1"], 32, "net", {"cat_kd": ["act1"]})
+    with pytest.raises(UserError, match="layer -1 of net: is not what the head pools, and loss 'cat_kd' puts it"):
+        WithFeatures(network, [-1], 32, "net", {"cat_kd": [-1]})
 
 
 def test_layers_become_places_and_the_users_settings_stay():
