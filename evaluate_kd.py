@@ -147,6 +147,7 @@ from kd_core.files import writable_folder, write_json
 from kd_core.loop.processes import create_accelerator
 from kd_core.loop.ranks import is_first_process
 from kd_core.models.build import count_parameters
+from kd_core.models.features import without_features
 from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
 from kd_core.privacy import redacted
@@ -256,7 +257,8 @@ def measure(
         say(f"teachers are not measured: {first_line(error)}")
         teacher_logits = errors = None
 
-    method = kd_methods.build(config.kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
+    kd = without_features(config.kd)
+    method = kd_methods.build(kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
     alone = from_export(baseline, data, predict, "--baseline") if baseline else None
     observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)
     found = observe(options.split, split, images=images, teacher_logits=teacher_logits)

@@ -73,7 +73,7 @@ from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.models import Images, Network, Predictor
+from kd_core.models import Images, Network, Predictor, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
@@ -96,7 +96,8 @@ class Setup:
     config: Config
     job: Job
     network: Network  # the student
-    model: nn.Module  # the same, as Accelerate (and the compiler) wrapped it
+    features: WithFeatures | None  # the student's, with `kd.features`
+    model: nn.Module  # what is trained, as Accelerate (and the compiler) wrapped it
     optimizer: Any
     method: kd_methods.KDMethod
     teachers: TeacherLogits
@@ -169,6 +170,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     network = models.build_network(config, data)
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
+    network.share_batch_norm(accelerator, training)
     teachers = TeacherLogits(members, predict)
     images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
@@ -178,27 +180,19 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         teachers.open_files(data.train)
 
     errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
-    method = models.build_method(
-        config.kd,
-        num_classes=data.num_classes,
-        label_smoothing=training.label_smoothing,
-        teacher_errors=errors if cached else torch.eye(len(members)),  # of any teachers, where steps are only timed
-        seed=training.seed,
-    )
-    method.to(device)
-    if accelerator.num_processes > 1:
-        method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
-
-    network.share_batch_norm(accelerator, training)
-    optimizer = create_optimizer(network.model, training, device)
+    errors = errors if cached else torch.eye(len(members))  # of any teachers, where steps are only timed
+    features, method = prepare_method(config, job, network, teachers, errors)
+    optimizer = create_optimizer(network.model, training, device, method if features else None)
+    trained: Any = models.StudentAndMethod(features, method) if features else network.model
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
-    compiled = torch.compile(network.model, mode=training.compile_mode) if training.compile else network.model
+    compiled = torch.compile(trained, mode=training.compile_mode) if training.compile else trained
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    buffers = [*network.model.buffers(), *method.buffers()]
+    buffers = [*network.model.buffers(), *method.copied_buffers()]
     return Setup(
         config=config,
         job=job,
         network=network,
+        features=features,
         model=model,
         optimizer=optimizer,
         method=method,
@@ -208,9 +202,27 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         val=val,
         checked=checked,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
-        guard=NonFiniteSteps(optimizer.optimizer, buffers) if training.skip_nonfinite else None,
+        guard=NonFiniteSteps(optimizer.optimizer, buffers, method.take_back) if training.skip_nonfinite else None,
         speed=Speed(device),
     )
+
+
+def prepare_method(
+    config: Config, job: Job, network: Network, teachers: TeacherLogits, errors: torch.Tensor | None
+) -> tuple[WithFeatures | None, kd_methods.KDMethod]:
+    """The method on the device; with `kd.features`, the student whose forward gives them, too.
+
+    errors [K,N]: of the teachers on validation images, for weightings that need them.
+    """
+    accelerator, layers = job.accelerator, models.layers_of(config.kd, len(teachers))
+    features, sources = None, list[WithFeatures]()
+    if layers:
+        who = f"model.name {config.model.name!r}"
+        features = WithFeatures(network.model, layers.student, network.preprocess.size, who, layers.student_head)
+        sources = teachers.give_features(layers)
+    method = models.build_method(config, job.data, layers, features, sources, errors).to(accelerator.device)
+    models.share_over_processes(method, accelerator)
+    return features, method
 
 
 def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progress, Checkpoints, Tracker]:
@@ -291,6 +303,8 @@ def epochs(
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began
                 job.share_buffers(setup.network.model)
+                if setup.features:
+                    job.share_buffers(setup.method)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
                 validation = validate(setup, (progress.epoch + 1) / training.max_epochs)
             except NonFinite as error:
@@ -371,10 +385,18 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
         pixels, labels = store.gather(plan.batch(position, store.index_device).rows)
         ids = plan.batch(position, setup.device).ids
         inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
+    more: dict[str, Any] = {}
     with setup.speed.teachers.running():
-        teachers = TeacherOutputs(setup.teachers(plan, position, pixels) if method.requires_teachers else None)
-    student = StudentOutput(setup.model(inputs))
-    loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps)
+        teachers = TeacherOutputs()
+        if method.requires_teachers:
+            teachers = setup.teachers.outputs(plan, position, pixels, method.feature_term)
+    if setup.features is None:
+        student = StudentOutput(setup.model(inputs))
+    else:
+        logits, maps = setup.model(inputs)
+        student = StudentOutput(logits, maps, setup.features.classifier)
+        more["rows"] = setup.images.places(plan.batch(position, setup.device).rows)
+    loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps, **more)
     accuracy = (student.logits.argmax(1) == labels).float().mean()
     metrics = {"loss_total": loss, "accuracy": accuracy, **metrics}
 
@@ -463,6 +485,11 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
     steps(WARM_UP_STEPS)
     return {
         "parameters": setup.network.parameters,
+        "features": [
+            f"{one.who}, layer {layer}: {' x '.join(map(str, shape))}"
+            for one in filter(None, [setup.features, *setup.teachers.sources])
+            for layer, shape in zip(one.layers, one.shapes, strict=True)
+        ],
         "loss": setup.method.describe(len(setup.teachers)),
         "steps_per_epoch": setup.steps_per_epoch,
         "seconds": steps(CHECK_STEPS),

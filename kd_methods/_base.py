@@ -10,7 +10,7 @@ from kd_methods._features import FeatureTerm, per_image
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
 from kd_methods._weights import entropy_weights
-from kd_methods.feature_losses._base import Classifier
+from kd_methods.feature_losses._base import Classifier, FeatureLoss
 from kd_methods.logit_losses._base import correct, standardize
 
 Metrics = dict[str, Tensor]
@@ -124,6 +124,21 @@ class KDMethod(LazyModule):
                 loss, metrics = loss + term, {**metrics, "loss_features": term, **parts}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
+    def copied_buffers(self) -> list[Tensor]:
+        """All buffers but the large ones, which `take_back` restores."""
+        return [
+            value
+            for module in self.modules()
+            for name, value in module.named_buffers(recurse=False)
+            if name not in getattr(module, "large", ())
+        ]
+
+    def take_back(self, skipped: Tensor) -> None:
+        """Undo what the last `forward` has changed in large buffers, if `skipped`, bool []."""
+        for module in self.modules():
+            if isinstance(module, FeatureLoss):
+                module.take_back(skipped)
+
     def _features(
         self, student: StudentOutput, teachers: TeacherOutputs, dtype: Any
     ) -> tuple[StudentOutput, TeacherOutputs]:
@@ -175,7 +190,8 @@ class KDMethod(LazyModule):
             words["mean"] = SCOPE_WORDS[self.config.scope]
         if isinstance(self.config, LogitConfig):
             words["logit_loss"] = self.config.describe_loss()
-        return equation.format(**words)
+        terms = [entry.describe() for entry in getattr(self.config, "features", [])]
+        return " + ".join([equation.format(**words), *terms])
 
     def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""

@@ -64,11 +64,12 @@ class FeatureTerm(LazyModule):
 
     def keep(self, features: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[tuple[Tensor, ...], ...], ...]:
         """What each entry needs of each teacher's features: [entry][teacher], tuples of [B,...]."""
+        return tuple(zip(*(self.keep_of(teacher, own) for teacher, own in enumerate(features)), strict=True))
+
+    def keep_of(self, teacher: int, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
+        """What each entry needs of one teacher's features, fp32 at least: [entry], tuples of [B,...]."""
         return tuple(
-            tuple(
-                loss.keep(tuple(features[k][place] for place in entry.teacher_layers(k)))
-                for k, loss in enumerate(per_teacher)
-            )
+            per_teacher[teacher].keep(tuple(features[place] for place in entry.teacher_layers(teacher)))
             for entry, per_teacher in zip(self.entries, self.losses, strict=True)
         )
 

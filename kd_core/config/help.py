@@ -12,6 +12,7 @@ import kd_methods
 from kd_core.config import registry
 from kd_core.config.keys import sections_of
 from kd_core.config.schema import Config
+from kd_methods import feature_losses
 
 
 def describe_keys() -> str:
@@ -44,7 +45,14 @@ def describe_keys() -> str:
             )
             for method in kd_methods.names():
                 lines.append(f"  kd.type={method}:")
-                show("kd.", kd_methods.config_class(method), skip=("type",))
+                show("kd.", kd_methods.config_class(method), skip=("type", "features"))
+            losses = feature_losses.names()
+            lines.append(f"  kd.features, for every kd.type with teachers:\n  --kd.features[i].loss={'|'.join(losses)}")
+            show("kd.features[i].", feature_losses.FeatureConfig, skip=("loss",))
+            common = ("loss", "student", "teacher", "warmup")
+            for loss in losses:
+                lines.append(f"  kd.features[i].loss={loss}:")
+                show("kd.features[i].", feature_losses.config_class(loss), skip=common)
         elif nested := next(sections_of(info.annotation), None):
             show(f"{name}[i]." if get_origin(info.annotation) is list else f"{name}.", nested)
         else:

@@ -419,6 +419,28 @@ class Config(Section):
         self.kd.check_teachers(len(self.teachers))
         return self
 
+    @model_validator(mode="after")
+    def _teachers_have_the_features(self) -> Config:
+        entries = getattr(self.kd, "features", [])
+        for number, entry in enumerate(entries):
+            lists = len(entry.teacher) if entry.teacher and isinstance(entry.teacher[0], list) else len(self.teachers)
+            if lists != len(self.teachers):
+                raise ValueError(
+                    f"kd.features[{number}].teacher: has layers of {lists} teachers, and there are "
+                    f"{len(self.teachers)}; give one list for each, or one for all"
+                )
+        if entries and (files := [index for index, teacher in enumerate(self.teachers) if teacher.logits]):
+            raise ValueError(
+                f"teachers[{files[0]}].logits: a file of logits has no features, which kd.features needs; give its "
+                "network (weights or train), or remove kd.features"
+            )
+        if entries and self.cache.mode not in ("auto", "off"):
+            raise ValueError(
+                f"cache.mode: {self.cache.mode!r} does not hold the features that kd.features needs; choose auto or "
+                "off, with which the teachers run in every step"
+            )
+        return self
+
     @property
     def experiment(self) -> str:
         """The name that seeds of one experiment share."""

@@ -27,6 +27,7 @@ from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.labels import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
+from kd_core.models.features import without_features
 from kd_core.models.predict import image_weights
 from kd_core.teachers.class_order import accuracies, effort, on_top_of
 
@@ -580,7 +581,7 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def _weighs(config: Config) -> bool:
     """Whether the method weights a teacher that is confident of the label and one of another class differently."""
-    method = kd_methods.build(config.kd)
+    method = kd_methods.build(without_features(config.kd))
     if method.shared_weights:
         return False
     logits = torch.tensor([[10.0, 0.0], [0.0, 10.0]])

@@ -22,6 +22,7 @@ from kd_core.loop.signals import StopSignals
 from kd_core.models import build as models
 from kd_core.models import interface
 from kd_core.models import network as networks
+from kd_core.models.features import layers_of
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import open_run
 from kd_core.run.job import Job
@@ -29,6 +30,7 @@ from kd_core.run.tracking import prepare as start_service
 from kd_core.run.tracking import wandb_mode
 from kd_core.teachers import dry_run
 from kd_core.teachers import load as teachers
+from kd_core.teachers.logits import TeacherLogits
 
 
 def start(options: Options, resolved: Resolved, signals: StopSignals | None = None) -> tuple[Config, Job]:
@@ -111,7 +113,8 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     UserError lists all mistakes that can be found before training.
     """
     problems, members = Problems(), list[Any]()
-    _check_run(config, job, problems)
+    features = bool(getattr(config.kd, "features", []))
+    network = _check_run(config, job, problems, try_it=not features)
     problems.attempt(lambda: interface.check_method(config.kd, len(config.teachers), job.data.num_classes))
     for index, teacher in enumerate(config.teachers):
         if teacher.train:
@@ -123,6 +126,8 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     if None not in members:
         problems.attempt(lambda: require_unseen_validation(config.kd, members, job.data))
     problems.tell()
+    if network and features:
+        _try_training(network, config, job, members)
     job.reset_device()  # frees the memory of the trial passes
     return members
 
@@ -138,17 +143,18 @@ def _teacher_to_train(
     keys = {key: f"{place}.{key}" for key in ("model", "img_size", "args")}
     keys["batch_size"] = f"{place}.train: data.batch_size"
     trained = teachers.find_teacher(config, index, job.data) is not None
-    _check_run(own, job, problems, f"{place}.train: ", trained=trained, **keys)
+    _check_run(own, job, problems, f"{place}.train: ", try_it=not trained, **keys)
     stand_in: teachers.Teacher | None = problems.attempt(lambda: teachers.untrained(config, index, job.data))
     return stand_in
 
 
 def _check_run(
-    config: Config, job: Job, problems: Problems, where: str = "", *, trained: bool = False, **keys: str
-) -> None:
-    """Collect what is wrong with one run's settings.  If nothing is, train on one batch, unless already `trained`.
+    config: Config, job: Job, problems: Problems, where: str = "", *, try_it: bool = True, **keys: str
+) -> networks.Network | None:
+    """Collect what is wrong with one run's settings.  If nothing is, train on one batch if `try_it`.
 
-    `where` begins the messages; `keys` maps settings to the names they have in messages, where these differ.
+    `where` begins the messages; `keys` maps settings to the names they have in messages, where these differ.  Returns
+    the student if it was not tried.
     """
     data, processes, batch, training = job.data, job.accelerator.num_processes, config.data.batch_size, config.training
     before = len(problems.messages)
@@ -167,8 +173,20 @@ def _check_run(
     network = problems.attempt(lambda: networks.build(config, data))
     if network:
         problems.attempt(lambda: create_optimizer(network.model, training, torch.device("cpu")))
-    if len(problems.messages) == before and not trained:
-        wanted, predict = config.model, Predictor(job.accelerator, config)
-        usual = models.usual_size(wanted.name, wanted.stem)
-        subject = dry_run.Subject(wanted.name, network.preprocess.size, usual, **keys)
-        problems.attempt(lambda: dry_run.train_once(network, config, data, predict, subject))
+    if len(problems.messages) > before or not try_it:
+        return network
+    problems.attempt(lambda: _try_training(network, config, job, [], **keys))
+    return None
+
+
+def _try_training(
+    network: networks.Network, config: Config, job: Job, members: list[teachers.Teacher], **keys: str
+) -> None:
+    """Train the student on one batch; `keys` as above.  The teachers run once if `kd.features` needs their features."""
+    wanted, predict = config.model, Predictor(job.accelerator, config)
+    usual = models.usual_size(wanted.name, wanted.stem)
+    subject = dry_run.Subject(wanted.name, network.preprocess.size, usual, **keys)
+    outputs = TeacherLogits(members, predict)
+    layers = layers_of(config.kd, len(members))
+    sources = outputs.give_features(layers) if layers else []
+    dry_run.train_once(network, config, job.data, predict, subject, sources, outputs.classifiers)

@@ -137,6 +137,8 @@ def require_finite(
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.is_floating_point():
                 tensors[f"{key} of {name}"] = value
+    if not tensors:
+        return
     broken = reduce_sum(torch.stack([tensor.isfinite().all().logical_not() for tensor in tensors.values()]).float())
     bad = [name for name, count in zip(tensors, broken.tolist(), strict=True) if count]
     if bad:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
@@ -33,8 +35,12 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, train
     return peak
 
 
-def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def create_optimizer(
+    model: nn.Module, training: TrainingConfig, device: torch.device, method: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The configured optimizer over `model`'s parameters, fused where PyTorch has a fused version for `device`.
+
+    The parameters of `method` come after them, with weight decay in the same way.
 
     UserError if timm has no such optimizer, or if it rejects `training.optimizer_args`.
     """
@@ -61,6 +67,8 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
         raise UserError(
             f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args"
         ) from None
+    for group in _groups(method, training) if method else ():
+        optimizer.add_param_group(group)
     if training.skip_nonfinite and not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(f"training.skip_nonfinite: needs adamw, adam or sgd, fused; {training.optimizer!r} is not")
     for group in optimizer.param_groups:
@@ -72,15 +80,24 @@ def create_optimizer(model: nn.Module, training: TrainingConfig, device: torch.d
     return optimizer
 
 
+def _groups(method: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
+    """The groups of a method's parameters, none of them empty."""
+    exclude = not training.decay_norms_and_biases
+    groups = param_groups_weight_decay(method, training.weight_decay, weight_decay_exclude_1d=exclude)
+    return [group for group in groups if group["params"]]
+
+
 class NonFiniteSteps:
     """Skips steps of a fused optimizer whose gradients are not finite, without waiting for the device.
 
     A skipped step leaves parameters and the optimizer's state unchanged, and restores `buffers`, which the forward
-    pass has changed.
+    pass has changed; `take_back(skipped)` restores others.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, buffers: list[Tensor]):
-        self._optimizer, self._buffers = optimizer, buffers
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, buffers: list[Tensor], take_back: Callable[[Tensor], None] | None = None
+    ):
+        self._optimizer, self._buffers, self._take_back = optimizer, buffers, take_back
 
     def begin(self) -> None:
         """Call before the forward pass."""
@@ -92,6 +109,8 @@ class NonFiniteSteps:
         self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(skipped, before, buffer))
+        if self._take_back:
+            self._take_back(skipped)
         return skipped
 
 

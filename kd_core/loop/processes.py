@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, broadcast_object_list, is_bf16_available
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from kd_core.errors import UserError, first_line
@@ -91,6 +91,20 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
+
+
+def gather_rows(own: Tensor, accelerator: Accelerator) -> Tensor:
+    """The rows [B,...] of all P processes, in their order, [P*B,...], with gradient to those of this process alone.
+
+    The gradient is multiplied by P.  A loss of all rows is the same on each process, and each has the part of its
+    gradient that comes through its own rows; the mean over processes, which DDP takes, is then the whole gradient.
+    """
+    if accelerator.num_processes == 1:
+        return own
+    everyone = accelerator.gather(own.detach())
+    start = accelerator.process_index * len(own)
+    mine = own + (accelerator.num_processes - 1) * (own - own.detach())  # the same values
+    return torch.cat([everyone[:start], mine, everyone[start + len(own) :]])
 
 
 def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:

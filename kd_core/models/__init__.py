@@ -1,8 +1,17 @@
-"""Networks: built, loaded, exported and run over a split."""
+"""Networks: built, loaded, exported and run over a split, and the features of their layers."""
 
-from kd_core.models.interface import build_method
+from kd_core.models.features import (
+    StudentAndMethod,
+    WithFeatures,
+    build_method,
+    layers_of,
+    share_over_processes,
+)
 from kd_core.models.network import Network, export_in, from_export
 from kd_core.models.network import build as build_network
 from kd_core.models.predict import Images, Predictor, score
 
-__all__ = ["Images", "Network", "Predictor", "build_method", "build_network", "export_in", "from_export", "score"]
+__all__ = [
+    "Images", "Network", "Predictor", "StudentAndMethod", "WithFeatures", "build_method", "build_network", "export_in",
+    "from_export", "layers_of", "score", "share_over_processes",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import kd_methods
 from kd_core.config import own_code
 from kd_core.errors import UserError
+from kd_core.models.features import without_features
 from kd_core.models.predict import image_weights
 
 
@@ -62,14 +63,6 @@ def _described(output: Any) -> str:
     return f"a {kind} of {len(output)} ({', '.join(parts)}{', ...' if len(output) > 4 else ''})"
 
 
-def build_method(config: kd_methods.MethodConfig, **more: Any) -> kd_methods.KDMethod:
-    """`kd_methods.build`, with a UserError for what it does not accept."""
-    try:
-        return kd_methods.build(config, **more)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes: int) -> None:
     """UserError unless a user's own method or loss returns what training and its report need.
 
@@ -85,7 +78,7 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
     student = torch.randn(4, num_classes, generator=generator, requires_grad=True)
     labels = torch.randint(num_classes, (4,), generator=generator)
     try:
-        method = kd_methods.build(config, num_classes=num_classes)
+        method = kd_methods.build(without_features(config), num_classes=num_classes)
         teachers = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
         value, measures = method(kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(teachers), labels, 0.5)
         wanted = ["loss_label", "loss_distill", "kd_weight"]

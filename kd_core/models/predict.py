@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import torch
@@ -110,6 +111,15 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def places(self, rows: Tensor) -> Tensor:
+        """The place in the split, 0 to n-1, of each of its rows int64 [B], which lie on the device as `labels` do."""
+        return self._places.index_select(0, rows)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        places = torch.full((len(self.split.labels),), -1)
+        return places.index_copy(0, self.split.rows, torch.arange(len(self))).to(self.labels.device)
 
 
 @torch.no_grad()

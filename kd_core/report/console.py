@@ -287,10 +287,12 @@ def cost(
     loss: str,
     steps_per_epoch: int,
     seconds: float,
+    features: Sequence[str] = (),
 ) -> str:
     """What a run will cost, from its settings and `seconds` per step.
 
-    `loss` is the loss in words, `to_train` the number of teachers that must be trained first.
+    `loss` is the loss in words, `to_train` the number of teachers that must be trained first, `features` the layers
+    whose features are compared, each with the shape of one image's.
     """
     device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
@@ -306,7 +308,7 @@ def cost(
   data      {len(data.train):,} training, {validation:,} validation images, {data.num_classes} classes
   student   {config.model.name}, {parameters:,} parameters
   teachers  {", ".join(teachers) or "none"}
-  loss      {loss.removeprefix("loss = ")}
+  loss      {loss.removeprefix("loss = ")}{"".join(f"{chr(10)}  feature   {layer}" for layer in features)}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
   length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
@@ -69,6 +69,12 @@ class Checkpoints:
     def _accelerator(self) -> Accelerator:
         return self._job.accelerator
 
+    @property
+    def _buffers(self) -> dict[str, Tensor]:
+        """Those of student and method, which differ between processes within an epoch."""
+        method = {f"method.{name}": buffer for name, buffer in self._method.named_buffers()}
+        return dict(self._network.model.named_buffers()) | method
+
     def load(self) -> Progress | None:
         """Restore student, optimizer, method and scaler from the last checkpoint; None if there is none.
 
@@ -100,8 +106,9 @@ class Checkpoints:
     def continue_epoch(self, progress: Progress) -> int:
         """Restore this process's state from a checkpoint within the epoch; returns the number of steps done."""
         if self._within:
-            for name, buffer in self._network.model.named_buffers():
-                buffer.copy_(self._within["buffers"][name])
+            buffers = self._buffers
+            for name, value in self._within["buffers"].items():
+                buffers[name].copy_(value)
             set_random_state(self._within["random"], self._accelerator.device)
             self._meter.load_state(self._within["meter"], self._accelerator.device)
         done, progress.position, self._within = progress.position, 0, None
@@ -125,14 +132,15 @@ class Checkpoints:
 
     def require_sound(self, step: int) -> None:
         """NonFinite unless everything that a checkpoint after step `step` holds is finite."""
-        require_finite(self._network.model, self._optimizer, f"after step {step}", self._accelerator.reduce)
+        for module in (self._network.model, self._method):
+            require_finite(module, self._optimizer, f"after step {step}", self._accelerator.reduce)
 
     def save_within_epoch(self, progress: Progress, position: int, step: int, offset: int) -> None:
         """Save after `position` steps of the epoch, `step` of the run.  Each process adds its own state."""
         self._meter.epoch()  # NonFinite before anything is written
         self.require_sound(step)
         own = {
-            "buffers": {name: buffer.cpu() for name, buffer in self._network.model.named_buffers()},
+            "buffers": {name: buffer.cpu() for name, buffer in self._buffers.items()},
             "random": random_state(self._accelerator.device),
             "meter": self._meter.state(),
         }

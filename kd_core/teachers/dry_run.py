@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,13 @@ from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.errors import UserError, first_line
 from kd_core.loop.processes import random_state, set_random_state
-from kd_core.models.interface import build_method, require_logits
+from kd_core.models.features import WithFeatures, build_method, layers_of
+from kd_core.models.interface import require_logits
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import StudentOutput, TeacherOutputs
+from kd_methods.feature_losses._base import Classifier
 
 TRAINED = "be trained on"
 
@@ -41,44 +43,68 @@ class Subject:
         return f"{self.model} {self.name!r}"
 
 
-def train_once(student: Network, config: Config, data: Data, predict: Predictor, subject: Subject) -> None:
+def train_once(
+    student: Network,
+    config: Config,
+    data: Data,
+    predict: Predictor,
+    subject: Subject,
+    teachers: Sequence[WithFeatures] = (),
+    classifiers: tuple[Classifier, ...] | None = None,
+) -> None:
     """Run forward, loss and backward on this process's share of one batch, and evaluate one image.
 
     Uses the first training images, with the run's precision and memory format, and makes no optimizer step.  The states
     of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
 
+    Args:
+        teachers, classifiers: with `kd.features`, the shapes of the teachers' features and their last linear layers.
+
     Raises:
         UserError: naming the key to change; the network fails on images of this size, BatchNorm sees one value, the
-            output is not one tensor of logits [B,C], the device is out of memory.
+            output is not one tensor of logits [B,C], a layer of `kd.features` does not exist or does not fit the loss,
+            the device is out of memory.
     """
     accelerator = predict.accelerator
     share = config.data.batch_size // accelerator.num_processes
-    errors = torch.eye(len(config.teachers))  # of any teachers
-    method = build_method(config.kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
     before = random_state(accelerator.device)
     try:
         predict.prepare(student.model)
         student.share_batch_norm(accelerator, config.training)
-        model = student.model
+        model, layers = student.model, layers_of(config.kd, len(teachers))
         store = ImageStore(data.train, accelerator.device, on_device="host")
         pixels, labels = store.gather(data.train.rows[:share])
         channels_last = config.training.channels_last
         view = student.views.clean(pixels, channels_last=channels_last)
+        with _explained(subject, TRAINED, share, config, predict):
+            source = None
+            if layers:
+                source = WithFeatures(
+                    model, layers.student, student.preprocess.size, str(subject), layers.student_head
+                )
+        errors = torch.eye(len(config.teachers))  # of any teachers
+        method = build_method(config, data, layers, source, teachers, errors).to(accelerator.device)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
             with accelerator.autocast():
-                output = model(view)
+                output, features = source(view) if source else (model(view), None)
             _require_logits(output, subject, share, data.num_classes, "in training")
-            student_output = StudentOutput(output.float())
+            student_output = StudentOutput(output.float(), features, source.classifier if source else None)
         logits = student_output.logits.detach().expand(len(config.teachers), -1, -1)  # of any teachers
         teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None)
-        loss, _ = method(student_output, teacher_outputs, labels, progress=0.0)
+        more: dict[str, Any] = {}
+        if source:
+            drawn = [[torch.rand(share, *shape, device=view.device) for shape in one.shapes] for one in teachers]
+            teacher_outputs = TeacherOutputs(logits, tuple(map(tuple, drawn)), classifiers)
+            more["rows"] = torch.arange(share, device=view.device)
+        loss, _ = method(student_output, teacher_outputs, labels, progress=0.0, **more)
         with _explained(subject, TRAINED, share, config, predict):
             loss.backward()
-        unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+        trained = nn.ModuleList([model, method])
+        unused = [name for name, weight in trained.named_parameters() if weight.requires_grad and weight.grad is None]
         if unused and accelerator.num_processes > 1:
             raise UserError(
-                f"{subject}: {len(unused)} weight(s), such as {unused[0]!r}, have no part in the logits; several "
+                f"{subject}: {len(unused)} weight(s), such as {unused[0][2:]!r}, have no part in the logits; several "
                 "processes cannot train such a network (DistributedDataParallel): take one, or another network"
             )
         del output, student_output, loss

@@ -221,7 +221,11 @@ class Reordered(nn.Module):
         self.register_buffer("order", torch.tensor(order))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).index_select(1, self.order)
+        return self.in_order(self.network(images))
+
+    def in_order(self, logits: Tensor) -> Tensor:
+        """The network's own outputs [B,C] in the order of the classes."""
+        return logits.index_select(1, self.order)
 
 
 def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Path | None = None) -> Teacher:

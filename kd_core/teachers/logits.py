@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from tqdm import tqdm
 from kd_core.data.dataset import Split
 from kd_core.data.views import Augmentation, EpochPlan, fixed_view_ids
 from kd_core.errors import UserError
+from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers import dry_run
 from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
-from kd_core.teachers.load import Teacher
+from kd_core.teachers.load import Reordered, Teacher
+from kd_methods import TeacherOutputs
+from kd_methods._features import FeatureTerm
+from kd_methods.feature_losses._base import Classifier
 
 
 class TeacherLogits:
@@ -32,6 +37,8 @@ class TeacherLogits:
         self._networks: dict[int, nn.Module] = {}
         self._cached: list[CachedTeacher | None] = [None] * len(teachers)
         self._finite: Tensor | None = None
+        self.sources: list[WithFeatures] = []  # the networks, where they give features
+        self.classifiers: tuple[Classifier, ...] | None = None  # their last linear layers, where a loss needs these
 
     def __len__(self) -> int:
         return len(self.members)
@@ -54,9 +61,65 @@ class TeacherLogits:
             compute = partial(self._compute, index, images, ids, shared=self.members[index].view == "shared")
             logits.append(compute() if cached is None else cached(step, images.device, compute))
         rounded = torch.stack(logits).float()
-        finite = rounded.isfinite().flatten(1).all(1)
-        self._finite = finite if self._finite is None else self._finite & finite
+        self._note_finite(rounded.isfinite().flatten(1).all(1))
         return rounded
+
+    def _note_finite(self, finite: Tensor) -> None:
+        """Remember which teachers, bool [K], gave values in a step that are all finite."""
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    # ------------------------------------------------------------------------------------------------- features
+
+    def give_features(self, layers: Layers) -> list[WithFeatures]:
+        """Let `outputs` give what `kd.features` needs of each teacher; the networks, which tell the shapes.
+
+        UserError names a teacher without such layers.
+        """
+        for index, wanted in enumerate(layers.teachers):
+            teacher, network = self.members[index], self._network(index)
+            plain = network.network if isinstance(network, Reordered) else network
+            assert teacher.views is not None
+            who = f"teachers[{index}] {teacher.name!r}"
+            source = WithFeatures(plain, wanted, teacher.views.size, who, layers.teacher_head[index])
+            if source.classifier:
+                order = network.order if isinstance(network, Reordered) else slice(None)
+                weight, bias = (values.detach()[order].half().float() for values in source.classifier)
+                self.classifiers = (*(self.classifiers or ()), (weight, bias))
+            self.sources.append(source)
+        return self.sources
+
+    @torch.no_grad()
+    def outputs(self, plan: EpochPlan, step: int, images: Tensor, term: FeatureTerm | None) -> TeacherOutputs:
+        """What the method gets of the teachers for the images uint8 [B,H,W,3] of one step, after `begin_epoch`.
+
+        With a feature `term`, each network runs once, for its logits and for what the term keeps of its features. All
+        of it is rounded to fp16, as a cache holds it.
+        """
+        if term is None:
+            return TeacherOutputs(self(plan, step, images))
+        ids = plan.batch(step, images.device).ids
+        found = [self._compute_all(index, images, ids, term) for index in range(len(self))]
+        logits = torch.stack([own for own, _ in found]).float()
+        kept = [[tuple(map(_in_fp32, values)) for values in own] for _, own in found]
+        finite = [_all_finite([own, *chain(*entries)]) for own, entries in zip(logits, kept, strict=True)]
+        self._note_finite(torch.stack(finite))
+        return TeacherOutputs(logits, classifiers=self.classifiers, kept=tuple(zip(*kept, strict=True)))
+
+    @torch.inference_mode()
+    def _compute_all(
+        self, index: int, images: Tensor, view_ids: Tensor, term: FeatureTerm
+    ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
+        """Logits fp16 [B,C] of a teacher and, for each entry of `term`, what it keeps of the features, fp16."""
+        network, source = self._network(index), self.sources[index]
+        view = self._view(index, images, view_ids, shared=self.members[index].view == "shared")
+        accelerator = self._predict.accelerator
+        with accelerator.autocast():
+            logits, features = source(view)
+        if isinstance(network, Reordered):
+            logits = network.in_order(logits)
+        with torch.autocast(accelerator.device.type, enabled=False):
+            kept = term.keep_of(index, tuple(values.float() for values in features))
+        return logits.half(), tuple(tuple(map(_in_fp16, values)) for values in kept)
 
     def _network(self, index: int) -> nn.Module:
         if index not in self._networks:
@@ -81,15 +144,17 @@ class TeacherLogits:
         """
         if positions is not None:
             images, view_ids = images[positions], view_ids[positions]
-        network, views = self._network(index), self.members[index].views
-        assert views is not None
-        channels_last = self._predict.config.training.channels_last
-        if shared:
-            view = views.train(images, view_ids, channels_last=channels_last)
-        else:
-            view = views.clean(images, channels_last=channels_last)
+        network, view = self._network(index), self._view(index, images, view_ids, shared=shared)
         with self._predict.accelerator.autocast():
             return network(view).half()
+
+    def _view(self, index: int, images: Tensor, view_ids: Tensor, *, shared: bool) -> Tensor:
+        """What a teacher sees of images uint8 [B,H,W,3]: views `view_ids` int64 [B] if `shared`, else clean."""
+        views, channels_last = self.members[index].views, self._predict.config.training.channels_last
+        assert views is not None
+        if shared:
+            return views.train(images, view_ids, channels_last=channels_last)
+        return views.clean(images, channels_last=channels_last)
 
     def hit_rate(self) -> float:
         """The fraction of teacher logits since the last call that were read instead of computed.
@@ -100,15 +165,16 @@ class TeacherLogits:
         return sum(rates) / len(rates) if rates else 0.0
 
     def describe_nonfinite(self) -> str:
-        """Which teachers gave logits that are not finite, on any process, for a message; empty if none did.
+        """Which teachers gave values that are not finite, on any process, for a message; empty if none did.
 
         All processes call this together.
         """
         if self._finite is None:
             return ""
         bad = self._predict.accelerator.reduce(self._finite.logical_not().float()).tolist()
+        what = "logits or features" if self.sources else "logits"
         return "; ".join(
-            f"teachers[{index}] {teacher.name!r} gave logits that are not finite or too large for fp16"
+            f"teachers[{index}] {teacher.name!r} gave {what} that are not finite or too large for fp16"
             for index, teacher in enumerate(self.members)
             if bad[index]
         )
@@ -148,6 +214,10 @@ class TeacherLogits:
         """Open the caches of the logits for training `images` as `cache.mode` says, and fill those of known views."""
         config, device = self._predict.config, self._predict.accelerator.device
         self.open_files(images.split)
+        if getattr(config.kd, "features", []):
+            if config.cache.mode == "auto":
+                notify("teachers run in every step: kd.features needs their features, which the cache does not hold")
+            return
         mode = self._mode(images.split, notify)
         for index, teacher in enumerate(self.members):
             per_view = teacher.view == "shared"
@@ -267,6 +337,20 @@ class TeacherLogits:
             if accelerator.is_local_main_process:
                 fill(store.missing(slots))  # the shares of other machines, if they do not share the folder
             accelerator.wait_for_everyone()
+
+
+def _in_fp16(values: Tensor) -> Tensor:
+    return values.half() if values.is_floating_point() else values
+
+
+def _in_fp32(values: Tensor) -> Tensor:
+    """A copy outside of inference mode, in which autograd can keep it."""
+    return values.float() if values.is_floating_point() else values.clone()
+
+
+def _all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether all values of all tensors are finite, bool []."""
+    return torch.stack([values.isfinite().all() for values in tensors]).all()
 
 
 def _not_finite(teacher: Teacher) -> UserError:

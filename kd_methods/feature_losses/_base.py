@@ -80,6 +80,7 @@ class FeatureLoss(LazyModule):
     of_teacher_logits: ClassVar[bool] = False  # it needs no features of the teacher; layers that are named are ignored
     needs_student_classifier: ClassVar[bool] = False
     needs_teacher_classifier: ClassVar[bool] = False
+    large: ClassVar[tuple[str, ...]] = ()  # buffers that `take_back` restores, as copying them in every step takes long
     config: Any
 
     def __init__(
@@ -105,13 +106,11 @@ class FeatureLoss(LazyModule):
             )
         if self.number is not None and len(student_shapes) != self.number:
             raise ValueError(f"{len(student_shapes)} layers; the loss compares {self.number}")
-        for whose, layers, shapes in (
-            ("student", config.student, student_shapes), ("teacher", config.teacher, self.teacher_shapes),
-        ):  # fmt: skip
-            for layer, shape in zip(layers, shapes, strict=not self.of_teacher_logits):
+        for whose, shapes in (("student", student_shapes), ("teacher", self.teacher_shapes)):
+            for number, shape in enumerate(shapes):
                 if kind_of(shape) not in self.kinds:
                     raise ValueError(
-                        f"layer {layer} of the {whose} gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
+                        f"{whose}[{number}] gives {kind_of(shape)} of shape {list(shape)}; the loss takes "
                         f"{' or '.join(self.kinds)}"
                     )
 
@@ -143,6 +142,9 @@ class FeatureLoss(LazyModule):
         student: features [B,...] at its layers; kept: what `keep` made of the teacher's. fp32 at least.
         """
         raise NotImplementedError
+
+    def take_back(self, skipped: Tensor) -> None:
+        """Undo what the last `forward` has changed in the `large` buffers, if `skipped`, bool []."""
 
     def combine(self, values: list[Tensor], weights: Tensor) -> Tensor:
         """The loss of all teachers [], of what `forward` gave for each of them and their weights [K,B] or [K,1].

@@ -46,6 +46,8 @@ class Loss(FeatureLoss):
     config: Config
     kinds = ("embedding",)
     number = 1
+    large = ("banks",)
+    before: tuple[Tensor, Tensor]  # the rows that the last update has changed, and what they were
     embed: Any  # linear layers of the student's and of the teacher's embedding
     banks: Tensor  # [2,M,width], of the student and of the teacher
     log_scale: Tensor  # log Z [2] for the student's embedding and for the teacher's, valid after the first update
@@ -127,10 +129,15 @@ class Loss(FeatureLoss):
         """Mix embeddings [B,2 width] of images at `rows` into the banks, in place."""
         with torch.no_grad():
             new = embedded.unflatten(1, (2, -1)).transpose(0, 1)
-            mix = self.config.momentum * self.banks[:, rows] + (1 - self.config.momentum) * new
+            self.before = rows, self.banks[:, rows]
+            mix = self.config.momentum * self.before[1] + (1 - self.config.momentum) * new
             self.banks.index_copy_(1, rows, torch.nn.functional.normalize(mix, dim=2))
             self.log_scale.copy_(log_scale)
             self.updates.add_(1)
+
+    def take_back(self, skipped: Tensor) -> None:
+        rows, before = self.before
+        self.banks.index_copy_(1, rows, torch.where(skipped, before, self.banks[:, rows]))
 
 
 def mixed(values: Tensor) -> Tensor:

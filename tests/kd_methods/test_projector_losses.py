@@ -543,7 +543,7 @@ def test_layers_of_another_kind_are_named() -> None:
         return kd_methods.build({"type": "average", "features": [entry]}, **{**shapes, **more})
 
     where = r"kd.features\[0\] \(ofa\), teacher 0: "
-    with pytest.raises(ValueError, match=where + r"layer 0 of the student gives embedding of shape \[6\]"):
+    with pytest.raises(ValueError, match=where + r"student\[0\] gives embedding of shape \[6\]"):
         built({"loss": "ofa", "student": [0]})
     with pytest.raises(ValueError, match=where + "the loss needs num_classes"):
         built({"loss": "ofa", "student": [1]}, num_classes=None)

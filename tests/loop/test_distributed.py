@@ -28,7 +28,7 @@ SCOPED = [
 ]
 
 
-def write_config(home: Path, output: str, method: str, scope: str | None, student: dict) -> Path:
+def write_config(home: Path, output: str, method: str, scope: str | None, student: dict, **kd) -> Path:
     config = {
         "output_dir": str(home / output),
         "data": {"source": "digits", "train_size": 400, "batch_size": 40, "flip": False},
@@ -37,7 +37,7 @@ def write_config(home: Path, output: str, method: str, scope: str | None, studen
             {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data", "trained_on": "other"}
             for name in ("cifar_resnet8", "cifar_wrn_16_1")
         ],
-        "kd": {"type": method, **({"scope": scope} if scope else {})},
+        "kd": {"type": method, **({"scope": scope} if scope else {}), **kd},
         "training": {"max_epochs": 2, "log_every": 1, "learning_rate": 1e-3},
         "cache": {"dir": str(home / "cache")},
     }
@@ -63,9 +63,9 @@ def ranks(processes: int, script: str, *words: str) -> str:
     return "".join(texts)
 
 
-def losses(home: Path, processes: int, method: str, scope: str | None, student: dict) -> list[dict]:
-    output = f"p{processes}-{method}-{scope}-{student['name']}"
-    config = write_config(home, output, method, scope, student)
+def losses(home: Path, processes: int, method: str, scope: str | None, student: dict, **kd) -> list[dict]:
+    output = f"p{processes}-{method}-{scope}-{student['name']}" + "-features" * bool(kd)
+    config = write_config(home, output, method, scope, student, **kd)
     ranks(processes, "train_kd.py", "--config", str(config), "--no-wandb")
     [folder] = (home / output).glob("*-*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
@@ -96,8 +96,31 @@ def test_every_method_and_scope_trains_identically_on_two_processes(home, method
     compare_vit(home, method, scope)
 
 
-def compare_vit(home, method, scope):
-    one, two = (losses(home, processes, method, scope, VIT) for processes in (1, 2))
+def test_features_train_identically_on_two_processes(home):
+    """Losses per image, of the gathered batch, and with banks of all images; the projectors are one module's."""
+    features = [
+        {"loss": "at", "student": [-1], "teacher": [-1]},
+        {"loss": "fitnet", "weight": 1.0, "student": [-1], "teacher": [-1], "regressor": "plain"},
+        {"loss": "rkd", "gather": True, "weight": 1.0},
+        {"loss": "crd", "weight": 0.1, "width": 8, "negatives": 16},
+    ]
+    compare_vit(home, "ca_weighted", "sample", features=features)
+    compare_method(home / "p1-ca_weighted-sample-test_vit-features", home / "p2-ca_weighted-sample-test_vit-features")
+
+
+def compare_method(*outputs):
+    """What the method itself has learned: projectors, and rows of the banks."""
+    states = []
+    for output in outputs:
+        [path] = output.glob("*/checkpoints/latest/training.pt")
+        states.append(torch.load(path, weights_only=True)["method"])
+    assert any(name.endswith("banks") for name in states[0])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-3)
+
+
+def compare_vit(home, method, scope, **kd):
+    one, two = (losses(home, processes, method, scope, VIT, **kd) for processes in (1, 2))
     steps = [row for row in one if "train_step/step" in row]
     assert len(steps) == 20
     for first, second in zip(steps, [row for row in two if "train_step/step" in row], strict=True):

@@ -21,6 +21,7 @@ from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
+from kd_core.models.features import layers_of
 from kd_core.models.network import Network as ImageNetwork
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import read_metrics
@@ -243,6 +244,22 @@ def test_a_teacher_sees_two_images_once(data):
     teachers = TeacherLogits([teacher_of(Network(body=Looking()), data)], predict)
     assert teachers._network(0) is teachers._network(0)
     assert sizes == [(2, 24, False)]
+
+
+def test_a_teacher_in_another_class_order_gives_its_features_and_its_last_layer_in_that_order(data):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    network = models.create_model("cifar_resnet8", num_classes=10).eval()
+    kd = {"type": "average", "features": [{"loss": "cat_kd"}, {"loss": "mse"}]}
+    config = settings(kd=kd, teachers=[{"weights": "a.pt"}])
+    outputs = TeacherLogits([teacher_of(Reordered(network, order), data)], Predictor(create_accelerator("no"), config))
+    outputs.members[0].index = 0
+    layers = layers_of(config.kd, 1)
+    [source] = outputs.give_features(layers)
+    [(weight, bias)] = outputs.classifiers
+    logits, (*_, embedding) = source(torch.rand(4, 3, 24, 24))
+    given = torch.nn.functional.linear(embedding, weight, bias)
+    torch.testing.assert_close(given, logits[:, order], rtol=1e-2, atol=1e-3)  # rounded to fp16
+    assert not torch.allclose(given, logits, rtol=1e-2, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------- the whole run

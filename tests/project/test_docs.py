@@ -42,6 +42,16 @@ def test_every_metric_of_a_method_is_documented(method: str) -> None:
     assert names and names <= NAMED
 
 
+def test_every_metric_of_the_feature_term_is_documented() -> None:
+    logits, labels = torch.randn(2, 8, 5), torch.randint(5, (8,))
+    features = torch.rand(8, 3)
+    config = {"type": "average", "features": [{"loss": "mse", "student": [0], "teacher": [0]}] * 2}
+    method = kd_methods.build(config, student_shapes=[(3,)], teacher_shapes=[[(3,)]] * 2)
+    _, metrics = method(StudentOutput(logits[0], (features,)), TeacherOutputs(logits, ((features,),) * 2), labels)
+    assert {"loss_features", "feature/mse", "feature/mse_2"} <= set(metrics)
+    assert {"train/loss_features", "train/feature/{name}", "train/feature/{name}_2"} <= NAMED
+
+
 def test_every_name_in_the_code_is_documented() -> None:
     """String constants that look like metric names; names put together at run time are covered above."""
     found = set()

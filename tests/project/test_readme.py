@@ -164,12 +164,22 @@ def exists(name: str) -> bool:
     return (ROOT / name).exists() or "/" not in name and any(ROOT.glob(f"[a-z]*/{name}"))
 
 
-def test_the_readme_loop_runs_and_learns(tmp_path: Path) -> None:
-    (code,) = blocks("python")
-    script = tmp_path / "loop.py"
-    script.write_text(f"import torch\ntorch.manual_seed(0)\n{code}")
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the README's loop and its second form, with features, print."""
+    script = tmp_path_factory.mktemp("readme") / "loop.py"
+    script.write_text("\n".join(["import torch", "torch.manual_seed(0)", *blocks("python")]))
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    match = re.fullmatch(r"training accuracy ([\d.]+)%\n", done.stdout)
+    return done.stdout.splitlines()
+
+
+def test_the_readme_loop_runs_and_learns(printed: list[str]) -> None:
+    match = re.fullmatch(r"training accuracy ([\d.]+)%", printed[0])
     assert match and float(match[1]) > 90
+
+
+def test_so_does_its_form_with_features(printed: list[str]) -> None:
+    match = re.fullmatch(r"training accuracy ([\d.]+)%, feature loss ([\d.]+)", printed[1])
+    assert match and float(match[1]) > 90 and 0 < float(match[2]) < 1 and len(printed) == 2

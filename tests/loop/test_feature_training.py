@@ -1,0 +1,230 @@
+"""Training with `kd.features`: student and method as one module, teachers that run once per step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_metrics import times_apart
+from safetensors.torch import load_file
+from torch import nn
+
+import kd_methods
+import train_kd
+from kd_core.config import Layer, resolve
+from kd_core.errors import UserError
+from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer
+from kd_core.models.features import WithFeatures
+from kd_core.run import folder as run_folder
+from kd_core.run.folder import read_metrics
+from kd_methods import StudentOutput, TeacherOutputs
+
+STUDENT = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 8, "depth": 3, "embed_dim": 48, "drop_rate": 0.2}}
+# A vector per map, a projector with BatchNorm, and banks of all rows.
+FEATURES = [
+    {"loss": "at", "student": [-1], "teacher": [-1], "warmup": 0.5},
+    {"loss": "fitnet", "weight": 1.0, "student": ["blocks.2"], "teacher": [[2], ["layer2"]]},
+    {"loss": "crd", "weight": 0.1, "width": 8, "negatives": 16},
+]
+
+
+def words(home: Path, teachers: list[Path], *more: str, features: Any = FEATURES) -> list[str]:
+    team = [{"weights": str(teachers[0])}, {"weights": str(teachers[1]), "view": "clean"}]
+    return [
+        f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--no-wandb", "--name=tried",
+        f"--model={json.dumps(STUDENT)}", f"--teachers={json.dumps(team)}", "--kd.type=average",
+        f"--kd.features={json.dumps(features)}", "--data.train_size=120", "--data.batch_size=30",
+        "--training.max_epochs=2", "--training.log_every=1", "--training.compare_with_baseline=false",
+        "--evaluation.report=false", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits_teachers) -> Path:
+    """The folder of an uninterrupted run."""
+    home = tmp_path_factory.mktemp("whole")
+    train_kd.main(words(home, digits_teachers))
+    [folder] = (home / "runs").glob("tried-*")
+    return folder
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "latest" / "training.pt", weights_only=True)
+
+
+def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(whole, tmp_path, digits_teachers, monkeypatch):
+    original = run_folder.MetricsFile.append
+
+    def cut(self, row):
+        original(self, row)
+        if row.get("train_step/step") == 7:
+            raise KeyboardInterrupt
+
+    more = words(tmp_path, digits_teachers, "--training.save_every_steps=3")
+    monkeypatch.setattr(run_folder.MetricsFile, "append", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train_kd.main(more)
+    monkeypatch.setattr(run_folder.MetricsFile, "append", original)
+    [folder] = (tmp_path / "runs").glob("tried-*")
+    within = state_of(folder)["within_epoch"][0]["buffers"]
+    assert {name.rpartition(".")[2] for name in within if name.startswith("method.")} >= {"running_mean", "banks"}
+    train_kd.main(more)
+    found, expected = (times_apart(read_metrics(path / "metrics.jsonl")) for path in (folder, whole))
+    assert found == expected and len(found) == 1 + 8 + 2
+    for name, value in state_of(whole)["method"].items():
+        assert torch.equal(value, state_of(folder)["method"][name]), name
+    ours, theirs = (load_file(path / "student" / "model.safetensors") for path in (folder, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_projectors_are_trained_and_kept_but_are_no_part_of_the_student(whole):
+    method = state_of(whole)["method"]
+    assert any(name.endswith("running_mean") and value.any() for name, value in method.items())
+    own = load_file(whole / "student" / "model.safetensors")
+    assert not any("method" in name or "feature" in name for name in own)
+    assert json.loads((whole / "summary.json").read_text())["parameters"] == sum(w.numel() for w in own.values())
+    assert len(state_of(whole)["optimizer"]["state"]) > len(own)
+
+
+def test_the_term_is_logged_and_validation_is_without_it(whole):
+    rows = [row for row in read_metrics(whole / "metrics.jsonl") if row.get("train/loss_total")]
+    for row in rows:
+        term = row["train/loss_total"] - row["train/loss_ce"] - row["train/loss_kl"]
+        assert row["train/loss_features"] == pytest.approx(term, rel=1e-4) and term > 0
+        assert {"train/feature/at", "train/feature/fitnet", "train/feature/crd"} <= set(row)
+        assert not any("feature" in name for name in row if name.startswith("val/"))
+        assert row["perf/teacher_cache_hit_rate"] == 0
+
+
+def test_each_network_runs_once_per_step_and_rows_are_places_in_the_split(tmp_path, digits_teachers, monkeypatch):
+    epochs = train_kd.epochs_of(words(tmp_path, digits_teachers, "--training.max_epochs=1"))
+    original, calls, rows = train_kd.prepare, [], []
+
+    def spying(*arguments: Any, **options: Any) -> Any:
+        setup = original(*arguments, **options)
+        networks = [setup.network.model, *(source.network for source in setup.teachers.sources)]
+        for number, network in enumerate(networks):
+            body = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+            body.register_forward_pre_hook(lambda *_, number=number: calls.append((number, setup.method.training)))
+        forward = setup.method.forward
+        setup.method.forward = lambda *a, rows=None, **k: (kept.append(rows), forward(*a, rows=rows, **k))[1]
+        kept, setup.method.kept = rows, None
+        return setup
+
+    monkeypatch.setattr(train_kd, "prepare", spying)
+    next(epochs)
+    epochs.close()
+    seen = [number for number, training in calls if training]
+    assert [seen.count(number) for number in range(3)] == [4, 4, 4] or seen.count(1) == seen.count(2) == 4
+    places = torch.cat([step for step in rows if step is not None])
+    assert sorted(places.tolist()) == list(range(120))
+
+
+def test_check_names_each_layer_with_its_shape(tmp_path, digits_teachers, capsys, monkeypatch):
+    monkeypatch.setattr(train_kd, "CHECK_STEPS", 1)
+    monkeypatch.setattr(train_kd, "WARM_UP_STEPS", 1)
+    train_kd.main(words(tmp_path, digits_teachers, "--check"))
+    text = capsys.readouterr().out
+    for line in (
+        "  feature   model.name 'test_vit', layer -1: 48 x 4 x 4\n",
+        "  feature   model.name 'test_vit', layer blocks.2: 17 x 48\n",
+        "  feature   teachers[0] 'cifar_resnet8', layer embedding: 64\n",
+        "  feature   teachers[1] 'cifar_wrn_16_1', layer layer2: 32 x 16 x 16\n",
+    ):
+        assert line in text, text
+    assert "+ 1 x hints (FitNet, regressor conv_bn_relu) + 0.1 x contrastive loss" in text
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([{"loss": "at", "student": [9]}], r"layer 9 of model.name 'test_vit': there is no such stage"),
+        ([{"loss": "at", "teacher": [-1, 7, 1]}], r"layer 7 of teachers\[0\] 'cifar_resnet8': there is no such st"),
+        (
+            [{"loss": "at", "student": ["embedding"], "teacher": [-1]}],
+            r"kd.features\[0\] \(at\), teacher 0: student\[0\] gives embedding of shape \[48\]; the loss takes map",
+        ),
+        ([{"loss": "cat_kd"}], r"loss 'cat_kd' needs a head of average pooling and one linear layer, which teachers"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(features, message, tmp_path, digits_teachers, monkeypatch):
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
+    if "cat_kd" in message:
+        monkeypatch.setattr(WithFeatures, "_has_linear_head", lambda *_: False)
+    with pytest.raises(UserError, match=message):
+        train_kd.main(words(tmp_path, digits_teachers, features=features))
+
+
+SETTINGS = {"kd": {"type": "average", "features": [{"loss": "at"}]}, "teachers": [{"weights": "a.pt"}] * 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": {"mode": "fixed"}}, "cache.mode: 'fixed' does not hold the features"),
+        ({"cache": {"mode": "lazy"}}, "cache.mode: 'lazy' does not hold"),
+        (
+            {"kd": {"type": "average", "features": [{"loss": "at"}, {"loss": "at", "teacher": [[-3, -2, -1]] * 3}]}},
+            r"kd.features\[1\].teacher: has layers of 3 teachers, and there are 2",
+        ),
+        (
+            {"teachers": [{"weights": "a.pt"}, {"logits": "b.safetensors"}]},
+            r"teachers\[1\].logits: a file of logits has no features",
+        ),
+        ({"kd": {"type": "baseline", "features": [{"loss": "at"}]}}, "kd.features: belongs to average, .*not to this"),
+    ],
+)
+def test_settings_that_do_not_go_with_features(changes, message):
+    with pytest.raises(UserError, match=message):
+        resolve([Layer("x.yaml", {**SETTINGS, **changes})])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_projectors_are_optimized_in_groups_like_the_students(name, decay_all):
+    config = resolve([Layer("x.yaml", SETTINGS)]).config.training
+    config = config.model_copy(update={"optimizer": name, "weight_decay": 0.1, "decay_norms_and_biases": decay_all})
+    student, method = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+    optimizer = create_optimizer(student, config, torch.device("cpu"), method)
+    decays = {
+        id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]
+    }
+    own = [*student.parameters(), *method.parameters()]
+    assert len(decays) == len(own)
+    for weight in own:
+        assert decays[id(weight)] == (0.1 if decay_all or weight.ndim > 1 else 0.0)
+    before = method[0].weight.clone()
+    (method(student(torch.rand(2, 3, 3, 3)).flatten(1)) - 1).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(method[0].weight, before)
+
+
+def test_a_skipped_step_takes_back_what_the_forward_pass_has_changed():
+    """BatchNorm's statistics from copies; banks, which are not copied, by their rows."""
+    entries = [
+        {"loss": "crd", "student": [0], "teacher": [0], "width": 4, "negatives": 3},
+        {"loss": "fitnet", "student": [1], "teacher": [1]},
+    ]
+    shapes = [(6,), (3, 4, 4)]
+    labels = torch.arange(12) % 3
+    method = kd_methods.build(
+        {"type": "average", "features": entries}, student_shapes=shapes, teacher_shapes=[shapes], train_labels=labels
+    )
+    rows, optimizer = torch.tensor([4, 0, 7]), torch.optim.SGD(method.parameters(), 0.1, fused=True)
+    features = tuple(torch.rand(3, *shape) for shape in shapes)
+    copied = method.copied_buffers()
+    [banks] = [value for name, value in method.named_buffers() if name.endswith("banks")]
+    assert not any(value is banks for value in copied) and len(copied) == len(list(method.buffers())) - 1
+    guard = NonFiniteSteps(optimizer, copied, method.take_back)
+    for norm, stays in (("nan", True), ("1", False)):
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        guard.begin()
+        student, teachers = StudentOutput(torch.rand(3, 3), features), TeacherOutputs(torch.rand(1, 3, 3), (features,))
+        method(student, teachers, labels[rows], rows=rows)[0].backward()
+        guard.skip(torch.tensor(float(norm)))
+        changed = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+        assert bool(changed) is not stays
+        assert stays or {name.rpartition(".")[2] for name in changed} >= {"banks", "updates", "running_mean"}
