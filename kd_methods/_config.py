@@ -23,7 +23,7 @@ ALWAYS_RECORDED = ("dist", "dkd")
 # Temperatures that settings state without meaning them: the default, and 1 for none.
 STATED = (4.0, 1.0)
 # Not in those digests: left out while they have their defaults.
-SWITCHES = ("features", "norm_temperature", "entropy_weight", "correct_labels", "teacher_temperatures")
+SWITCHES = ("norm_temperature", "entropy_weight", "correct_labels", "teacher_temperatures")
 
 if TYPE_CHECKING:
     LossName = str
@@ -56,6 +56,10 @@ class MethodConfig(BaseModel):
 
     def check_teachers(self, num_teachers: int) -> None:
         """Raises ValueError that names the key whose value does not fit so many teachers."""
+
+    def check_run(self, num_teachers: int) -> None:
+        """Raises ValueError where training with so many teachers is pointless, or `check_teachers` does."""
+        self.check_teachers(num_teachers)
 
 
 AnyClass = TypeVar("AnyClass", bound=type[BaseModel])
@@ -161,7 +165,7 @@ class LogitConfig(MethodConfig):
         So a loss or a switch that is added leaves the settings and digests of all other runs as they were.
         """
         values = serialize(self)
-        for name in {*logit_losses.OWN, *SWITCHES} & values.keys() - {self.loss, *ALWAYS_RECORDED}:
+        for name in {*logit_losses.OWN, *SWITCHES, "features"} & values.keys() - {self.loss, *ALWAYS_RECORDED}:
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         return values

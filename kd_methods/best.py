@@ -25,6 +25,7 @@ class Config(WeightedConfig):
         return "kd.teacher, the number of the best teacher" if self.teacher is None else None
 
     def check_teachers(self, num_teachers: int) -> None:
+        super().check_teachers(num_teachers)
         if self.teacher is not None and self.teacher >= num_teachers:
             raise ValueError(f"kd.teacher: {self.teacher} is no teacher's number; those are 0 to {num_teachers - 1}")
 

@@ -41,6 +41,7 @@ class Config(WeightedConfig):
         return "kd.matrix, their mean products" if self.matrix is None else None
 
     def check_teachers(self, num_teachers: int) -> None:
+        super().check_teachers(num_teachers)
         if self.matrix is not None:
             require_count("kd.matrix: rows", len(self.matrix), num_teachers)
 

@@ -17,7 +17,8 @@ from kd_methods._weighted import PublishedConfig, WeightedMethod
 class Config(PublishedConfig):
     type: Literal["ebkd"] = "ebkd"
 
-    def check_teachers(self, num_teachers: int) -> None:
+    def check_run(self, num_teachers: int) -> None:
+        super().check_run(num_teachers)
         if num_teachers == 1 and self.normalize == "reference":
             raise ValueError(
                 "kd.normalize: 'reference' multiplies the loss of one teacher by 0, as the authors' code does; "

@@ -26,6 +26,7 @@ class Config(WeightedConfig):
         return self
 
     def check_teachers(self, num_teachers: int) -> None:
+        super().check_teachers(num_teachers)
         if self.weights:
             require_count("kd.weights", len(self.weights), num_teachers)
 

@@ -44,11 +44,16 @@ def is_text(declared: list[Any]) -> bool:
 
 
 def all_keys(section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[str]:
-    """The full names of all settings, as the command line has them; of lists those of the first item."""
+    """The full names of all settings, as the command line has them; of teachers those of the first.
+
+    `kd.features` is one key: its entries share names, such as `temperature`, with settings that are meant more often.
+    """
     section = section or Config
     for name, info in section.model_fields.items():
-        if section is Config and name == "kd":
-            inner: list[type[BaseModel]] = [kd_methods.config_class(method) for method in kd_methods.names()]
+        if prefix == "kd." and name == "features":
+            inner: list[type[BaseModel]] = []
+        elif section is Config and name == "kd":
+            inner = [kd_methods.config_class(method) for method in kd_methods.names()]
         else:
             inner = list(sections_of(info.annotation))
         item = "0." if get_origin(info.annotation) is list else ""

@@ -416,7 +416,7 @@ class Config(Section):
                 "--teachers='[{model: cifar_resnet20, train: configs/teachers/cifar32.yaml}]', "
                 f"or choose --kd.type={kd_methods.LABEL_ONLY}"
             )
-        self.kd.check_teachers(len(self.teachers))
+        self.kd.check_run(len(self.teachers))
         return self
 
     @model_validator(mode="after")

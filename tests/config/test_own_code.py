@@ -348,7 +348,7 @@ def test_help_lists_what_was_added(home, capsys):
     with pytest.raises(SystemExit, match="0"):
         command_line.parse(["--import", str(home / "mine.py"), "--help"])
     text = capsys.readouterr().out
-    assert "--kd.type=average|baseline|blend|" in text and "--kd.share=float  [0.5]" in text
+    assert "--kd.type=aekd|average|baseline|best|blend|" in text and "--kd.share=float  [0.5]" in text
     assert "cifar_python|digits|stripes" in text
 
 

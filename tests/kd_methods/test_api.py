@@ -178,7 +178,7 @@ def test_build_takes_a_config_object_and_a_dict_alike() -> None:
             {"type": "average", "loss": "wttm", "teacher_temperatures": [2.0]},
             "kd: teacher_temperatures: is [2.0], but loss 'wttm' has no temperature",
         ),
-        ({"type": "average", "teacher_temperatures": [0]}, "kd.teacher_temperatures.0: 0 is wrong: Input should be"),
+        ({"type": "average", "teacher_temperatures": [0]}, "kd.teacher_temperatures[0]: 0 is wrong: Input should be"),
         ({"type": "average", "teacher_temperatures": []}, "kd.teacher_temperatures: [] is wrong: List should have"),
         (
             {"type": "average", "teacher_temperatures": [2.0], "temperature": 3.0},

@@ -22,7 +22,7 @@ from feature_cases import (
     case,
     gradients,
 )
-from method_variants import variants
+from method_variants import SWITCHES, variants
 from test_method_contract import CountKernels
 from torch import Tensor
 
@@ -36,13 +36,14 @@ every_loss = pytest.mark.parametrize("entry", first_entries, ids=lambda entry: e
 OWN_WEIGHTS = {"ca_mkd"}  # losses with their own weights of teachers
 BY_ORDER = {"cc"}  # losses that depend on the order of the batch
 # Each method with its choices; what concerns logits alone, and terms that are switched off, change no weights.
+GIVEN = {"best": {"teacher": 1}, "covariance": {"matrix": [[2.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 1.0]]}}
 WEIGHTINGS = [
-    variant
+    {**variant, **GIVEN.get(name, {})}
     for name in kd_methods.names()
     if name != kd_methods.LABEL_ONLY
     for variant in variants(name)
-    if not variant.get("standardize") and variant.get("loss", "kd") == "kd"
-    and not any(value is False for key, value in variant.items() if key != "standardize")
+    if not variant.keys() & SWITCHES and variant.get("loss", "kd") == "kd"
+    and not any(value is False for value in variant.values())
 ]
 
 

@@ -19,7 +19,7 @@ from kd_methods._weighted import WeightedMethod
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 ABLATIONS = {"use_soft_loss", "use_hard_loss", "teacher", "matrix"}  # and what replaces measurements
-PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches", "weightings"}
+PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches", "weightings", "features"}
 BOUNDED = {"uniform", "log_uniform_values", "int_uniform"}
 
 
@@ -98,13 +98,15 @@ def test_there_is_a_sweep_for_each_purpose():
     assert set(sweeps["losses"]["parameters"]["kd.loss"]["values"]) == set(kd_methods.losses())
     # Not those of temperatures per teacher, which depend on the teachers.
     assert {f"kd.{name}" for name in SWITCHES} - set(sweeps["switches"]["parameters"]) == {"kd.teacher_temperatures"}
+    entries = sweeps["features"]["parameters"]["kd.features"]["values"]
+    assert {entry["loss"] for one in entries for entry in one} == set(kd_methods.feature_losses.names())
     assert sweeps["seeds"]["method"] == "grid" and len(sweeps["seeds"]["parameters"]["training.seed"]["values"]) >= 3
 
 
 @pytest.mark.parametrize("method", [name for name in kd_methods.names() if name != kd_methods.LABEL_ONLY])
 def test_the_sweeps_vary_all_hyperparameters_of_a_method(method):
     fields = set(kd_methods.config_class(method).model_fields)
-    own = fields - ABLATIONS - {"type", *SWITCHES, *kd_methods.losses()}
+    own = fields - ABLATIONS - {"type", "features", *SWITCHES, *kd_methods.losses()}
     built = kd_methods.build({"type": method})
     own -= {"scope"} if built.shared_weights else set()  # which changes nothing there
     own -= {"normalize"} if isinstance(built, WeightedMethod) and built.reference_sum(3) == 1 else set()

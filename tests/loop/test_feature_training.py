@@ -174,7 +174,10 @@ SETTINGS = {"kd": {"type": "average", "features": [{"loss": "at"}]}, "teachers":
             {"teachers": [{"weights": "a.pt"}, {"logits": "b.safetensors"}]},
             r"teachers\[1\].logits: a file of logits has no features",
         ),
-        ({"kd": {"type": "baseline", "features": [{"loss": "at"}]}}, "kd.features: belongs to average, .*not to this"),
+        (
+            {"kd": {"type": "baseline", "features": [{"loss": "at"}]}},
+            "kd.features: belongs to aekd, average, .*not to this",
+        ),
     ],
 )
 def test_settings_that_do_not_go_with_features(changes, message):

@@ -3,6 +3,7 @@
 Bounds follow from the formats: u is the unit roundoff, half the distance from 1 to the next larger number.
 """
 
+import copy
 import functools
 import itertools
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_variants import every_variant, method_for
+from method_variants import RANDOM, every_variant, method_for
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -31,8 +32,14 @@ def inputs(num_teachers: int, batch: int, classes: int) -> tuple[Tensor, Tensor,
     return student, teachers, torch.randint(1, classes, (batch,), generator=generator)
 
 
+def built(config: str, *sizes: Any) -> KDMethod:
+    """The method; of the one whose weights change from step to step, the first step."""
+    method = made(config, *sizes)
+    return copy.deepcopy(method) if json.loads(config)["type"] == RANDOM else method
+
+
 @functools.cache
-def built(config: str, num_teachers: int, classes: int, dtype: torch.dtype) -> KDMethod:
+def made(config: str, num_teachers: int, classes: int, dtype: torch.dtype) -> KDMethod:
     torch.manual_seed(0)
     return method_for(json.loads(config), num_teachers, num_classes=classes).to(dtype)
 
