@@ -29,11 +29,12 @@ from kd_methods.logit_losses import add as add_loss
 from kd_methods.logit_losses import names as losses
 
 __all__ = [
-    "LABEL_ONLY", "AnyConfig", "KDMethod", "LogitConfig", "LogitLoss", "MethodConfig", "Metrics", "StudentOutput",
-    "TeacherOutputs", "add", "add_loss", "build", "common_metrics", "config_class", "losses", "names",
+    "LABEL_ONLY", "TRY_NEXT", "AnyConfig", "KDMethod", "LogitConfig", "LogitLoss", "MethodConfig", "Metrics",
+    "StudentOutput", "TeacherOutputs", "add", "add_loss", "build", "common_metrics", "config_class", "losses", "names",
 ]  # fmt: skip
 
 LABEL_ONLY = "baseline"  # the method without teachers
+TRY_NEXT = ("dynamic", "confidence")  # methods to suggest to who has tried one
 
 _added: dict[str, Any] = {}
 

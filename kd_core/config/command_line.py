@@ -164,6 +164,6 @@ def to_go_on(script: str, arguments: list[str]) -> str:
 
 def another_method(script: str, arguments: list[str], method: str) -> str:
     """The user's own command with another `kd.type` than `method`, whose settings have their defaults."""
-    another = "dynamic" if method != "dynamic" else "confidence"
+    another = next(name for name in kd_methods.TRY_NEXT if name != method)
     words = without(without(own_command(script, arguments), r"kd(\..*)?|resume"), "fresh", switch=True)
     return shlex.join([*words, f"--kd.type={another}"])

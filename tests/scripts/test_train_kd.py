@@ -327,9 +327,10 @@ def test_weights_that_break_in_the_last_step_never_become_a_checkpoint(home, mon
     original = checkpoints.require_finite
 
     def poison_the_second_epoch(model, *rest):
-        poison_the_second_epoch.calls += 1
-        if poison_the_second_epoch.calls == 2:
-            next(model.parameters()).data.fill_(float("nan"))
+        parameters = list(model.parameters())  # none of a method without projectors
+        poison_the_second_epoch.calls += bool(parameters)
+        if parameters and poison_the_second_epoch.calls == 2:
+            parameters[0].data.fill_(float("nan"))
         original(model, *rest)
 
     poison_the_second_epoch.calls = 0
@@ -535,7 +536,8 @@ def test_method_names_belong_to_kd_methods():
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
-        assert not strings & set(kd_methods.names()), path
+        # These three are also kinds of checkpoints, of cached views and of state.
+        assert not strings & (set(kd_methods.names()) - {"best", "fixed", "random"}), path
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
