@@ -61,7 +61,8 @@ class Method(ConstantMethod):
         else:
             return None
         identity = torch.eye(len(matrix), dtype=torch.float64)
-        size = float(matrix.diagonal().mean()) or 1.0  # of teachers without errors any: all are equal
+        size = matrix.diagonal().mean()
+        size = torch.where(size > 0, size, torch.ones_like(size))  # of teachers without errors any: all are equal
         matrix = (1 - config.shrinkage) * matrix + config.shrinkage * size * identity
         return closed_form(matrix) if config.unconstrained else shortest_combination(matrix)
 
