@@ -27,9 +27,12 @@ __all__ = [
 ]  # fmt: skip
 
 
+OWN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
 def names() -> list[str]:
     """Names of all feature losses: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return list(OWN)
 
 
 def config_class(name: str) -> type[FeatureConfig]:
@@ -70,6 +73,8 @@ def explain(path: Sequence[int | str], mistake: Mapping[str, Any]) -> tuple[list
 
 
 def _module(name: str) -> Any:
+    if name not in OWN:
+        raise ValueError(f"{name!r} is not a feature loss{did_you_mean(name, names())}; losses: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -22,8 +22,8 @@ from feature_cases import (
     case,
     gradients,
 )
+from kernels import CountKernels
 from method_variants import SWITCHES, variants
-from test_method_contract import CountKernels
 from torch import Tensor
 
 import kd_methods

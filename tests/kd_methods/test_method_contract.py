@@ -2,12 +2,12 @@
 
 import itertools
 import json
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import CountKernels
 from method_variants import (
     FIXED,
     GROWING,
@@ -20,7 +20,6 @@ from method_variants import (
     method_for,
 )
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd_methods
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
@@ -242,24 +241,6 @@ def test_two_processes_with_a_shared_mean_train_as_one(config: dict[str, Any]) -
         method.reduce_mean = lambda values: values
         alone = loss_and_gradient(method, *halves[0])[1]
         assert not torch.allclose(alone, gradient_a, rtol=1e-4), "the shared mean has to matter"
-
-
-class CountKernels(TorchDispatchMode):
-    """Counts operations that compute, and refuses those that make the host wait."""
-
-    FREE = {"detach", "expand", "promote_types", "select", "split", "squeeze", "unbind", "unsqueeze", "view"}
-    WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITS, f"{name} makes the host wait for the device"
-        if name.removesuffix("_copy") not in self.FREE and not name.startswith("split_with_sizes"):
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def kernels(method: KDMethod, num_teachers: int, batch: int) -> int:

@@ -102,6 +102,7 @@ ALLOWED = {
     ("kd_core/config/own_code.py", "compile"): "a file that the command names; nothing that a run or artifact names",
     ("kd_core/config/own_code.py", "exec"): "the same",
     ("kd_methods/__init__.py", "importlib.import_module"): "names of files in kd_methods alone",
+    ("kd_methods/feature_losses/__init__.py", "importlib.import_module"): "names of files in feature_losses alone",
     ("kd_methods/logit_losses/__init__.py", "importlib.import_module"): "names of files in logit_losses alone",
     ("kd_core/loop/processes.py", "ctypes.CDLL"): "the C library that is loaded already",
     ("kd_sweeps/trial.py", "ctypes.CDLL"): "the C library that is loaded already",
