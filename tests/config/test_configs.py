@@ -70,7 +70,12 @@ PAIRS = [
 LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standardized": (0.1, 9, 2)}
 
 # Losses that no file combines with a pair: hard_weight, soft_weight
+FEATURE_LOSSES = {
+    "at": 1000, "crd": 0.8, "fitnet": 100, "pkt": 30000, "reviewkd-weight0.7": 0.7, "reviewkd-weight1": 1,
+    "reviewkd-weight5": 5, "reviewkd-weight8": 8, "rkd": 1, "sp": 3000,
+}  # fmt: skip
 OTHER_LOSSES = {"rld-beta4": (1, 1), "rld-beta8": (1, 1), "ttm": (1, 45), "wttm": (1, 4)}
+OTHER_LOSSES |= dict.fromkeys(FEATURE_LOSSES, (1, 0))
 
 
 def written_in(path: Path) -> dict[str, Any]:
@@ -252,9 +257,14 @@ def test_every_pair_combines_with_every_loss(pair: Path, loss: Path) -> None:
     assert loss.read_text().startswith("# ") and pair.read_text().startswith("# ")
     config = combine([pair, loss])
     written = written_in(loss)["kd"]
-    assert config.kd.model_dump(include=set(written) - {"dkd", "dist", "rld"}).items() <= written.items()
+    assert config.kd.model_dump(include=set(written) - {"dkd", "dist", "rld", "features"}).items() <= written.items()
     if weights := OTHER_LOSSES.get(loss.stem):
         assert (config.kd.hard_weight, config.kd.soft_weight) == weights
+    if weight := FEATURE_LOSSES.get(loss.stem):
+        [entry] = config.kd.features
+        assert (entry.loss, entry.weight) == (loss.stem.partition("-")[0], weight)
+        if entry.loss == "reviewkd":
+            assert entry.warmup * config.training.max_epochs == pytest.approx(20)
     if config.kd.loss == "rld":
         assert config.kd.rld.warmup * config.training.max_epochs == pytest.approx(20)
     assert f"{config.teachers[0].model}-{config.model.name}".replace("cifar_", "") == pair.stem
