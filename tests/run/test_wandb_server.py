@@ -694,6 +694,7 @@ def test_the_agent_runs_the_sweep_over_all_methods(stub, teachers, tmp_path):
     at = sweep["command"].index("--config") + 1
     sweep["command"][at] = "configs/quickstart.yaml"
     sweep["command"][at + 1 : at + 1] = settings(tmp_path, teachers=teachers, method="average")
+    sweep["parameters"]["kd.weights"] = {"values": [[1.0, 2.0]]}  # here are two teachers
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep | {"project": "kd"}))
     name = create_sweep(tmp_path, stub, path)

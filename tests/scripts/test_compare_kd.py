@@ -268,7 +268,7 @@ def test_runs_on_data_declared_the_same(copies, capsys):
         (["RUNS", "--confidence=high"], "--confidence: is 'high', a number"),
         (["RUNS", "--confidence=2"], "--confidence: is 2, must lie between 0 and 1"),
         (["RUNS", "--metric=val/typo"], "--metric: val/typo: no run has such a metric; there are .*val/accuracy"),
-        (["RUNS", "--baseline=typo"], "--baseline: no group is called 'typo'; there are alone"),
+        (["RUNS", "--baseline=typo"], "--baseline: no group is called 'typo'; there are aekd, aekd-alone, alone"),
         (["RUNS", "--typo"], "unrecognized arguments: --typo; --help lists all"),
         (["RUNS", "--out=README.md"], "--out: cannot write to README.md"),
     ],
