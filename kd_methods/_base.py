@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
 from kd_methods._features import FeatureTerm, per_image
-from kd_methods._module import LazyModule
+from kd_methods._module import LazyModule, identity
 from kd_methods._torch import Tensor, torch
 from kd_methods._weights import entropy_weights
 from kd_methods.feature_losses._base import Classifier, FeatureLoss
@@ -38,10 +38,6 @@ class TeacherOutputs(NamedTuple):
     features: tuple[tuple[Tensor, ...], ...] | None = None
     classifiers: tuple[Classifier, ...] | None = None
     kept: tuple[tuple[tuple[Tensor, ...], ...], ...] | None = None
-
-
-def identity(values: Tensor) -> Tensor:
-    return values
 
 
 class KDMethod(LazyModule):

@@ -6,6 +6,7 @@ from typing import Any
 from kd_methods._base import StudentOutput, TeacherOutputs, count
 from kd_methods._torch import Tensor, torch
 from kd_methods._weighted import WeightedConfig, WeightedMethod
+from kd_methods._weights import equal_weights
 
 
 def require_count(key: str, given: int, num_teachers: int) -> None:
@@ -28,6 +29,7 @@ class ConstantMethod(WeightedMethod):
         if teacher_errors is not None and (teacher_errors.ndim != 2 or 0 in teacher_errors.shape):
             shape = tuple(teacher_errors.shape)
             raise ValueError(f"teacher_errors: have shape {shape}; they must be [teachers, images], none of it empty")
+        # On the host, once, when the method is built: fp64 everywhere, and no step waits for it.
         errors = None if teacher_errors is None else teacher_errors.detach().double().cpu()
         self.register_buffer("weights", self.constant(errors))
 
@@ -49,7 +51,7 @@ class ConstantMethod(WeightedMethod):
                 f"kd.type '{self.config.type}' needs the teachers' errors on validation images, "
                 f"build(..., teacher_errors=[teachers, images]), or {self.config.instead_of_errors}"
             )
-        return teachers.logits.new_full((num_teachers, 1), 1 / num_teachers)
+        return equal_weights(teachers.logits)
 
 
 def normalized(weights: Sequence[float]) -> Tensor:

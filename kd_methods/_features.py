@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from kd_methods import feature_losses
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
+from kd_methods._warmup import warmed_up
 from kd_methods.feature_losses import Batch, FeatureConfig, FeatureLoss, Shape
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class FeatureTerm(LazyModule):
                 )  # fmt: skip
                 values.append(loss(own, kept[number][k], batch))
             part = per_teacher[0].combine(values, weights)
-            growth = min(progress / entry.warmup, 1.0) if entry.warmup else 1.0
-            total = total + entry.weight * growth * part
+            total = total + entry.weight * warmed_up(progress, entry.warmup) * part
             same = sum(other.loss == entry.loss for other in self.entries[:number])
             parts[f"feature/{entry.loss}" + f"_{same + 1}" * bool(same)] = part
         return total, parts

@@ -23,6 +23,11 @@ class BalancedConfig(LogitConfig):
     hard_weight: float = Field(default=1.0, ge=0, description="weight of the label cross-entropy")
     soft_weight: float = Field(default=1.0, ge=0, description="weight of the distillation term")
 
+    @property
+    def soft_share(self) -> float:
+        """The distillation term's part of both coefficients; 0 if features are the whole loss."""
+        return self.soft_weight / (self.hard_weight + self.soft_weight or 1.0)
+
     @model_validator(mode="after")
     def _some_loss(self) -> "BalancedConfig":
         features = getattr(self, "features", [])
@@ -85,7 +90,7 @@ class WeightedMethod(KDMethod):
             loss_kl = total * loss_kl
         loss_ce = self.label_loss(student.logits, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
-        share = loss_ce.new_full((), config.soft_weight / (config.hard_weight + config.soft_weight or 1.0))
+        share = loss_ce.new_full((), config.soft_share)
         common = common_metrics(loss_ce, loss_kl, share, weights.mean(1))
         return loss, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
 

@@ -16,11 +16,21 @@ def label_confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
     w_kb = (1 - softmax_k CE(t_kb, y_b)) / (K - 1), and 1 if there is one teacher.
     Zhang, Chen, Wang, ICASSP 2022, arXiv:2201.00007.
     """
-    num_teachers = len(logits)
-    if num_teachers == 1:
+    if len(logits) == 1:
         return logits.new_ones(logits.shape[:2])
-    cross_entropy = -at_label(torch.log_softmax(logits.detach(), -1), labels)
-    return (1 - torch.softmax(cross_entropy, 0)) / (num_teachers - 1)
+    return confidence_weights(-at_label(torch.log_softmax(logits.detach(), -1), labels))
+
+
+def confidence_weights(cross_entropy: Tensor) -> Tensor:
+    """The same of the teachers' cross-entropies [K,B], with their gradient; 1 if there is one teacher."""
+    if len(cross_entropy) == 1:
+        return torch.ones_like(cross_entropy)
+    return (1 - torch.softmax(cross_entropy, 0)) / (len(cross_entropy) - 1)
+
+
+def equal_weights(logits: Tensor) -> Tensor:
+    """1/K for each teacher of logits [K,B,C]: [K,1]."""
+    return logits.new_full((len(logits), 1), 1 / len(logits))
 
 
 def entropy_weights(student: Tensor, teachers: Tensor, temperature: float = 3.0) -> Tensor:
@@ -36,6 +46,11 @@ def entropy_weights(student: Tensor, teachers: Tensor, temperature: float = 3.0)
 def _entropy(logits: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def most_probable(labels: Tensor) -> Tensor:
+    """Labels int64 [B] as they are; soft labels [B,C] as their most probable classes [B]."""
+    return labels if labels.ndim == 1 else labels.argmax(-1)
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._torch import Tensor, torch
 from kd_methods._weighted import BalancedConfig
+from kd_methods._weights import equal_weights
 
 
 class Config(BalancedConfig):
@@ -46,7 +47,7 @@ class Method(KDMethod):
         loss_kl = self.logit_loss(student.logits, targets, labels, progress).mean()
         loss_ce = self.label_loss(student.logits, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
-        share = loss_ce.new_full((), config.soft_weight / (config.hard_weight + config.soft_weight or 1.0))
+        share = loss_ce.new_full((), config.soft_share)
         weights = self.teacher_weights(student, teachers, labels, progress)
         common = common_metrics(loss_ce, loss_kl, share, weights.squeeze(1))
         return loss, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}
@@ -55,8 +56,7 @@ class Method(KDMethod):
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> Tensor:
         assert teachers.logits is not None
-        num_teachers = len(teachers.logits)
-        return teachers.logits.new_full((num_teachers, 1), 1 / num_teachers)
+        return equal_weights(teachers.logits)
 
     def describe(self, num_teachers: int) -> str:
         return self.fill_in(self.equations[self.config.average_of], num_teachers)

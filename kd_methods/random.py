@@ -13,6 +13,7 @@ from typing import Any, Literal
 from kd_methods._base import StudentOutput, TeacherOutputs
 from kd_methods._torch import Tensor, torch
 from kd_methods._weighted import WeightedConfig, WeightedMethod
+from kd_methods._weights import equal_weights
 
 GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as int64
 
@@ -40,7 +41,7 @@ class Method(WeightedMethod):
         assert teachers.logits is not None
         count, dtype = len(teachers.logits), teachers.logits.dtype
         if not self.training:
-            return teachers.logits.new_full((count, 1), 1 / count)
+            return equal_weights(teachers.logits)
         logs = uniform(self.seed, self.steps, count).log()
         return (logs / logs.sum()).to(dtype).unsqueeze(1)
 

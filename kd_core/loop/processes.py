@@ -20,6 +20,7 @@ from kd_core.errors import UserError, first_line
 from kd_core.loop import launcher
 from kd_core.loop.ranks import is_first_process
 from kd_core.loop.signals import StopSignals, ended_by_signals
+from kd_methods.feature_losses._base import with_own_rows
 
 # The others wait while one process decodes a large data set, or waits for a teacher that another job trains.
 PATIENCE = timedelta(hours=24)
@@ -94,17 +95,10 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def gather_rows(own: Tensor, accelerator: Accelerator) -> Tensor:
-    """The rows [B,...] of all P processes, in their order, [P*B,...], with gradient to those of this process alone.
-
-    The gradient is multiplied by P.  A loss of all rows is the same on each process, and each has the part of its
-    gradient that comes through its own rows; the mean over processes, which DDP takes, is then the whole gradient.
-    """
+    """The rows [B,...] of all P processes, in their order, [P*B,...], with the gradient that `with_own_rows` tells."""
     if accelerator.num_processes == 1:
         return own
-    everyone = accelerator.gather(own.detach())
-    start = accelerator.process_index * len(own)
-    mine = own + (accelerator.num_processes - 1) * (own - own.detach())  # the same values
-    return torch.cat([everyone[:start], mine, everyone[start + len(own) :]])
+    return with_own_rows(accelerator.gather(own.detach()), own, accelerator.process_index)
 
 
 def shares_batch_norm(accelerator: Accelerator, sync_bn: bool) -> bool:

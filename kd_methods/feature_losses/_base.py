@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kd_methods._module import LazyModule
+from kd_methods._module import LazyModule, identity
 from kd_methods._torch import Tensor, torch
+from kd_methods._warmup import growth_in_words
 
 Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
 LAST: list[Layer] = [-1]  # layers of losses on the last map
@@ -42,8 +43,7 @@ class FeatureConfig(BaseModel):
 
     def describe(self) -> str:
         """The entry in words, with its numbers."""
-        growth = f", growing from 0 over the first {self.warmup:.3g} of training" if self.warmup else ""
-        return f"{self.weight:g} x {self.equation.format(config=self)}{growth}"
+        return f"{self.weight:g} x {self.equation.format(config=self)}{growth_in_words(self.warmup)}"
 
 
 class MapConfig(FeatureConfig):
@@ -156,10 +156,6 @@ class FeatureLoss(LazyModule):
             for weight, value in zip(weights, values, strict=True)
         ]
         return torch.stack(terms).sum()
-
-
-def identity(values: Tensor) -> Tensor:
-    return values
 
 
 def with_own_rows(everyone: Tensor, own: Tensor, process: int) -> Tensor:

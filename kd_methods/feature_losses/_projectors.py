@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
-from kd_methods.feature_losses._base import Classifier
+from kd_methods.feature_losses._base import Classifier, Shape
 
 
 @contextmanager
@@ -38,6 +38,13 @@ def conv_bn(channels: int, out: int, size: int, *, bias: bool = False, relu: boo
     """A convolution of `size` that keeps the side, BatchNorm, and ReLU if asked for."""
     layers = [torch.nn.Conv2d(channels, out, size, padding=size // 2, bias=bias), BatchNorm(out)]
     return torch.nn.Sequential(*layers, *[torch.nn.ReLU()] * relu)
+
+
+def embedding_projector(student: Shape, teacher: Shape, seed: int) -> Any:
+    """A linear layer with bias from the student's width to the teacher's; nothing where they are equal."""
+    (own,), (other,) = student, teacher
+    with seeded(seed):
+        return torch.nn.Identity() if own == other else torch.nn.Linear(own, other)
 
 
 def class_maps(maps: Tensor, classifier: Classifier | None, *, bias: bool = True) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods._weights import at_label
+from kd_methods._weights import at_label, confidence_weights
 from kd_methods.feature_losses._base import (
     LAST,
     Batch,
@@ -77,17 +77,10 @@ class Loss(FeatureLoss):
 
     def combine(self, values: list[Tensor], weights: Tensor) -> Tensor:
         errors, cross_entropy = torch.stack(values, 1)  # [K,B] each
-        own = self.weights(cross_entropy)
+        own = confidence_weights(cross_entropy)
         if self.config.form == "reference":
             return (own * errors).mean()  # over teachers too
         return (own.detach() * errors).sum(0).mean()
-
-    @staticmethod
-    def weights(cross_entropy: Tensor) -> Tensor:
-        """Weights [K,B] that sum to 1 over the teachers."""
-        if len(cross_entropy) == 1:
-            return torch.ones_like(cross_entropy)
-        return (1 - torch.softmax(cross_entropy, 0)) / (len(cross_entropy) - 1)
 
 
 def size(shape: Shape) -> tuple[int, int]:

@@ -8,9 +8,9 @@ gradient. Kept of a teacher: the embedding.
 
 from typing import Any, Literal
 
-from kd_methods._torch import Tensor, torch
+from kd_methods._torch import Tensor
 from kd_methods.feature_losses._base import Batch, FeatureConfig, FeatureLoss, unit
-from kd_methods.feature_losses._projectors import seeded
+from kd_methods.feature_losses._projectors import embedding_projector
 
 
 class Config(FeatureConfig):
@@ -26,9 +26,7 @@ class Loss(FeatureLoss):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        (own,), (other,) = self.student_shapes[0], self.teacher_shapes[0]
-        with seeded(self.seed):
-            self.projector = torch.nn.Identity() if own == other else torch.nn.Linear(own, other)
+        self.projector = embedding_projector(self.student_shapes[0], self.teacher_shapes[0], self.seed)
 
     def forward(self, student: tuple[Tensor, ...], kept: tuple[Tensor, ...], batch: Batch) -> Tensor:
         return 1 - (unit(self.projector(student[0]), 1) * unit(kept[0], 1)).sum(1)

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from kd_methods._module import LazyModule
 from kd_methods._torch import Tensor, torch
+from kd_methods._weights import most_probable
 from kd_methods.feature_losses._base import Batch, FeatureLoss, Layer, MapConfig, Shape, map_shape
 from kd_methods.feature_losses._projectors import BatchNorm, seeded
 
@@ -67,7 +68,7 @@ class Loss(FeatureLoss):
 
 def adapted(student: Tensor, teacher: Tensor, labels: Tensor, eps: float) -> Tensor:
     """The loss [...,B] of student logits [...,B,C] and teacher logits [B,C]; labels int64 [B] or soft [B,C]."""
-    label = labels if labels.ndim == 1 else labels.argmax(-1)
+    label = most_probable(labels)
     target = (torch.arange(teacher.shape[-1], device=label.device) == label[:, None]).to(teacher.dtype)  # [B,C]
     wanted = (torch.softmax(teacher, -1) + target).pow(eps) - target
     return -(wanted * torch.log_softmax(student, -1)).sum(-1)

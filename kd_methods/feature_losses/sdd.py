@@ -15,6 +15,7 @@ from pydantic import Field
 
 from kd_methods import logit_losses
 from kd_methods._torch import Tensor, torch
+from kd_methods._weights import most_probable
 from kd_methods.feature_losses._base import LAST, Batch, Classifier, FeatureConfig, FeatureLoss, Layer, as_map
 from kd_methods.feature_losses._projectors import class_maps
 
@@ -60,7 +61,7 @@ class Loss(FeatureLoss):
     def forward(self, student: tuple[Tensor, ...], kept: tuple[Tensor, ...], batch: Batch) -> Tensor:
         own, _ = self.regions(self.keep(student)[0], batch.student_classifier)
         other, whole = self.regions(kept[0], batch.teacher_classifier)
-        label = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)  # [B]
+        label = most_probable(batch.labels)  # [B]
         unlike = (other.argmax(-1) == label[:, None]) != (whole.argmax(-1) == label)[:, None]  # [B,R]
         count = own.shape[1]
         loss = logit_losses.function(self.config.base, logit_losses.config_class(self.config.base)())

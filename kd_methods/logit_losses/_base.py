@@ -6,6 +6,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from kd_methods._torch import Tensor, torch
+from kd_methods._warmup import growth_in_words
+from kd_methods._weights import most_probable
 
 Temperature = float | Tensor  # of all samples and teachers, or [K,1], [1,B] or [K,B]
 
@@ -27,7 +29,8 @@ class LossConfig(BaseModel):
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""
-        return f"{self.equation.format(config=self)} {conditions}".rstrip()
+        words = f"{self.equation.format(config=self)} {conditions}".rstrip()
+        return words + growth_in_words(getattr(self, "warmup", 0.0))
 
 
 def soften(logits: Tensor, temperature: Temperature) -> Tensor:
@@ -37,8 +40,7 @@ def soften(logits: Tensor, temperature: Temperature) -> Tensor:
 
 def one_hot(labels: Tensor, classes: Tensor) -> Tensor:
     """Where the label is: bool of the shape of `classes` [...,C]; a soft label [B,C] is its most probable class."""
-    target = labels if labels.ndim == 1 else labels.argmax(-1)
-    return torch.arange(classes.shape[-1], device=classes.device) == target[:, None]
+    return torch.arange(classes.shape[-1], device=classes.device) == most_probable(labels)[:, None]
 
 
 def correct(teachers: Tensor, labels: Tensor, how: str) -> Tensor:
@@ -61,11 +63,6 @@ def hide(logits: Tensor, is_out: Tensor) -> Tensor:
     Where all classes are out, all are equal.
     """
     return logits.masked_fill(is_out, torch.finfo(logits.dtype).min / 2)
-
-
-def warmed_up(progress: float, warmup: float) -> float:
-    """How far a loss has grown from 0 to 1 over the fraction `warmup` of training; 1 without one."""
-    return min(progress / warmup, 1.0) if warmup else 1.0
 
 
 def standardize(logits: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften, warmed_up
+from kd_methods._warmup import warmed_up
+from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften
 
 
 class Config(LossConfig):
@@ -28,10 +29,6 @@ class Config(LossConfig):
         le=1,
         description="fraction of training in which the loss grows from 0; 0: none",
     )
-
-    def describe(self, conditions: str) -> str:
-        growth = f", growing from 0 over the first {self.warmup:.3g} of training" if self.warmup else ""
-        return super().describe(conditions) + growth
 
 
 def loss(

@@ -14,7 +14,9 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods.logit_losses._base import LossConfig, Temperature, hide, soften, warmed_up
+from kd_methods._warmup import warmed_up
+from kd_methods._weights import most_probable
+from kd_methods.logit_losses._base import LossConfig, Temperature, hide, soften
 
 
 class Config(LossConfig):
@@ -30,15 +32,11 @@ class Config(LossConfig):
         description="fraction of training in which the loss grows from 0; 0: none",
     )
 
-    def describe(self, conditions: str) -> str:
-        growth = f", growing from 0 over the first {self.warmup:.3g} of training" if self.warmup else ""
-        return super().describe(conditions) + growth
-
 
 def loss(
     student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
 ) -> Tensor:
-    target = labels if labels.ndim == 1 else labels.argmax(-1)
+    target = most_probable(labels)
     binary_s, binary_t = _binary(student, teachers, target, config.alpha_temperature)
     scd = (binary_t.exp() * (binary_t - binary_s)).sum(-1)
 

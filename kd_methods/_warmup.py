@@ -1,0 +1,11 @@
+"""Losses that grow from 0 over the first part of training."""
+
+
+def warmed_up(progress: float, warmup: float) -> float:
+    """How far a loss has grown from 0 to 1 over the fraction `warmup` of training; 1 without one."""
+    return min(progress / warmup, 1.0) if warmup else 1.0
+
+
+def growth_in_words(warmup: float) -> str:
+    """What to add to the description of a loss."""
+    return f", growing from 0 over the first {warmup:.3g} of training" if warmup else ""
