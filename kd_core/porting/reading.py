@@ -17,7 +17,7 @@ from kd_core.config.yaml12 import MAX_BYTES, Yaml12Loader
 from kd_core.errors import UserError, did_you_mean
 
 MAX_UNFOLDED = 10 * MAX_BYTES  # characters of a file with each alias replaced by what it stands for
-MAX_KEYS, MAX_NAME = 5000, 1000  # of a file whose aliases are unfolded; characters of SECTION.KEY
+MAX_KEYS, MAX_NAME = 2000, 1000  # of a file whose aliases are unfolded; characters of SECTION.KEY
 MAX_PROBLEMS = 30  # shown at once
 AS_DATA = ("!import_call", "!import_get", "!getattr")
 JOIN = "!join"
@@ -104,7 +104,7 @@ class Keys:
             name = f"{prefix}{key}"
             if len(self._values) > MAX_KEYS or len(name) > MAX_NAME:
                 raise UserError(f"{name[:60]}...: more than {MAX_KEYS:,} keys, or a name over {MAX_NAME:,} letters")
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict):
                 self._flatten(f"{name}.", value)
             elif name in self._values:
                 self.problem(name, "is given twice")

@@ -85,7 +85,14 @@ class Translation:
             if any(items):
                 lines += ["", title, *(f"  - {item}" for item in items)]
         comments = "".join(f"# {' '.join(printable(line).splitlines())}".rstrip() + "\n" for line in lines)
-        return comments + yaml.dump(self.values(), Dumper=Yaml12Dumper, sort_keys=False, default_flow_style=None)
+        return comments + yaml.dump(self.values(), Dumper=WithoutAliases, sort_keys=False, default_flow_style=None)
+
+
+class WithoutAliases(Yaml12Dumper):
+    """Writes a list that stands in two places twice, as files of settings have no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def tidy(number: float) -> float:
