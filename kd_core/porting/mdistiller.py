@@ -39,7 +39,7 @@ class Feature:
     weight: float  # default of LOSS.FEAT_WEIGHT
     layers: str
     numbers: dict[str, tuple[str, float]] = field(default_factory=dict)  # ours: (theirs, default)
-    whole: tuple[str, ...] = ()  # of `numbers`
+    counts: dict[str, tuple[str, int]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()  # keys that describe the networks
     notes: tuple[str, ...] = ()
 
@@ -57,9 +57,9 @@ FEATURES = {
     "RKD": Feature("rkd", 1.0, "embedding", {"distance": ("DISTANCE_WEIGHT", 25), "angle": ("ANGLE_WEIGHT", 50)}),
     "CRD": Feature(
         "crd", 0.8, "embedding",
-        {"width": ("FEAT.DIM", 128), "negatives": ("NCE.K", 16384), "tau": ("NCE.TEMPERATURE", 0.07),
-         "momentum": ("NCE.MOMENTUM", 0.5)},
-        whole=("width", "negatives"), unused=("FEAT.STUDENT_DIM", "FEAT.TEACHER_DIM"),
+        {"tau": ("NCE.TEMPERATURE", 0.07), "momentum": ("NCE.MOMENTUM", 0.5)},
+        {"width": ("FEAT.DIM", 128), "negatives": ("NCE.K", 16384)},
+        unused=("FEAT.STUDENT_DIM", "FEAT.TEACHER_DIM"),
         notes=("crd draws its negatives from each class evenly and starts its banks at unit vectors",),
     ),
 }  # fmt: skip
@@ -109,7 +109,7 @@ def _reviewkd(found: Translation, epochs: int) -> None:
     keys.same("REVIEWKD.STU_PREACT", False, why="the student's maps are those after its ReLU")
     keys.drop(*(f"REVIEWKD.{name}" for name in ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS")))
     layers = [*_stages(found), "embedding"]
-    entry = {"loss": "reviewkd", "student": layers, "teacher": layers}
+    entry: dict[str, Any] = {"loss": "reviewkd", "student": layers, "teacher": layers}
     entry["width"] = keys.whole("REVIEWKD.MAX_MID_CHANNEL", 512)
     entry["warmup"] = _warmup(found, "REVIEWKD.WARMUP_EPOCHS", epochs)
     found.add_feature("ReviewKD after its warm-up", keys.number("REVIEWKD.REVIEWKD_WEIGHT", 1.0), entry)
@@ -125,12 +125,11 @@ def _feature(found: Translation, kind: str) -> None:
         layers = [*_stages(found)]
     elif feature.layers == "hint":
         layers = [keys.whole("FITNET.HINT_LAYER", 2)]
-    entry = {"loss": feature.loss, "student": layers, "teacher": layers}
+    entry: dict[str, Any] = {"loss": feature.loss, "student": layers, "teacher": layers}
     for name, (theirs, default) in feature.numbers.items():
-        read = keys.whole if name in feature.whole else keys.number
-        entry[name] = read(f"{kind}.{theirs}", default)  # type: ignore[operator]
-        if name not in feature.whole:
-            entry[name] = float(entry[name])
+        entry[name] = float(keys.number(f"{kind}.{theirs}", default))
+    for name, (theirs, count) in feature.counts.items():
+        entry[name] = keys.whole(f"{kind}.{theirs}", count)
     keys.drop(*(f"{kind}.{name}" for name in feature.unused))
     keys.same("VID.EPS", 1e-5, why="vid adds 1e-5 to its variance")
     keys.same("RKD.PDIST.SQUARED", False, why="rkd compares distances that are not squared")
@@ -173,7 +172,7 @@ def _rest(found: Translation, kind: str, epochs: int, only_kd: bool) -> None:
     if only_kd:
         keys.drop("SOLVER", "DATASET")
         return
-    dataset = "it has the augmentation of ImageNet or its relatives, which is not offered; --only kd leaves it out"
+    dataset = "only cifar100 is known, with its augmentation; --only kd leaves the data out"
     keys.same("DATASET.TYPE", "cifar100", why=dataset)
     keys.same("SOLVER.TYPE", "SGD", why="mdistiller itself has no other optimizer")
     student, teacher = (_network(found, f"DISTILLER.{whose}")[0] for whose in ("STUDENT", "TEACHER"))

@@ -147,8 +147,8 @@ def _at(found: Translation, name: str, kwargs: str, weight: float) -> None:
     if not pairs:
         keys.problem(f"{kwargs}.at_pairs", "is missing: pairs of layers")
     form = keys.word(f"{kwargs}.mode", "code")
-    for factor, layers in pairs.items():
-        student, teacher = (list(names) for names in zip(*layers, strict=True))
+    for factor, both in pairs.items():
+        student, teacher = (list(names) for names in zip(*both, strict=True))
         found.add_feature(name, weight * factor, {"loss": "at", "student": student, "teacher": teacher, "form": form})
     found.notes.append("where sides differ, at pools the larger map; ATLoss fails there")
 

@@ -303,7 +303,7 @@ NOT_TRANSLATED = [
     (md("KD", "KD: {TEMPERATURE: -4}"), "KD.TEMPERATURE: is -4, expected a number >= 0"),
     (md("KD", "KD: {TEMPERATURE: .inf}"), "KD.TEMPERATURE: is inf, expected a number >= 0"),
     (md("KD", "KD: {TEMPERATURE: true}"), "KD.TEMPERATURE: is True, expected a number >= 0"),
-    (md("KD", "DATASET: {TYPE: imagenet}"), "DATASET.TYPE: 'imagenet' cannot be translated: it has the"),
+    (md("KD", "DATASET: {TYPE: imagenet}"), "DATASET.TYPE: 'imagenet' cannot be translated: only cifar100"),
     (md("RKD", "RKD: {PDIST: {SQUARED: True}}"), "RKD.PDIST.SQUARED: True cannot be translated: rkd"),
     (md("CRD", "CRD: {MODE: relax}"), "CRD.MODE: 'relax' cannot be translated: crd draws negatives"),
     (md("CRD", "CRD: {NCE: {K: 1.5}}"), "CRD.NCE.K: is 1.5, expected a whole number"),
