@@ -16,7 +16,7 @@ ignores the keys of networks, data, optimizer and schedule.
 
   mdistiller    configs/cifar100/*.yaml: KD, DKD, AT, FitNet, NST, VID, SP, PKT, RKD, CRD, ReviewKD and NONE
   torchdistill  configs with `key` and `kwargs` (version 1.0 and later), one stage, a weighted sum of KDLoss,
-                LogitStdKDLoss, DISTLoss, ATLoss, PKTLoss, RKDLoss and CrossEntropyLoss
+                LogitStdKDLoss, DISTLoss, ATLoss, VIDLoss, PKTLoss, RKDLoss and CrossEntropyLoss
 
 A file is read as data: nothing in it is run, imported or downloaded. Exit status: 0, or 2 if something cannot be
 translated.

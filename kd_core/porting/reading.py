@@ -171,7 +171,7 @@ class Keys:
     def word(self, name: str, default: str | None = None) -> str:
         """A text."""
         value = self.take(name, default)
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             return value
         self.problem(name, "is missing" if value is None else f"is {shown(value)}, expected a name")
         return default or ""

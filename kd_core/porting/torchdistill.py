@@ -14,13 +14,13 @@ TERMS = "train.criterion.kwargs.sub_terms"
 LAST_LAYERS = ("fc", "classifier", "head", "linear")  # whose input is the embedding
 UNCHANGED = ("sequential", "frozen_modules", "adaptations", "auxiliary_model_wrapper")  # have to be empty
 LOGITS = ("student_module_path", "student_module_io", "teacher_module_path", "teacher_module_io")
+REGRESSORS = "train.student.auxiliary_model_wrapper"  # of VIDLoss
 WIDE = {"16_1": "cifar_wrn_16_1", "16_2": "cifar_wrn_16_2", "40_1": "cifar_wrn_40_1", "40_2": "cifar_wrn_40_2"}
 DATASETS = {"CIFAR10": "uoft-cs/cifar10", "CIFAR100": "uoft-cs/cifar100"}
 OPTIMIZERS = {"SGD": ("sgd", 0.0), "Adam": ("adam", 0.0), "AdamW": ("adamw", 0.01)}  # default of weight_decay
 NOT_TRANSLATED = {
     "SPKDLoss": "it divides rows by their L1 norm, so it is no multiple of sp; sp is the paper's loss",
     "CCKDLoss": "it is the distance of kernel matrices, so it is no multiple of cc",
-    "VIDLoss": "its regressors are modules of the student there; kd.features with vid is the same loss",
     "CRDLoss": "its linear layers and bank are set elsewhere there; kd.features with crd is the same loss",
     "HierarchicalContextLoss": "its fusion modules are set elsewhere there; kd.features with reviewkd is the same loss",
     "DISTPlusLoss": "it adds the correlation of channels where 1 minus it is meant",
@@ -74,7 +74,7 @@ def _loss(found: Translation, place: str, weight: float) -> None:
     keys, key = found.keys, f"{place}.key"
     losses = {
         "KDLoss": _kd, "LogitStdKDLoss": _kd, "DISTLoss": _dist, "CrossEntropyLoss": _cross_entropy,
-        "ATLoss": _at, "PKTLoss": _pkt, "RKDLoss": _rkd,
+        "ATLoss": _at, "PKTLoss": _pkt, "RKDLoss": _rkd, "VIDLoss": _vid,
     }  # fmt: skip
     name = keys.word(key).rpartition(".")[2]
     if name in NOT_TRANSLATED:
@@ -153,6 +153,30 @@ def _at(found: Translation, name: str, kwargs: str, weight: float) -> None:
     found.notes.append("where sides differ, at pools the larger map; ATLoss fails there")
 
 
+def _vid(found: Translation, name: str, kwargs: str, weight: float) -> None:
+    """Its student's layers are those that the regressors of the student's wrapper take."""
+    keys, regressors = found.keys, f"{REGRESSORS}.kwargs.regressors"
+    for pair in keys.below(f"{kwargs}.feature_pairs"):
+        place = f"{kwargs}.feature_pairs.{pair}"
+        path = keys.word(f"{place}.student.path")
+        one = f"{regressors}.{path.removeprefix('regressor_dict.')}"
+        for io in (f"{place}.student.io", f"{place}.teacher.io", f"{one}.io"):
+            keys.same(io, "output", why="layers are compared by what they return")
+        keys.same(f"{one}.regressor_kwargs.eps", 1e-5, why="vid adds 1e-5 to its variance")
+        entry = {
+            "loss": "vid",
+            "student": [keys.word(f"{one}.path").removeprefix("student_model.")],
+            "teacher": [keys.word(f"{place}.teacher.path")],
+            "variance": float(keys.number(f"{one}.regressor_kwargs.init_pred_var", 5.0)),
+        }
+        found.add_feature(f"{name}, {pair}", weight * keys.number(f"{place}.weight", 1.0), entry)
+    if not keys.below(f"{kwargs}.feature_pairs"):
+        keys.problem(f"{kwargs}.feature_pairs", "is missing: pairs of layers")
+    keys.same(f"{REGRESSORS}.key", "VariationalDistributor4VID", why="the regressors of VIDLoss are known alone")
+    keys.drop(f"{kwargs}.margin", REGRESSORS)  # the loss has no margin; the channels follow from the networks
+    found.notes.append("vid's regressors have the teacher's channels throughout; where sides differ it pools")
+
+
 def _pkt(found: Translation, name: str, kwargs: str, weight: float) -> None:
     keys = found.keys
     for whose in ("student", "teacher"):
@@ -193,8 +217,9 @@ def _networks(found: Translation) -> list[str]:
             found.more["model"] = {"name": network}
         else:
             found.more["teachers"] = [{"model": network, "train": "configs/teachers/papers.yaml", "view": "shared"}]
+        vid = keys.take(f"{REGRESSORS}.key") == "VariationalDistributor4VID"
         for name in UNCHANGED:
-            if keys.has(f"{place}.{name}"):
+            if keys.has(f"{place}.{name}") and not (vid and f"{place}.{name}" == REGRESSORS):
                 keys.refuse(f"{place}.{name}", "networks are used as they are, with all their parameters")
         keys.same(f"{place}.requires_grad", place == "train.student", why="the student alone is trained")
         keys.drop(*(f"{place}.{name}" for name in ("wrapper", "forward_hook", "forward_proc", *UNCHANGED)))

@@ -1,7 +1,10 @@
 """`python -m kd_core.porting`: experiment files of mdistiller and torchdistill as settings of train_kd.py."""
 
+import copy
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -142,7 +145,7 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", FEATURES)
-def test_feature_losses_md(kind: str, text_of: Any, tmp_path: Path) -> None:
+def test_feature_losses_of_mdistiller(kind: str, text_of: Any, tmp_path: Path) -> None:
     more, entry = FEATURES[kind]
     text = text_of(md(kind, more))
     assert kd_of(text) == {"type": "average", "hard_weight": 1, "soft_weight": 0, "features": [entry]}
@@ -179,18 +182,6 @@ def test_stages_that_both_networks_have(text_of: Any) -> None:
     assert layers == [[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4]]
 
 
-def test_every_network_is_in_the_zoo() -> None:
-    import timm
-
-    import kd_core.zoo  # noqa: F401
-    from kd_core.porting import mdistiller, torchdistill
-
-    with torch.device("meta"):  # without weights
-        for name, stages in mdistiller.NETWORKS.values():
-            assert len(timm.create_model(name, num_classes=2).feature_info) == stages, name
-    assert set(torchdistill.WIDE.values()) <= set(timm.list_models("cifar_*"))
-
-
 def test_keys_that_change_nothing_are_named(text_of: Any) -> None:
     text = text_of("EXPERIMENT: {NAME: '', TAG: a}\nLOG: {WANDB: False}\n" + md("KD", "AT: {P: 4}"))
     assert "#   - EXPERIMENT, LOG, AT\n" in text
@@ -199,7 +190,7 @@ def test_keys_that_change_nothing_are_named(text_of: Any) -> None:
 # -------------------------------------------------------------------------------------------------------- torchdistill
 
 
-def test_an_experiment_td(text_of: Any, tmp_path: Path) -> None:
+def test_an_experiment_of_torchdistill(text_of: Any, tmp_path: Path) -> None:
     pairs = (
         "one: {teacher: {io: output, path: layer2}, student: {path: layer1}, weight: 2}, "
         "two: {teacher: {path: l3}, student: {path: l2}}"
@@ -247,6 +238,21 @@ def test_data_in_splits_adamw_and_cosine(text_of: Any, tmp_path: Path) -> None:
     assert training.min_learning_rate == 0
 
 
+def test_regressors_of_vid(text_of: Any, tmp_path: Path) -> None:
+    pair = "p{0}: {{teacher: {{io: output, path: layer{0}}}, student: {{path: regressor_dict.r{0}}}, weight: {0}}}"
+    regressor = "r{0}: {{io: output, path: student_model.layer{1}, regressor_kwargs: {{init_pred_var: {0}.5}}}}"
+    pairs = ", ".join(pair.format(i) for i in (1, 2))
+    regressors = ", ".join(regressor.format(i, i + 1) for i in (1, 2))
+    wrapper = f"{{key: VariationalDistributor4VID, kwargs: {{regressors: {{{regressors}}}}}}}"
+    text = td(ce=LABELS, vid=term("VIDLoss", f"feature_pairs: {{{pairs}}}, margin: 1.0", 3.0))
+    text = text_of(text.replace("frozen_modules: []", f"auxiliary_model_wrapper: {wrapper}"))
+    assert kd_of(text)["features"] == [
+        {"loss": "vid", "weight": 3 * i, "student": [f"layer{i + 1}"], "teacher": [f"layer{i}"], "variance": i + 0.5}
+        for i in (1, 2)
+    ]
+    assert loaded(text, tmp_path).kd.hard_weight == 1
+
+
 def test_label_smoothing_goes_with_the_losses(text_of: Any) -> None:
     smooth = LABELS.replace("reduction: mean", "label_smoothing: 0.1")
     text = text_of(td(ce=smooth, kd=term("KDLoss", "temperature: 1.0, alpha: 0")), only_kd=True)
@@ -280,7 +286,7 @@ def test_the_translated_loss_is_theirs(text: str, key: str, weight: float, text_
         assert actual.item() == pytest.approx(weight * theirs, rel=3e-5 if "DIST" in key else 2e-9), case
 
 
-def test_alpha_and_beta_td(text_of: Any) -> None:
+def test_alpha_and_beta_of_torchdistill(text_of: Any) -> None:
     """alpha CE + beta T^2 KL."""
     kd = kd_of(text_of(td(kd=term("KDLoss", "temperature: 4.0, alpha: 0.3, beta: 2.0", 2.0)), only_kd=True))
     method, x = kd_methods.build(kd), grid.inputs(grid.cases()[0])
@@ -311,7 +317,11 @@ NOT_TRANSLATED = [
     (md("KD").replace("[150, 180, 210]", "150"), "SOLVER.LR_DECAY_STAGES: is 150, expected a list of"),
     (td(x=term("SPKDLoss", "reduction: batchmean")), "sub_terms.x.criterion.key: 'SPKDLoss' cannot be translated: it"),
     (td(x=term("CCKDLoss", "")), "'CCKDLoss' cannot be translated: it is the distance of kernel"),
-    (td(x=term("VIDLoss", "")), "'VIDLoss' cannot be translated: its regressors are modules"),
+    (td(x=term("VIDLoss", "")), "x.criterion.kwargs.feature_pairs: is missing"),
+    (
+        td(x=LABELS).replace("frozen_modules: []", "auxiliary_model_wrapper: {key: Other}"),
+        "wrapper: networks are used as they",
+    ),
     (td(x=term("FTLoss", "p: 1")), "'FTLoss' cannot be translated: no loss of this name"),
     (
         td(x=term("RKDLoss", POOL[:30] + "student_output_path: conv, reduction: mean")),
@@ -407,6 +417,46 @@ def test_hostile_files(text: str, message: str, text_of: Any, tmp_path: Path, mo
     with pytest.raises(UserError, match=message) as caught:
         text_of(text)
     assert not (tmp_path / "owned").exists() and "\x1b" not in str(caught.value)
+
+
+WRONG = [
+    None, True, -1, 0.5, 2**62, 1e308, math.nan, "", "auto", "\0", "a" * 300, [], {}, [[]], [1, "a"], {"": 1},
+    {"a": {"b": {}}}, {"key": 5}, [{"key": "RandomCrop", "kwargs": {"size": 32, "padding": "x"}}],
+]  # fmt: skip
+WHOLE = [md(kind, more) for kind, (more, _) in FEATURES.items()] + [
+    td(
+        ce=LABELS,
+        kd=term("KDLoss", "temperature: 4.0, alpha: 0.9"),
+        at=term("ATLoss", "at_pairs: {p: {teacher: {io: output, path: a}, student: {path: b}, weight: 2}}"),
+        rkd=term("RKDLoss", f"{POOL}, dist_factor: 1, reduction: mean"),
+    )
+]
+
+
+def places(values: Any) -> list[tuple[Any, Any]]:
+    """(mapping or list, key) of everything in nested values."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    return [place for key, value in items for place in ((values, key), *places(value))]
+
+
+def test_values_that_are_wrong_at_random(tmp_path: Path) -> None:
+    """Settings that are valid, or messages; never another exception."""
+    draw, experiments, valid = random.Random(0), [], 0
+    for text in WHOLE:
+        (tmp_path / "theirs.yaml").write_text(text)
+        experiments.append(read_experiment(tmp_path / "theirs.yaml"))
+    for _ in range(150):
+        values = copy.deepcopy(draw.choice(experiments))
+        for _ in range(draw.choice((1, 1, 2, 4))):
+            holder, key = draw.choice(places(values) or [({}, "")])
+            holder[key] = copy.deepcopy(draw.choice(WRONG))
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values).replace("\\0", ""))
+        try:
+            kd_of(convert(tmp_path / "wrong.yaml", only_kd=draw.random() < 0.5))
+            valid += 1
+        except UserError:
+            pass
+    assert 20 < valid < 130
 
 
 def test_what_is_no_file_of_text(tmp_path: Path) -> None:
