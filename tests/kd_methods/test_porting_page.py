@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import grid
+import grid_features
 import numpy as np
 import pytest
-import test_crd
-import test_feature_grid
-import test_projector_losses
 import torch
 import torch.nn.functional as F
 import yaml
@@ -25,7 +23,7 @@ from torch.func import functional_call
 
 import kd_methods
 from kd_methods import StudentOutput, TeacherOutputs, feature_losses
-from kd_methods.feature_losses import Batch
+from kd_methods.feature_losses import reviewkd
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "porting.md").read_text()
@@ -113,14 +111,14 @@ def feature_loss(entry: dict[str, Any], case: str, key: str, x: Inputs) -> Tenso
     """The loss of `entry` to teacher 0, with the projectors that the inputs hold."""
     name = entry["loss"]
     if name == "crd":
-        loss, parameters, inputs = test_crd.of_grid(x)
+        loss, parameters, inputs = grid_features.crd_case(x)
         return functional_call(loss, parameters, inputs).mean()
     if name == "reviewkd":
-        loss, student, teacher, parameters = test_projector_losses.review(x)
-        return test_projector_losses.evaluate(loss, student, teacher, batch_of(x), parameters).mean()
+        loss, student, teacher, parameters = grid_features.review(x)
+        return grid_features.evaluate(loss, student, teacher, grid_features.batch_of(x), parameters).mean()
     if name == "ca_mkd":
-        losses = test_projector_losses.ca_mkd_losses(x, entry["form"])
-        return losses[0].combine(test_projector_losses.ca_mkd_values(losses, x), torch.ones(1, 1))
+        losses = grid_features.ca_mkd_losses(x, entry["form"])
+        return losses[0].combine(grid_features.ca_mkd_values(losses, x), torch.ones(1, 1))
     config = feature_losses.config_class(name)(**entry)
     kind = "preact" if name == "ofd" else "feat"
     student, stages = features_at(config.student, x, "s", kind)
@@ -131,17 +129,13 @@ def feature_loss(entry: dict[str, Any], case: str, key: str, x: Inputs) -> Tenso
     config = config.model_copy(update={"student": places, "teacher": places, **more})
     loss = feature_losses.loss_class(name)(config, *shapes).to(student[0].dtype)
     hint = "fitnet/plain" if entry.get("regressor") == "plain" else "linear" if len(loss.state_dict()) else ""
-    names = test_feature_grid.parameters(name, hint, stages)
+    names = grid_features.parameters(name, hint, stages)
     own = dict(loss.named_parameters())
     if name == "ofd":
         norms = [(x[f"ofd_teacher_bn_w{stage}"], x[f"ofd_teacher_bn_b{stage}"]) for stage in stages]
         loss.use_norms(norms)  # type: ignore[operator]
     given = dict(zip(own, (x[one] for one in names), strict=True))
-    return functional_call(loss, given, (tuple(student), loss.keep(tuple(teacher)), batch_of(x))).mean()
-
-
-def batch_of(x: Inputs) -> Batch:
-    return Batch(x["labels"], x["logits_s"], x["logits_t"][0], 1.0)
+    return functional_call(loss, given, (tuple(student), loss.keep(tuple(teacher)), grid_features.batch_of(x))).mean()
 
 
 def ours(settings: dict[str, Any], case: str, key: str, x: Inputs) -> Tensor:
@@ -196,7 +190,7 @@ def labels(x: Inputs) -> Tensor:
 
 def maps(x: Inputs) -> tuple[Tensor, Tensor]:
     """The last maps, or patch tokens, of both."""
-    student, teacher = test_projector_losses.last_maps(x)
+    student, teacher = grid_features.last_maps(x)
     return (student[:, 1:], teacher[:, 1:]) if student.ndim == 3 else (student, teacher)
 
 
@@ -228,12 +222,12 @@ def given_weights(x: Inputs) -> Tensor:
 
 def given_feature_weights(x: Inputs) -> Tensor:
     """MMKD's: CA-MKD's regressors on maps of the smaller size."""
-    losses, errors = test_projector_losses.ca_mkd_losses(x, "sum1"), []
+    losses, errors = grid_features.ca_mkd_losses(x, "sum1"), []
     for k, loss in enumerate(losses):
-        both = [test_projector_losses.reviewkd.as_level(values) for values in test_projector_losses.last_maps(x, k)]
+        both = [reviewkd.as_level(values) for values in grid_features.last_maps(x, k)]
         size = min(values.shape[-1] for values in both)
         student, teacher = (F.adaptive_avg_pool2d(values, size) for values in both)
-        parameters = test_projector_losses.ca_mkd_parameters(x, k)
+        parameters = grid_features.ca_mkd_parameters(x, k)
         parameters = {name.partition(".")[2]: values for name, values in parameters.items()}
         errors.append((functional_call(loss.regressor, parameters, student) - teacher).square().mean((1, 2, 3)))
     return (x["weights_given"].T * torch.stack(errors)).sum(0).mean()
