@@ -63,10 +63,24 @@ def _criterion(found: Translation) -> None:
         for name in names:
             weight = keys.number(f"{TERMS}.{name}.weight")
             _loss(found, f"{TERMS}.{name}.criterion", weight)
-            keys.drop(f"{TERMS}.{name}.criterion_wrapper")
+            _wrapper(keys, f"{TERMS}.{name}.criterion_wrapper")
         keys.same("train.criterion.kwargs.model_term", None, why="networks have no losses of their own")
     else:
         _loss(found, "train.criterion", 1.0)
+
+
+def _wrapper(keys: Keys, place: str) -> None:
+    """What a label loss of PyTorch is given: the student's logits and the labels."""
+    why = "a label loss compares what the student returns with the labels"
+    keys.same(f"{place}.key", "SimpleLossWrapper", why=why)
+    expected = {
+        "input.is_from_teacher": False,
+        "input.module_path": ".",
+        "input.io": "output",
+        "target.uses_label": True,
+    }
+    for name, value in expected.items():
+        keys.same(f"{place}.kwargs.{name}", value, why=why)
 
 
 def _loss(found: Translation, place: str, weight: float) -> None:
@@ -250,19 +264,15 @@ def _network(keys: Keys, model: str) -> str:
 def _data(found: Translation) -> dict[str, Any]:
     keys, loader = found.keys, "train.train_data_loader"
     wanted = keys.word(f"{loader}.dataset_id")
-    place = f"datasets.{wanted}"
-    transforms = keys.take(f"{place}.init.kwargs.transform.init.kwargs.transforms")
-    if not keys.has(place):  # the format with splits
-        split, place = next(
-            (
-                (f"datasets.{name}.splits.{split}", f"datasets.{name}")
-                for name in keys.below("datasets")
-                for split in keys.below(f"datasets.{name}.splits")
-                if keys.take(f"datasets.{name}.splits.{split}.dataset_id") == wanted
-            ),
-            ("", "datasets"),
+    place, kwargs, transforms = _training_images(keys, wanted)
+    if not place:
+        why = "no section of datasets has this id; random parts of splits are not known"
+        keys.problem(
+            f"{loader}.dataset_id", f"{shown(wanted)} cannot be translated: {why}; --only kd leaves the data out"
         )
-        transforms = keys.take(f"{split}.kwargs.transform_configs")
+        keys.drop("datasets", loader)
+        return {}
+    keys.same(f"{kwargs}.train", True, why="only the training images of a data set are trained on")
     key = f"{place}.key"
     kind = keys.word(key).rpartition(".")[2]
     if kind not in DATASETS:
@@ -278,6 +288,20 @@ def _data(found: Translation) -> dict[str, Any]:
     keys.drop("datasets")
     found.notes.append("data.batch_size is that of all processes together; torchdistill's is that of each process")
     return data
+
+
+def _training_images(keys: Keys, wanted: str) -> tuple[str, str, Any]:
+    """Where a data set stands, where its arguments do, and its transforms; empty places where none has the id."""
+    place = f"datasets.{wanted}"
+    if keys.has(place):
+        kwargs = f"{place}.init.kwargs"
+        return place, kwargs, keys.take(f"{kwargs}.transform.init.kwargs.transforms")
+    for name in keys.below("datasets"):
+        for split in keys.below(f"datasets.{name}.splits"):
+            kwargs = f"datasets.{name}.splits.{split}.kwargs"
+            if keys.take(f"datasets.{name}.splits.{split}.dataset_id") == wanted:
+                return f"datasets.{name}", kwargs, keys.take(f"{kwargs}.transform_configs")
+    return "", "", None
 
 
 def _augmentation(keys: Keys, place: str, transforms: Any) -> dict[str, Any]:
