@@ -65,7 +65,7 @@ def test_the_page_of_files_is_up_to_date(house):
 
 
 def test_the_order_stands_in_the_package(house):
-    """`errors < kd_methods < files, privacy, metrics < ...` in kd_core/__init__.py, and names from before the rooms."""
+    """`errors < kd_methods < files, metrics < ...` in kd_core/__init__.py, and names from before the rooms."""
     text = " ".join((kd_core.__doc__ or "").split())
     stated = text.partition("never after: ")[2].partition(".")[0]
     rooms = [set(level.split(", ")) for level in stated.split(" < ")]

@@ -20,7 +20,7 @@ PACKAGES = ("kd_core", "kd_methods", "kd_sweeps", "sweeps", "benchmarks")
 ORDER: tuple[set[str], ...] = (
     {"errors"},
     {"kd_methods"},
-    {"files", "privacy", "metrics"},
+    {"files", "metrics"},
     {"config"},
     {"data", "loop"},
     {"zoo", "models"},
@@ -29,11 +29,11 @@ ORDER: tuple[set[str], ...] = (
     {"evaluation"},
     {"report"},
     {"comparison", "export"},
-    {"cache", "tracking", "views", "sources", "hf_metrics"},
+    {"cache", "tracking", "views", "sources", "hf_metrics", "porting"},
     {"kd_sweeps"},
     {"scripts"},
 )
-SHARED = ({"files", "privacy", "metrics"}, {"zoo", "models"})  # which may import within their set
+SHARED = ({"files", "metrics"}, {"zoo", "models"})  # which may import within their set
 NESTED = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
