@@ -1,4 +1,4 @@
-"""A trial's command line: the sweep's words, those after `--`, its environment, and the settings that identify a sweep."""
+"""A trial's command line, from the sweep and the words after `--`; its environment; what identifies a sweep."""
 
 from __future__ import annotations
 
