@@ -23,7 +23,7 @@ from kd_core.comparison.runs import Found, Run, as_same_data
 from kd_core.config import command_line, group
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
-from kd_core.files import csv_text
+from kd_core.report.text_table import csv_text
 
 
 def groups_of(*runs: Run, **options) -> dict[str, dict]:
