@@ -71,12 +71,14 @@ from kd_core import evaluation, models, report
 from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
+from kd_core.loop.average import WeightAverage
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
-from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
 from kd_core.models import Images, Network, Predictor, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
+from kd_core.run.selection import AVERAGED
 from kd_core.run.tracking import Tracker, send_rest, start_tracking
 from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
@@ -108,6 +110,7 @@ class Setup:
     meter: Meter
     guard: NonFiniteSteps | None
     speed: Speed
+    average: WeightAverage | None  # of the student's weights, with `training.ema`
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +174,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
     network.share_batch_norm(accelerator, training)
+    average = WeightAverage(network.model, training.ema) if training.ema else None  # a copy, so before it is wrapped
     teachers = TeacherLogits(members, predict)
     images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
@@ -204,6 +208,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
         guard=NonFiniteSteps(optimizer.optimizer, buffers, method.take_back) if training.skip_nonfinite else None,
         speed=Speed(device),
+        average=average,
     )
 
 
@@ -236,6 +241,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         optimizer=setup.optimizer,
         method=setup.method,
         meter=setup.meter,
+        average=setup.average,
     )
     found = checkpoints.load()
     progress = found or Progress(
@@ -303,6 +309,8 @@ def epochs(
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began
                 job.share_buffers(setup.network.model)
+                if setup.average:
+                    job.share_buffers(setup.average.model)
                 if setup.features:
                     job.share_buffers(setup.method)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
@@ -323,7 +331,8 @@ def epochs(
                 "perf/epoch_time": time.perf_counter() - began,
             }
             tracker.log(row)
-            better = progress.add_epoch(row, offset=tracker.offset, skipped=setup.meter.skipped)
+            averaged, skipped = setup.average is not None, setup.meter.skipped
+            better = progress.add_epoch(row, offset=tracker.offset, skipped=skipped, averaged=averaged)
             checkpoints.save_epoch(progress, better=better)
             if better:
                 tracker.store_best()
@@ -405,21 +414,34 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
         norm = accelerator.clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
         if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
             metrics["gradient_norm"] = norm
-    setup.meter.add(step, metrics, setup.guard.skip(norm) if setup.guard else None)
-    setup.optimizer.step()
+    skipped = setup.guard.skip(norm) if setup.guard else None
+    setup.meter.add(step, metrics, skipped)
+    missed = take_step(setup.optimizer, accelerator.scaler)
     setup.optimizer.zero_grad()
+    if setup.average:
+        setup.average.update(step, skipped if setup.guard else missed)
 
 
 def validate(setup: Setup, progress: float) -> dict[str, float]:
-    """val/* of the student as it is; nothing without a validation split.  `progress` is the share of training done."""
+    """val/* of the student as it is, val/ema_* of its average; nothing without a validation split.
+
+    `progress` is the share of training done.
+    """
     if setup.val is None:
         return {}
-    logits = setup.predict(setup.network.model, setup.val, setup.network.views)
-    batch_size = setup.config.data.batch_size
-    row = models.score(
-        setup.method, logits, setup.checked.logits, setup.val.labels, batch_size=batch_size, progress=progress
-    )
-    return {f"val/{name}": value for name, value in row.items()}
+    images, batch_size = setup.val, setup.config.data.batch_size
+
+    def scores(model: nn.Module) -> dict[str, float]:
+        logits = setup.predict(model, images, setup.network.views)
+        return models.score(
+            setup.method, logits, setup.checked.logits, images.labels, batch_size=batch_size, progress=progress
+        )
+
+    row = {f"val/{name}": value for name, value in scores(setup.network.model).items()}
+    if setup.average:
+        own = scores(setup.average.model)
+        row |= {f"val/ema_{name}": own[name] for name in AVERAGED}
+    return row
 
 
 def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:

@@ -170,6 +170,12 @@ def _check_run(
         problems.messages.append(
             f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
         )
+    steps = len(data.train) // batch * training.max_epochs
+    if training.ema and 0 < steps < training.ema.every:
+        problems.messages.append(
+            f"{where}training.ema.every: is {training.ema.every}, but training has {steps} steps, so nothing would be "
+            "averaged; give a smaller number"
+        )
     network = problems.attempt(lambda: networks.build(config, data))
     if network:
         problems.attempt(lambda: create_optimizer(network.model, training, torch.device("cpu")))
