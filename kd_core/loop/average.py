@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kd_core.config import EmaConfig
+
+Pairs = tuple[list[Tensor], list[Tensor]]
 
 
 class WeightAverage:
@@ -18,23 +22,31 @@ class WeightAverage:
     Averages of iterates: Polyak and Juditsky, SIAM Journal on Control and Optimization 1992.  Copy and decay are those
     of timm's ModelEmaV3.  Its update takes every step; this one takes a step that only the device knows to be skipped.
 
-    BatchNorm's means and variances are averaged with the weights, its counters copied.  `model` is the bare network:
-    what compilers and Accelerate wrap around it shares its tensors.  All processes have the same weights; BatchNorm's
-    averages differ between them within an epoch, as its statistics do.
+    BatchNorm's means and variances are averaged with the weights, its counters copied.  `model` is the bare network,
+    before compilers and Accelerate wrap it.  All processes have the same weights; BatchNorm's averages differ between
+    them within an epoch, as its statistics do.
     """
 
     def __init__(self, model: nn.Module, settings: EmaConfig):
-        self._every = settings.every
+        self._student, self._every = model, settings.every
         self._timm = ModelEmaV3(model, settings.decay, use_warmup=settings.warmup, dtype=torch.float32)
         self.model: nn.Module = self._timm.module.requires_grad_(False)
-        # Each tensor once, also where a network ties some; a state_dict would list those several times.
-        pairs = zip(_tensors(self.model), _tensors(model), strict=True)
-        averaged, copied = [], []
-        for own, current in pairs:
-            (averaged if own.is_floating_point() else copied).append((own, current.detach()))
-        self._means, self._weights = [own for own, _ in averaged], [current for _, current in averaged]
-        self._copies, self._counters = [own for own, _ in copied], [current for _, current in copied]
-        self._fp32 = all(current.dtype == torch.float32 for current in self._weights)
+
+    @cached_property
+    def _pairs(self) -> tuple[Pairs, Pairs]:
+        """(of the average, of the student): what is averaged, and counters, which are copied.
+
+        Found at the first update, since Accelerate may replace tensors when it wraps a network.  Each is there once,
+        also where a network ties some; a state_dict lists those several times.
+        """
+        own, current = ([*model.parameters(), *model.buffers()] for model in (self.model, self._student))
+        kinds = [tensor.is_floating_point() for tensor in own]
+
+        def of(kind: bool) -> Pairs:
+            chosen = [place for place, is_float in enumerate(kinds) if is_float is kind]
+            return [own[place] for place in chosen], [current[place].detach() for place in chosen]
+
+        return of(True), of(False)
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor | None = None) -> None:
@@ -47,15 +59,12 @@ class WeightAverage:
         if rest:
             return
         share = 1 - self._timm.get_decay(count)
-        if skipped is None and self._fp32:
-            torch._foreach_lerp_(self._means, self._weights, share)
+        (means, weights), (copies, counters) = self._pairs
+        if skipped is None and all(weight.dtype == torch.float32 for weight in weights):
+            torch._foreach_lerp_(means, weights, share)
         else:
-            change = torch._foreach_sub(self._weights, self._means)
+            change = torch._foreach_sub(weights, means)
             torch._foreach_mul_(change, share if skipped is None else share * skipped.logical_not())
-            torch._foreach_add_(self._means, change)
-        if self._copies:
-            torch._foreach_copy_(self._copies, self._counters)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+            torch._foreach_add_(means, change)
+        if copies:
+            torch._foreach_copy_(copies, counters)

@@ -62,6 +62,7 @@ def test_the_average_is_the_decayed_sum(warmup, every, skipping):
     model, settings = Tied(), EmaConfig(decay=0.9, warmup=warmup, every=every)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     average = WeightAverage(model, settings)
+    model._apply(torch.clone)  # as Accelerate may replace tensors when it wraps a network
     history, shares = [copy.deepcopy(model.state_dict())], [1.0]  # before the first update, which copies
     for step in range(40):
         model(torch.randn(8, 4)).square().sum().backward()

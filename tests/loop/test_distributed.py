@@ -222,7 +222,7 @@ def test_the_average_is_the_same_on_two_processes(home, tmp_path):
     assert one == two and len(set(one)) == 2
     [folder] = (home / "averaged").glob("average-*")
     evaluate_kd.main(["--checkpoint", str(folder / "checkpoints" / "latest" / "average"), "--no-wandb"])
-    found = json.loads((folder / "checkpoints" / "latest" / "average" / "evaluation-val.json").read_text())
+    found = json.loads((folder / "evaluation-val.json").read_text())
     assert found["accuracy"] == read_metrics(folder / "metrics.jsonl")[-1]["val/ema_accuracy"]
 
 
