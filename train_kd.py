@@ -71,14 +71,12 @@ from kd_core import evaluation, models, report
 from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
-from kd_core.loop.average import WeightAverage
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
-from kd_core.models import Images, Network, Predictor, WithFeatures
+from kd_core.models import AVERAGED, Images, Network, Predictor, WeightAverage, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
-from kd_core.run.selection import AVERAGED
 from kd_core.run.tracking import Tracker, send_rest, start_tracking
 from kd_core.teachers import load as teachers
 from kd_core.teachers.load import Teacher
@@ -433,14 +431,15 @@ def validate(setup: Setup, progress: float) -> dict[str, float]:
 
     def scores(model: nn.Module) -> dict[str, float]:
         logits = setup.predict(model, images, setup.network.views)
-        return models.score(
+        row = models.score(
             setup.method, logits, setup.checked.logits, images.labels, batch_size=batch_size, progress=progress
         )
+        return {f"val/{name}": value for name, value in row.items()}
 
-    row = {f"val/{name}": value for name, value in scores(setup.network.model).items()}
+    row = scores(setup.network.model)
     if setup.average:
         own = scores(setup.average.model)
-        row |= {f"val/ema_{name}": own[name] for name in AVERAGED}
+        row |= {average: own[name] for name, average in AVERAGED.items()}
     return row
 
 

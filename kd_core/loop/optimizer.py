@@ -121,9 +121,12 @@ def take_step(optimizer: Any, scaler: torch.amp.GradScaler | None) -> Tensor | N
     `GradScaler.get_scale` would wait for the device.
     """
     scale = scaler._get_scale_async() if scaler is not None else None
-    before = None if scale is None else scale.clone()
+    if scale is None:
+        optimizer.step()
+        return None
+    before = scale.clone()
     optimizer.step()
-    return None if scale is None else scale < before
+    return scale < before
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
-from kd_core.loop.average import WeightAverage
 from kd_core.loop.meter import Meter, require_finite
 from kd_core.loop.processes import random_state, set_random_state
 from kd_core.loop.signals import Stopped
+from kd_core.models.average import WeightAverage
 from kd_core.models.network import Network
 from kd_core.run.folder import RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job

@@ -1,6 +1,6 @@
 """Which weights of an epoch are exported: the student's own or, with `training.ema`, their average, the better of both.
 
-A row of metrics.jsonl holds both: val/NAME of the student, val/ema_NAME of the average.
+A row of metrics.jsonl holds the metrics of both, under the names in `AVERAGED`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_core.files import read_object
+from kd_core.models.average import AVERAGED
 
-AVERAGED = ("accuracy", "auroc", "loss_ce")  # what is measured of the average, too
 AVERAGE = "average"  # its folder in a checkpoint, and its mark in the metrics of an export
 
 
@@ -20,9 +20,9 @@ def takes_average(row: dict[str, Any]) -> bool:
 
 
 def of_average(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as metrics of the average: its own val/NAME, marked as `weights`."""
+    """The row as metrics of the average, which are its own, marked as `weights`."""
     kept = {name: value for name, value in row.items() if name != "val/loss_total"}  # which is the student's alone
-    own = {f"val/{name}": row[f"val/ema_{name}"] for name in AVERAGED if f"val/ema_{name}" in row}
+    own = {name: row[average] for name, average in AVERAGED.items() if average in row}
     return {**kept, **own, "weights": AVERAGE}
 
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from kd_core.config import EmaConfig
 
+# What is measured of the average, too: the student's metric -> the average's.
+AVERAGED = {"val/accuracy": "val/ema_accuracy", "val/auroc": "val/ema_auroc", "val/loss_ce": "val/ema_loss_ce"}
+
 Pairs = tuple[list[Tensor], list[Tensor]]
 
 
