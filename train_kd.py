@@ -57,7 +57,7 @@ if __name__ == "__main__" and answer_early(parse, "train_kd.py")[0].print_config
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
+from kd_core.errors import UserError
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
@@ -190,6 +191,16 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     compiled = torch.compile(trained, mode=training.compile_mode) if training.compile else trained
     model, optimizer = accelerator.prepare(compiled, optimizer)
     buffers = [*network.model.buffers(), *method.copied_buffers()]
+    if training.accumulate > 1:
+        if training.skip_nonfinite and len(method.copied_buffers()) < sum(1 for _ in method.buffers()):
+            raise UserError(
+                "training.accumulate: must be 1 with training.skip_nonfinite and a feature loss that keeps all images' "
+                "features (kd.features), since what several parts have changed there is not undone"
+            )
+        job.say(
+            f"training.accumulate: each step takes {training.accumulate} parts of {config.part} images; BatchNorm, "
+            "means over the batch and losses of a whole batch see one part"
+        )
     return Setup(
         config=config,
         job=job,
@@ -366,7 +377,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         setup.device,
         seed=config.training.seed,
         epoch=epoch,
-        batch_size=config.data.batch_size,
+        batch_size=config.part,  # so of each step as many as it has parts, one after another
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         augmentation=Augmentation.of(config.data),
@@ -378,8 +389,8 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
 
 
 def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
-    """Train on batch `position` of the epoch's plan, at `step` of the run.  Nothing here waits for the device."""
-    accelerator, training, method = setup.job.accelerator, setup.config.training, setup.method
+    """Make step `position` of the epoch's plan, `step` of the run.  Nothing here waits for the device."""
+    accelerator, training = setup.job.accelerator, setup.config.training
     rate = learning_rate_at(
         step, total_steps=setup.total_steps, steps_per_epoch=setup.steps_per_epoch, training=training
     )
@@ -387,27 +398,14 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     if setup.guard:
         setup.guard.begin()
 
-    with setup.speed.data.running():
-        store = setup.images.store
-        pixels, labels = store.gather(plan.batch(position, store.index_device).rows)
-        ids = plan.batch(position, setup.device).ids
-        inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
-    more: dict[str, Any] = {}
-    with setup.speed.teachers.running():
-        teachers = TeacherOutputs()
-        if method.requires_teachers:
-            teachers = setup.teachers.outputs(plan, position, pixels, method.feature_term)
-    if setup.features is None:
-        student = StudentOutput(setup.model(inputs))
-    else:
-        logits, maps = setup.model(inputs)
-        student = StudentOutput(logits, maps, setup.features.classifier)
-        more["rows"] = setup.images.places(plan.batch(position, setup.device).rows)
-    loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps, **more)
-    accuracy = (student.logits.argmax(1) == labels).float().mean()
-    metrics = {"loss_total": loss, "accuracy": accuracy, **metrics}
-
-    accelerator.backward(loss)
+    parts, found = training.accumulate, list[dict[str, torch.Tensor]]()
+    for part in range(parts):
+        # Processes add up their gradients once, after the last part.
+        with accelerator.no_sync(setup.model) if part + 1 < parts else nullcontext():
+            metrics = measures(setup, plan, position * parts + part, step / setup.total_steps)
+            accelerator.backward(metrics["loss_total"] / parts if parts > 1 else metrics["loss_total"])
+        found.append({name: value.detach() for name, value in metrics.items()})
+    metrics = found[0] if parts == 1 else {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
     if training.clip is not None or setup.guard:
         norm = accelerator.clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
         if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
@@ -420,6 +418,30 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
         setup.average.update(step, skipped if setup.guard else missed)
 
 
+def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict[str, torch.Tensor]:
+    """loss_total, with its gradient, and the other measures of the images at `place` of the epoch's plan."""
+    training, method = setup.config.training, setup.method
+    with setup.speed.data.running():
+        store = setup.images.store
+        pixels, labels = store.gather(plan.batch(place, store.index_device).rows)
+        ids = plan.batch(place, setup.device).ids
+        inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
+    more: dict[str, Any] = {}
+    with setup.speed.teachers.running():
+        teachers = TeacherOutputs()
+        if method.requires_teachers:
+            teachers = setup.teachers.outputs(plan, place, pixels, method.feature_term)
+    if setup.features is None:
+        student = StudentOutput(setup.model(inputs))
+    else:
+        logits, maps = setup.model(inputs)
+        student = StudentOutput(logits, maps, setup.features.classifier)
+        more["rows"] = setup.images.places(plan.batch(place, setup.device).rows)
+    loss, metrics = method(student, teachers, labels, progress=progress, **more)
+    accuracy = (student.logits.argmax(1) == labels).float().mean()
+    return {"loss_total": loss, "accuracy": accuracy, **metrics}
+
+
 def validate(setup: Setup, progress: float) -> dict[str, float]:
     """val/* of the student as it is, val/ema_* of its average; nothing without a validation split.
 
@@ -427,7 +449,7 @@ def validate(setup: Setup, progress: float) -> dict[str, float]:
     """
     if setup.val is None:
         return {}
-    images, batch_size = setup.val, setup.config.data.batch_size
+    images, batch_size = setup.val, setup.config.part
 
     def scores(model: nn.Module) -> dict[str, float]:
         logits = setup.predict(model, images, setup.network.views)

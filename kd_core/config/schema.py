@@ -320,6 +320,9 @@ class TrainingConfig(Section):
         description="also write a checkpoint when the last one is this old; null: only at the end of each epoch",
     )
     compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
+    accumulate: int = Field(
+        1, ge=1, description="equal parts into which a step's batch is cut, one after another, to save memory; 1: none"
+    )
     ema: EmaConfig | None = Field(
         None, description="moving average of the student's weights (docs/runs.md); null: none, {}: with the defaults"
     )
@@ -328,7 +331,7 @@ class TrainingConfig(Section):
     def _without_newer_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """All settings but those that came later and have their defaults, which keeps the digests of older runs."""
         values: dict[str, Any] = serialize(self)
-        for name in ("ema",):
+        for name in ("accumulate", "ema"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         return values
@@ -462,6 +465,11 @@ class Config(Section):
                 "off, with which the teachers run in every step"
             )
         return self
+
+    @property
+    def part(self) -> int:
+        """The images of one forward pass in training, over all processes together."""
+        return self.data.batch_size // self.training.accumulate
 
     @property
     def experiment(self) -> str:

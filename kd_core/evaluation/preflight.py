@@ -162,6 +162,12 @@ def _check_run(
         problems.messages.append(
             f"{where}data.batch_size: {batch}, over all processes, is not divisible by {processes} processes"
         )
+    elif batch % (processes * training.accumulate):
+        over = f" over {processes} processes" if processes > 1 else ""
+        problems.messages.append(
+            f"{where}training.accumulate: {training.accumulate} equal parts cannot be made of data.batch_size "
+            f"{batch}{over}"
+        )
     if len(data.train) < batch:
         problems.messages.append(
             f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images"

@@ -312,6 +312,7 @@ def cost(
     """
     device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
+    parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
     # weights and two moments in `latest` and in its replacement, maybe an average; weights in `best` and in `student`
     latest = 3 + (training.ema is not None)
     disk = 4 * parameters * (2 * latest + 1 + 1) / 1e6
@@ -327,7 +328,7 @@ def cost(
   teachers  {", ".join(teachers) or "none"}
   loss      {loss.removeprefix("loss = ")}{"".join(f"{chr(10)}  feature   {layer}" for layer in features)}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
-  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
+  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images{parts}, on {processes} process(es)
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step
   time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
   memory    {memory:,.0f} MB at the peak, on {device}

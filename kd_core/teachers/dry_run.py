@@ -52,7 +52,7 @@ def train_once(
     teachers: Sequence[WithFeatures] = (),
     classifiers: tuple[Classifier, ...] | None = None,
 ) -> None:
-    """Run forward, loss and backward on this process's share of one batch, and evaluate one image.
+    """Run forward, loss and backward on this process's share of one batch or of its part, and evaluate one image.
 
     Uses the first training images, with the run's precision and memory format, and makes no optimizer step.  The states
     of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
@@ -66,7 +66,7 @@ def train_once(
             the device is out of memory.
     """
     accelerator = predict.accelerator
-    share = config.data.batch_size // accelerator.num_processes
+    share = config.part // accelerator.num_processes
     before = random_state(accelerator.device)
     try:
         predict.prepare(student.model)
@@ -170,9 +170,11 @@ def _explanation(
     processes = predict.accelerator.num_processes
     if "Expected more than 1 value per channel" in message and doing == TRAINED:
         many = f" over {processes} processes" if processes > 1 else ""
+        parts = config.training.accumulate
+        many += f" in {parts} parts (training.accumulate)" if parts > 1 else ""
         return (
             f"{subject.batch_size}: {config.data.batch_size}{many} is one image per step, too few for BatchNorm in "
-            f"{subject}, which gets one value per channel at {size}; give at least {2 * processes}"
+            f"{subject}, which gets one value per channel at {size}; give at least {2 * processes * parts}"
         )
     kind = type(error).__name__
     words = kind if message == kind else f"{kind}: {message}"

@@ -194,6 +194,19 @@ def test_a_batchnorm_student_on_two_processes(home):
     assert found["loss_ce"] == pytest.approx(two[-1]["val/loss_ce"], abs=1e-5)
 
 
+def test_parts_of_a_batch_on_two_processes_are_the_whole_batch(home):
+    """Gradients are added up over processes once, after the last part."""
+    one = losses(home, 1, kd_methods.LABEL_ONLY, None, VIT)
+    config = write_config(home, "parts", kd_methods.LABEL_ONLY, None, VIT)
+    ranks(2, "train_kd.py", "--config", str(config), "--no-wandb", "--training.accumulate=4")
+    [folder] = (home / "parts").glob("*-*")
+    two = read_metrics(folder / "metrics.jsonl")
+    steps = [[row for row in rows if "train_step/step" in row] for rows in (one, two)]
+    assert len(steps[0]) == 20
+    for first, second in zip(*steps, strict=True):
+        assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
+
+
 TELL_THE_AVERAGE = """
 import hashlib, os, sys
 import train_kd
