@@ -70,7 +70,6 @@ import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
-from kd_core.errors import UserError
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
@@ -192,11 +191,6 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     model, optimizer = accelerator.prepare(compiled, optimizer)
     buffers = [*network.model.buffers(), *method.copied_buffers()]
     if training.accumulate > 1:
-        if training.skip_nonfinite and len(method.copied_buffers()) < sum(1 for _ in method.buffers()):
-            raise UserError(
-                "training.accumulate: must be 1 with training.skip_nonfinite and a feature loss that keeps all images' "
-                "features (kd.features), since what several parts have changed there is not undone"
-            )
         job.say(
             f"training.accumulate: each step takes {training.accumulate} parts of {config.part} images; BatchNorm, "
             "means over the batch and losses of a whole batch see one part"

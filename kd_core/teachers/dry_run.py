@@ -21,7 +21,7 @@ from kd_core.models.interface import require_logits
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
-from kd_methods import StudentOutput, TeacherOutputs
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 from kd_methods.feature_losses._base import Classifier
 
 TRAINED = "be trained on"
@@ -84,6 +84,7 @@ def train_once(
                 )
         errors = torch.eye(len(config.teachers))  # of any teachers
         method = build_method(config, data, layers, source, teachers, errors).to(accelerator.device)
+        _require_undoing(method, config)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
             with accelerator.autocast():
@@ -129,6 +130,16 @@ def check_teacher(network: nn.Module, teacher: Teacher, predict: Predictor) -> N
     plain = network.network if isinstance(network, Reordered) else network
     with _explained(subject, "run on", 2, predict.config, predict), predict.accelerator.autocast():
         _require_logits(plain(view), subject, 2, teacher.num_classes, "in evaluation")
+
+
+def _require_undoing(method: KDMethod, config: Config) -> None:
+    """UserError where a step may be skipped of which only the last part could be undone."""
+    large = len(method.copied_buffers()) < sum(1 for _ in method.buffers())
+    if large and config.training.accumulate > 1 and config.training.skip_nonfinite:
+        raise UserError(
+            "training.accumulate: must be 1 with training.skip_nonfinite and a feature loss that keeps all images' "
+            "features (kd.features), since what several parts have changed there is not undone"
+        )
 
 
 def _require_logits(output: Any, subject: Subject, count: int, num_classes: int, when: str) -> None:
