@@ -86,6 +86,23 @@ def test_the_average_is_the_decayed_sum(warmup, every, skipping):
     assert torch.equal(average.model.places, torch.arange(3.0))
 
 
+@pytest.mark.slow
+def test_the_average_follows_a_compiled_network():
+    states = []
+    for wrap in (lambda model: model, lambda model: torch.compile(model, backend="eager")):
+        torch.manual_seed(0)
+        model = Tied()
+        average, wrapped = WeightAverage(model, EmaConfig()), wrap(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), 0.1)
+        for step in range(3):
+            wrapped(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+            average.update(step)
+        states.append(average.model.state_dict())
+        assert not torch.equal(states[-1]["first.weight"], model.first.weight)
+    assert equal(*states)
+
+
 def test_weights_of_half_precision_are_averaged_in_fp32():
     model = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     average = WeightAverage(model, EmaConfig(decay=0.999, warmup=False))
