@@ -354,6 +354,10 @@ def test_metrics_are_those_of_the_selected_student():
     assert {"val/ece", "val/accuracy", "train/accuracy"} <= set(run.figures())
     run.summary["evaluation"]["val"]["accuracy"] = 0.81
     assert run.figure("val/accuracy") == 0.81
+    run.rows[0]["val/ema_loss_ce"] = 0.9
+    assert (run.figure("val/loss_ce"), run.figure("val/ema_loss_ce")) == (1.0, 0.9)
+    run.summary["weights"] = "average"  # is what was exported
+    assert (run.figure("val/loss_ce"), run.figure("val/ema_loss_ce"), run.figure("test/loss_ce")) == (0.9, 0.9, 0.7)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", True, [0.5], 10**400])

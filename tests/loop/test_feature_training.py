@@ -90,6 +90,16 @@ def test_projectors_are_trained_and_kept_but_are_no_part_of_the_student(whole):
     assert len(state_of(whole)["optimizer"]["state"]) > len(own)
 
 
+def test_the_average_is_the_students_alone(tmp_path, digits_teachers):
+    epochs = train_kd.epochs_of(words(tmp_path, digits_teachers, "--training.max_epochs=1", "--training.ema.every=2"))
+    assert "val/ema_accuracy" in next(epochs)
+    epochs.close()
+    [latest] = (tmp_path / "runs").glob("tried-*/checkpoints/latest")
+    average, student = (load_file(latest / name / "model.safetensors") for name in ("average", "student"))
+    assert average.keys() == student.keys()
+    assert any(not torch.equal(average[name], student[name]) for name in student)
+
+
 def test_the_term_is_logged_and_validation_is_without_it(whole):
     rows = [row for row in read_metrics(whole / "metrics.jsonl") if row.get("train/loss_total")]
     for row in rows:
