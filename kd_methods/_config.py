@@ -16,7 +16,7 @@ from pydantic import (
 
 from kd_methods import logit_losses
 from kd_methods.feature_losses import AnyEntry
-from kd_methods.logit_losses._base import LossConfig
+from kd_methods.logit_losses._base import LossConfig, UseOfSecondView
 
 # In the digests of runs from before sections that say nothing were left out.
 ALWAYS_RECORDED = ("dist", "dkd")
@@ -53,6 +53,15 @@ class MethodConfig(BaseModel):
     def instead_of_errors(self) -> str | None:
         """What could be given in place of the teachers' errors on validation images; None if nobody needs those."""
         return None
+
+    @property
+    def second_view(self) -> UseOfSecondView:
+        """Whether the loss has a part on a second view of the images: StudentOutput.second, TeacherOutputs.second.
+
+        "required": training has to give it. "optional": the loss is that of one view without it. "unused": giving it
+        is an error.
+        """
+        return "unused"
 
     def check_teachers(self, num_teachers: int) -> None:
         """Raises ValueError that names the key whose value does not fit so many teachers."""
@@ -134,6 +143,11 @@ class LogitConfig(MethodConfig):
         """Whether the logit loss has a temperature."""
         config = self.loss_config
         return config is None or config.uses_temperature
+
+    @property
+    def second_view(self) -> UseOfSecondView:
+        config = self.loss_config
+        return config.second_view if config else "unused"
 
     @property
     def loss_config(self) -> LossConfig | None:

@@ -148,7 +148,7 @@ def test_half_precision_features_give_the_fp32_loss(entry: dict[str, Any], dtype
     def rounded(sample: Case, target: torch.dtype) -> Case:
         sample.features = tuple(f.detach().to(dtype).to(target).requires_grad_() for f in sample.features)
         sample.logits = sample.logits.detach().to(dtype).to(target)
-        logits, features, classifiers, _ = sample.teachers
+        logits, features, classifiers, *_ = sample.teachers
         features = tuple(tuple(f.to(dtype).to(target) for f in teacher) for teacher in features)
         sample.teachers = TeacherOutputs(logits.to(dtype).to(target), features, classifiers)
         return sample
