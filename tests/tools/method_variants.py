@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kd_methods
-from kd_methods import KDMethod
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
 FIXED = "best", "covariance", "fixed"  # weights that belong to a teacher, whatever it says
 RANDOM = "random"  # other weights at every step
@@ -23,6 +23,22 @@ def method_for(config: dict[str, Any], num_teachers: int, **more: Any) -> KDMeth
         config = {"weights": [float(number) for number in range(1, num_teachers + 1)], **config}
     errors = torch.block_diag(*(torch.ones(1, number + 1) for number in range(num_teachers)))
     return kd_methods.build(config, teacher_errors=torch.cat([errors, torch.ones(num_teachers, 1)], 1), **more)
+
+
+def outputs(
+    method: KDMethod, student: torch.Tensor, teachers: torch.Tensor | None
+) -> tuple[StudentOutput, TeacherOutputs]:
+    """Logits [B,C] and [K,B,C] as the method takes them, with a second view made of them where it needs one."""
+    own, others = StudentOutput(student), TeacherOutputs(teachers if method.requires_teachers else None)
+    if method.config.second_view != "required":
+        return own, others
+    return with_second(own, others)
+
+
+def with_second(student: StudentOutput, teachers: TeacherOutputs) -> tuple[StudentOutput, TeacherOutputs]:
+    """Both with a second view: other logits, which come from the first and have no gradient."""
+    second = None if teachers.logits is None else 0.5 * teachers.logits.flip(-1)
+    return student._replace(second=student.logits.detach().flip(-1)), teachers._replace(second=second)
 
 
 def products(choices: dict[str, Any]) -> list[dict[str, Any]]:
