@@ -8,6 +8,7 @@ from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
 from kd_methods._features import FeatureTerm, per_image
 from kd_methods._module import LazyModule, identity
+from kd_methods._schedule import Schedule
 from kd_methods._torch import Tensor, torch
 from kd_methods._weights import entropy_weights
 from kd_methods.feature_losses._base import Classifier, FeatureLoss
@@ -67,7 +68,8 @@ class KDMethod(LazyModule):
     shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
     _temperatures: Tensor | None
-    config: Any  # each subclass narrows this to its own Config
+    config: Any  # each subclass narrows this to its own Config; of the last call where settings change over training
+    settings: MethodConfig  # as they were given
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class KDMethod(LazyModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: {label_smoothing!r} is not in [0, 1)")
-        self.config = config
+        self.settings = self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.seed = seed
@@ -119,6 +121,10 @@ class KDMethod(LazyModule):
         mode without features, the loss is the part without them; without the second view that it needs in training, it
         is the part of the first.
         """
+        if self.settings.is_scheduled:
+            self.config = self.settings.at(progress)
+            if self.feature_term is not None:
+                self.feature_term.entries = self.config.features
         self._check(student, teachers, labels)
         dtype = torch.promote_types(student.logits.dtype, torch.float32)
         student = student._replace(logits=student.logits.to(dtype))
@@ -194,18 +200,19 @@ class KDMethod(LazyModule):
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError
 
-    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str) -> str:
+    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str | Schedule) -> str:
         """`equation`, a format string, with its numbers.
 
         It may hold `{config.NAME:g}`, `{logit_loss}`, `{teachers}` for how many they are, `{mean}` for the scope, and
         the names of `numbers`.
         """
-        words: dict[str, Any] = {"config": self.config, "teachers": count(num_teachers), **numbers}
-        if hasattr(self.config, "scope"):
-            words["mean"] = SCOPE_WORDS[self.config.scope]
-        if isinstance(self.config, LogitConfig):
-            words["logit_loss"] = self.config.describe_loss()
-        terms = [entry.describe() for entry in getattr(self.config, "features", [])]
+        config = self.settings.in_words()
+        words: dict[str, Any] = {"config": config, "teachers": count(num_teachers), **numbers}
+        if hasattr(config, "scope"):
+            words["mean"] = SCOPE_WORDS[config.scope]
+        if isinstance(config, LogitConfig):
+            words["logit_loss"] = config.describe_loss()
+        terms = [entry.describe() for entry in getattr(config, "features", [])]
         return " + ".join([equation.format(**words), *terms])
 
     def label_loss(self, student: Tensor | StudentOutput, labels: Tensor) -> Tensor:
@@ -321,7 +328,9 @@ class KDMethod(LazyModule):
 
     def _check_second(self, student: StudentOutput, teachers: TeacherOutputs) -> None:
         """ValueError where only one side has the second view, nothing uses it, or it has another shape."""
-        given = {"StudentOutput.second": (student.second, student.logits)}
+        given: dict[str, tuple[Tensor | None, Tensor | None]] = {
+            "StudentOutput.second": (student.second, student.logits)
+        }
         if self.requires_teachers:
             given["TeacherOutputs.second"] = teachers.second, teachers.logits
         there = [name for name, (second, _) in given.items() if second is not None]

@@ -79,16 +79,16 @@ class Method(WeightedMethod):
             temperature = self.config.temperature
             return temperature * ((student / temperature).softmax(-1) - (teachers / temperature).softmax(-1))
         with torch.inference_mode(False), torch.enable_grad():  # in evaluation too
-            labels, teachers = labels.clone(), [others.clone() for _, others in views]
+            labels, all_teachers = labels.clone(), [others.clone() for _, others in views]
             own = [student.clone().expand_as(others).contiguous().requires_grad_() for student, others in views]
 
             def losses_to(some: list[Tensor], own: list[Tensor]) -> Tensor:  # of these teachers [k,B,C]: [k,B]
                 return self.loss_of_views(list(zip(own, some, strict=True)), labels, progress)
 
             if self._temperatures is None:
-                losses = torch.vmap(losses_to)([others.unsqueeze(1) for others in teachers], own)
+                losses = torch.vmap(losses_to)([others.unsqueeze(1) for others in all_teachers], own)
             else:  # which the logit loss knows by the teacher's place: to all teachers, and of these the own one
-                losses = torch.vmap(losses_to, (None, 0))(teachers, own).diagonal()
+                losses = torch.vmap(losses_to, (None, 0))(all_teachers, own).diagonal()
             gradients = torch.autograd.grad(losses.sum(), own)
         return torch.cat([gradient.detach() for gradient in gradients], -1)
 

@@ -106,7 +106,7 @@ class Method(KDMethod):
         return self.batch_means(weights)[0] if self.config.scope == "batch" else weights
 
     def describe(self, num_teachers: int) -> str:
-        config = self.config
+        config = self.config.in_words()
         if config.use_soft_loss and config.use_hard_loss:
             equation = self.one_teacher if num_teachers == 1 else self.several_teachers
         else:

@@ -30,6 +30,7 @@ class LossConfig(BaseModel):
     they are standardized.
     second_view: whether the loss has a part on a second, strongly augmented view of the images. Its last argument is
     then `second`, a SecondView or, where there is none, None. "required": in training it has to be there.
+    constant: numbers that cannot change over training.
     later: parameters that were added after a release, left out of recorded settings while they have their defaults.
     """
 
@@ -40,6 +41,7 @@ class LossConfig(BaseModel):
     takes_raw: ClassVar[bool] = False
     second_view: ClassVar[UseOfSecondView] = "unused"
     later: ClassVar[tuple[str, ...]] = ()
+    constant: ClassVar[tuple[str, ...]] = ("warmup",)
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""
