@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kd_methods
-from kd_methods import KDMethod, StudentOutput, TeacherOutputs
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs, logit_losses
 
 FIXED = "best", "covariance", "fixed"  # weights that belong to a teacher, whatever it says
 RANDOM = "random"  # other weights at every step
@@ -51,6 +51,7 @@ TURNED_ON = (
 SWITCHES = {key for switch in TURNED_ON for key in switch}
 WHOLE_BATCH = {"dist", "mlkd", "skd"}  # losses with a term of the whole batch, which sees that of one process
 GROWING = {"mlkd", "skd"}  # those whose term grows with the batch
+ONE_VIEW = [name for name in kd_methods.losses() if logit_losses.config_class(name).second_view != "required"]
 
 
 def variants(name: str) -> list[dict[str, Any]]:
