@@ -209,7 +209,7 @@ def test_order_of_images_does_not_matter(entry: dict[str, Any]) -> None:
     permuted.logits, permuted.labels, permuted.rows = (
         values[order] for values in (permuted.logits.detach(), permuted.labels, permuted.rows)
     )
-    logits, features, classifiers, _ = permuted.teachers
+    logits, features, classifiers, *_ = permuted.teachers
     features = tuple(tuple(f[order] for f in teacher) for teacher in features)
     permuted.teachers = TeacherOutputs(logits[:, order], features, classifiers)
     expected, actual = sample.call()[0], permuted.call()[0]
@@ -314,7 +314,7 @@ def halved(sample: Case, process: int) -> Case:
     half = slice(4 * process, 4 * process + 4)
     sample.features = tuple(f.detach()[half].requires_grad_() for f in sample.features)
     sample.logits, sample.labels, sample.rows = sample.logits.detach()[half], sample.labels[half], sample.rows[half]
-    logits, features, classifiers, _ = sample.teachers
+    logits, features, classifiers, *_ = sample.teachers
     features = tuple(tuple(f[half] for f in teacher) for teacher in features)
     sample.teachers = TeacherOutputs(logits[:, half], features, classifiers)
     return sample
