@@ -90,7 +90,7 @@ class Method(WeightedMethod):
             else:  # which the logit loss knows by the teacher's place: to all teachers, and of these the own one
                 losses = torch.vmap(losses_to, (None, 0))(all_teachers, own).diagonal()
             gradients = torch.autograd.grad(losses.sum(), own)
-        return torch.cat([gradient.detach() for gradient in gradients], -1)
+        return (torch.cat(gradients, -1) if len(gradients) > 1 else gradients[0]).detach()
 
     def _is_plain_kd(self) -> bool:
         """Whether the logit loss is `kd` and no setting changes its logits, labels or weights."""
