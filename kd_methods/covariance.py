@@ -20,6 +20,8 @@ from kd_methods._weighted import WeightedConfig
 
 
 class Config(WeightedConfig):
+    constant = ("shrinkage",)
+
     type: Literal["covariance"] = "covariance"
     shrinkage: float = Field(
         default=0.1, ge=0, le=1, description="from 0, the measured matrix, to 1, equal and independent teachers"
