@@ -144,15 +144,19 @@ def require_sound(case: Case, rows: list[dict[str, Any]], summary: dict[str, Any
     epochs = [row for row in rows if "train/loss_total" in row]
     if len(epochs) != 2:
         raise Failed(f"{len(epochs)} epochs")
-    wanted = ["train/loss_distill"]
-    wanted += [f"train/feature/{entry['loss']}" for entry in case.kd.get("features", [])]
     for row in epochs:
-        for name in wanted:
-            if not math.isfinite(row.get(name, math.nan)) or row[name] == 0:
-                raise Failed(f"epoch {row['epoch']}: {name} is {row.get(name, 'missing')}")
-        total = sum(value for name, value in row.items() if re.fullmatch(r"train/teacher/\d/weight", name))
-        if abs(total - 1) > 1e-4:
-            raise Failed(f"epoch {row['epoch']}: weights of the teachers sum to {total}")
+        require_terms(case, row)
+
+
+def require_terms(case: Case, row: dict[str, Any]) -> None:
+    """Failed unless an epoch's row has each term of the loss, and weights of the teachers that sum to 1."""
+    for name in ("loss_distill", *(f"feature/{entry['loss']}" for entry in case.kd.get("features", []))):
+        value = row.get(f"train/{name}")
+        if value is None or not math.isfinite(value) or value == 0:
+            raise Failed(f"epoch {row['epoch']}: train/{name} is {value}")
+    total = sum(value for name, value in row.items() if re.fullmatch(r"train/teacher/\d/weight", name))
+    if abs(total - 1) > 1e-4:
+        raise Failed(f"epoch {row['epoch']}: weights of the teachers sum to {total}")
 
 
 def require_close(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
