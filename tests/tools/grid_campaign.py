@@ -79,7 +79,7 @@ class Case:
             f"--output_dir={home / 'runs'}", f"--cache.dir={home.parent / 'cache'}", "--name=run", "--no-wandb",
             f"--model={json.dumps(self.student)}", f"--teachers={json.dumps(team)}", f"--kd={json.dumps(self.kd)}",
             f"--data.train_size={STEPS * 32}", "--data.batch_size=32", "--training.max_epochs=2",
-            "--training.log_every=1", "--training.deterministic=true", "--training.compare_with_baseline=false",
+            "--training.log_every=1", "--training.compare_with_baseline=false",
             "--evaluation.report=false",
         ]  # fmt: skip
 
