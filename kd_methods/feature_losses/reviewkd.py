@@ -41,6 +41,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ()
     kinds = ("map", "tokens", "embedding")
     enter: Any  # of each level, shallow to deep: to the common width
     leave: Any  # to the teacher's channels
