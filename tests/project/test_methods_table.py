@@ -36,7 +36,8 @@ def test_facts_that_are_found_by_trying():
     assert methods_table.logit_loss("dkd") == ("logits, labels", "sample")
     assert methods_table.logit_loss("skd") == ("logits", "batch")
     assert methods_table.feature_loss("at")[:3] == ("maps, tokens", "a number per position", "every mode")
-    assert methods_table.feature_loss("sp")[:4] == ("last map, tokens", "map", "`clean`, `fixed`", "batch")
+    assert methods_table.feature_loss("sp")[:4] == ("last map, tokens", "map, as one vector", "every mode", "batch")
+    assert methods_table.feature_loss("fitnet")[1:3] == ("map at the size used", "`clean`, `fixed`")
     assert methods_table.feature_loss("ofa")[:2] == ("maps, tokens of the student", "nothing but the logits")
     assert methods_table.reference_values("logit loss skd") == methods_table.NONE
 

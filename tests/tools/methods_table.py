@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import kd_methods
+from kd_core.teachers.features import Kept
 from kd_methods import StudentOutput, TeacherOutputs, feature_losses, logit_losses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,22 +150,18 @@ def feature_loss(name: str) -> tuple[str, ...]:
     needs[-1] += " of the student" * cls.of_teacher_logits
     needs += ["the student's last layer"] * cls.needs_student_classifier
     needs += ["the teacher's last layer"] * cls.needs_teacher_classifier + ["`rows`"] * hasattr(loss, "banks")
-    modes = "`clean`, `fixed`" if any(map(is_map, kept)) else "every mode"
+    modes = "`clean`, `fixed`" if Kept([(kept, {})], [0]).has_maps else "every mode"
     words = ", ".join(dict.fromkeys(map(in_words, kept))) or "nothing but the logits"
     return ", ".join(needs), words, modes, "batch" if cls.of_batch else "image", f"{config.weight:g}"
 
 
-def is_map(shape: tuple[int, ...]) -> bool:
-    """Whether what is kept of an image is a map, flat or not, in place of a vector."""
-    return len(shape) > 1 or shape[0] == math.prod(TEACHER[1])
-
-
 def in_words(shape: tuple[int, ...]) -> str:
     """What is kept of an image of a teacher with features TEACHER, for a student with STUDENT."""
-    if not is_map(shape):
-        return "embedding" if shape == TEACHER[0] else "a number per position"
+    if len(shape) == 1:
+        whole = {TEACHER[0][0]: "embedding", math.prod(TEACHER[1]): "map, as one vector"}
+        return whole.get(shape[0], "a number per position")
     sides = {TEACHER[1][-1]: "map", STUDENT[1][-1]: "map at the size used", 1: "embedding"}
-    return "map" if len(shape) == 1 else sides.get(shape[-1], f"map of {shape[-1]}x{shape[-1]}")
+    return sides.get(shape[-1], f"map of {shape[-1]}x{shape[-1]}")
 
 
 # --------------------------------------------------------------------------------------------------------- tables
