@@ -321,6 +321,7 @@ def open_store(
     classes: int,
     about: dict[str, Any],
     max_gb: float,
+    used: int | None = None,
     notify: Callable[[str], None] = print,
 ) -> Store:
     """The store for `parts` in `folder`; created if it is missing or, with a notice, damaged.
@@ -329,6 +330,7 @@ def open_store(
 
     Args:
         about: shown to people, such as the teacher's name.
+        used: how many of the rows will be filled, as far as is known; the others take no space.
 
     Raises:
         UserError: the folder is not writable, or the disk lacks the space; writing to a memory map on a full disk would
@@ -346,8 +348,9 @@ def open_store(
                 notify(f"{own}: damaged, all of these teacher's logits are computed again")
                 shutil.rmtree(own)
             if not sound:
-                make_room(folder, max_gb, Store.size(**shape))
-                wanted, free = Store.size(**shape) / GIGABYTE, free_gigabytes(folder)
+                size = Store.size(views, rows if used is None else used, classes)
+                make_room(folder, max_gb, size)
+                wanted, free = size / GIGABYTE, free_gigabytes(folder)
                 if wanted > free:
                     raise UserError(
                         f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "

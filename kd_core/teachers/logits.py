@@ -337,7 +337,7 @@ class TeacherLogits:
             for teacher in teachers
             for width in (teacher.num_classes, *(self._kept[teacher.index].widths if self._kept else ()))
         ]
-        return sum(Store.size(views, len(split.labels), width) for width in widths) / GIGABYTE
+        return sum(Store.size(views, len(split.rows), width) for width in widths) / GIGABYTE
 
     def _open_store(
         self, teacher: Teacher, split: Split, *, views: int, shared: bool, kept: Kept | None = None
@@ -374,6 +374,7 @@ class TeacherLogits:
                 classes=width,
                 about={"teacher": teacher.name, "view": f"{view}{about}"},
                 max_gb=config.cache.max_gb,
+                used=len(split.rows),
                 notify=tqdm.write,
             )
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kd_methods._module import LazyModule, identity
 from kd_methods._torch import Tensor, torch
-from kd_methods._warmup import growth_in_words
+from kd_methods._warmup import WARMUP, growth_in_words
 
 Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
 LAST: list[Layer] = [-1]  # layers of losses on the last map
@@ -33,9 +33,7 @@ class FeatureConfig(BaseModel):
     teacher: list[Layer] | list[list[Layer]] = Field(
         default=EMBEDDING, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
-    warmup: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
-    )
+    warmup: float = Field(default=0.0, ge=0, le=1, description=WARMUP)
 
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""
