@@ -145,15 +145,14 @@ def against_textbook(
 
     loop = in_own_process(data, folder, student, options.size(6, 2), loss, loop="features.in_the_loop")
     contestants: dict[str, Callable[[], float]] = {TEXTBOOK: partial(next, loop)}
-    targets = {}
+    targets: dict[str, Target | None] = {}
     for (own, precision), limit in IN_THE_LOOP.items():
         if own == loss:
             name = f"cached {'fp32' if precision == 'no' else precision}"
             contestants[name] = partial(images_per_second, precision)
-            judged = limit is not None and (precision == "no" or computes_in_bf16())
-            targets[name] = Target(limit, at_least=True) if judged else None
+            judged = precision == "no" or computes_in_bf16()
+            targets[name] = Target(limit, at_least=True) if limit and judged else None
     values = interleave(contestants, options.few(3))
-    loop.close()
     return [named(loss, compare(values, name, TEXTBOOK, "images/s", target)) for name, target in targets.items()]
 
 
@@ -189,7 +188,7 @@ def loss_parts(
     loss: str, student: torch.nn.Module, teachers: list[torch.nn.Module]
 ) -> tuple[WithFeatures, list[WithFeatures], kd_methods.KDMethod]:
     """Student and teachers with their features, and the label loss with the feature loss."""
-    entry = feature_losses.config_class(loss)()
+    entry = feature_losses.config_class(loss).model_validate({"loss": loss})
     own = WithFeatures(student, entry.student, 32, "student")
     others = [WithFeatures(teacher.eval(), entry.teacher_layers(0), 32, "teacher") for teacher in teachers]
     places = list(range(len(entry.student)))
