@@ -445,6 +445,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_view_is_enough(self) -> Config:
+        if self.kd.second_view == "required":
+            raise ValueError(
+                f"kd.loss: {getattr(self.kd, 'loss', '')!r} compares two views of each image, and train_kd.py shows "
+                "the networks one; it works in a loop of your own, with StudentOutput.second (docs/methods.md)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_have_the_features(self) -> Config:
         entries = getattr(self.kd, "features", [])
         for number, entry in enumerate(entries):

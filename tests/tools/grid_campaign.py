@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kill_campaign import differences, result_of, trained_teachers
+from method_variants import ONE_VIEW
 from warm_process import WarmProcess
 
 import kd_methods
@@ -89,7 +90,7 @@ def cases() -> list[Case]:
     weightings = [name for name in kd_methods.names() if name != kd_methods.LABEL_ONLY]
     found = []
     for method in weightings:
-        for loss in kd_methods.losses():
+        for loss in ONE_VIEW:
             resumed = loss == "kd" or method == "average"
             found.append(Case(f"{method} x logit loss {loss}", {"type": method, "loss": loss}, resumed=resumed))
     for number, loss in enumerate(feature_losses.names()):

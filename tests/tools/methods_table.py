@@ -41,6 +41,7 @@ PUBLISHED = {
     "logit loss ttm": "S: A 76.17, B 76.23, D 71.83, F 74.33, G 76.57",
     "logit loss wttm": "S: A 76.06, B 76.37, D 71.92, F 74.44, G 76.55",
     "logit loss mlkd": "L: A 77.08, B 76.63, D 72.19, F 75.18, G 78.44, with a second view",
+    "logit loss crld": "S, two views and two student passes a step: A 77.60, B 76.45, D 72.10, F 75.27",
     "logit loss skd": "L, O: A 78.33, B 76.60, D 72.50, F 75.75",
     "feature loss at": "S: A 73.44, B 74.08, D 70.55, F 71.43, G 72.73",
     "feature loss rkd": "S: A 71.90, B 73.35, D 69.61, F 71.48, G 73.21",
