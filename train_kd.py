@@ -69,6 +69,7 @@ from torch import nn
 import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
+from kd_core.data.recipes import Recipe
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
@@ -172,7 +173,8 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     predict.prepare(network.model)
     network.share_batch_norm(accelerator, training)
     teachers = TeacherLogits(members, predict)
-    images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
+    images = Images(data.train, device, store, Recipe.of(config, data))
+    val = Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
     if cached:
         teachers.open_caches(images, job.say)
@@ -362,7 +364,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         batch_size=config.data.batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        augmentation=Augmentation.of(config.data),
+        augmentation=setup.images.recipe or Augmentation.of(config.data),
         fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
     )
     if setup.method.requires_teachers:
@@ -381,10 +383,9 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
         setup.guard.begin()
 
     with setup.speed.data.running():
-        store = setup.images.store
-        pixels, labels = store.gather(plan.batch(position, store.index_device).rows)
+        pixels, labels = setup.images.show(plan, position)
         ids = plan.batch(position, setup.device).ids
-        inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
+        inputs = setup.network.views.train(pixels.shown, ids, channels_last=training.channels_last)
     more: dict[str, Any] = {}
     with setup.speed.teachers.running():
         teachers = TeacherOutputs()
@@ -397,7 +398,8 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
         student = StudentOutput(logits, maps, setup.features.classifier)
         more["rows"] = setup.images.places(plan.batch(position, setup.device).rows)
     loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps, **more)
-    accuracy = (student.logits.argmax(1) == labels).float().mean()
+    classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
+    accuracy = (student.logits.argmax(1) == classes).float().mean()
     metrics = {"loss_total": loss, "accuracy": accuracy, **metrics}
 
     accelerator.backward(loss)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from kd_core import metrics
 from kd_core.config import Config
 from kd_core.data.dataset import ImageStore, Split
-from kd_core.data.views import Views
+from kd_core.data.recipes import Pixels, Recipe
+from kd_core.data.views import Augmentation, EpochPlan, Views, fixed_views
 from kd_core.errors import NonFinite
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
@@ -101,16 +102,45 @@ class Images:
     """A split on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
 
     `rows` are stored with the pixels: with rows on the device, a gather from host memory would synchronize.
+
+    Args:
+        recipe: how training shows these images; None: as they are stored.
     """
 
-    def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
-        self.split = split
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        where: Literal["auto", "device", "host"],
+        recipe: Recipe | None = None,
+    ):
+        self.split, self.recipe = split, recipe
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def show(self, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
+        """The images of a step of training, and their labels: int64 [B], or float32 [B,C] where they are mixed."""
+        if self.recipe is not None:
+            return self.recipe.show(self.store, plan.draws(step))
+        pixels, labels = self.store.gather(plan.batch(step, self.store.index_device).rows)
+        return Pixels(pixels, pixels), labels
+
+    def show_fixed(self, rows: Tensor, numbers: Tensor, crops: Augmentation) -> tuple[Pixels, Tensor]:
+        """The images of fixed views `numbers` int64 [B] of rows int64 [B], both on the host, and the views' ids.
+
+        crops: what the ids mean without a recipe.
+        """
+        ids = fixed_views(rows, numbers, self.recipe or crops)
+        if self.recipe is not None:
+            pixels, _ = self.recipe.show(self.store, self.recipe.draws(rows, ids))
+        else:
+            stored, _ = self.store.gather(rows)
+            pixels = Pixels(stored, stored)
+        return pixels, ids.to(pixels.device)
 
     def places(self, rows: Tensor) -> Tensor:
         """The place in the split, 0 to n-1, of each of its rows int64 [B], which lie on the device as `labels` do."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_core.data.dataset import Split
-from kd_core.data.views import Augmentation, EpochPlan, fixed_view_ids
+from kd_core.data.recipes import Pixels
+from kd_core.data.views import Augmentation, EpochPlan
 from kd_core.errors import UserError
 from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
@@ -49,8 +50,8 @@ class TeacherLogits:
             cached.begin_epoch(plan.whole(cached.index_device))
 
     @torch.no_grad()
-    def __call__(self, plan: EpochPlan, step: int, images: Tensor) -> Tensor:
-        """Logits float32 [K,B,C] of the images uint8 [B,H,W,3] of one step, after `begin_epoch`.
+    def __call__(self, plan: EpochPlan, step: int, images: Pixels) -> Tensor:
+        """Logits float32 [K,B,C] of the images of one step, after `begin_epoch`.
 
         Each teacher gets its own view.  All values are rounded to fp16, as in the cache, so cached and computed logits
         are equal.
@@ -89,8 +90,8 @@ class TeacherLogits:
         return self.sources
 
     @torch.no_grad()
-    def outputs(self, plan: EpochPlan, step: int, images: Tensor, term: FeatureTerm | None) -> TeacherOutputs:
-        """What the method gets of the teachers for the images uint8 [B,H,W,3] of one step, after `begin_epoch`.
+    def outputs(self, plan: EpochPlan, step: int, images: Pixels, term: FeatureTerm | None) -> TeacherOutputs:
+        """What the method gets of the teachers for the images of one step, after `begin_epoch`.
 
         With a feature `term`, each network runs once, for its logits and for what the term keeps of its features. All
         of it is rounded to fp16, as a cache holds it.
@@ -107,7 +108,7 @@ class TeacherLogits:
 
     @torch.inference_mode()
     def _compute_all(
-        self, index: int, images: Tensor, view_ids: Tensor, term: FeatureTerm
+        self, index: int, images: Pixels, view_ids: Tensor, term: FeatureTerm
     ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
         """Logits fp16 [B,C] of a teacher and, for each entry of `term`, what it keeps of the features, fp16."""
         network, source = self._network(index), self.sources[index]
@@ -132,13 +133,13 @@ class TeacherLogits:
     def _compute(
         self,
         index: int,
-        images: Tensor,
+        images: Pixels,
         view_ids: Tensor,
         positions: Tensor | None = None,
         *,
         shared: bool,
     ) -> Tensor:
-        """Logits fp16 [B,C] of images uint8 [B,H,W,3], or of those at `positions`.
+        """Logits fp16 [B,C] of images, or of those at `positions`.
 
         `shared`: the teacher gets the views `view_ids` int64 [B]; else the clean view.
         """
@@ -148,13 +149,13 @@ class TeacherLogits:
         with self._predict.accelerator.autocast():
             return network(view).half()
 
-    def _view(self, index: int, images: Tensor, view_ids: Tensor, *, shared: bool) -> Tensor:
-        """What a teacher sees of images uint8 [B,H,W,3]: views `view_ids` int64 [B] if `shared`, else clean."""
+    def _view(self, index: int, images: Pixels, view_ids: Tensor, *, shared: bool) -> Tensor:
+        """What a teacher sees of images: views `view_ids` int64 [B] if `shared`, else clean."""
         views, channels_last = self.members[index].views, self._predict.config.training.channels_last
         assert views is not None
         if shared:
-            return views.train(images, view_ids, channels_last=channels_last)
-        return views.clean(images, channels_last=channels_last)
+            return views.train(images.shown, view_ids, channels_last=channels_last)
+        return views.clean(images.stored, channels_last=channels_last)
 
     def hit_rate(self) -> float:
         """The fraction of teacher logits since the last call that were read instead of computed.
@@ -200,7 +201,7 @@ class TeacherLogits:
                 assert teacher.views is not None
                 own = self._predict(self._network(index), images, teacher.views, title).half()
             else:
-                clean = self._open_store(teacher, images.split, views=1, shared=False)
+                clean = self._open_store(teacher, images, views=1, shared=False)
                 self._fill(index, clean, images, title)
                 own = clean.store.read(images.split.rows)
             everything.append(own.to(images.labels.device).float())
@@ -218,13 +219,13 @@ class TeacherLogits:
             if config.cache.mode == "auto":
                 notify("teachers run in every step: kd.features needs their features, which the cache does not hold")
             return
-        mode = self._mode(images.split, notify)
+        mode = self._mode(images, notify)
         for index, teacher in enumerate(self.members):
             per_view = teacher.view == "shared"
             if teacher.file or mode == "off" or (per_view and mode == "clean"):
                 continue
             views = 1 if not per_view else config.cache.views if mode == "fixed" else self._all_views
-            cached = self._cached[index] = self._open_store(teacher, images.split, views=views, shared=per_view)
+            cached = self._cached[index] = self._open_store(teacher, images, views=views, shared=per_view)
             if mode == "fixed" or not per_view:
                 self._fill(index, cached, images, f"caching teacher {index} ({teacher.name})")
         for cached in filter(None, self._cached):
@@ -244,17 +245,25 @@ class TeacherLogits:
     def _all_views(self) -> int:
         return Augmentation.of(self._predict.config.data).num_views
 
-    def _mode(self, split: Split, notify: Callable[[str], None]) -> str:
-        """The cache mode; `auto` chooses by the free space."""
-        cache, count = self._predict.config.cache, self._all_views
+    def _mode(self, images: Images, notify: Callable[[str], None]) -> str:
+        """The cache mode; `auto` chooses by the free space, and says why the teachers of shared views run."""
+        cache, count, rows = self._predict.config.cache, self._all_views, len(images.split.labels)
         shared = [teacher for teacher in self.members if teacher.view == "shared" and not teacher.file]
         if cache.mode != "auto" or not shared:
             return "clean" if cache.mode == "auto" else cache.mode
         gigabytes = {
-            views: sum(Store.size(views, len(split.labels), teacher.num_classes) for teacher in shared) / GIGABYTE
+            views: sum(Store.size(views, rows, teacher.num_classes) for teacher in shared) / GIGABYTE
             for views in (count, cache.views)
         }
         room = min(cache.max_gb, free_gigabytes(cache.folder))
+        if images.recipe:
+            named = ", ".join(f"augment.{name}" for name in images.recipe.settings.operations)
+            notify(
+                f"teachers run in every step: hardly any view of {named} comes back; cache.mode=fixed, with "
+                f"{cache.views} views of each image, would take {gigabytes[cache.views]:.1f} GB (there is room for "
+                f"{room:.4g}), and run no teacher once they are filled"
+            )
+            return "clean"
         if gigabytes[count] <= room:
             return "lazy"
         notify(
@@ -264,15 +273,16 @@ class TeacherLogits:
         )
         return "clean"
 
-    def _open_store(self, teacher: Teacher, split: Split, *, views: int, shared: bool) -> CachedTeacher:
+    def _open_store(self, teacher: Teacher, images: Images, *, views: int, shared: bool) -> CachedTeacher:
         """The store of a teacher's logits of a split: `views` augmented views if `shared`, else the clean view."""
         config, accelerator = self._predict.config, self._predict.accelerator
-        training = config.training
+        training, split = config.training, images.split
         assert teacher.views is not None
         seen: Any = "clean"
         if shared:
             fixed = views if config.cache.mode == "fixed" else None
-            seen = {**asdict(Augmentation.of(config.data)), "fixed": fixed}
+            made = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
+            seen = {**made, "fixed": fixed}
         parts = {
             "teacher": teacher.digest,
             "preprocess": teacher.views.recipe(accelerator.device),
@@ -314,9 +324,8 @@ class TeacherLogits:
                 if len(part) == 1:  # kernels may round a single image differently from a batch
                     part = torch.cat([part, slots[slots != part][:1]])
                 rows, numbers = part % store.rows, part // store.rows
-                pixels, _ = images.store.gather(rows)
-                ids = fixed_view_ids(rows, numbers, **asdict(Augmentation.of(config.data)))
-                logits = self._compute(index, pixels, ids.to(pixels.device), shared=cached.per_view).cpu()
+                pixels, ids = images.show_fixed(rows, numbers, Augmentation.of(config.data))
+                logits = self._compute(index, pixels, ids, shared=cached.per_view).cpu()
                 if not bool(logits.isfinite().all()):
                     raise _not_finite(self.members[index])
                 cached.keep(part, logits)
