@@ -1,7 +1,8 @@
 """Operations on batches of images in bytes, each image with a strength of its own.
 
-Images are uint8 [n,3,H,W]; `amounts` are integers, int32 [n] or [n,6].  All arithmetic is in integers, with fractions in
-units of 1/65536, so that an image comes out the same on every device and in a batch of any size.
+Images are uint8 [n,3,H,W]; `amounts` are integers, int32 [n] or [n,6].  All arithmetic is in
+integers, with fractions in units of 1/65536, so that an image comes out the same on every device and in a batch of any
+size.  Choices between bytes are made by masks of bits: `torch.where` on bytes takes ten times as long on a CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BITS = 16
@@ -17,7 +19,38 @@ GRAY = (19595, 38470, 7471)  # the shares of red, green and blue in Pillow's gra
 THIRTEENTH = 80660  # of 2^20: exact for the sums of 13 bytes
 
 
+def _column(amounts: Tensor) -> Tensor:
+    return amounts[:, None, None, None]
+
+
+def _bytes(values: Tensor) -> Tensor:
+    """uint8 of int32 in units of 1/65536, rounded down and clipped; in place."""
+    return values.bitwise_right_shift_(BITS).clamp_(0, 255).to(torch.uint8)
+
+
+def chosen(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Bytes of `images` where the bool `mask` is set, else those of `others`; all broadcast."""
+    bits = mask.to(torch.uint8) * 255
+    return (images & bits) | (others & ~bits)
+
+
 # ------------------------------------------------------------------------------------------------- positions
+
+
+def _taken(canvas: Tensor, places: Tensor) -> Tensor:
+    """The pixels of canvas uint8 [n,3,h,w] at places int32 [n,H,W], counted in rows: uint8 [n,3,H,W]."""
+    wanted = places.flatten(1)[:, None].long().expand(-1, 3, -1)
+    return canvas.flatten(2).gather(2, wanted).unflatten(2, places.shape[1:])
+
+
+def crops(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
+    """Crops of the images' size at int64 offsets [n], after black padding; those `mirrored` bool [n], then flipped."""
+    height, width = images.shape[2:]
+    canvas = F.pad(images, [padding] * 4) if padding else images
+    y, x = (torch.arange(size, device=images.device) for size in (height, width))
+    columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - x, x)
+    rows = (top[:, None] + y) * canvas.shape[3]
+    return _taken(canvas, rows[:, :, None] + columns[:, None])
 
 
 def affine(images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
@@ -25,16 +58,16 @@ def affine(images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
 
     The pixel in column x and row y is the one in column a*x + b*y + c and row d*x + e*y + f, rounded down.
     """
-    count, _, height, width = images.shape
+    height, width = images.shape[2:]
     x = torch.arange(width, dtype=torch.int32, device=images.device)
     y = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     a, b, c, d, e, f = amounts[:, :, None, None].unbind(1)
-    column = (a * x + (b * y + c)) >> BITS
-    row = (d * x + (e * y + f)) >> BITS
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = (row * width + column).where(inside, 0).view(count, 1, -1).long()
-    found = images.flatten(2).gather(2, place.expand(-1, 3, -1)).view_as(images)
-    return torch.where(inside[:, None], found, fill[:, None, None])
+    # a frame of one pixel stands for all that lies outside
+    column = (a * x + (b * y + c)).bitwise_right_shift_(BITS).clamp_(-1, width)
+    row = (d * x + (e * y + f)).bitwise_right_shift_(BITS).clamp_(-1, height)
+    framed = fill[:, None, None].expand(len(images), 3, height + 2, width + 2).clone()
+    framed[:, :, 1:-1, 1:-1] = images
+    return _taken(framed, row.add_(1).mul_(width + 2).add_(column).add_(1))
 
 
 def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
@@ -43,7 +76,7 @@ def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     `mirrored` bool [n] exchanges left and right.  No box is larger than the image, so none shrinks and needs smoothing.
     Rounded to bytes between columns and rows, as in Pillow.
     """
-    side = images.shape[-1]
+    side = images.shape[2]
     top, left, height, width = boxes[:, :, None].unbind(1)
     first, second, share = _taps(left, width, side)
     first, second, share = (torch.where(mirrored[:, None], values.flip(1), values) for values in (first, second, share))
@@ -64,62 +97,99 @@ def _taps(start: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, Ten
 def _between(images: Tensor, first: Tensor, second: Tensor, share: Tensor, dimension: int) -> Tensor:
     """Bytes between those at two places along a dimension."""
     low, high = (images.gather(dimension, place.expand_as(images)).int() for place in (first, second))
-    return _bytes(low * ONE + (high - low) * share + ONE // 2)
+    return _bytes((high - low).mul_(share).add_(low.mul_(ONE)).add_(ONE // 2))
 
 
-# ---------------------------------------------------------------------------------------------------- colors
+# ---------------------------------------------------------------------------------------------------- tables
 
 
-def _bytes(values: Tensor) -> Tensor:
-    """uint8 of int32 in units of 1/65536, rounded down and clipped."""
-    return (values >> BITS).clamp_(0, 255).to(torch.uint8)
+def looked_up(images: Tensor, tables: Tensor) -> Tensor:
+    """Images with each byte replaced by that in tables uint8 [n,3,256]."""
+    return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def _column(amounts: Tensor) -> Tensor:
-    return amounts[:, None, None, None]
-
-
-def gray(images: Tensor) -> Tensor:
-    """Gray levels int32 [n,1,H,W], as Pillow converts to them."""
-    red, green, blue = images.int().split(1, 1)
-    return (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2] + ONE // 2) >> BITS
+def _values(images: Tensor) -> Tensor:
+    """All byte values, int32 [256]."""
+    return torch.arange(256, dtype=torch.int32, device=images.device)
 
 
 def brightness(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image."""
-    return _bytes(images.int() * _column(amounts))
+    return _bytes(_values(images) * amounts[:, None, None]).expand(-1, 3, -1)
 
 
 def contrast(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image, and the rest its mean gray level."""
     levels = gray(images).flatten(1)
     mean = levels.sum(1) * (ONE - amounts).long() // levels.shape[1]
-    return _bytes(images.int() * _column(amounts) + _column(mean.int()))
+    return _bytes(_values(images) * amounts[:, None, None] + mean.int()[:, None, None]).expand(-1, 3, -1)
+
+
+def posterize(images: Tensor, amounts: Tensor) -> Tensor:
+    """The highest bits alone, those of the mask `amounts`."""
+    return (_values(images) & amounts[:, None, None]).to(torch.uint8).expand(-1, 3, -1)
+
+
+def solarize(images: Tensor, amounts: Tensor) -> Tensor:
+    """Values of at least `amounts` inverted."""
+    values = _values(images)
+    return torch.where(values >= amounts[:, None, None], 255 - values, values).to(torch.uint8).expand(-1, 3, -1)
+
+
+def autocontrast(images: Tensor, amounts: Tensor) -> Tensor:
+    """Each channel stretched to all of 0 to 255."""
+    planes, values = images.flatten(2), _values(images)
+    least, most = planes.amin(2, keepdim=True).int(), planes.amax(2, keepdim=True).int()
+    span = most - least
+    factor = (255 * ONE + span - 1) // span.clamp(min=1)  # rounded up: the highest value becomes 255
+    return torch.where(span > 0, _bytes((values - least).clamp_(0, 255).minimum(span) * factor), values.to(torch.uint8))
+
+
+def equalize(images: Tensor, amounts: Tensor) -> Tensor:
+    """Each channel with an even histogram, by Pillow's table."""
+    planes, values = images.flatten(2).flatten(0, 1).long(), _values(images)
+    counts = planes.new_zeros(len(planes), 256).scatter_add_(1, planes, planes.new_ones(1, 1).expand_as(planes))
+    last = counts.gather(1, planes.amax(1, keepdim=True))
+    step = (planes.shape[1] - last) // 255
+    below = counts.cumsum(1) - counts
+    tables = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    return torch.where(step > 0, tables, values).to(torch.uint8).view(-1, 3, 256)
+
+
+# ------------------------------------------------------------------------------------------- whole images
+
+
+def gray(images: Tensor) -> Tensor:
+    """Gray levels int32 [n,H,W], as Pillow converts to them."""
+    red, green, blue = (plane.int() for plane in images.unbind(1))
+    levels = red.mul_(GRAY[0]).add_(green.mul_(GRAY[1])).add_(blue.mul_(GRAY[2]))
+    return levels.add_(ONE // 2).bitwise_right_shift_(BITS)
 
 
 def saturation(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image, and the rest its gray."""
-    return _bytes(images.int() * _column(amounts) + gray(images) * (ONE - _column(amounts)))
+    rest = gray(images).mul_((ONE - amounts)[:, None, None])
+    return _bytes(images.int().mul_(_column(amounts)).add_(rest[:, None]))
 
 
 def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image, and the rest its blurred form (5/13 center, 1/13 each neighbor), borders left alone."""
-    if min(images.shape[-2:]) < 3:
+    if min(images.shape[2:]) < 3:
         return images
     values = images.int()
     center = values[..., 1:-1, 1:-1]
     rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * center
-    blurred = ((total + 6) * THIRTEENTH) >> 20
+    blurred = total.add_(6).mul_(THIRTEENTH).bitwise_right_shift_(20)
     sharp = images.clone()
-    sharp[..., 1:-1, 1:-1] = _bytes(center * _column(amounts) + blurred * (ONE - _column(amounts)))
+    sharp[..., 1:-1, 1:-1] = _bytes((center - blurred).mul_(_column(amounts)).add_(blurred.mul_(ONE)))
     return sharp
 
 
 def hue(images: Tensor, amounts: Tensor) -> Tensor:
-    """Colors turned by `amounts` sixths of the color circle; lightest and darkest channel keep their values.
+    """Colors turned by `amounts` sixths of the color circle; the highest and the lowest channel keep their values.
 
-    Hue is counted in units of the range of the three channels, so nothing is divided.
+    An angle is counted in units of the range of the channels, so that nothing is divided by it.
     """
     values = images.int()
     red, green, blue = values.unbind(1)
@@ -132,64 +202,35 @@ def hue(images: Tensor, amounts: Tensor) -> Tensor:
     )
     angle = angle * ONE + span * amounts[:, None, None]
     turned = []
-    for corner in (5, 3, 1):  # where red, green and blue are lowest, less two sixths
-        distance = (angle + corner * span * ONE).remainder(6 * ONE * span.clamp(min=1))
+    for start in (5, 3, 1):  # sixths from which red, green and blue fall and rise again
+        distance = (angle + start * span * ONE).remainder(6 * ONE * span.clamp(min=1))
         below = torch.minimum(distance, 4 * span * ONE - distance).clamp(min=0)
         turned.append(highest * ONE - torch.minimum(below, span * ONE) + ONE // 2)
     return _bytes(torch.stack(turned, 1))
 
 
-def posterize(images: Tensor, amounts: Tensor) -> Tensor:
-    """The highest bits alone, those of the mask `amounts`."""
-    return images & _column(amounts.to(torch.uint8))
-
-
-def solarize(images: Tensor, amounts: Tensor) -> Tensor:
-    """Values of at least `amounts` inverted."""
-    return torch.where(images >= _column(amounts), 255 - images, images)
-
-
-def autocontrast(images: Tensor, amounts: Tensor) -> Tensor:
-    """Each channel stretched to all of 0 to 255."""
-    least, most = images.amin((2, 3), keepdim=True).int(), images.amax((2, 3), keepdim=True).int()
-    span = most - least
-    factor = (255 * ONE + span - 1) // span.clamp(min=1)  # rounded up: the highest value becomes 255
-    constant = span == 0
-    return _bytes((images - least.where(~constant, 0)) * factor.where(~constant, ONE))
-
-
-def equalize(images: Tensor, amounts: Tensor) -> Tensor:
-    """Each channel with an even histogram, by Pillow's table."""
-    flat = images.flatten(2).flatten(0, 1).long()
-    counts = flat.new_zeros(len(flat), 256).scatter_add_(1, flat, flat.new_ones(1, 1).expand_as(flat))
-    last = counts.gather(1, flat.amax(1, keepdim=True))
-    step = (flat.shape[1] - last) // 255
-    below = counts.cumsum(1) - counts
-    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    table = table.where(step > 0, torch.arange(256, device=images.device)).to(torch.uint8)
-    return table.gather(1, flat).view_as(images)
-
-
-COLORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+# By name: operations that give tables, which are looked up together, and those that give images.
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     operation.__name__: operation
-    for operation in (
-        brightness, contrast, saturation, hue, sharpness, posterize, solarize, autocontrast, equalize
-    )
+    for operation in (brightness, contrast, posterize, solarize, autocontrast, equalize)
 }  # fmt: skip
+IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    operation.__name__: operation for operation in (saturation, sharpness, hue)
+}
 
 
 # ------------------------------------------------------------------------------------------- parts of images
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in boxes int32 [n,4] = (top, left, height, width): bool [n,H,W]."""
+    """Which pixels lie in boxes int32 [n,4] = (top, left, height, width): bool [n,1,H,W]."""
     top, left, tall, wide = boxes[:, :, None].unbind(1)
     y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
     rows, columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
-    return rows[:, :, None] & columns[:, None]
+    return (rows[:, :, None] & columns[:, None])[:, None]
 
 
 def mixed(images: Tensor, others: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the images and the rest of the others, rounded to the nearest byte."""
-    share = _column(amounts)
-    return _bytes(images.int() * share + others.int() * (ONE - share) + ONE // 2)
+    others = others.int()
+    return _bytes(images.int().sub_(others).mul_(_column(amounts)).add_(others.mul_(ONE)).add_(ONE // 2))

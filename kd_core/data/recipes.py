@@ -24,8 +24,7 @@ from kd_core.config import Config
 from kd_core.data import operations
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.data.operations import ONE
-from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import NO_AUGMENTATION, Augmentation, Views, random_bits
+from kd_core.data.views import NO_AUGMENTATION, Augmentation, random_bits
 from kd_core.errors import UserError
 
 VERSION = 1  # of drawing and of the operations; changing it invalidates cached logits
@@ -33,10 +32,11 @@ TRIES = 10  # to draw a box that fits, as in torchvision
 LEVELS = 31  # of magnitude, as in RandAugment
 QUANTILES = 1 << 16
 
-# The operations by number: what moves pixels, then what changes colors.
+# The operations by number, and the first number of those that are done together.
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-NAMES = ("identity", *MOVES, *operations.COLORS)
+NAMES = ("identity", *MOVES, *operations.TABLES, *operations.IMAGES)
 NUMBER = {name: number for number, name in enumerate(NAMES)}
+TABLES, IMAGES = 1 + len(MOVES), 1 + len(MOVES) + len(operations.TABLES)
 # RandAugment's and TrivialAugment's, in torchvision's order
 POLICY = (
     "identity", *MOVES, "brightness", "saturation", "contrast", "sharpness", "posterize", "solarize", "autocontrast",
@@ -186,8 +186,6 @@ class Recipe:
             )
         mean = data.mean if self.settings.fill == "mean" else (0.0, 0.0, 0.0)
         self._fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
-        plain = Preprocess(self.side, self.side, "bilinear", (0.0,) * 3, (1.0,) * 3)
-        self._crops = Views(plain, self.side, self._weak)
 
     @classmethod
     def of(cls, config: Config, data: Data) -> Recipe | None:
@@ -317,70 +315,80 @@ class Recipe:
         added = np.flatnonzero(draws.shares < 1)
         looks = draws.own if draws.partners is None else draws.own.joined(draws.partners.part(added))
         stored, labels = store.gather(_sent(looks.rows, store.index_device))
-        shown = self.render(stored, looks)
-        if draws.partners is None:
-            return Pixels(stored, shown), labels
-        device = shown.device
-        shares = _sent(draws.shares, device)[:, None]
-        if len(added):
-            at = _sent(added, device)
+        planes = self.render(stored, looks)
+        if draws.partners is not None:
+            planes, labels = self._mixed(planes, labels, draws, added)
+        return Pixels(stored[:count], torch.stack(planes.unbind(1), 3)), labels
+
+    def _mixed(self, planes: Tensor, labels: Tensor, draws: Draws, added: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The images with their partners in them, uint8 [n,3,H,W], and labels float32 [n,C].
+
+        After the n images come the partners of those numbered `added`.
+        """
+        count, device = len(draws.own.ids), planes.device
+        shares, at = _sent(draws.shares, device)[:, None], _sent(added, device)
+        own, others = planes[:count].index_select(0, at), planes[count:]
+        both = own
+        if self.settings.cutmix:
             boxes = _sent(draws.pasted[added], device)
-            own, other = shown[:count].index_select(0, at), shown[count:]
-            amounts = (shares.index_select(0, at)[:, 0] * ONE).int()
-            both = operations.mixed(own, other, amounts)
-            inside = operations.inside(boxes, self.side, self.side)[..., None]
-            boxed = (boxes[:, 2] > 0)[:, None, None, None]
-            both = torch.where(boxed, torch.where(inside, other, own), both)
-            shown = shown[:count].index_copy(0, at, both)
-            partners = labels[:count].index_copy(0, at, labels[count:])
-        else:
-            partners = labels
+            both = operations.chosen(operations.inside(boxes, self.side, self.side), others, own)
+        if self.settings.mixup:
+            everywhere = operations.mixed(own, others, (shares.index_select(0, at)[:, 0] * ONE).int())
+            boxed = (boxes[:, 2] > 0)[:, None, None, None] if self.settings.cutmix else None
+            both = everywhere if boxed is None else operations.chosen(boxed, both, everywhere)
+        partners = labels[:count].index_copy(0, at, labels[count:])
         classes = torch.arange(self.classes, device=device)
-        own_part, other_part = ((part[:, None] == classes).float() for part in (labels[:count], partners))
-        return Pixels(stored[:count], shown), shares * own_part + (1 - shares) * other_part
+        first, second = ((part[:, None] == classes).float() for part in (labels[:count], partners))
+        return planes[:count].index_copy(0, at, both), shares * first + (1 - shares) * second
 
     def render(self, images: Tensor, looks: Look) -> Tensor:
-        """Images uint8 [n,H,W,3] -> [n,H,W,3], cropped, flipped and changed as `looks` says, not yet mixed."""
-        device = images.device
+        """Images uint8 [n,H,W,3] -> [n,3,H,W], cropped, flipped and changed as `looks` says, not yet mixed."""
+        device, side = images.device, self.side
+        mirrored, images = _sent(looks.mirrored, device), torch.stack(images.unbind(3), 1)
         if self.settings.resized_crop:
-            planes = operations.resized_crops(
-                images.permute(0, 3, 1, 2), _sent(looks.boxes, device), _sent(looks.mirrored, device)
-            )
+            images = operations.resized_crops(images, _sent(looks.boxes, device), mirrored)
         else:
-            numbers = self._weak.view_of(_sent(looks.ids, device))
-            planes = self._crops.crops(images, numbers).unflatten(2, (self.side, 3)).permute(0, 3, 1, 2)
-        planes = planes.contiguous()
+            numbers, offsets = self._weak.view_of(_sent(looks.ids, device)), 2 * self._weak.crop_padding + 1
+            top, left = numbers // offsets % offsets, numbers % offsets
+            images = operations.crops(images, top, left, mirrored, self._weak.crop_padding)
         fill = self._fill.to(device)
         for slot in range(looks.operations.shape[1]):
-            self._operate(planes, looks.operations[:, slot], looks.strengths[:, slot], fill)
+            self._operate(images, looks.operations[:, slot], looks.strengths[:, slot], fill)
         if self.settings.cutout:
-            hole = operations.inside(_sent(looks.cutout, device), self.side, self.side)[:, None]
-            planes = torch.where(hole, fill[:, None, None], planes)
+            hole = operations.inside(_sent(looks.cutout, device), side, side)
+            images = operations.chosen(hole, fill[:, None, None], images)
         if self.settings.erasing and len(erased := np.flatnonzero(looks.erased[:, 2])):
-            at = _sent(erased, device)
-            hole = operations.inside(_sent(looks.erased[erased], device), self.side, self.side)[:, None]
+            at, hole = _sent(erased, device), operations.inside(_sent(looks.erased[erased], device), side, side)
             noise = self._noise(_sent(looks.ids[erased], device))
-            planes.index_copy_(0, at, torch.where(hole, noise, planes.index_select(0, at)))
-        return planes.permute(0, 2, 3, 1).contiguous()
+            images.index_copy_(0, at, operations.chosen(hole, noise, images.index_select(0, at)))
+        return images
 
-    def _operate(self, planes: Tensor, numbers: np.ndarray, strengths: np.ndarray, fill: Tensor) -> None:
-        """One operation on each of planes uint8 [n,3,H,W], in place; those with the same one together."""
-        order = np.argsort(np.where(numbers <= len(MOVES), np.minimum(numbers, 1), numbers), kind="stable")
+    def _operate(self, images: Tensor, numbers: np.ndarray, strengths: np.ndarray, fill: Tensor) -> None:
+        """One operation on each of images uint8 [n,3,H,W], in place; those of a kind together."""
+        order = np.argsort(numbers, kind="stable")
         own, amounts = numbers[order], amounts_of(numbers[order], strengths[order], self.side)
-        at, sent = _sent(order, planes.device), _sent(amounts, planes.device)
-        start = int(np.searchsorted(own, 1))  # after those that stay
-        while start < len(own):
-            number = int(own[start])
-            moves = number <= len(MOVES)
-            last = len(MOVES) if moves else number
-            stop = start + int(np.count_nonzero(own[start:] <= last))
-            chosen, part = at[start:stop], sent[start:stop]
-            images = planes.index_select(0, chosen)
-            changed = (
-                operations.affine(images, part, fill) if moves else operations.COLORS[NAMES[number]](images, part[:, 0])
-            )
-            planes.index_copy_(0, chosen, changed)
-            start = stop
+        at, sent = _sent(order, images.device), _sent(amounts, images.device)
+        starts = np.searchsorted(own, np.arange(len(NAMES) + 1)).tolist()  # of each operation, and the end
+
+        def on(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+            part = slice(starts[first], starts[last])
+            return at[part], images.index_select(0, at[part]), sent[part]
+
+        if starts[1] < starts[TABLES]:
+            places, chosen, matrices = on(1, TABLES)
+            images.index_copy_(0, places, operations.affine(chosen, matrices, fill))
+        if starts[TABLES] < starts[IMAGES]:
+            places, chosen, values = on(TABLES, IMAGES)
+            tables = []
+            for number, operation in enumerate(operations.TABLES.values(), TABLES):
+                part = slice(starts[number] - starts[TABLES], starts[number + 1] - starts[TABLES])
+                if part.start < part.stop:
+                    tables.append(operation(chosen[part], values[part, 0]))
+            images.index_copy_(0, places, operations.looked_up(chosen, torch.cat(tables)))
+        for number, operation in enumerate(operations.IMAGES.values(), IMAGES):
+            if starts[number] < starts[number + 1]:
+                places, chosen, values = on(number, number + 1)
+                images.index_copy_(0, places, operation(chosen, values[:, 0]))
 
     def _noise(self, ids: Tensor) -> Tensor:
         """Random bytes uint8 [n,3,H,W] for views int64 [n]."""

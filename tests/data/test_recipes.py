@@ -23,13 +23,15 @@ from torchvision.transforms.v2 import functional as TF
 from kd_core.config import Config
 from kd_core.data import operations, recipes
 from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import LEVELS, MOVES, NAMES, NUMBER, POLICY, Recipe, amounts_of, strengths
-from kd_core.data.views import Augmentation, EpochPlan, draw_views, fixed_views, view_ids
+from kd_core.data.views import Augmentation, EpochPlan, Views, draw_views, fixed_views, view_ids
 from kd_core.errors import UserError
 
 CPU = torch.device("cpu")
 
 SIDE = 32
+COLORS = [*operations.TABLES, *operations.IMAGES]
 
 
 @lru_cache(maxsize=1)
@@ -74,11 +76,13 @@ def store_of(data: Data) -> ImageStore:
 
 
 def apply(name: str, images: Tensor, values: Tensor | list[float], fill: tuple[int, ...] = (7, 8, 9)) -> Tensor:
-    """An operation with one strength per image."""
+    """An operation on images [n,3,H,W] with one strength each."""
     amounts = torch.from_numpy(amounts_of(np.full(len(images), NUMBER[name]), np.array([*map(float, values)], np.float32), SIDE))
     if name in MOVES:
         return operations.affine(images, amounts, torch.tensor(fill, dtype=torch.uint8))
-    return operations.COLORS[name](images, amounts[:, 0])
+    if name in operations.TABLES:
+        return operations.looked_up(images, operations.TABLES[name](images, amounts[:, 0]))
+    return operations.IMAGES[name](images, amounts[:, 0])
 
 
 def torchvisions(name: str, image: Tensor, value: float, fill: tuple[float, ...] = (7.0, 8.0, 9.0)) -> Tensor:
@@ -121,7 +125,7 @@ def all_strengths(name: str) -> Tensor:
     return torch.cat(tables).unique()
 
 
-@pytest.mark.parametrize("name", list(operations.COLORS))
+@pytest.mark.parametrize("name", COLORS)
 def test_colors_are_torchvisions(name: str) -> None:
     """At most one gray level apart: torchvision's floats fall short of whole levels, and its gray is rounded down."""
     images = photos()
@@ -166,7 +170,7 @@ def test_resized_crops_are_torchvisions() -> None:
 def test_small_images_and_those_of_one_color_work(side: int) -> None:
     for value in (0, 128, 255):
         images = torch.full((4, 3, side, side), value, dtype=torch.uint8)
-        for name in operations.COLORS:
+        for name in COLORS:
             found = apply(name, images, [{"posterize": 4.0, "solarize": 100.0, "hue": 0.3}.get(name, 1.5)] * 4)
             expected = torchvisions(name, images[0], {"posterize": 4, "solarize": 100.0, "hue": 0.3}.get(name, 1.5))
             assert gap(found[0], expected) <= 1, name
@@ -324,8 +328,9 @@ def test_crop_and_flip_are_those_without_a_recipe() -> None:
     looks = own.draws(rows, ids).own
     assert (looks.mirrored == (weak >= 81).numpy()).all()
     pixels, _ = own.show(store_of(data), own.draws(rows, ids))
-    same = (pixels.shown == own._crops.crops(pixels.stored, weak).unflatten(2, (SIDE, 3))).all(3)
-    erased = operations.inside(torch.from_numpy(looks.erased), SIDE, SIDE)
+    views = Views(Preprocess(SIDE, SIDE, "bicubic", (0.0,) * 3, (1 / 255,) * 3), SIDE, Augmentation(4, True))
+    same = (pixels.shown == views.train(pixels.stored, weak).permute(0, 2, 3, 1)).all(3)
+    erased = operations.inside(torch.from_numpy(looks.erased), SIDE, SIDE)[:, 0]
     assert bool(same[~erased].all()) and same[erased].double().mean() < 0.01
 
 
@@ -415,7 +420,7 @@ def test_mixed_images_and_labels_are_those_of_both() -> None:
         if "mixup" in augment:
             assert gap(pixels.shown, (wide * first + (1 - wide) * second).add(0.5).floor()) <= 0
         else:
-            inside = operations.inside(torch.from_numpy(draws.pasted), SIDE, SIDE)[..., None]
+            inside = operations.inside(torch.from_numpy(draws.pasted), SIDE, SIDE)[:, 0, :, :, None]
             assert pixels.shown.equal(torch.where(inside, second, first))
             torch.testing.assert_close(1 - shares, inside.flatten(1).float().mean(1))
         hot = [torch.nn.functional.one_hot(data.train.labels[torch.from_numpy(look.rows)], 10) for look in draws[:2]]
