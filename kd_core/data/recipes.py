@@ -32,7 +32,7 @@ TRIES = 10  # to draw a box that fits, as in torchvision
 LEVELS = 31  # of magnitude, as in RandAugment
 QUANTILES = 1 << 16
 
-# The operations by number, and the first number of those that are done together.
+# The operations by number, and the first numbers of those that look up tables and of those that do not.
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 NAMES = ("identity", *MOVES, *operations.TABLES, *operations.IMAGES)
 NUMBER = {name: number for number, name in enumerate(NAMES)}
@@ -336,10 +336,10 @@ class Recipe:
             everywhere = operations.mixed(own, others, (shares.index_select(0, at)[:, 0] * ONE).int())
             boxed = (boxes[:, 2] > 0)[:, None, None, None] if self.settings.cutmix else None
             both = everywhere if boxed is None else operations.chosen(boxed, both, everywhere)
-        partners = labels[:count].index_copy(0, at, labels[count:])
+        partners = _replaced(labels[:count], added, labels[count:])
         classes = torch.arange(self.classes, device=device)
         first, second = ((part[:, None] == classes).float() for part in (labels[:count], partners))
-        return planes[:count].index_copy(0, at, both), shares * first + (1 - shares) * second
+        return _replaced(planes[:count], added, both), shares * first + (1 - shares) * second
 
     def render(self, images: Tensor, looks: Look) -> Tensor:
         """Images uint8 [n,H,W,3] -> [n,3,H,W], cropped, flipped and changed as `looks` says, not yet mixed."""
@@ -352,43 +352,42 @@ class Recipe:
             top, left = numbers // offsets % offsets, numbers % offsets
             images = operations.crops(images, top, left, mirrored, self._weak.crop_padding)
         fill = self._fill.to(device)
+        place = np.arange(len(images))  # of each image: those of an operation are brought together
         for slot in range(looks.operations.shape[1]):
-            self._operate(images, looks.operations[:, slot], looks.strengths[:, slot], fill)
+            order = np.argsort(looks.operations[place, slot], kind="stable")
+            place = place[order]
+            images = images.index_select(0, _sent(order, device))
+            self._operate(images, looks.operations[place, slot], looks.strengths[place, slot], fill)
+        if looks.operations.shape[1]:
+            images = images.index_select(0, _sent(np.argsort(place), device))
         if self.settings.cutout:
             hole = operations.inside(_sent(looks.cutout, device), side, side)
             images = operations.chosen(hole, fill[:, None, None], images)
         if self.settings.erasing and len(erased := np.flatnonzero(looks.erased[:, 2])):
             at, hole = _sent(erased, device), operations.inside(_sent(looks.erased[erased], device), side, side)
             noise = self._noise(_sent(looks.ids[erased], device))
-            images.index_copy_(0, at, operations.chosen(hole, noise, images.index_select(0, at)))
+            images = _replaced(images, erased, operations.chosen(hole, noise, images.index_select(0, at)))
         return images
 
     def _operate(self, images: Tensor, numbers: np.ndarray, strengths: np.ndarray, fill: Tensor) -> None:
-        """One operation on each of images uint8 [n,3,H,W], in place; those of a kind together."""
-        order = np.argsort(numbers, kind="stable")
-        own, amounts = numbers[order], amounts_of(numbers[order], strengths[order], self.side)
-        at, sent = _sent(order, images.device), _sent(amounts, images.device)
-        starts = np.searchsorted(own, np.arange(len(NAMES) + 1)).tolist()  # of each operation, and the end
-
-        def on(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-            part = slice(starts[first], starts[last])
-            return at[part], images.index_select(0, at[part]), sent[part]
-
-        if starts[1] < starts[TABLES]:
-            places, chosen, matrices = on(1, TABLES)
-            images.index_copy_(0, places, operations.affine(chosen, matrices, fill))
-        if starts[TABLES] < starts[IMAGES]:
-            places, chosen, values = on(TABLES, IMAGES)
-            tables = []
-            for number, operation in enumerate(operations.TABLES.values(), TABLES):
-                part = slice(starts[number] - starts[TABLES], starts[number + 1] - starts[TABLES])
-                if part.start < part.stop:
-                    tables.append(operation(chosen[part], values[part, 0]))
-            images.index_copy_(0, places, operations.looked_up(chosen, torch.cat(tables)))
-        for number, operation in enumerate(operations.IMAGES.values(), IMAGES):
-            if starts[number] < starts[number + 1]:
-                places, chosen, values = on(number, number + 1)
-                images.index_copy_(0, places, operation(chosen, values[:, 0]))
+        """One operation on each of images uint8 [n,3,H,W], in place; they are sorted by the operations' numbers."""
+        amounts = _sent(amounts_of(numbers, strengths, self.side), images.device)
+        starts = np.searchsorted(numbers, np.arange(len(NAMES) + 1)).tolist()  # of each operation, and the end
+        moved = slice(starts[1], starts[TABLES])
+        if moved.start < moved.stop:
+            images[moved] = operations.affine(images[moved], amounts[moved], fill)
+        parts = {number: slice(starts[number], starts[number + 1]) for number in range(TABLES, len(NAMES))}
+        parts = {number: part for number, part in parts.items() if part.start < part.stop}
+        if tables := [
+            operations.TABLES[NAMES[number]](images[part], amounts[part, 0])
+            for number, part in parts.items()
+            if number < IMAGES
+        ]:
+            changed = slice(starts[TABLES], starts[IMAGES])
+            images[changed] = operations.looked_up(images[changed], torch.cat(tables))
+        for number, part in parts.items():
+            if number >= IMAGES:
+                images[part] = operations.IMAGES[NAMES[number]](images[part], amounts[part, 0])
 
     def _noise(self, ids: Tensor) -> Tensor:
         """Random bytes uint8 [n,3,H,W] for views int64 [n]."""
@@ -462,6 +461,13 @@ def _matrices(numbers: np.ndarray, strengths: np.ndarray, side: int) -> np.ndarr
     for row in matrix:  # from positions of pixels' centers about `center` to indices, which are rounded down
         row[2] = row[2] + (row[0] + row[1]) * (0.5 - center) + center
     return np.stack([*matrix[0], *matrix[1]], 1)
+
+
+def _replaced(values: Tensor, places: np.ndarray, others: Tensor) -> Tensor:
+    """`values` [n,...] with `others` [m,...] at places [m], which the host knows; whole rows are copied."""
+    index = np.arange(len(values))
+    index[places] = np.arange(len(values), len(values) + len(others))
+    return torch.cat([values, others]).index_select(0, _sent(index, values.device))
 
 
 def _sent(values: np.ndarray, device: torch.device) -> Tensor:

@@ -203,7 +203,6 @@ class EpochPlan:
         self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)
         self._latest: dict[str, tuple[int, Batch]] = {}
-        self._share = share
         self._draws = None if isinstance(augmentation, Augmentation) else augmentation.draws(own, view.ids)
 
     def __len__(self) -> int:
@@ -217,10 +216,11 @@ class EpochPlan:
             self._latest[device.type] = step, batch
         return batch
 
-    def draws(self, step: int) -> Draws:
-        """What the recipe of the plan draws for step `step`."""
+    def draws(self, steps: range) -> Draws:
+        """What the recipe of the plan draws for these steps."""
         assert self._draws is not None
-        return self._draws.part(slice(step * self._share, (step + 1) * self._share))
+        share = self._host.shape[2]
+        return self._draws.part(slice(steps.start * share, steps.stop * share))
 
     def whole(self, device: torch.device) -> Batch:
         """All steps, each int64 [steps,B], on the host or on the plan's device."""

@@ -24,6 +24,7 @@ from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
 CHUNK = 1024  # images whose own metrics are computed together
+BLOCK = 3 * 2**19  # bytes of images that a recipe renders at once: 512 of 32 pixels
 T = TypeVar("T")
 
 
@@ -115,6 +116,7 @@ class Images:
         recipe: Recipe | None = None,
     ):
         self.split, self.recipe = split, recipe
+        self._block: tuple[EpochPlan, range, Pixels, Tensor] | None = None
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)
@@ -125,9 +127,20 @@ class Images:
     def show(self, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
         """The images of a step of training, and their labels: int64 [B], or float32 [B,C] where they are mixed."""
         if self.recipe is not None:
-            return self.recipe.show(self.store, plan.draws(step))
+            return self._rendered(self.recipe, plan, step)
         pixels, labels = self.store.gather(plan.batch(step, self.store.index_device).rows)
         return Pixels(pixels, pixels), labels
+
+    def _rendered(self, recipe: Recipe, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
+        """The images of a step, cut from those of several steps: operations on few small images are slow."""
+        share = plan.whole(torch.device("cpu")).rows.shape[1]
+        if self._block is None or self._block[0] is not plan or step not in self._block[1]:
+            count = max(1, BLOCK // (share * 3 * recipe.side**2))
+            steps = range(step // count * count, min(step // count * count + count, len(plan)))
+            self._block = plan, steps, *recipe.show(self.store, plan.draws(steps))
+        _, steps, pixels, labels = self._block
+        part = slice((step - steps.start) * share, (step - steps.start + 1) * share)
+        return Pixels(pixels.stored[part], pixels.shown[part]), labels[part]
 
     def show_fixed(self, rows: Tensor, numbers: Tensor, crops: Augmentation) -> tuple[Pixels, Tensor]:
         """The images of fixed views `numbers` int64 [B] of rows int64 [B], both on the host, and the views' ids.

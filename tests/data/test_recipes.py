@@ -27,6 +27,7 @@ from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import LEVELS, MOVES, NAMES, NUMBER, POLICY, Recipe, amounts_of, strengths
 from kd_core.data.views import Augmentation, EpochPlan, Views, draw_views, fixed_views, view_ids
 from kd_core.errors import UserError
+from kd_core.models.predict import Images
 
 CPU = torch.device("cpu")
 
@@ -386,10 +387,23 @@ def test_processes_show_what_one_shows(world_size: int, fixed: int | None) -> No
     [whole] = [EpochPlan(data.train.rows, CPU, rank=0, world_size=1, **options)]
     plans = [EpochPlan(data.train.rows, CPU, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     for step in (0, 5):
-        expected, labels = own.show(store, whole.draws(step))
-        parts = [own.show(store, plan.draws(step)) for plan in plans]
+        expected, labels = own.show(store, whole.draws(range(step, step + 1)))
+        parts = [own.show(store, plan.draws(range(step, step + 1))) for plan in plans]
         assert torch.cat([pixels.shown for pixels, _ in parts]).equal(expected.shown)
         assert torch.cat([own for _, own in parts]).equal(labels)
+
+
+def test_a_step_is_the_same_alone_and_within_a_block_of_steps() -> None:
+    data = data_of(photos())
+    own = recipe(data, randaugment={}, mixup={})
+    plan = EpochPlan(data.train.rows, CPU, seed=0, epoch=0, batch_size=9, rank=0, world_size=1, augmentation=own)
+    images = Images(data.train, CPU, "host", own)
+    steps = [*range(len(plan))]
+    assert len(plan) * 9 > 0.9 * len(data.train)
+    for step in (*steps, 0, steps[-1], 3):
+        pixels, labels = images.show(plan, step)
+        expected, others = own.show(images.store, plan.draws(range(step, step + 1)))
+        assert pixels.shown.equal(expected.shown) and pixels.stored.equal(expected.stored) and labels.equal(others)
 
 
 def test_fixed_views_do_not_depend_on_the_seed() -> None:
