@@ -176,14 +176,13 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     images = Images(data.train, device, store, Recipe.of(config, data))
     val = Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
+    errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
+    errors = errors if cached else torch.eye(len(members))  # of any teachers, where steps are only timed
+    features, method = prepare_method(config, job, network, teachers, errors)
     if cached:
         teachers.open_caches(images, job.say)
     else:
         teachers.open_files(data.train)
-
-    errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
-    errors = errors if cached else torch.eye(len(members))  # of any teachers, where steps are only timed
-    features, method = prepare_method(config, job, network, teachers, errors)
     optimizer = create_optimizer(network.model, training, device, method if features else None)
     trained: Any = models.StudentAndMethod(features, method) if features else network.model
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
@@ -223,6 +222,8 @@ def prepare_method(
         features = WithFeatures(network.model, layers.student, network.preprocess.size, who, layers.student_head)
         sources = teachers.give_features(layers)
     method = models.build_method(config, job.data, layers, features, sources, errors).to(accelerator.device)
+    if layers and method.feature_term:
+        teachers.keep_for(method.feature_term, layers)
     models.share_over_processes(method, accelerator)
     return features, method
 
@@ -390,7 +391,7 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     with setup.speed.teachers.running():
         teachers = TeacherOutputs()
         if method.requires_teachers:
-            teachers = setup.teachers.outputs(plan, position, pixels, method.feature_term)
+            teachers = setup.teachers.outputs(plan, position, pixels)
     if setup.features is None:
         student = StudentOutput(setup.model(inputs))
     else:
@@ -492,6 +493,7 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
             for one in filter(None, [setup.features, *setup.teachers.sources])
             for layer, shape in zip(one.layers, one.shapes, strict=True)
         ],
+        "cache": setup.teachers.cache_in_words(setup.images.split),
         "loss": setup.method.describe(len(setup.teachers)),
         "steps_per_epoch": setup.steps_per_epoch,
         "seconds": steps(CHECK_STEPS),

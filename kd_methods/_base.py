@@ -82,6 +82,11 @@ class KDMethod(LazyModule):
         if entries := getattr(config, "features", []):
             if student_shapes is None or teacher_shapes is None:
                 raise ValueError("kd.features needs the shapes of the features: student_shapes and teacher_shapes")
+            if type(self).teacher_weights is KDMethod.teacher_weights:
+                raise ValueError(
+                    f"kd.features weights each teacher's loss, and kd.type '{config.type}' gives teachers no weights: "
+                    "its Method needs a function teacher_weights, see docs/own_code.md"
+                )
             own, others = per_image(student_shapes), [per_image(shapes) for shapes in teacher_shapes]
             more = {"num_classes": num_classes, "train_labels": train_labels, "seed": seed}
             self.feature_term = FeatureTerm(entries, own, others, **more)

@@ -31,7 +31,7 @@ class FeatureTerm(LazyModule):
         **more: Any,
     ) -> None:
         super().__init__()
-        self.entries = entries
+        self.entries, self._teacher_shapes = entries, teacher_shapes
         for number, entry in enumerate(entries):
             if entry.teacher and isinstance(entry.teacher[0], list) and len(entry.teacher) != len(teacher_shapes):
                 raise ValueError(
@@ -73,6 +73,16 @@ class FeatureTerm(LazyModule):
             per_teacher[teacher].keep(tuple(features[place] for place in entry.teacher_layers(teacher)))
             for entry, per_teacher in zip(self.entries, self.losses, strict=True)
         )
+
+    def kept_shapes(self, teacher: int) -> list[list[Shape]]:
+        """The shapes of one image of what `keep_of` gives of a teacher: of each entry, those of its tensors."""
+        with torch.no_grad():
+            kept = self.keep_of(teacher, tuple(torch.zeros(1, *shape) for shape in self._teacher_shapes[teacher]))
+        return [[tuple(values.shape[1:]) for values in own] for own in kept]
+
+    def kept_as(self, teacher: int) -> list[dict[str, Any]]:
+        """What each entry keeps of a teacher, for a cache's key: with the same layers and words, the same."""
+        return [per_teacher[teacher].kept_as() for per_teacher in self.losses]
 
     def forward(
         self,

@@ -464,7 +464,7 @@ class CacheConfig(Section):
     )
     views: int = Field(8, ge=1, le=1000, description="views per image, for mode fixed")
     max_gb: float = Field(
-        20.0, gt=0, description="gigabytes of teachers' logits on disk; the least recently used are deleted first"
+        20.0, gt=0, description="gigabytes of teachers' logits and features on disk; the least recently used go first"
     )
 
     _path_can_be = field_validator("dir")(_file_name)
@@ -547,11 +547,6 @@ class Config(Section):
             raise ValueError(
                 f"teachers[{files[0]}].logits: a file of logits has no features, which kd.features needs; give its "
                 "network (weights or train), or remove kd.features"
-            )
-        if entries and self.cache.mode not in ("auto", "off"):
-            raise ValueError(
-                f"cache.mode: {self.cache.mode!r} does not hold the features that kd.features needs; choose auto or "
-                "off, with which the teachers run in every step"
             )
         return self
 

@@ -285,14 +285,15 @@ def cost(
     *,
     parameters: int,
     loss: str,
+    cache: str,
     steps_per_epoch: int,
     seconds: float,
     features: Sequence[str] = (),
 ) -> str:
     """What a run will cost, from its settings and `seconds` per step.
 
-    `loss` is the loss in words, `to_train` the number of teachers that must be trained first, `features` the layers
-    whose features are compared, each with the shape of one image's.
+    `loss` is the loss in words, `cache` what is kept of the teachers, `to_train` the number of teachers that must be
+    trained first, `features` the layers whose features are compared, each with the shape of one image's.
     """
     device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
@@ -309,6 +310,7 @@ def cost(
   student   {config.model.name}, {parameters:,} parameters
   teachers  {", ".join(teachers) or "none"}
   loss      {loss.removeprefix("loss = ")}{"".join(f"{chr(10)}  feature   {layer}" for layer in features)}
+  cache     {cache}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
   length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step

@@ -1,4 +1,4 @@
-"""The teacher cache: logits computed once per view of each image, and shared by all runs on a machine.
+"""The teacher cache: what a teacher gives for each view of an image, computed once and shared by all runs on a machine.
 
     python -m kd_core.cache [--dir FOLDER]                 what is cached: size, filled share, last use
     python -m kd_core.cache [--dir FOLDER] --erase all|KEY...
@@ -6,7 +6,7 @@
 A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under a key that covers everything they
 depend on.  A second file holds a checksum per row of logits, 0 for a row that is not filled.  So any number of
 processes can fill a store in any order, an interruption loses nothing, and a damaged or half-written row counts as
-missing.
+missing.  What a feature loss needs of an image lies in a store of the same kind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -39,18 +39,25 @@ VERSION = 2  # of the files' layout and of how logits are computed
 GIGABYTE = 10**9
 MERSENNE = 2**31 - 1  # a prime
 SHAPE = {"views", "rows", "classes"}
+BLOCK = 1 << 16  # values whose checksum doubles hold exactly
+CHUNK = 1 << 22  # values that are read at once
 
 
 # ---------------------------------------------------------------------------------------------------- one store
 
 
-def row_checksums(logits: Tensor) -> Tensor:
-    """Checksums int32 [B], never 0, of fp16 logits [B,C].
+def row_checksums(values: Tensor) -> Tensor:
+    """Checksums int32 [B], never 0, of fp16 values [B,C].
 
-    The weighted sum of the values' bits modulo a prime.  Doubles are exact below 2^53, which holds for C up to 2^16.
+    The weighted sum of the values' bits modulo a prime, block by block: doubles are exact below 2^53, which holds for a
+    block.
     """
-    sums = logits.view(torch.int16).double() @ _factors(logits.shape[1])
-    return (sums.remainder_(MERSENNE) + 1).int()
+    total: Tensor | None = None
+    for block in values.view(torch.int16).split(BLOCK, 1):
+        sums = (block.double() @ _factors(block.shape[1])).remainder_(MERSENNE)
+        total = sums if total is None else total.mul_(31).add_(sums).remainder_(MERSENNE)
+    assert total is not None
+    return (total + 1).int()
 
 
 @lru_cache(maxsize=16)
@@ -92,10 +99,19 @@ class Store:
         """Logits fp16 [n,C] of slots int64 [n] on the CPU, filled or not."""
         return self._logits.index_select(0, slots)
 
-    def sound(self, slots: Tensor, chunk: int = 1 << 16) -> Tensor:
+    def sound(self, slots: Tensor) -> Tensor:
         """bool [n]: whether each of slots int64 [n] is filled and undamaged."""
-        found = [row_checksums(self.read(part)) == self._checks.index_select(0, part) for part in slots.split(chunk)]
+        chunk = max(1, CHUNK // self.classes)
+        found = [self.fits(part, self.read(part)) for part in slots.split(chunk)]
         return torch.cat(found) if found else slots.bool()
+
+    def fits(self, slots: Tensor, values: Tensor) -> Tensor:
+        """bool [n]: whether fp16 values [n,C] have the checksums of slots int64 [n]."""
+        return row_checksums(values) == self._checks.index_select(0, slots)
+
+    def holds(self, slots: Tensor) -> Tensor:
+        """bool [n]: whether each of slots int64 [n] is filled, perhaps with damaged data."""
+        return self._checks.index_select(0, slots) != 0
 
     def write(self, slots: Tensor, logits: Tensor) -> None:
         """Fill slots int64 [B] with fp16 logits [B,C], all on the CPU.  OSError on a full disk."""
@@ -110,13 +126,10 @@ class Store:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._checks.index_copy_(0, slots, row_checksums(logits))
 
-    def missing(self, slots: Tensor) -> Tensor:
-        """The slots among int64 [n] that are not filled or damaged."""
-        return slots[~self.sound(slots)]
-
     def damaged(self, slots: Tensor) -> int:
-        """How many of the missing slots int64 [n] hold damaged data."""
-        return int((self._checks.index_select(0, slots) != 0).sum())
+        """How many of slots int64 [n] hold damaged data."""
+        filled = slots[self.holds(slots)]
+        return int((~self.sound(filled)).sum())
 
     def lock(self, notify: Callable[[str], None]) -> SoftFileLease:
         """The lock for filling the store; while another run holds it, reports that and waits."""
@@ -137,22 +150,32 @@ def _files(folder: Path, views: int, rows: int, classes: int) -> dict[Path, int]
 
 
 class CachedTeacher:
-    """A teacher's logits by row and view: read if they are stored, else computed and stored.
+    """What a teacher gives, by row and view: read if it is stored, else computed and stored.
 
     Args:
         store: a store of the cache or a file of logits.
         per_view: whether there are logits per view, or of the clean view only.
         notify: called once if rows are damaged; these are computed again.
+        features: stores of what feature losses need of the same images and views.  Their rows are long, so each is
+            compared with its checksum when this process reads it for the first time, not at the start of every epoch.
 
     index_device: the device of the rows for `begin_epoch`.
     """
 
-    def __init__(self, store: Store | FileStore, *, per_view: bool, notify: Callable[[str], None]):
-        self.store, self.per_view, self._notify = store, per_view, notify
+    def __init__(
+        self,
+        store: Store | FileStore,
+        *,
+        per_view: bool,
+        notify: Callable[[str], None],
+        features: Sequence[Store] = (),
+    ):
+        self.store, self.per_view, self.features, self._notify = store, per_view, tuple(features), notify
+        self._compared = [torch.zeros(one.views * one.rows, dtype=torch.bool) for one in self.features]
         self._damage_reported = False
         self.index_device = torch.device("cpu")
-        self._table: Tensor | None = None
-        self._coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
+        self._tables: list[Tensor] = []  # the stores on a GPU
+        self._coming: deque[tuple[Tensor, list[Tensor], torch.cuda.Event]] = deque()
         self.hits = self.asked = 0
 
     def begin_epoch(self, batches: Batch) -> None:
@@ -160,79 +183,117 @@ class CachedTeacher:
         rows = batches.rows
         self._slots = batches.numbers * self.store.rows + rows if self.per_view else rows
         self.asked += rows.numel()
-        if self._table is not None:
+        if self._tables:
             self.hits += rows.numel()
             return
-        self._there = self.store.sound(self._slots.flatten()).view_as(rows)
+        self._there = self.there(self._slots.flatten()).view_as(rows)
         self._complete = self._there.all(1).tolist()  # on the host, once per epoch: no synchronization
         self.hits += int(self._there.sum())
         self.report_damage(self._slots[~self._there])
+
+    def there(self, slots: Tensor) -> Tensor:
+        """bool [n]: whether everything is stored for each of slots int64 [n]."""
+        return torch.stack([self.store.sound(slots), *(store.holds(slots) for store in self.features)]).all(0)
+
+    def missing(self, slots: Tensor) -> Tensor:
+        """Those of slots int64 [n] for which something is not stored."""
+        return slots[~self.there(slots)]
 
     def __call__(self, step: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits fp16 [B,C] of a step of the epoch, on `device`, without synchronizing.
 
         `compute(positions)` returns, on the device, those at positions int64 [n] of the batch.
         """
+        return self.everything(step, device, lambda positions: [compute(positions)])[0]
+
+    def everything(
+        self, step: int, device: torch.device, compute: Callable[[Tensor], list[Tensor]]
+    ) -> list[Tensor]:
+        """The same of all stores: logits fp16 [B,C], then the features, fp16 [B,width] each."""
         slots = self._slots[step]
-        if self._table is not None:
-            return self._table.index_select(0, slots)
-        logits = self.store.read(slots)
+        if self._tables:
+            return [table.index_select(0, slots) for table in self._tables]
+        values = [store.read(slots) for store in (self.store, *self.features)]
+        self._compare(step, slots, values[1:])
         if device.type == "cuda":
-            logits = logits.pin_memory().to(device, non_blocking=True)
+            values = [one.pin_memory().to(device, non_blocking=True) for one in values]
         if not self._complete[step]:
             lacking = (~self._there[step]).nonzero().flatten()
             # Kernels may round a single image differently from a batch.
             positions = lacking if len(lacking) > 1 else torch.stack([lacking[0], (lacking[0] + 1) % len(slots)])
             there_too = positions.to(device, non_blocking=True)
             fresh = compute(there_too)
-            logits[there_too] = fresh
+            for one, computed in zip(values, fresh, strict=True):
+                one[there_too] = computed
             self._keep_later(slots[positions], fresh)
-        return logits
+        return values
 
-    def report_damage(self, slots: Tensor) -> None:
-        """Notify, once, if any of the missing slots int64 [n] are damaged."""
-        if not self._damage_reported and (count := self.store.damaged(slots)):
+    def _compare(self, step: int, slots: Tensor, values: list[Tensor]) -> None:
+        """Compare what was read of features, fp16 [B,width] each, with its checksums, once per row; on the host."""
+        for store, compared, own in zip(self.features, self._compared, values, strict=True):
+            new = (self._there[step] & ~compared[slots]).nonzero().flatten()
+            if not len(new):
+                continue
+            fine = store.fits(slots[new], own[new])
+            compared[slots[new]] = fine
+            if not bool(fine.all()):
+                self._there[step, new[~fine]] = False
+                self._complete[step] = False
+                self.report_damage(slots[new[~fine]], store)
+
+    def report_damage(self, slots: Tensor, store: Store | None = None) -> None:
+        """Notify, once, if any of slots int64 [n] are damaged in the store of logits, or in one of features."""
+        where, what = store or self.store, "features" if store else "logits"
+        if not self._damage_reported and (count := where.damaged(slots)):
             self._damage_reported = True
-            self._notify(f"{self.store.folder}: damaged, {count} or more teachers' logits are computed again")
+            self._notify(f"{where.folder}: damaged, {count} or more teachers' {what} are computed again")
 
-    def keep(self, slots: Tensor, logits: Tensor) -> None:
-        """Write logits fp16 [B,C] to slots int64 [B], both on the CPU; rows that are not finite stay missing."""
-        fine = logits.isfinite().all(1)
-        with writing(self.store.folder):
-            self.store.write(slots[fine], logits[fine])
+    def keep(self, slots: Tensor, *values: Tensor) -> None:
+        """Write logits fp16 [B,C] and features fp16 [B,width] to slots int64 [B], all on the CPU.
 
-    def _keep_later(self, slots: Tensor, logits: Tensor) -> None:
-        """`keep` logits that may be on a GPU, once their copy has arrived."""
-        if logits.device.type != "cuda":
-            return self.keep(slots, logits)
-        copy = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True).copy_(logits, non_blocking=True)
+        Rows that are not finite stay missing.
+        """
+        fine = torch.stack([one.isfinite().all(1) for one in values]).all(0)
+        for store, one in zip((self.store, *self.features), values, strict=True):
+            with writing(store.folder):
+                store.write(slots[fine], one[fine])
+
+    def _keep_later(self, slots: Tensor, values: list[Tensor]) -> None:
+        """`keep` values that may be on a GPU, once their copies have arrived."""
+        if values[0].device.type != "cuda":
+            return self.keep(slots, *values)
+        copies = [
+            torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in values
+        ]
         arrived = torch.cuda.Event()
         arrived.record()
-        self._coming.append((slots, copy, arrived))
+        self._coming.append((slots, copies, arrived))
         while self._coming and self._coming[0][2].query():
             self._keep_first()
 
     def _keep_first(self) -> None:
-        slots, copy, arrived = self._coming.popleft()
+        slots, copies, arrived = self._coming.popleft()
         arrived.synchronize()
-        self.keep(slots, copy)
+        self.keep(slots, *copies)
 
     def keep_on(self, device: torch.device, rows: Tensor) -> None:
-        """Copy the store to a GPU if all rows int64 [n] are filled and it takes under a fifth of the free memory."""
+        """Copy the stores to a GPU if all rows int64 [n] are filled and it takes under a fifth of the free memory."""
         if device.type != "cuda":
             return
-        store = self.store
-        size = store.views * store.rows * store.classes * 2
+        stores, tables = (self.store, *self.features), list[Tensor]()
+        size = sum(2 * store.views * store.rows * store.classes for store in stores)
         if size > 0.2 * torch.cuda.mem_get_info(device)[0]:
             return
-        table = torch.empty((store.views * store.rows, store.classes), dtype=torch.float16, device=device)
-        for view in range(store.views):
-            for part in rows.split(1 << 18):
-                slots = view * store.rows + part
-                if not bool(store.sound(slots).all()):
-                    return
-                table[slots.to(device)] = store.read(slots).to(device)
-        self._table, self.index_device = table, device
+        for store in stores:
+            table = torch.empty((store.views * store.rows, store.classes), dtype=torch.float16, device=device)
+            for view in range(store.views):
+                for part in rows.split(max(1, CHUNK // store.classes)):
+                    slots = view * store.rows + part
+                    if not bool(store.sound(slots).all()):
+                        return
+                    table[slots.to(device)] = store.read(slots).to(device)
+            tables.append(table)
+        self._tables, self.index_device = tables, device
 
     def hit_rate(self) -> float:
         """The fraction of logits that were read since the last call; computed ones are stored by then."""
@@ -260,6 +321,7 @@ def open_store(
     classes: int,
     about: dict[str, Any],
     max_gb: float,
+    used: int | None = None,
     notify: Callable[[str], None] = print,
 ) -> Store:
     """The store for `parts` in `folder`; created if it is missing or, with a notice, damaged.
@@ -268,6 +330,7 @@ def open_store(
 
     Args:
         about: shown to people, such as the teacher's name.
+        used: how many of the rows will be filled, as far as is known; the others take no space.
 
     Raises:
         UserError: the folder is not writable, or the disk lacks the space; writing to a memory map on a full disk would
@@ -285,8 +348,9 @@ def open_store(
                 notify(f"{own}: damaged, all of these teacher's logits are computed again")
                 shutil.rmtree(own)
             if not sound:
-                make_room(folder, max_gb, Store.size(**shape))
-                wanted, free = Store.size(**shape) / GIGABYTE, free_gigabytes(folder)
+                size = Store.size(views, rows if used is None else used, classes)
+                make_room(folder, max_gb, size)
+                wanted, free = size / GIGABYTE, free_gigabytes(folder)
                 if wanted > free:
                     raise UserError(
                         f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "

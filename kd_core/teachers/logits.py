@@ -1,4 +1,4 @@
-"""The logits of K teachers: read from the cache or from files, or computed."""
+"""The logits of K teachers, and what feature losses need of their layers: read from the cache or files, or computed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from kd_core.errors import UserError
 from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers import dry_run
-from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, logits_folder, open_store
+from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, listed, logits_folder, open_store
+from kd_core.teachers.features import Kept
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import TeacherOutputs
 from kd_methods._features import FeatureTerm
@@ -39,6 +39,8 @@ class TeacherLogits:
         self._cached: list[CachedTeacher | None] = [None] * len(teachers)
         self._finite: Tensor | None = None
         self.sources: list[WithFeatures] = []  # the networks, where they give features
+        self._kept: list[Kept] = []  # what feature losses keep of each
+        self._term: FeatureTerm
         self.classifiers: tuple[Classifier, ...] | None = None  # their last linear layers, where a loss needs these
 
     def __len__(self) -> int:
@@ -62,17 +64,14 @@ class TeacherLogits:
             compute = partial(self._compute, index, images, ids, shared=self.members[index].view == "shared")
             logits.append(compute() if cached is None else cached(step, images.device, compute))
         rounded = torch.stack(logits).float()
-        self._note_finite(rounded.isfinite().flatten(1).all(1))
-        return rounded
-
-    def _note_finite(self, finite: Tensor) -> None:
-        """Remember which teachers, bool [K], gave values in a step that are all finite."""
+        finite = rounded.isfinite().flatten(1).all(1)
         self._finite = finite if self._finite is None else self._finite & finite
+        return rounded
 
     # ------------------------------------------------------------------------------------------------- features
 
     def give_features(self, layers: Layers) -> list[WithFeatures]:
-        """Let `outputs` give what `kd.features` needs of each teacher; the networks, which tell the shapes.
+        """Let the teachers' networks give the features that `kd.features` names; these networks, which tell the shapes.
 
         UserError names a teacher without such layers.
         """
@@ -89,38 +88,52 @@ class TeacherLogits:
             self.sources.append(source)
         return self.sources
 
+    def keep_for(self, term: FeatureTerm, layers: Layers) -> None:
+        """Let `outputs` give what the feature term keeps of each teacher; after `give_features`."""
+        self._term, self._kept = term, [Kept.of(term, layers, index) for index in range(len(self))]
+        self._finite = torch.ones(len(self), dtype=torch.bool, device=self._predict.accelerator.device)
+
     @torch.no_grad()
-    def outputs(self, plan: EpochPlan, step: int, images: Pixels, term: FeatureTerm | None) -> TeacherOutputs:
+    def outputs(self, plan: EpochPlan, step: int, images: Pixels) -> TeacherOutputs:
         """What the method gets of the teachers for the images of one step, after `begin_epoch`.
 
-        With a feature `term`, each network runs once, for its logits and for what the term keeps of its features. All
-        of it is rounded to fp16, as a cache holds it.
+        With `keep_for`, a network runs once for its logits and for what is kept of its features.  All values are
+        rounded to fp16, as in the cache, so cached and computed ones are equal.
         """
-        if term is None:
+        if not self._kept:
             return TeacherOutputs(self(plan, step, images))
         ids = plan.batch(step, images.device).ids
-        found = [self._compute_all(index, images, ids, term) for index in range(len(self))]
-        logits = torch.stack([own for own, _ in found]).float()
-        kept = [[tuple(map(_in_fp32, values)) for values in own] for _, own in found]
-        finite = [_all_finite([own, *chain(*entries)]) for own, entries in zip(logits, kept, strict=True)]
-        self._note_finite(torch.stack(finite))
-        return TeacherOutputs(logits, classifiers=self.classifiers, kept=tuple(zip(*kept, strict=True)))
+        logits, kept = [], []
+        for index, (cached, rows) in enumerate(zip(self._cached, self._kept, strict=True)):
+            compute = partial(self._compute_all, index, images, ids, shared=self.members[index].view == "shared")
+            own, *features = compute() if cached is None else cached.everything(step, images.device, compute)
+            logits.append(own)
+            kept.append(rows.unpack(features))
+        return TeacherOutputs(
+            torch.stack(logits).float(), classifiers=self.classifiers, kept=tuple(zip(*kept, strict=True))
+        )
 
     @torch.inference_mode()
     def _compute_all(
-        self, index: int, images: Pixels, view_ids: Tensor, term: FeatureTerm
-    ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
-        """Logits fp16 [B,C] of a teacher and, for each entry of `term`, what it keeps of the features, fp16."""
+        self, index: int, images: Pixels, view_ids: Tensor, positions: Tensor | None = None, *, shared: bool
+    ) -> list[Tensor]:
+        """Logits fp16 [B,C] of a teacher and rows fp16 [B,width] for its stores of features, as `_compute` does."""
+        if positions is not None:
+            images, view_ids = images[positions], view_ids[positions]
         network, source = self._network(index), self.sources[index]
-        view = self._view(index, images, view_ids, shared=self.members[index].view == "shared")
+        view = self._view(index, images, view_ids, shared=shared)
         accelerator = self._predict.accelerator
         with accelerator.autocast():
             logits, features = source(view)
         if isinstance(network, Reordered):
             logits = network.in_order(logits)
         with torch.autocast(accelerator.device.type, enabled=False):
-            kept = term.keep_of(index, tuple(values.float() for values in features))
-        return logits.half(), tuple(tuple(map(_in_fp16, values)) for values in kept)
+            kept = self._term.keep_of(index, tuple(values.float() for values in features))
+        values = [logits, *self._kept[index].pack(kept)]
+        values = [one.half() for one in values]
+        assert self._finite is not None
+        self._finite[index] &= torch.stack([one.isfinite().all() for one in values]).all()
+        return values
 
     def _network(self, index: int) -> nn.Module:
         if index not in self._networks:
@@ -148,6 +161,9 @@ class TeacherLogits:
         network, view = self._network(index), self._view(index, images, view_ids, shared=shared)
         with self._predict.accelerator.autocast():
             return network(view).half()
+
+    def _compute_logits(self, *args: Any, **more: Any) -> list[Tensor]:
+        return [self._compute(*args, **more)]
 
     def _view(self, index: int, images: Pixels, view_ids: Tensor, *, shared: bool) -> Tensor:
         """What a teacher sees of images: views `view_ids` int64 [B] if `shared`, else clean."""
@@ -212,24 +228,28 @@ class TeacherLogits:
     # -------------------------------------------------------------------------------------------------- cache
 
     def open_caches(self, images: Images, notify: Callable[[str], None]) -> None:
-        """Open the caches of the logits for training `images` as `cache.mode` says, and fill those of known views."""
-        config, device = self._predict.config, self._predict.accelerator.device
+        """Open the caches for training `images` as `cache.mode` says, and fill those of known views."""
+        device = self._predict.accelerator.device
         self.open_files(images.split)
-        if getattr(config.kd, "features", []):
-            if config.cache.mode == "auto":
-                notify("teachers run in every step: kd.features needs their features, which the cache does not hold")
-            return
-        mode = self._mode(images, notify)
+        mode = self._mode(images.split, notify)
         for index, teacher in enumerate(self.members):
-            per_view = teacher.view == "shared"
-            if teacher.file or mode == "off" or (per_view and mode == "clean"):
+            views = self._views_in(mode, teacher)
+            if teacher.file or not views:
                 continue
-            views = 1 if not per_view else config.cache.views if mode == "fixed" else self._all_views
-            cached = self._cached[index] = self._open_store(teacher, images, views=views, shared=per_view)
+            per_view = teacher.view == "shared"
+            cached = self._cached[index] = self._open_store(
+                teacher, images, views=views, shared=per_view, kept=self._kept[index] if self._kept else None
+            )
             if mode == "fixed" or not per_view:
                 self._fill(index, cached, images, f"caching teacher {index} ({teacher.name})")
         for cached in filter(None, self._cached):
             cached.keep_on(device, images.split.rows)
+
+    def _views_in(self, mode: str, teacher: Teacher) -> int:
+        """How many views of an image a cache of this mode holds of a teacher; 0: none."""
+        if teacher.view == "clean":
+            return int(mode != "off")
+        return {"fixed": self._predict.config.cache.views, "lazy": self._all_views}.get(mode, 0)
 
     def open_files(self, split: Split) -> None:
         """Open the teachers that are files of logits; UserError if their views are not those of training."""
@@ -245,24 +265,27 @@ class TeacherLogits:
     def _all_views(self) -> int:
         return Augmentation.of(self._predict.config.data).num_views
 
-    def _mode(self, images: Images, notify: Callable[[str], None]) -> str:
-        """The cache mode; `auto` chooses by the free space, and says why the teachers of shared views run."""
-        cache, count, rows = self._predict.config.cache, self._all_views, len(images.split.labels)
+    def cache_in_words(self, split: Split) -> str:
+        """The cache that training on a split would use and what it takes.  UserError if features do not fit."""
+        reasons: list[str] = []
+        mode = self._mode(split, reasons.append)
+        size = self._gigabytes_in(mode, split)
+        what = "logits and features" if self._kept else "logits"
+        words = [f"{mode}, up to {size:.3g} GB for the teachers' {what}"] if size else []
+        return "; ".join(words + reasons) or "none"
+
+    def _mode(self, split: Split, notify: Callable[[str], None]) -> str:
+        """The cache mode; `auto` chooses by the free space.  UserError if features do not fit."""
+        cache, count = self._predict.config.cache, self._all_views
         shared = [teacher for teacher in self.members if teacher.view == "shared" and not teacher.file]
+        if self._kept:
+            return self._mode_for_features(split, notify, bool(shared))
         if cache.mode != "auto" or not shared:
             return "clean" if cache.mode == "auto" else cache.mode
-        gigabytes = {
-            views: sum(Store.size(views, rows, teacher.num_classes) for teacher in shared) / GIGABYTE
-            for views in (count, cache.views)
-        }
+        gigabytes = {views: self._gigabytes(shared, views, split) for views in (count, cache.views)}
         room = min(cache.max_gb, free_gigabytes(cache.folder))
-        if images.recipe:
-            named = ", ".join(f"augment.{name}" for name in images.recipe.settings.operations)
-            notify(
-                f"teachers run in every step: hardly any view of {named} comes back; cache.mode=fixed, with "
-                f"{cache.views} views of each image, would take {gigabytes[cache.views]:.1f} GB (there is room for "
-                f"{room:.4g}), and run no teacher once they are filled"
-            )
+        if reason := self._views_that_are_new(gigabytes[cache.views], room):
+            notify(f"teachers run in every step: {reason}")
             return "clean"
         if gigabytes[count] <= room:
             return "lazy"
@@ -273,16 +296,78 @@ class TeacherLogits:
         )
         return "clean"
 
-    def _open_store(self, teacher: Teacher, images: Images, *, views: int, shared: bool) -> CachedTeacher:
-        """The store of a teacher's logits of a split: `views` augmented views if `shared`, else the clean view."""
+    def _views_that_are_new(self, fixed: float, room: float) -> str:
+        """Why views of a recipe are not kept as they come, in words; empty without one.  Sizes in gigabytes."""
+        named = ", ".join(f"augment.{name}" for name in self._predict.config.augment.operations)
+        return named and (
+            f"hardly any view of {named} comes back; cache.mode=fixed, with {self._predict.config.cache.views} views "
+            f"of each image, would take {fixed:.3g} GB, and there is room for {room:.4g}"
+        )
+
+    def _mode_for_features(self, split: Split, notify: Callable[[str], None], any_shared: bool) -> str:
+        """The same where features are kept too."""
+        given = self._predict.config.cache.mode
+        if given != "auto":
+            if problem := self._too_large(given, split):
+                raise UserError(f"cache.mode: {problem}")
+            return given
+        for mode in ["lazy"] * any_shared + ["clean"]:
+            problem = self._too_large(mode, split)
+            if not problem:
+                return mode
+            notify(f"teachers run in every step: {problem}")
+        return "off"
+
+    def _too_large(self, mode: str, split: Split) -> str:
+        """Why logits and features do not fit into a cache of this mode, in words; empty if they do."""
+        cache, fixed = self._predict.config.cache, self._gigabytes_in("fixed", split)
+        several = [teacher.index for teacher in self.members if self._views_in(mode, teacher) > 1]
+        if mode == "lazy" and any(self._kept[index].has_maps for index in several):
+            return (
+                "kd.features needs maps or tokens of every view, which lazy does not hold; cache.mode=fixed would take "
+                f"{fixed:.3g} GB for {cache.views} views"
+            )
+        stored = sum(store.gigabytes for store in listed(logits_folder(cache.folder)))  # deleted if need be
+        room = min(cache.max_gb, free_gigabytes(cache.folder) + stored)
+        if mode == "lazy" and (reason := self._views_that_are_new(fixed, room)):
+            return reason
+        wanted = self._gigabytes_in(mode, split)
+        if wanted <= room:
+            return ""
+        others = {f"fixed with {cache.views} views": fixed, "clean views": self._gigabytes(self.members, 1, split)}
+        smaller = " and ".join(f"{words} {size:.3g} GB" for words, size in others.items() if size < wanted)
+        return (
+            f"{mode} would take {wanted:.3g} GB for the teachers' logits and features, there is room for {room:.4g} "
+            f"(cache.max_gb is {cache.max_gb:g}){f'; {smaller}' if smaller else ''}"
+        )
+
+    def _gigabytes_in(self, mode: str, split: Split) -> float:
+        return sum(self._gigabytes([teacher], self._views_in(mode, teacher), split) for teacher in self.members)
+
+    def _gigabytes(self, teachers: list[Teacher], views: int, split: Split) -> float:
+        """What `views` views of a split's images take in the cache."""
+        widths = [
+            width
+            for teacher in teachers
+            for width in (teacher.num_classes, *(self._kept[teacher.index].widths if self._kept else ()))
+        ]
+        return sum(Store.size(views, len(split.rows), width) for width in widths) / GIGABYTE
+
+    def _open_store(
+        self, teacher: Teacher, images: Images, *, views: int, shared: bool, kept: Kept | None = None
+    ) -> CachedTeacher:
+        """The stores of a teacher's logits, and of its features if they are `kept`, for the images of a split.
+
+        They hold `views` augmented views if `shared`, else the clean view.
+        """
         config, accelerator = self._predict.config, self._predict.accelerator
         training, split = config.training, images.split
         assert teacher.views is not None
         seen: Any = "clean"
         if shared:
             fixed = views if config.cache.mode == "fixed" else None
-            made = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
-            seen = {**made, "fixed": fixed}
+            drawn = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
+            seen = {**drawn, "fixed": fixed}
         parts = {
             "teacher": teacher.digest,
             "preprocess": teacher.views.recipe(accelerator.device),
@@ -293,18 +378,27 @@ class TeacherLogits:
             "channels_last": training.channels_last,
             "device": accelerator.device.type,
         }
-        about = {"teacher": teacher.name, "view": f"{views} views" if shared else "clean view"}
-        store = open_store(
-            logits_folder(config.cache.folder),
-            parts,
-            views=views,
-            rows=len(split.labels),
-            classes=teacher.num_classes,
-            about=about,
-            max_gb=config.cache.max_gb,
-            notify=tqdm.write,
-        )
-        return CachedTeacher(store, per_view=shared, notify=tqdm.write)
+        view = f"{views} views" if shared else "clean view"
+
+        def opened(width: int, about: str, **more: Any) -> Store:
+            return open_store(
+                logits_folder(config.cache.folder),
+                {**parts, **more},
+                views=views,
+                rows=len(split.labels),
+                classes=width,
+                about={"teacher": teacher.name, "view": f"{view}{about}"},
+                max_gb=config.cache.max_gb,
+                used=len(split.rows),
+                notify=tqdm.write,
+            )
+
+        features = [
+            opened(width, f", layers {', '.join(map(str, made['layers']))}", features=made)
+            for width, (_, made) in (zip(kept.widths, kept.rows, strict=True) if kept else ())
+        ]
+        store = opened(teacher.num_classes, "")
+        return CachedTeacher(store, per_view=shared, notify=tqdm.write, features=features)
 
     @torch.no_grad()
     def _fill(self, index: int, cached: CachedTeacher, images: Images, label: str) -> None:
@@ -316,6 +410,7 @@ class TeacherLogits:
         store, rows = cached.store, images.split.rows
         assert isinstance(store, Store)
         slots = (torch.arange(store.views)[:, None] * store.rows + rows).flatten()
+        compute_for = self._compute_all if cached.features else self._compute_logits
 
         def compute(lacking: Tensor, batch_size: int) -> None:
             hidden = not accelerator.is_main_process
@@ -325,10 +420,11 @@ class TeacherLogits:
                     part = torch.cat([part, slots[slots != part][:1]])
                 rows, numbers = part % store.rows, part // store.rows
                 pixels, ids = images.show_fixed(rows, numbers, Augmentation.of(config.data))
-                logits = self._compute(index, pixels, ids, shared=cached.per_view).cpu()
-                if not bool(logits.isfinite().all()):
-                    raise _not_finite(self.members[index])
-                cached.keep(part, logits)
+                computed = compute_for(index, pixels, ids, shared=cached.per_view)
+                values = [one.cpu() for one in computed]
+                if not all(bool(one.isfinite().all()) for one in values):
+                    raise _not_finite(self.members[index], "logits or features" if cached.features else "logits")
+                cached.keep(part, *values)
 
         def fill(lacking: Tensor) -> None:
             self._predict.in_batches(partial(compute, lacking))
@@ -337,33 +433,19 @@ class TeacherLogits:
             if accelerator.is_main_process:  # main process only: per-node locks on a shared folder would deadlock
                 cleanup.callback(store.lock(tqdm.write).release)
             accelerator.wait_for_everyone()
-            lacking = store.missing(slots)
+            lacking = cached.missing(slots)
             if accelerator.is_main_process:
                 cached.report_damage(lacking)
             accelerator.wait_for_everyone()  # nobody fills before all know what is missing
             fill(lacking[accelerator.process_index :: accelerator.num_processes])
             accelerator.wait_for_everyone()
             if accelerator.is_local_main_process:
-                fill(store.missing(slots))  # the shares of other machines, if they do not share the folder
+                fill(cached.missing(slots))  # the shares of other machines, if they do not share the folder
             accelerator.wait_for_everyone()
 
 
-def _in_fp16(values: Tensor) -> Tensor:
-    return values.half() if values.is_floating_point() else values
-
-
-def _in_fp32(values: Tensor) -> Tensor:
-    """A copy outside of inference mode, in which autograd can keep it."""
-    return values.float() if values.is_floating_point() else values.clone()
-
-
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    """Whether all values of all tensors are finite, bool []."""
-    return torch.stack([values.isfinite().all() for values in tensors]).all()
-
-
-def _not_finite(teacher: Teacher) -> UserError:
+def _not_finite(teacher: Teacher, what: str = "logits") -> UserError:
     return UserError(
-        f"teachers[{teacher.index}] {teacher.name!r}: gives logits that fp16 cannot hold or that are not finite; its "
+        f"teachers[{teacher.index}] {teacher.name!r}: gives {what} that fp16 cannot hold or that are not finite; its "
         "weights may be damaged, or it was trained with another normalization"
     )

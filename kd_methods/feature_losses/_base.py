@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kd_methods._module import LazyModule, identity
 from kd_methods._torch import Tensor, torch
-from kd_methods._warmup import growth_in_words
+from kd_methods._warmup import WARMUP, growth_in_words
 
 Layer = int | str  # a stage's index, -1 the last one; a module's name; or "embedding", what the classifier sees
 LAST: list[Layer] = [-1]  # layers of losses on the last map
@@ -33,9 +33,7 @@ class FeatureConfig(BaseModel):
     teacher: list[Layer] | list[list[Layer]] = Field(
         default=EMBEDDING, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
-    warmup: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
-    )
+    warmup: float = Field(default=0.0, ge=0, le=1, description=WARMUP)
 
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""
@@ -80,6 +78,7 @@ class FeatureLoss(LazyModule):
     of_teacher_logits: ClassVar[bool] = False  # it needs no features of the teacher; layers that are named are ignored
     needs_student_classifier: ClassVar[bool] = False
     needs_teacher_classifier: ClassVar[bool] = False
+    kept_by: ClassVar[tuple[str, ...] | None] = None  # what `keep` depends on, see `kept_as`
     large: ClassVar[tuple[str, ...]] = ()  # buffers that `take_back` restores, as copying them in every step takes long
     config: Any
 
@@ -133,8 +132,29 @@ class FeatureLoss(LazyModule):
         return self.gather(values) if getattr(self.config, "gather", False) else values
 
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the loss needs of the teacher's features, each [B,...]: here the features themselves."""
+        """What the loss needs of the teacher's features, each [B,...]: here the features themselves.
+
+        A function of each image's features alone, in floats.
+        """
         return teacher
+
+    def kept_as(self) -> dict[str, Any]:
+        """What `keep` makes of the layers, in words for a cache's key: losses with equal words keep the same.
+
+        Empty where the features are kept as they are. A class with a `keep` of its own lists in `kept_by` the settings
+        on which it depends, and "student" if it depends on the sizes of the student's features; without a list it
+        counts as depending on all of them.
+        """
+        if type(self).keep is FeatureLoss.keep:
+            return {}
+        settings = self.config.model_dump(mode="json", exclude={"loss", "weight", "student", "teacher", "warmup"})
+        sizes: list[Any] = [list(shape) for shape in self.student_shapes]
+        if self.kept_by is None:
+            return {"loss": self.config.loss, "student": sizes, **settings}
+        own = {name: settings[name] for name in self.kept_by if name != "student"}
+        if "student" in self.kept_by:
+            own["student"] = [list(map_shape(shape)[1:]) for shape in self.student_shapes]
+        return {"loss": self.config.loss, **own}
 
     def forward(self, student: tuple[Tensor, ...], kept: tuple[Tensor, ...], batch: Batch) -> Tensor:
         """The loss of each image [B], or [] for a loss of the batch.

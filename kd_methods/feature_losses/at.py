@@ -28,6 +28,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("p", "student")
 
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(self.attention, self.common_maps(teacher)))

@@ -49,6 +49,7 @@ class Config(FeatureConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ()
     number = 1
     needs_teacher_classifier = True
     regressor: Any

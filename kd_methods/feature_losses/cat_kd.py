@@ -31,6 +31,7 @@ class Config(FeatureConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("resolution",)
     number = 1
     needs_student_classifier = True
     needs_teacher_classifier = True

@@ -44,6 +44,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("regressor", "student")
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

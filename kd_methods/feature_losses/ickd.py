@@ -28,6 +28,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ()
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

@@ -23,6 +23,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("student",)
 
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(self.common_maps(teacher))

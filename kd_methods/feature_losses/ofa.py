@@ -40,6 +40,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ()
     of_teacher_logits = True
     branches: Any
 

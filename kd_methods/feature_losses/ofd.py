@@ -31,6 +31,7 @@ class Config(MapConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("student",)
     batches: Tensor
 
     def __init__(self, *args: Any, **more: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
+from kd_methods._warmup import WARMUP
 from kd_methods.feature_losses._base import Batch, FeatureLoss, Layer, MapConfig, Shape, as_map, map_shape, sum_layers
 from kd_methods.feature_losses._projectors import conv_bn, seeded
 
@@ -33,14 +34,13 @@ class Config(MapConfig):
     teacher: list[Layer] | list[list[Layer]] = Field(
         default=LEVELS, min_length=1, description="layers of every teacher, or one list for each"
     )
-    warmup: float = Field(
-        default=20 / 240, ge=0, le=1, description="fraction of training in which the loss grows from 0; 0: none"
-    )
+    warmup: float = Field(default=20 / 240, ge=0, le=1, description=WARMUP)
     width: int = Field(default=512, ge=1, description="most channels of the fused maps; at most the deepest level's")
 
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ()
     kinds = ("map", "tokens", "embedding")
     enter: Any  # of each level, shallow to deep: to the common width
     leave: Any  # to the teacher's channels

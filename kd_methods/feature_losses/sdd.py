@@ -45,6 +45,7 @@ class Config(FeatureConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("scales",)
     number = 1
     needs_student_classifier = True
     needs_teacher_classifier = True

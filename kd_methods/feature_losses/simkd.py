@@ -40,6 +40,7 @@ class Config(FeatureConfig):
 
 class Loss(FeatureLoss):
     config: Config
+    kept_by = ("student",)
     number = 1
     projector: Any
 

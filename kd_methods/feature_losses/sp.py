@@ -30,6 +30,7 @@ class Config(MapConfig):
 class Loss(FeatureLoss):
     of_batch = True
     config: Config
+    kept_by = ("prefix_tokens",)
 
     def keep(self, teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(self.flat, teacher))

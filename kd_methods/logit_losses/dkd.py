@@ -14,7 +14,7 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods._warmup import warmed_up
+from kd_methods._warmup import WARMUP, warmed_up
 from kd_methods.logit_losses._base import LossConfig, Temperature, one_hot, soften
 
 
@@ -23,12 +23,7 @@ class Config(LossConfig):
 
     alpha: float = Field(default=1.0, ge=0, description="weight of the target-class term (TCKD)")
     beta: float = Field(default=8.0, ge=0, description="weight of the non-target-class term (NCKD)")
-    warmup: float = Field(
-        default=20 / 240,
-        ge=0,
-        le=1,
-        description="fraction of training in which the loss grows from 0; 0: none",
-    )
+    warmup: float = Field(default=20 / 240, ge=0, le=1, description=WARMUP)
 
 
 def loss(

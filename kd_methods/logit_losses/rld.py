@@ -14,7 +14,7 @@ import math
 from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
-from kd_methods._warmup import warmed_up
+from kd_methods._warmup import WARMUP, warmed_up
 from kd_methods._weights import most_probable
 from kd_methods.logit_losses._base import LossConfig, Temperature, hide, soften
 
@@ -25,12 +25,7 @@ class Config(LossConfig):
     alpha: float = Field(default=1.0, ge=0, description="weight of the sample confidence term (SCD)")
     beta: float = Field(default=8.0, ge=0, description="weight of the masked correlation term (MCD)")
     alpha_temperature: float = Field(default=1.0, gt=0, description="temperature of the sample confidence term")
-    warmup: float = Field(
-        default=20 / 240,
-        ge=0,
-        le=1,
-        description="fraction of training in which the loss grows from 0; 0: none",
-    )
+    warmup: float = Field(default=20 / 240, ge=0, le=1, description=WARMUP)
 
 
 def loss(

@@ -350,6 +350,11 @@ def test_a_teacher_that_is_worse_or_has_no_weight():
     assert findings["idle teacher"].value["model"] == "mobilenetv3_small_050"
 
 
+def test_a_weight_that_somebody_chose_is_no_finding():
+    rows = course(30, **{"train_in_teacher/1/weight": [0.0] * 30})
+    assert "idle teacher" not in found(run("--kd.type=best", rows=rows))
+
+
 def test_a_teacher_that_is_worse_than_the_student_alone():
     planted = run()
     val = planted["val"]

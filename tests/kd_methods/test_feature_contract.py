@@ -142,6 +142,32 @@ def test_what_is_kept_is_all_that_the_loss_needs(entry: dict[str, Any]) -> None:
         assert torch.equal(one, other)
 
 
+@every_loss
+def test_losses_that_keep_the_same_by_their_words_do(entry: dict[str, Any]) -> None:
+    """Under every setting, and for students with other channels, sizes, or both: a cache is found by these words."""
+    name = entry["loss"]
+    fields = feature_losses.config_class(name).model_fields
+    numbers = {key: field for key, field in fields.items() if field.annotation in (int, float) and key != "warmup"}
+    changes: list[dict[str, Any]] = [{}]
+    changes += [{key: f.default / 2 if f.annotation is float else f.default + 1} for key, f in numbers.items()]
+    changes += [{"scales": [1, 2]}] * ("scales" in fields)
+    known: dict[tuple[str, int], tuple[tuple[Tensor, ...], ...]] = {}
+    shared = 0
+    for own in (one for one in ALL if one["loss"] == name):
+        for change in changes:
+            for student in (STUDENT, [(2 * shape[0], *shape[1:]) if len(shape) == 3 else shape for shape in STUDENT],
+                            [(*shape[:-2], 2, 2) if len(shape) == 3 else shape for shape in STUDENT]):  # fmt: skip
+                sample = case({**own, **change}, student=student)
+                term = sample.method.feature_term
+                kept = term.keep(sample.teachers.features)[0]
+                for teacher, values in enumerate(kept):
+                    words = json.dumps([own.get("teacher"), term.kept_as(teacher)[0]])
+                    shared += (words, teacher) in known
+                    before = known.setdefault((words, teacher), values)
+                    assert len(before) == len(values) and all(map(torch.equal, before, values)), (own, change, words)
+    assert shared
+
+
 @every_entry
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_give_the_fp32_loss(entry: dict[str, Any], dtype: torch.dtype) -> None:

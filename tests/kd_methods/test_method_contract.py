@@ -314,3 +314,13 @@ def test_a_method_without_weights_of_teachers_says_so() -> None:
     method = kd_methods.build({"type": kd_methods.LABEL_ONLY})
     with pytest.raises(NotImplementedError, match=r"kd\.type 'baseline' gives teachers no weights"):
         method.teacher_weights(StudentOutput(torch.zeros(2, 4)), TeacherOutputs(), torch.zeros(2).long(), 1.0)
+
+
+def test_features_with_a_method_that_weights_no_teachers_are_refused() -> None:
+    class Unweighted(kd_methods.KDMethod):
+        pass
+
+    entries = [{"loss": "mse", "student": [0], "teacher": [0]}]
+    config = kd_methods.config_class("average").model_validate({"features": entries})
+    with pytest.raises(ValueError, match=r"kd.type 'average' gives teachers no weights: its Method needs a function"):
+        Unweighted(config, student_shapes=[(4,)], teacher_shapes=[[(4,)]])

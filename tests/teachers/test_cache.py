@@ -27,6 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"views": 3, "rows": 40, "classes": 7}
 
 
+def missing(store: Store, slots: torch.Tensor) -> torch.Tensor:
+    """The slots among int64 [n] that are not filled or damaged."""
+    return slots[~store.sound(slots)]
+
+
 def make(folder: Path, name: str = "a", max_gb: float = 1.0, **shape: int) -> Store:
     about = {"teacher": name, "view": "some"}
     return open_store(folder, {"name": name}, **{**SHAPE, **shape}, about=about, max_gb=max_gb)
@@ -46,7 +51,7 @@ def test_rows_are_found_again_by_another_process_and_the_rest_is_missing(tmp_pat
     assert again.sound(some).tolist() == [True, True, False]
     assert torch.equal(again.read(some)[:2], values[[3, 1]])
     everything = torch.arange(3 * 40)
-    assert set(make(tmp_path).missing(everything).tolist()) == set(everything.tolist()) - set(slots.tolist())
+    assert set(missing(make(tmp_path), everything).tolist()) == set(everything.tolist()) - set(slots.tolist())
     assert make(tmp_path).filled() == pytest.approx(4 / 120)
 
 
@@ -67,9 +72,9 @@ def test_every_damage_to_a_row_makes_it_missing(tmp_path):
                 damaged = bytearray(original)
                 damaged[slot * size + byte] ^= 1 << (byte % 8)
                 path.write_bytes(damaged)
-                assert make(tmp_path).missing(torch.arange(120)).tolist() == [slot]
+                assert missing(make(tmp_path), torch.arange(120)).tolist() == [slot]
         path.write_bytes(original)
-    assert not len(make(tmp_path).missing(torch.arange(120)))
+    assert not len(missing(make(tmp_path), torch.arange(120)))
 
 
 def test_checksums_see_exchanged_values_and_are_never_zero():
@@ -87,9 +92,9 @@ def test_a_truncated_store_is_rebuilt(tmp_path, name, capsys):
     assert [entry.filled for entry in cache.listed(tmp_path)] == [0.0]
     again = make(tmp_path)
     assert f"{store.folder}: damaged, all of these teacher's logits are computed again" in capsys.readouterr().out
-    assert len(again.missing(torch.arange(120))) == 120
+    assert len(missing(again, torch.arange(120))) == 120
     again.write(torch.arange(120), logits(120))
-    assert not len(make(tmp_path).missing(torch.arange(120)))
+    assert not len(missing(make(tmp_path), torch.arange(120)))
 
 
 def test_the_least_recently_used_stores_are_deleted(tmp_path):
@@ -103,7 +108,7 @@ def test_the_least_recently_used_stores_are_deleted(tmp_path):
     assert {store.teacher for store in cache.listed(tmp_path)} == {"a", "b", "d"}
     make(tmp_path, "e", max_gb=2.5 * size / 1e9, views=1, rows=100_000)
     assert {store.teacher for store in cache.listed(tmp_path)} == {"b", "d", "e"}
-    assert not len(kept.missing(torch.arange(100_000)))  # a reader keeps what it has opened
+    assert not len(missing(kept, torch.arange(100_000)))  # a reader keeps what it has opened
 
 
 def test_a_disk_that_fills_up_while_logits_are_stored_is_one_message(tmp_path, monkeypatch):
@@ -113,7 +118,7 @@ def test_a_disk_that_fills_up_while_logits_are_stored_is_one_message(tmp_path, m
     with pytest.raises(UserError, match="cannot be written: No space left on device.* the same command continues"):
         teacher.keep(torch.arange(120), logits(120))
     monkeypatch.undo()
-    assert len(make(tmp_path).missing(torch.arange(120))) == 120
+    assert len(missing(make(tmp_path), torch.arange(120))) == 120
     checks = teacher.store.folder / "checks"
     assert checks.stat().st_blocks * 512 >= checks.stat().st_size  # the map that is written to has no holes
 
@@ -172,7 +177,7 @@ def test_nonfinite_logits_are_not_stored(tmp_path):
     rows = torch.tensor([1, 2])
     cached.begin_epoch(one_step(rows))
     assert torch.equal(cached(0, torch.device("cpu"), lambda positions: bad[positions]), bad)
-    assert cached.store.missing(rows).tolist() == [2]
+    assert missing(cached.store, rows).tolist() == [2]
 
 
 def test_fixed_views_depend_on_the_row_not_on_seed_and_epoch():

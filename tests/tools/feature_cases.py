@@ -8,6 +8,7 @@ switches of its settings. `ENTRIES` is the place for those of a loss that needs 
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -88,9 +89,13 @@ def case(
     scale: float = 1.0,
     seed: int = 0,
     alike: bool = False,
+    student: Sequence[tuple[int, ...]] = tuple(STUDENT),
     **settings: Any,
 ) -> Case:
-    """A method with the one feature loss `entry`; `alike`: all teachers have the shapes of the second one."""
+    """A method with the one feature loss `entry`; `alike`: all teachers have the shapes of the second one.
+
+    `student`: the shapes of its features.
+    """
     kinds = [TEACHERS[1 if alike else k % len(TEACHERS)] for k in range(num_teachers)]
     generator = torch.Generator().manual_seed(1)
 
@@ -101,7 +106,7 @@ def case(
     rows = torch.randperm(ROWS, generator=generator)[:batch]
     method = kd_methods.build(
         {"type": "average", **settings, "features": [entry]},
-        num_classes=CLASSES, student_shapes=STUDENT, teacher_shapes=kinds, train_labels=labels, seed=seed,
+        num_classes=CLASSES, student_shapes=list(student), teacher_shapes=kinds, train_labels=labels, seed=seed,
     )  # fmt: skip
     teachers = TeacherOutputs(
         random(num_teachers, batch, CLASSES) / scale,
@@ -111,7 +116,7 @@ def case(
     return Case(
         method,
         (random(batch, CLASSES) / scale).requires_grad_(),
-        tuple(random(batch, *shape).requires_grad_() for shape in STUDENT),
+        tuple(random(batch, *shape).requires_grad_() for shape in student),
         (random(CLASSES, STUDENT[-1][0]) / scale, random(CLASSES) / scale),
         teachers,
         labels[rows],
