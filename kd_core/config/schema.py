@@ -555,7 +555,7 @@ class Config(Section):
         recipe = self.augment
         if not recipe.operations:
             if recipe.fill != "mean":
-                raise ValueError(f"augment.fill: {recipe.fill!r} fills nothing without an operation of augment; remove it")
+                raise ValueError(f"augment.fill: {recipe.fill!r} fills nothing without an operation; remove it")
             return self
         named = ", ".join(f"augment.{name}" for name in recipe.operations)
         for index, teacher in enumerate(self.teachers):

@@ -86,7 +86,7 @@ def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def _taps(start: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which two of the pixels [start, start + length) make each of `side` new ones: int64 [n,side]; the second's share."""
+    """Which two pixels of [start, start + length) make each new one, int64 [n,side], and the second's share."""
     center = torch.arange(1, 2 * side, 2, device=start.device) * length.long() * ONE // (2 * side) - ONE // 2
     place = torch.minimum(center.clamp(min=0), (length.long() - 1) * ONE)
     first = place >> BITS
@@ -173,7 +173,7 @@ def saturation(images: Tensor, amounts: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
-    """`amounts` times the image, and the rest its blurred form (5/13 center, 1/13 each neighbor), borders left alone."""
+    """`amounts` times the image, and the rest its blurred form (5/13 center, 1/13 each neighbor); not on its border."""
     if min(images.shape[2:]) < 3:
         return images
     values = images.int()

@@ -1,8 +1,8 @@
 """Strong augmentation: what `augment` asks for, as a function of one number per image.
 
-A view of a recipe is 64 random bits.  Every parameter is drawn from them and nothing else, each by a sequence of its own:
-so a view can be replayed, cached and shared, and another operation in the recipe changes nothing of the others.  Even
-the image that mixup and cutmix add is drawn from them, out of all training images, with a view of its own.
+A view of a recipe is 64 random bits.  Every parameter is drawn from them and nothing else, each by a sequence of its
+own: so a view can be replayed, cached and shared, and another operation in the recipe changes nothing of the others.
+Even the image that mixup and cutmix add is drawn from them, out of all training images, with a view of its own.
 
 An image goes through these stages at the stored size, in bytes: crop and flip, colors, random operations, cutout,
 erasing, mixing.  Each model then resizes and normalizes the same image.
@@ -224,7 +224,7 @@ class Recipe:
         return Draws(self._look(rows, ids), partners, shares.float().numpy(), pasted.int().numpy())
 
     def _pasted(self, ids: Tensor, alpha: float) -> Tensor:
-        """CutMix's boxes int64 [n,4]: a share of the area from Beta(alpha, alpha), a uniform center, cut at the border."""
+        """CutMix's boxes int64 [n,4]: area from Beta(alpha, alpha), a uniform center, cut off at the border."""
         half = (self.side * (1 - _beta(ids, alpha, BOX)).sqrt()).long() // 2
         centers = [_below(ids, self.side, BOX, 1 + axis) for axis in range(2)]
         starts = [(center - half).clamp(min=0) for center in centers]
@@ -275,13 +275,14 @@ class Recipe:
     def _jitter(self, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Color jitter as slots: the number int64 [n] of an operation and its strength float64 [n]."""
         settings = self.settings.color_jitter
-        ranges = {name: value for name, value in settings.model_dump().items() if value} if settings else {}
-        if not ranges:
+        if settings is None:
             return []
-        drawn = []
-        for name, value in ranges.items():
-            number = list(type(settings).model_fields).index(name)
-            drawn.append((name != "hue") + value * (2 * _uniform(ids, JITTER, number) - 1))
+        given = settings.model_dump()
+        ranges = {name: value for name, value in given.items() if value}
+        drawn = [
+            (name != "hue") + value * (2 * _uniform(ids, JITTER, list(given).index(name)) - 1)
+            for name, value in ranges.items()
+        ]
         order = torch.stack([_uniform(ids, ORDER, number) for number in range(len(drawn))]).argsort(0)
         numbers = torch.tensor([NUMBER[name] for name in ranges])
         return list(zip(numbers[order], torch.stack(drawn).gather(0, order), strict=True))

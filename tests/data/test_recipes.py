@@ -78,7 +78,8 @@ def store_of(data: Data) -> ImageStore:
 
 def apply(name: str, images: Tensor, values: Tensor | list[float], fill: tuple[int, ...] = (7, 8, 9)) -> Tensor:
     """An operation on images [n,3,H,W] with one strength each."""
-    amounts = torch.from_numpy(amounts_of(np.full(len(images), NUMBER[name]), np.array([*map(float, values)], np.float32), SIDE))
+    given = np.array([*map(float, values)], np.float32)
+    amounts = torch.from_numpy(amounts_of(np.full(len(images), NUMBER[name]), given, SIDE))
     if name in MOVES:
         return operations.affine(images, amounts, torch.tensor(fill, dtype=torch.uint8))
     if name in operations.TABLES:
@@ -100,9 +101,8 @@ def torchvisions(name: str, image: Tensor, value: float, fill: tuple[float, ...]
         return TF.affine(image, **{**still, **options[name]})
     if name == "rotate":
         return TF.rotate(image, value, fill=list(fill))
-    named = {name: getattr(TF, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue", "sharpness")}
-    if name in named:
-        return named[name](image, value)
+    if name in ("brightness", "contrast", "saturation", "hue", "sharpness"):
+        return getattr(TF, f"adjust_{name}")(image, value)
     if name == "posterize":
         return TF.posterize(image, int(value))
     if name == "solarize":

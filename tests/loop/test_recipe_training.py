@@ -47,7 +47,8 @@ def assert_same(first: Path, second: Path) -> None:
     """Rows of metrics and students are equal, bit for bit."""
     found, expected = (times_apart(read_metrics(path / "metrics.jsonl")) for path in (first, second))
     assert found == expected and len(found) == 1 + 8 + 2
-    ours, theirs = (load_file(path / "checkpoints" / "latest" / "student" / "model.safetensors") for path in (first, second))
+    latest = Path("checkpoints/latest/student/model.safetensors")
+    ours, theirs = (load_file(path / latest) for path in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
