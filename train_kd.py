@@ -69,7 +69,6 @@ from torch import nn
 import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
-from kd_core.data.recipes import Recipe
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
@@ -173,7 +172,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     predict.prepare(network.model)
     network.share_batch_norm(accelerator, training)
     teachers = TeacherLogits(members, predict)
-    images = Images(data.train, device, store, Recipe.of(config, data))
+    images = Images.for_training(config, data, device)
     val = Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
     errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from kd_core import metrics
 from kd_core.config import Config
-from kd_core.data.dataset import ImageStore, Split
+from kd_core.data.dataset import Data, ImageStore, Split
 from kd_core.data.recipes import Pixels, Recipe
 from kd_core.data.views import Augmentation, EpochPlan, Views, fixed_views
 from kd_core.errors import NonFinite
@@ -120,6 +120,11 @@ class Images:
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)
+
+    @classmethod
+    def for_training(cls, config: Config, data: Data, device: torch.device) -> Images:
+        """The training split with the recipe of `augment`; UserError if that does not fit the images."""
+        return cls(data.train, device, config.data.store, Recipe.of(config, data))
 
     def __len__(self) -> int:
         return len(self.rows)
