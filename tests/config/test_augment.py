@@ -28,7 +28,8 @@ def test_a_recipe_is_recorded_as_far_as_it_is_set_and_is_another_run():
         "randaugment": {"ops": 2, "magnitude": 7}, "cutmix": {"alpha": 1.0, "probability": 0.5}, "fill": "black"
     }  # fmt: skip
     assert Config.model_validate(config.model_dump(mode="json")) == config
-    others = [load(), load("--augment.randaugment={}"), load("--augment.randaugment={}", "--augment.fill=black"), config]
+    some = ["--augment.randaugment={}"]
+    others = [load(), load(*some), load(*some, "--augment.fill=black"), config]
     assert len({digest(one, "0") for one in others}) == 4
 
 
@@ -44,13 +45,13 @@ def test_a_recipe_is_recorded_as_far_as_it_is_set_and_is_another_run():
         (["--augment.color_jitter.hue=0.6"], "augment.color_jitter.hue: is 0.6: .*less than or equal to 0.5"),
         (["--augment.color_jitter={brightness: 0, contrast: 0, saturation: 0}"], "color_jitter: all of its .* are 0"),
         (["--augment.resized_crop.scale=[0.5]"], "augment.resized_crop.scale: "),
-        (["--augment.resized_crop.scale=[0.5, 1.5]"], r"scale \[0.5, 1.5\] must be .least, largest., above 0 and at most 1"),
-        (["--augment.erasing.ratio=[3, 0.3]"], r"augment.erasing: ratio \[3.0, 0.3\] must be .least, largest., above 0$"),
+        (["--augment.resized_crop.scale=[0.5, 1.5]"], r"scale \[0.5, 1.5\] must be .* and at most 1"),
+        (["--augment.erasing.ratio=[3, 0.3]"], r"erasing: ratio \[3.0, 0.3\] must be .*, above 0$"),
         (["--augment={trivialaugment: true, randaugment: {}}"], "randaugment and trivialaugment exclude each other"),
         (["--augment.fill=black"], "augment.fill: 'black' fills nothing without an operation"),
         (["--augment.mixup={}", "--data.batch_size=1"], "data.batch_size: 1 is one mixed label per step"),
         ([*KD, "--augment.erasing={}", "--cache.mode=lazy"],
-         "cache.mode: 'lazy' keeps views that come back, and those of augment.erasing are too many for that; choose fixed"),
+         "cache.mode: 'lazy' keeps views that come back, and those of augment.erasing are too many for that; choose"),
         ([CLEAN, "--kd.type=average", "--augment.mixup={}"],
          r"teachers\[0\].view: a clean teacher sees one whole image, where augment.mixup and augment.cutmix show"),
         (["--kd.type=average", "--teachers=[{logits: a.safetensors}]", "--augment.cutout=8"],
