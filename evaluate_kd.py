@@ -133,6 +133,7 @@ import kd_methods
 from kd_core import config as configuration
 from kd_core import metrics
 from kd_core.config import Config
+from kd_core.config.privacy import redacted
 from kd_core.data.dataset import Data, Split
 from kd_core.errors import first_line, printable
 from kd_core.evaluation import cost
@@ -150,7 +151,6 @@ from kd_core.models.build import count_parameters
 from kd_core.models.features import without_features
 from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
-from kd_core.privacy import redacted
 from kd_core.report import console
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, new_run_id

@@ -1,8 +1,9 @@
-"""A trial's command line and environment, and the settings that identify a sweep."""
+"""A trial's command line, from the sweep and the words after `--`; its environment; what identifies a sweep."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,30 @@ from kd_sweeps.sweep_file import Sweep
 
 # Sections of the printed settings that do not affect results: where files lie, and how runs are recorded.
 ELSEWHERE = ("output_dir", "wandb", "cache")
+
+
+def check_extra(sweep: Sweep, words: Sequence[str]) -> None:
+    """UserError if a word after `--` sets what the sweep sets."""
+    for previous, word in itertools.pairwise(("", *words)):
+        # a file name after --config may hold an equals sign
+        if previous == "--config" or not word.startswith("--") and "=" not in word:
+            continue
+        key = word.removeprefix("--").partition("=")[0]
+        for parameter in sweep.parameters:
+            if f"{parameter.name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{parameter.name}."):
+                raise UserError(f"{word}: {sweep.path} already sets {parameter.name} (parameters.{parameter.name})")
+
+
+def with_own_configs(sweep: Sweep, words: Sequence[str]) -> Sweep:
+    """The sweep; if `words` name `--config` files, without those of its command, which they replace."""
+    if not any(word.partition("=")[0] == "--config" for word in words):
+        return sweep
+    start = sweep.command.index("${program}") + 1 if "${program}" in sweep.command else 0
+    kept = sweep.command[:start]  # a launcher may have a switch of the same name
+    for previous, word in itertools.pairwise(("", *sweep.command[start:])):
+        if previous != "--config" and word.partition("=")[0] != "--config":
+            kept.append(word)
+    return replace(sweep, command=kept)
 
 
 def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:

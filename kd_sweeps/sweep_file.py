@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,30 +134,6 @@ class Sweep:
 def read_sweep(path: Path) -> Sweep:
     """The checked file.  UserError: one line per mistake in it."""
     return _Reader(path).read()
-
-
-def check_extra(sweep: Sweep, words: Sequence[str]) -> None:
-    """UserError if a word after `--` sets what the sweep sets."""
-    for previous, word in itertools.pairwise(("", *words)):
-        # a file name after --config may hold an equals sign
-        if previous == "--config" or not word.startswith("--") and "=" not in word:
-            continue
-        key = word.removeprefix("--").partition("=")[0]
-        for parameter in sweep.parameters:
-            if f"{parameter.name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{parameter.name}."):
-                raise UserError(f"{word}: {sweep.path} already sets {parameter.name} (parameters.{parameter.name})")
-
-
-def with_own_configs(sweep: Sweep, words: Sequence[str]) -> Sweep:
-    """The sweep; if `words` name `--config` files, without those of its command, which they replace."""
-    if not any(word.partition("=")[0] == "--config" for word in words):
-        return sweep
-    start = sweep.command.index("${program}") + 1 if "${program}" in sweep.command else 0
-    kept = sweep.command[:start]  # a launcher may have a switch of the same name
-    for previous, word in itertools.pairwise(("", *sweep.command[start:])):
-        if previous != "--config" and word.partition("=")[0] != "--config":
-            kept.append(word)
-    return replace(sweep, command=kept)
 
 
 class _Reader:

@@ -44,7 +44,9 @@ def _keep_words(node: Any, declared: list[Any]) -> None:
             _keep_words(value, inner)
 
 
-def parse_yaml(text: str, where: str, path: Sequence[str] | None = None) -> Any:
+def parse_yaml(
+    text: str, where: str, path: Sequence[str] | None = None, loader: type[Yaml12Loader] = Yaml12Loader
+) -> Any:
     """YAML text -> plain values, in bounded time and memory; UserError names `where` and the line.
 
     `path`: the key that the values belong to; where it takes text alone, words stay as they are written.
@@ -52,13 +54,13 @@ def parse_yaml(text: str, where: str, path: Sequence[str] | None = None) -> Any:
     if len(text) > MAX_BYTES:
         raise UserError(f"{where}: larger than {MAX_BYTES:,} bytes, the limit for settings")
     try:
-        loader = Yaml12Loader(text)
-        node = loader.get_single_node()
+        reader = loader(text)
+        node = reader.get_single_node()
         if node is None:
             return None
         if path is not None:
             _keep_words(node, types_at(path))
-        return loader.construct_document(node)
+        return reader.construct_document(node)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # escapes beyond Unicode
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -26,11 +26,11 @@ from pydantic import (
 
 import kd_methods
 from kd_core.config import registry
+from kd_core.config.privacy import redacted
 from kd_core.config.registry import OwnSource
 from kd_core.config.yaml12 import MAX_INTEGER, Yaml12Dumper
 from kd_core.errors import UserError
 from kd_core.files import local_path
-from kd_core.privacy import redacted
 
 
 def accepts(annotation: Any) -> set[type]:

@@ -28,7 +28,7 @@ from kd_core.evaluation.labels import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
 from kd_core.models.features import without_features
-from kd_core.models.predict import image_weights
+from kd_core.models.method_on_split import image_weights
 from kd_core.teachers.class_order import accuracies, effort, on_top_of
 
 # Mean p(label) of a teacher on training images at the temperature of distillation: above it, all other classes

@@ -13,8 +13,9 @@ from kd_core.data.views import epoch_order
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions
 from kd_core.models.build import load_export
+from kd_core.models.method_on_split import image_weights, score
 from kd_core.models.network import Network, export_in, from_export
-from kd_core.models.predict import Images, Predictor, image_weights, score
+from kd_core.models.predict import Images, Predictor
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import KDMethod
 

@@ -15,13 +15,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from kd_core.config import Config
+from kd_core.config.privacy import redacted
 from kd_core.errors import printable
 from kd_core.evaluation.labels import LABELS
 from kd_core.export.kinds import ABOUT
 from kd_core.export.write import OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
 from kd_core.models.build import LoadedModel, count_parameters
-from kd_core.privacy import redacted
 from kd_core.report import text_table
 from kd_core.run.folder import RunFolder
 from kd_core.run.tracking import code_version

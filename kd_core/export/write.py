@@ -23,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from kd_core.config import own_code
+from kd_core.config.privacy import redacted
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, first_line
@@ -30,7 +31,6 @@ from kd_core.export.kinds import ABOUT, CARD, FILES
 from kd_core.files import json_text, replacing_folder, write_text, writing
 from kd_core.models import build as models
 from kd_core.models.build import LoadedModel
-from kd_core.privacy import redacted
 
 OPSET = 20  # of ONNX
 TOLERANCE = 1e-4  # absolute, for logits up to 100; for larger ones a millionth of the largest

@@ -7,9 +7,10 @@ from kd_core.models.features import (
     layers_of,
     share_over_processes,
 )
+from kd_core.models.method_on_split import score
 from kd_core.models.network import Network, export_in, from_export
 from kd_core.models.network import build as build_network
-from kd_core.models.predict import Images, Predictor, score
+from kd_core.models.predict import Images, Predictor
 
 __all__ = [
     "Images", "Network", "Predictor", "StudentAndMethod", "WithFeatures", "build_method", "build_network", "export_in",

@@ -11,7 +11,7 @@ import kd_methods
 from kd_core.config import own_code
 from kd_core.errors import UserError
 from kd_core.models.features import without_features
-from kd_core.models.predict import image_weights
+from kd_core.models.method_on_split import image_weights
 
 
 def require_module(network: Any, who: str) -> None:

@@ -30,6 +30,7 @@ from filelock import SoftFileLease
 from tqdm import tqdm
 
 from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml
+from kd_core.config.privacy import redacted
 from kd_core.errors import UserError, printable
 from kd_core.files import (
     copy_folder,
@@ -50,7 +51,6 @@ from kd_core.files import (
 )
 from kd_core.loop.signals import Stopped
 from kd_core.models.weights import unfolds
-from kd_core.privacy import redacted
 from kd_core.run.job import Job
 from kd_core.run.script import exit_status
 

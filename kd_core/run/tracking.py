@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from kd_core.config import PROJECT_ROOT, Config, Layer, WandbConfig, read_yaml, resolve
+from kd_core.config.privacy import redacted
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.files import finite, json_text, read_json, read_object, write_json, write_text
 from kd_core.loop.signals import Stopped
-from kd_core.privacy import redacted
 from kd_core.run import artifacts
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
 from kd_core.run.script import exit_status

@@ -29,7 +29,7 @@ from torchmetrics.functional import kl_divergence
 import kd_methods
 from kd_core import metrics
 from kd_core.errors import NonFinite, UserError
-from kd_core.models.predict import score
+from kd_core.models.method_on_split import score
 
 
 @pytest.mark.parametrize("decimals", [None, 0])  # rounded scores have many ties

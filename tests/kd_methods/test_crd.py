@@ -5,6 +5,7 @@ from typing import Any
 import grid
 import pytest
 import torch
+from grid_features import crd_case
 from torch import Tensor
 from torch.func import functional_call
 
@@ -28,25 +29,12 @@ def batch_of(rows: Tensor) -> Batch:
     return Batch(torch.zeros_like(rows), nothing, nothing, 1.0, rows)
 
 
-def of_grid(tensors: dict[str, Tensor]) -> tuple[crd.Loss, dict[str, Tensor], Any]:
-    """The loss of a case with its banks and negatives, its parameters, and the arguments of `forward`."""
-    student, teacher, index = tensors["emb_s"], tensors["emb_t"], tensors["crd_contrast_index"]
-    assert torch.equal(index[:, 0], tensors["crd_index"])
-    labels = torch.arange(len(tensors["crd_memory_s"])) % 2
-    loss = build(labels, student.shape[1], teacher.shape[1], width=10, negatives=14).to(student.dtype)
-    loss.banks.copy_(torch.stack([tensors["crd_memory_s"], tensors["crd_memory_t"]]))
-    loss.draw = lambda rows: index[:, 1:]  # type: ignore[method-assign]
-    names = {"0.weight": "ws", "0.bias": "bs", "1.weight": "wt", "1.bias": "bt"}
-    parameters = {f"embed.{ours}": tensors[f"crd_{theirs}"] for ours, theirs in names.items()}
-    return loss, parameters, ((student,), loss.keep((teacher,)), batch_of(tensors["crd_index"]))
-
-
 @every_dtype
 @pytest.mark.parametrize("key", [FIRST, SECOND, SCALE, ROWS])
 @pytest.mark.parametrize("case", grid.cases())
 def test_reference_values(case: str, key: str, dtype: torch.dtype) -> None:
     def value(tensors: dict[str, Tensor]) -> Tensor:
-        loss, parameters, inputs = of_grid(tensors)
+        loss, parameters, inputs = crd_case(tensors)
         values = functional_call(loss, parameters, inputs)
         if key == SECOND:
             values = functional_call(loss, parameters, inputs)

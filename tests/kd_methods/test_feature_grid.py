@@ -6,6 +6,7 @@ from typing import Any
 import grid
 import pytest
 import torch
+from grid_features import parameters
 from torch import Tensor
 
 from kd_methods import feature_losses
@@ -38,23 +39,6 @@ SETTINGS = {
     "rkd/distance_only": {"distance": 1.0, "angle": 0.0}, "rkd/angle_only": {"distance": 0.0, "angle": 1.0},
     "rkd/d25_a50": {"distance": 25.0, "angle": 50.0}, "cc/": {"dim": 8},
 }  # fmt: skip
-
-
-def parameters(name: str, key: str, layers: list[int]) -> list[str]:
-    """Names of the inputs that are the parameters of a loss, in the order of its parameters."""
-    patterns = {
-        "fitnet": ["fitnet_reg_w{}", "fitnet_reg_b{}", "fitnet_reg_bn_w{}", "fitnet_reg_bn_b{}"],
-        "ofd": ["ofd_w{}", "ofd_bn_w{}", "ofd_bn_b{}"],
-    }
-    if name == "vid":
-        means = [f"vid_w{layer}_{number}" for layer in layers for number in range(3)]
-        return means + [f"vid_log_scale{layer}" for layer in layers]
-    if name == "mse" and "linear" in key:
-        return ["linear_proj_w", "linear_proj_b"]
-    if key.startswith("fitnet/plain"):
-        return [f"fitnet_plain_w{layer}" for layer in layers]
-    given = {"cc": ["cc_ws", "cc_bs", "cc_wt", "cc_bt"], "ickd": ["ickd_w", "ickd_bn_w", "ickd_bn_b"]}
-    return given.get(name) or [pattern.format(layer) for layer in layers for pattern in patterns.get(name, [])]
 
 
 def build(name: str, key: str, student: list[Tensor], teacher: list[Tensor]) -> FeatureLoss:

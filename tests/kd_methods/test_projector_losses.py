@@ -6,6 +6,7 @@ import grid
 import pytest
 import torch
 import torch.nn.functional as F
+from grid_features import batch_of, build, ca_mkd_losses, ca_mkd_parameters, ca_mkd_values, evaluate, last_maps, review
 from torch import Tensor
 from torch.func import functional_call
 
@@ -27,53 +28,7 @@ def pairs(*prefixes: str) -> Any:
     return pytest.mark.parametrize(("case", "key"), found)
 
 
-def build(name: str, student: list[Tensor], teacher: list[Tensor], **settings: Any) -> FeatureLoss:
-    """The loss of these features [B,...], in their dtype."""
-    shapes = [[tuple(values.shape[1:]) for values in features] for features in (student, teacher)]
-    more = {key: settings.pop(key) for key in ("seed", "num_classes", "train_labels", "earlier") if key in settings}
-    layers = {"student": list(range(len(student))), "teacher": list(range(len(teacher)))}
-    config = feature_losses.config_class(name)(**layers, **settings)
-    loss = feature_losses.loss_class(name)(config, *shapes, **more)
-    assert isinstance(loss, FeatureLoss)
-    return loss.to(student[0].dtype)
-
-
-def batch_of(tensors: dict[str, Tensor], **more: Any) -> Batch:
-    return Batch(tensors["labels"], tensors["logits_s"], tensors["logits_t"][0], 1.0, **more)
-
-
-def evaluate(loss: FeatureLoss, student: Any, teacher: Any, batch: Batch, parameters: Any = None) -> Tensor:
-    """The loss [B] with these parameters, from what `keep` makes of the teacher's features."""
-    kept = loss.keep(tuple(teacher))
-    value = functional_call(loss, parameters or {}, (tuple(student), kept, batch))
-    assert isinstance(value, Tensor)
-    return value
-
-
-def last_maps(tensors: dict[str, Tensor], teacher: int = 0) -> tuple[Tensor, Tensor]:
-    """The last map, or tokens, of the student and of a teacher."""
-    if "tokens_s1" in tensors:
-        return tensors["tokens_s1"], tensors[f"tokens_t{teacher}_1"]
-    return tensors["feat_s2"], tensors[f"feat_t{teacher}_2"]
-
-
 # ReviewKD
-
-
-def review(tensors: dict[str, Tensor]) -> tuple[FeatureLoss, list[Tensor], list[Tensor], dict[str, Tensor]]:
-    """The loss of a case, its features, and its parameters by name."""
-    student = [*(tensors[f"feat_s{level}"] for level in range(3)), tensors["emb_s"]]
-    teacher = [*(tensors[f"preact_t0_{level}"] for level in range(3)), tensors["emb_t"]]
-    parameters = {}
-    for level in range(4):
-        for ours, conv, norm in (("enter", "conv1", "bn1"), ("leave", "conv2", "bn2")):
-            parameters[f"{ours}.{level}.0.weight"] = tensors[f"review_{conv}_w{level}"]
-            parameters[f"{ours}.{level}.1.norm.weight"] = tensors[f"review_{norm}_w{level}"]
-            parameters[f"{ours}.{level}.1.norm.bias"] = tensors[f"review_{norm}_b{level}"]
-        if level < 3:
-            parameters[f"attention.{level}.weight"] = tensors[f"review_att_w{level}"]
-            parameters[f"attention.{level}.bias"] = tensors[f"review_att_b{level}"]
-    return build("reviewkd", student, teacher), student, teacher, parameters
 
 
 @every_dtype
@@ -253,30 +208,6 @@ def test_ofa_is_stable_at_large_logits() -> None:
 
 
 # CA-MKD
-
-
-def ca_mkd_losses(tensors: dict[str, Tensor], form: str) -> list[FeatureLoss]:
-    losses: list[FeatureLoss] = []
-    earlier: list[Any] = []
-    for k in range(len(tensors["logits_t"])):
-        student, teacher = last_maps(tensors, k)
-        losses.append(build("ca_mkd", [student], [teacher], form=form, earlier=list(earlier)))
-        earlier.append([tuple(teacher.shape[1:])])
-    return losses
-
-
-def ca_mkd_parameters(tensors: dict[str, Tensor], teacher: int) -> dict[str, Tensor]:
-    names = {"0.weight": "w", "0.bias": "b", "1.norm.weight": "bn_w", "1.norm.bias": "bn_b"}
-    return {f"regressor.{ours}": tensors[f"camkd_reg_{theirs}{teacher}"] for ours, theirs in names.items()}
-
-
-def ca_mkd_values(losses: list[FeatureLoss], tensors: dict[str, Tensor]) -> list[Tensor]:
-    values = []
-    for k, loss in enumerate(losses):
-        student, teacher = last_maps(tensors, k)
-        batch = batch_of(tensors, teacher_classifier=(tensors[f"camkd_cls_w{k}"], tensors[f"camkd_cls_b{k}"]))
-        values.append(evaluate(loss, [student], [teacher], batch, ca_mkd_parameters(tensors, k)))
-    return values
 
 
 @every_dtype

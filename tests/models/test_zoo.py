@@ -12,6 +12,7 @@ import torch
 import kd_core.zoo  # noqa: F401  (registers the networks)
 from kd_core.errors import UserError
 from kd_core.models.weights import load_strict
+from kd_core.porting import mdistiller, torchdistill
 from kd_core.zoo.cifar_stem import FAMILIES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -281,3 +282,11 @@ def test_wrong_layout_names_what_differs():
     other = timm.create_model("cifar_wrn_16_2", num_classes=100).state_dict()
     with pytest.raises(UserError, match="weights are for another architecture"):
         load_strict(model, other, "teachers[0] 'cifar_resnet20'", num_classes=100)
+
+
+def test_networks_of_other_projects_experiments_are_here():
+    """mdistiller's `feats` are the stages here, which `kd_core.porting` counts on."""
+    with torch.device("meta"):
+        for name, stages in mdistiller.NETWORKS.values():
+            assert len(timm.create_model(name, num_classes=2).feature_info) == stages, name
+    assert set(torchdistill.WIDE.values()) <= set(NATIVE)

@@ -58,8 +58,14 @@ def test_every_module_belongs_to_a_room(house):
     assert modules - {"__init__"} <= set().union(*ORDER)
 
 
+def test_the_page_of_files_is_up_to_date(house):
+    """Else: python tests/tools/house.py --files > docs/files.md"""
+    page = (house.repo / "docs" / "files.md").read_text(encoding="utf-8")
+    assert page == f"{house.files()}\n"
+
+
 def test_the_order_stands_in_the_package(house):
-    """`errors < kd_methods < files, privacy, metrics < ...` in kd_core/__init__.py, and names from before the rooms."""
+    """`errors < kd_methods < files, metrics < ...` in kd_core/__init__.py, and names from before the rooms."""
     text = " ".join((kd_core.__doc__ or "").split())
     stated = text.partition("never after: ")[2].partition(".")[0]
     rooms = [set(level.split(", ")) for level in stated.split(" < ")]

@@ -11,7 +11,8 @@ import pytest
 import compare_kd
 import evaluate_kd
 from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
-from kd_sweeps.sweep_file import check_extra, read_sweep, with_own_configs
+from kd_sweeps.command import check_extra, with_own_configs
+from kd_sweeps.sweep_file import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

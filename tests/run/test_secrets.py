@@ -13,7 +13,7 @@ import yaml
 from wandb_runs import LABEL_ONLY, METHODS, ROOT, done, run_folder, serving, settings, start
 
 from kd_core.config import Layer, digest, resolve
-from kd_core.privacy import redacted
+from kd_core.config.privacy import redacted
 from kd_core.run.folder import RunFolder
 
 KEY, TOKEN, PASSWORD = "0123456789abcdef0123456789abcdef01234567", "hf_tokentokentoken", "remotepassword"

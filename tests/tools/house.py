@@ -1,6 +1,7 @@
 """Measure the code's structure: function lengths, nesting, imports, import cycles.
 
     python tests/tools/house.py [--repo FOLDER]      a table; `--against FOLDER` prints a second checkout beside it
+    python tests/tools/house.py --files > docs/files.md      what each file is for, by its own first sentence
 
 `tests/project/test_house.py` holds the bounds.
 """
@@ -19,7 +20,7 @@ PACKAGES = ("kd_core", "kd_methods", "kd_sweeps", "sweeps", "benchmarks")
 ORDER: tuple[set[str], ...] = (
     {"errors"},
     {"kd_methods"},
-    {"files", "privacy", "metrics"},
+    {"files", "metrics"},
     {"config"},
     {"data", "loop"},
     {"zoo", "models"},
@@ -28,11 +29,11 @@ ORDER: tuple[set[str], ...] = (
     {"evaluation"},
     {"report"},
     {"comparison", "export"},
-    {"cache", "tracking", "views", "sources", "hf_metrics"},
+    {"cache", "tracking", "views", "sources", "hf_metrics", "porting"},
     {"kd_sweeps"},
     {"scripts"},
 )
-SHARED = ({"files", "privacy", "metrics"}, {"zoo", "models"})  # which may import within their set
+SHARED = ({"files", "metrics"}, {"zoo", "models"})  # which may import within their set
 NESTED = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -162,6 +163,18 @@ class House:
         files = [path for folder in folders for path in (self.repo / folder).rglob("*.py")]
         return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
 
+    def files(self) -> str:
+        """docs/files.md: every file with the first paragraph of its docstring, by folder."""
+        lines = ["# What each file is for", "", "Written by `python tests/tools/house.py --files > docs/files.md`."]
+        folder = None
+        for path, tree in sorted(self.trees.items(), key=lambda item: (str(item[0].parent), item[0].name)):
+            if path.parent != folder:
+                folder = path.parent
+                lines += ["", f"## {'Scripts' if folder == Path() else f'{folder}/'}", ""]
+            words = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+            lines.append(f"- `{path.name}`: {words.removesuffix(':')}")
+        return "\n".join(lines)
+
     def table(self) -> dict[str, object]:
         scripts = [path for path in self.trees if str(path) in SCRIPTS]
         runs = self.trees.get(Path("benchmarks/_runs.py"))
@@ -185,8 +198,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--files", action="store_true", help="print docs/files.md instead")
     options = parser.parse_args(arguments)
     house = House(options.repo)
+    if options.files:
+        print(house.files())
+        return
     before = House(options.against).table() if options.against else {}
     for name, value in house.table().items():
         print(f"{name:45}  {value}" + (f"   before: {before[name]}" if before else ""))
