@@ -328,6 +328,7 @@ class Recipe:
         """
         count, device = len(draws.own.ids), planes.device
         shares, at = _sent(draws.shares, device)[:, None], _sent(added, device)
+        index = _sent(_with(count, added), device)
         own, others = planes[:count].index_select(0, at), planes[count:]
         both = own
         if self.settings.cutmix:
@@ -337,10 +338,10 @@ class Recipe:
             everywhere = operations.mixed(own, others, (shares.index_select(0, at)[:, 0] * ONE).int())
             boxed = (boxes[:, 2] > 0)[:, None, None, None] if self.settings.cutmix else None
             both = everywhere if boxed is None else operations.chosen(boxed, both, everywhere)
-        partners = _replaced(labels[:count], added, labels[count:])
         classes = torch.arange(self.classes, device=device)
-        first, second = ((part[:, None] == classes).float() for part in (labels[:count], partners))
-        return _replaced(planes[:count], added, both), shares * first + (1 - shares) * second
+        first, second = ((part[:, None] == classes).float() for part in (labels[:count], labels.index_select(0, index)))
+        planes[count:] = both
+        return planes.index_select(0, index), shares * first + (1 - shares) * second
 
     def render(self, images: Tensor, looks: Look) -> Tensor:
         """Images uint8 [n,H,W,3] -> [n,3,H,W], cropped, flipped and changed as `looks` says, not yet mixed."""
@@ -367,7 +368,8 @@ class Recipe:
         if self.settings.erasing and len(erased := np.flatnonzero(looks.erased[:, 2])):
             at, hole = _sent(erased, device), operations.inside(_sent(looks.erased[erased], device), side, side)
             noise = self._noise(_sent(looks.ids[erased], device))
-            images = _replaced(images, erased, operations.chosen(hole, noise, images.index_select(0, at)))
+            noisy = torch.cat([images, operations.chosen(hole, noise, images.index_select(0, at))])
+            images = noisy.index_select(0, _sent(_with(len(images), erased), device))
         return images
 
     def _operate(self, images: Tensor, numbers: np.ndarray, strengths: np.ndarray, fill: Tensor) -> None:
@@ -464,11 +466,11 @@ def _matrices(numbers: np.ndarray, strengths: np.ndarray, side: int) -> np.ndarr
     return np.stack([*matrix[0], *matrix[1]], 1)
 
 
-def _replaced(values: Tensor, places: np.ndarray, others: Tensor) -> Tensor:
-    """`values` [n,...] with `others` [m,...] at places [m], which the host knows; whole rows are copied."""
-    index = np.arange(len(values))
-    index[places] = np.arange(len(values), len(values) + len(others))
-    return torch.cat([values, others]).index_select(0, _sent(index, values.device))
+def _with(count: int, places: np.ndarray) -> np.ndarray:
+    """Numbers of `count` rows, with those of the rows that follow them at `places`: int64 [count]."""
+    index = np.arange(count)
+    index[places] = np.arange(count, count + len(places))
+    return index
 
 
 def _sent(values: np.ndarray, device: torch.device) -> Tensor:

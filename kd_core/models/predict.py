@@ -142,13 +142,15 @@ class Images:
         part = slice((step - steps.start) * share, (step - steps.start + 1) * share)
         return Pixels(pixels.stored[part], pixels.shown[part]), labels[part]
 
-    def show_fixed(self, rows: Tensor, numbers: Tensor, crops: Augmentation) -> tuple[Pixels, Tensor]:
+    def show_fixed(
+        self, rows: Tensor, numbers: Tensor, crops: Augmentation, *, shared: bool
+    ) -> tuple[Pixels, Tensor]:
         """The images of fixed views `numbers` int64 [B] of rows int64 [B], both on the host, and the views' ids.
 
-        crops: what the ids mean without a recipe.
+        crops: what the ids mean without a recipe.  shared: whether a teacher of shared views will see them.
         """
         ids = fixed_views(rows, numbers, self.recipe or crops)
-        if self.recipe is not None:
+        if self.recipe is not None and shared:
             pixels, _ = self.recipe.show(self.store, self.recipe.draws(rows, ids))
         else:
             stored, _ = self.store.gather(rows)

@@ -419,7 +419,8 @@ class TeacherLogits:
                 if len(part) == 1:  # kernels may round a single image differently from a batch
                     part = torch.cat([part, slots[slots != part][:1]])
                 rows, numbers = part % store.rows, part // store.rows
-                pixels, ids = images.show_fixed(rows, numbers, Augmentation.of(config.data))
+                crops = Augmentation.of(config.data)
+                pixels, ids = images.show_fixed(rows, numbers, crops, shared=cached.per_view)
                 computed = compute_for(index, pixels, ids, shared=cached.per_view)
                 values = [one.cpu() for one in computed]
                 if not all(bool(one.isfinite().all()) for one in values):
