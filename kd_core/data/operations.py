@@ -43,14 +43,24 @@ def _taken(canvas: Tensor, places: Tensor) -> Tensor:
     return canvas.flatten(2).gather(2, wanted).unflatten(2, places.shape[1:])
 
 
-def crops(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
-    """Crops of the images' size at int64 offsets [n], after black padding; those `mirrored` bool [n], then flipped."""
-    height, width = images.shape[2:]
-    canvas = F.pad(images, [padding] * 4) if padding else images
-    y, x = (torch.arange(size, device=images.device) for size in (height, width))
-    columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - x, x)
-    rows = (top[:, None] + y) * canvas.shape[3]
-    return _taken(canvas, rows[:, :, None] + columns[:, None])
+def crops(images: Tensor, boxes: Tensor, padding: int) -> Tensor:
+    """Crops of stored images uint8 [n,H,W,3], of their size, after black padding: uint8 [n,3,H,W].
+
+    boxes int32 [n,4]: the offsets from the top and the left come first.
+    """
+    canvas = F.pad(images, (0, 0, *[padding] * 4)) if padding else images.contiguous()
+    (count, height, width, _), (tall, wide) = images.shape, canvas.shape[1:3]
+    # Each row of a crop is a run of bytes, and all runs are rows of one overlapping strided tensor.
+    runs = canvas.as_strided((count * tall * wide - width + 1, width * 3), (3, 1))
+    steps = torch.arange(max(count, height), device=images.device)
+    first = (steps[:count] * tall + boxes[:, 0]) * wide + boxes[:, 1]
+    found = runs.index_select(0, (first[:, None] + steps[:height] * wide).flatten())
+    return planar(found.view(images.shape))
+
+
+def planar(images: Tensor) -> Tensor:
+    """[n,H,W,3] -> [n,3,H,W]."""
+    return torch.stack(images.unbind(3), 1)
 
 
 def affine(images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
@@ -70,16 +80,15 @@ def affine(images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
     return _taken(framed, row.add_(1).mul_(width + 2).add_(column).add_(1))
 
 
-def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
+def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
     """The boxes int32 [n,4] = (top, left, height, width) of square images, resized to all of it, bilinearly.
 
-    `mirrored` bool [n] exchanges left and right.  No box is larger than the image, so none shrinks and needs smoothing.
-    Rounded to bytes between columns and rows, as in Pillow.
+    No box is larger than the image, so none shrinks and needs smoothing.  Rounded to bytes between columns and rows, as
+    in Pillow.
     """
     side = images.shape[2]
     top, left, height, width = boxes[:, :, None].unbind(1)
     first, second, share = _taps(left, width, side)
-    first, second, share = (torch.where(mirrored[:, None], values.flip(1), values) for values in (first, second, share))
     across = _between(images, first[:, None, None], second[:, None, None], share[:, None, None], 3)
     first, second, share = _taps(top, height, side)
     return _between(across, first[:, None, :, None], second[:, None, :, None], share[:, None, :, None], 2)
@@ -147,13 +156,13 @@ def autocontrast(images: Tensor, amounts: Tensor) -> Tensor:
 
 def equalize(images: Tensor, amounts: Tensor) -> Tensor:
     """Each channel with an even histogram, by Pillow's table."""
-    planes, values = images.flatten(2).flatten(0, 1).long(), _values(images)
-    counts = planes.new_zeros(len(planes), 256).scatter_add_(1, planes, planes.new_ones(1, 1).expand_as(planes))
-    last = counts.gather(1, planes.amax(1, keepdim=True))
+    planes, values = images.flatten(2).flatten(0, 1), _values(images)
+    one = values.new_ones(1, 1).expand_as(planes)
+    counts = values.new_zeros(len(planes), 256).scatter_add_(1, planes.long(), one)
+    last = counts.gather(1, planes.amax(1, keepdim=True).long())
     step = (planes.shape[1] - last) // 255
-    below = counts.cumsum(1) - counts
-    tables = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    return torch.where(step > 0, tables, values).to(torch.uint8).view(-1, 3, 256)
+    tables = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(step // 2) // step.clamp(min=1)
+    return torch.where(step > 0, tables.clamp_(0, 255), values).to(torch.uint8).view(-1, 3, 256)
 
 
 # ------------------------------------------------------------------------------------------- whole images
@@ -176,13 +185,17 @@ def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image, and the rest its blurred form (5/13 center, 1/13 each neighbor); not on its border."""
     if min(images.shape[2:]) < 3:
         return images
-    values = images.int()
-    center = values[..., 1:-1, 1:-1]
-    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * center
-    blurred = total.add_(6).mul_(THIRTEENTH).bitwise_right_shift_(20)
+    # Neighbors are found at fixed distances in one run of all pixels, which is wrong on the border alone.
+    width, values = images.shape[3], images.short().flatten()
+    rows = values[:-2] + values[1:-1] + values[2:]
+    total = (rows[: -2 * width] + rows[width:-width] + rows[2 * width :]).int()
+    center = values[width + 1 : -width - 1].int()
+    blurred = total.add_(4 * center).add_(6).mul_(THIRTEENTH).bitwise_right_shift_(20)
+    factors = _column(amounts).expand_as(images).flatten()[width + 1 : -width - 1]
+    changed = torch.empty_like(images)
+    changed.flatten()[width + 1 : -width - 1] = _bytes(center.sub_(blurred).mul_(factors).add_(blurred.mul_(ONE)))
     sharp = images.clone()
-    sharp[..., 1:-1, 1:-1] = _bytes((center - blurred).mul_(_column(amounts)).add_(blurred.mul_(ONE)))
+    sharp[..., 1:-1, 1:-1] = changed[..., 1:-1, 1:-1]
     return sharp
 
 

@@ -106,9 +106,9 @@ def _boxes(
 class Look(NamedTuple):
     """How n images are rendered; numpy on the host, n in front.
 
-    rows, ids: int64, the images and their views.  boxes: int32 [n,4], the part that is seen, with resized crops.
-    mirrored: bool.  operations: int8 [n,L], numbers of NAMES, and their strengths float32 [n,L].  cutout, erased:
-    int32 [n,4], boxes; without height: none.
+    rows, ids: int64, the images and their views.  boxes: int32 [n,4], the crop as (top, left, height, width), of the
+    padded image or, for resized crops, of the image.  mirrored: bool.  operations: int8 [n,L], numbers of NAMES, and
+    their strengths float32 [n,L].  cutout, erased: int32 [n,4], boxes; without height: none.
     """
 
     rows: np.ndarray
@@ -234,9 +234,13 @@ class Recipe:
     def _look(self, rows: Tensor, ids: Tensor) -> Look:
         count, settings = len(ids), self.settings
         none = np.zeros((count, 4), np.int32)
-        boxes, cutout, erased = none, none, none
+        cutout, erased = none, none
+        view, offsets = self._weak.view_of(ids), 2 * self._weak.crop_padding + 1
         if settings.resized_crop:
-            boxes = self._crop_boxes(ids).int().numpy()
+            boxes = self._crop_boxes(ids)
+        else:
+            sizes = torch.full_like(view, self.side)
+            boxes = torch.stack([view // offsets % offsets, view % offsets, sizes, sizes], 1)
         if settings.cutout:
             corners = [_below(ids, self.side, CUTOUT, axis) - settings.cutout // 2 for axis in range(2)]
             sizes = torch.full((count, 2), settings.cutout)
@@ -249,12 +253,11 @@ class Recipe:
         numbers, strengths = (
             torch.stack([slot[part] for slot in slots], 1) if slots else torch.zeros(count, 0) for part in range(2)
         )
-        mirrored = self._weak.view_of(ids) >= (2 * self._weak.crop_padding + 1) ** 2
         return Look(
             rows.numpy(),
             ids.numpy(),
-            boxes,
-            mirrored.numpy(),
+            boxes.int().numpy(),
+            (view >= offsets**2).numpy(),
             numbers.to(torch.int8).numpy(),
             strengths.float().numpy(),
             cutout,
@@ -345,23 +348,21 @@ class Recipe:
 
     def render(self, images: Tensor, looks: Look) -> Tensor:
         """Images uint8 [n,H,W,3] -> [n,3,H,W], cropped, flipped and changed as `looks` says, not yet mixed."""
-        device, side = images.device, self.side
-        mirrored, images = _sent(looks.mirrored, device), torch.stack(images.unbind(3), 1)
+        device, side, fill = images.device, self.side, self._fill.to(images.device)
+        place = np.argsort(looks.mirrored, kind="stable")  # of each image: those of an operation are brought together
+        images, boxes = images.index_select(0, _sent(place, device)), _sent(looks.boxes[place], device)
         if self.settings.resized_crop:
-            images = operations.resized_crops(images, _sent(looks.boxes, device), mirrored)
+            images = operations.resized_crops(operations.planar(images), boxes)
         else:
-            numbers, offsets = self._weak.view_of(_sent(looks.ids, device)), 2 * self._weak.crop_padding + 1
-            top, left = numbers // offsets % offsets, numbers % offsets
-            images = operations.crops(images, top, left, mirrored, self._weak.crop_padding)
-        fill = self._fill.to(device)
-        place = np.arange(len(images))  # of each image: those of an operation are brought together
+            images = operations.crops(images, boxes, self._weak.crop_padding)
+        mirrored = slice(len(images) - int(np.count_nonzero(looks.mirrored)), None)
+        images[mirrored] = images[mirrored].flip(3)
         for slot in range(looks.operations.shape[1]):
             order = np.argsort(looks.operations[place, slot], kind="stable")
             place = place[order]
             images = images.index_select(0, _sent(order, device))
             self._operate(images, looks.operations[place, slot], looks.strengths[place, slot], fill)
-        if looks.operations.shape[1]:
-            images = images.index_select(0, _sent(np.argsort(place), device))
+        images = images.index_select(0, _sent(np.argsort(place), device))
         if self.settings.cutout:
             hole = operations.inside(_sent(looks.cutout, device), side, side)
             images = operations.chosen(hole, fill[:, None, None], images)
