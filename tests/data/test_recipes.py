@@ -8,6 +8,7 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -27,6 +28,7 @@ from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import LEVELS, MOVES, NAMES, NUMBER, POLICY, Recipe, amounts_of, strengths
 from kd_core.data.views import Augmentation, EpochPlan, Views, draw_views, fixed_views, view_ids
 from kd_core.errors import UserError
+from kd_core.export.dump_logits import dump_logits
 from kd_core.models.predict import Images
 
 CPU = torch.device("cpu")
@@ -218,7 +220,9 @@ def test_randaugment_draws_each_operation_alike_and_each_sign() -> None:
     for slot in range(3):
         assert_uniform(np.bincount(looks.operations[:, slot], minlength=len(NAMES))[[NUMBER[name] for name in POLICY]])
     pairs = looks.operations[:, 0].astype(int) * 32 + looks.operations[:, 1]  # slots are independent
-    assert_uniform(np.unique(pairs, return_counts=True)[1]) and len(np.unique(pairs)) == 14**2
+    values, counts = np.unique(pairs, return_counts=True)
+    assert_uniform(counts)
+    assert len(values) == 14**2
     turned = looks.strengths[looks.operations == NUMBER["rotate"]]
     assert set(np.abs(turned).tolist()) == {9.0}
     assert_uniform(np.array([(turned > 0).sum(), (turned < 0).sum()]))
@@ -239,7 +243,9 @@ def test_trivialaugment_draws_one_operation_and_each_level_alike() -> None:
 def test_color_jitter_draws_uniform_factors_in_every_order() -> None:
     looks = drawn(24_000, recipe(color_jitter={"brightness": 0.4, "hue": 0.1})).own
     four = drawn(24_000, recipe(color_jitter={"hue": 0.2})).own.operations
-    assert_uniform(np.unique(four, axis=0, return_counts=True)[1]) and len(np.unique(four, axis=0)) == 24
+    orders, counts = np.unique(four, axis=0, return_counts=True)
+    assert_uniform(counts)
+    assert len(orders) == 24
     for name, low, high in (("brightness", 0.6, 1.4), ("hue", -0.1, 0.1), ("contrast", 0.6, 1.4)):
         values = looks.strengths[looks.operations == NUMBER[name]]
         assert len(values) == 24_000
@@ -267,10 +273,13 @@ def test_cutmix_boxes_have_the_papers_areas_and_lie_everywhere() -> None:
     np.testing.assert_allclose(draws.shares, 1 - height * width / SIDE**2, atol=1e-6)
     whole = there & (top > 0) & (left > 0) & (top + height < SIDE) & (left + width < SIDE)
     assert (height[whole] == width[whole]).all() and (height[whole] % 2 == 0).all()
-    # the side before it is cut at the border: 32 sqrt(1 - uniform), so that its square is uniform
-    center_row = np.where(top > 0, top + height // 2, SIDE)
-    rows = center_row[whole & (height == 2)]
-    assert abs(rows.mean() - 15.5) < 1.5
+    assert_uniform(np.bincount(top[whole & (height == 2)], minlength=30)[1:])
+    # The side is 32 times the root of a uniform number, rounded down to even; a center within the border is one of 31
+    # less the side, in each direction.
+    half = np.arange(1, 16)
+    expected = ((half + 1) ** 2 - half**2) / 16**2 * ((31 - 2 * half) / 32) ** 2
+    counts = np.bincount(height[whole] // 2, minlength=16)[1:16]
+    assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-4
     both = recipe(mixup={"alpha": 1.0}, cutmix={"alpha": 1.0, "probability": 0.3})
     shares = drawn(20_000, both)
     assert (shares.pasted[:, 2] > 0).mean() == pytest.approx(0.3, abs=0.02)
@@ -383,13 +392,13 @@ def test_processes_show_what_one_shows(world_size: int, fixed: int | None) -> No
     data = data_of(photos())
     own, store = recipe(data, randaugment={}, cutmix={}), store_of(data)
     options = {"seed": 4, "epoch": 1, "batch_size": 20, "augmentation": own, "fixed": fixed}
-    [whole] = [EpochPlan(data.train.rows, CPU, rank=0, world_size=1, **options)]
+    whole = EpochPlan(data.train.rows, CPU, rank=0, world_size=1, **options)
     plans = [EpochPlan(data.train.rows, CPU, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     for step in (0, 5):
         expected, labels = own.show(store, whole.draws(range(step, step + 1)))
         parts = [own.show(store, plan.draws(range(step, step + 1))) for plan in plans]
         assert torch.cat([pixels.shown for pixels, _ in parts]).equal(expected.shown)
-        assert torch.cat([own for _, own in parts]).equal(labels)
+        assert torch.cat([part for _, part in parts]).equal(labels)
 
 
 def test_a_step_is_the_same_alone_and_within_a_block_of_steps() -> None:
@@ -448,6 +457,13 @@ def test_the_store_is_left_alone() -> None:
     rows = data.train.rows
     pixels, _ = own.show(store_of(data), own.draws(rows, view_ids(0, 0, rows, own)))
     assert data.train.images.equal(before) and pixels.stored.equal(before[rows])
+
+
+def test_files_of_logits_hold_no_views_of_a_recipe() -> None:
+    config = Config.model_validate({"data": {"source": "digits"}, "augment": {"erasing": {}}})
+    predict = SimpleNamespace(config=config, accelerator=None)
+    with pytest.raises(UserError, match=r"--dump-views: 2: files of logits hold crops and flips.* augment.erasing"):
+        dump_logits(Path("logits.safetensors"), 2, None, None, predict)  # type: ignore[arg-type]
 
 
 def test_a_cutout_larger_than_the_images_is_refused() -> None:
