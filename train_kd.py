@@ -57,7 +57,7 @@ if __name__ == "__main__" and answer_early(parse, "train_kd.py")[0].print_config
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ from kd_core.config import Config
 from kd_core.data.views import Augmentation, EpochPlan, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
-from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
-from kd_core.models import Images, Network, Predictor, WithFeatures
+from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
+from kd_core.models import AVERAGED, Images, Network, Predictor, WeightAverage, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
@@ -108,6 +108,7 @@ class Setup:
     meter: Meter
     guard: NonFiniteSteps | None
     speed: Speed
+    average: WeightAverage | None  # of the student's weights, with `training.ema`
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +172,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     predict = Predictor(accelerator, config)
     predict.prepare(network.model)
     network.share_batch_norm(accelerator, training)
+    average = WeightAverage(network.model, training.ema) if training.ema else None  # a copy, so before it is wrapped
     teachers = TeacherLogits(members, predict)
     images = Images.for_training(config, data, device)
     val = Images(data.val, device, store) if data.val else None
@@ -188,6 +190,11 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     compiled = torch.compile(trained, mode=training.compile_mode) if training.compile else trained
     model, optimizer = accelerator.prepare(compiled, optimizer)
     buffers = [*network.model.buffers(), *method.copied_buffers()]
+    if training.accumulate > 1:
+        job.say(
+            f"training.accumulate: each step takes {training.accumulate} parts of {config.part} images; BatchNorm, "
+            "means over the batch and losses of a whole batch see one part"
+        )
     return Setup(
         config=config,
         job=job,
@@ -204,6 +211,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
         guard=NonFiniteSteps(optimizer.optimizer, buffers, method.take_back) if training.skip_nonfinite else None,
         speed=Speed(device),
+        average=average,
     )
 
 
@@ -238,6 +246,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         optimizer=setup.optimizer,
         method=setup.method,
         meter=setup.meter,
+        average=setup.average,
     )
     found = checkpoints.load()
     progress = found or Progress(
@@ -305,6 +314,8 @@ def epochs(
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began
                 job.share_buffers(setup.network.model)
+                if setup.average:
+                    job.share_buffers(setup.average.model)
                 if setup.features:
                     job.share_buffers(setup.method)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
@@ -325,7 +336,8 @@ def epochs(
                 "perf/epoch_time": time.perf_counter() - began,
             }
             tracker.log(row)
-            better = progress.add_epoch(row, offset=tracker.offset, skipped=setup.meter.skipped)
+            averaged, skipped = setup.average is not None, setup.meter.skipped
+            better = progress.add_epoch(row, offset=tracker.offset, skipped=skipped, averaged=averaged)
             checkpoints.save_epoch(progress, better=better)
             if better:
                 tracker.store_best()
@@ -361,7 +373,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         setup.device,
         seed=config.training.seed,
         epoch=epoch,
-        batch_size=config.data.batch_size,
+        batch_size=config.part,  # so of each step as many as it has parts, one after another
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         augmentation=setup.images.recipe or Augmentation.of(config.data),
@@ -373,8 +385,8 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
 
 
 def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
-    """Train on batch `position` of the epoch's plan, at `step` of the run.  Nothing here waits for the device."""
-    accelerator, training, method = setup.job.accelerator, setup.config.training, setup.method
+    """Make step `position` of the epoch's plan, `step` of the run.  Nothing here waits for the device."""
+    accelerator, training = setup.job.accelerator, setup.config.training
     rate = learning_rate_at(
         step, total_steps=setup.total_steps, steps_per_epoch=setup.steps_per_epoch, training=training
     )
@@ -382,46 +394,71 @@ def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     if setup.guard:
         setup.guard.begin()
 
+    parts, found = training.accumulate, list[dict[str, torch.Tensor]]()
+    for part in range(parts):
+        # Processes add up their gradients once, after the last part.
+        with accelerator.no_sync(setup.model) if part + 1 < parts else nullcontext():
+            metrics = measures(setup, plan, position * parts + part, step / setup.total_steps)
+            accelerator.backward(metrics["loss_total"] / parts if parts > 1 else metrics["loss_total"])
+        found.append({name: value.detach() for name, value in metrics.items()})
+    metrics = found[0] if parts == 1 else {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+    if training.clip is not None or setup.guard:
+        norm = accelerator.clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
+        if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
+            metrics["gradient_norm"] = norm
+    skipped = setup.guard.skip(norm) if setup.guard else None
+    setup.meter.add(step, metrics, skipped)
+    missed = take_step(setup.optimizer, accelerator.scaler)
+    setup.optimizer.zero_grad()
+    if setup.average:
+        setup.average.update(step, skipped if setup.guard else missed)
+
+
+def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict[str, torch.Tensor]:
+    """loss_total, with its gradient, and the other measures of the images at `place` of the epoch's plan."""
+    training, method = setup.config.training, setup.method
     with setup.speed.data.running():
-        pixels, labels = setup.images.show(plan, position)
-        ids = plan.batch(position, setup.device).ids
+        pixels, labels = setup.images.show(plan, place)
+        ids = plan.batch(place, setup.device).ids
         inputs = setup.network.views.train(pixels.shown, ids, channels_last=training.channels_last)
     more: dict[str, Any] = {}
     with setup.speed.teachers.running():
         teachers = TeacherOutputs()
         if method.requires_teachers:
-            teachers = setup.teachers.outputs(plan, position, pixels)
+            teachers = setup.teachers.outputs(plan, place, pixels)
     if setup.features is None:
         student = StudentOutput(setup.model(inputs))
     else:
         logits, maps = setup.model(inputs)
         student = StudentOutput(logits, maps, setup.features.classifier)
-        more["rows"] = setup.images.places(plan.batch(position, setup.device).rows)
-    loss, metrics = method(student, teachers, labels, progress=step / setup.total_steps, **more)
+        more["rows"] = setup.images.places(plan.batch(place, setup.device).rows)
+    loss, metrics = method(student, teachers, labels, progress=progress, **more)
     classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
     accuracy = (student.logits.argmax(1) == classes).float().mean()
-    metrics = {"loss_total": loss, "accuracy": accuracy, **metrics}
-
-    accelerator.backward(loss)
-    if training.clip is not None or setup.guard:
-        norm = accelerator.clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
-        if accelerator.scaler is None:  # else it is infinite where the loss scale is too large
-            metrics["gradient_norm"] = norm
-    setup.meter.add(step, metrics, setup.guard.skip(norm) if setup.guard else None)
-    setup.optimizer.step()
-    setup.optimizer.zero_grad()
+    return {"loss_total": loss, "accuracy": accuracy, **metrics}
 
 
 def validate(setup: Setup, progress: float) -> dict[str, float]:
-    """val/* of the student as it is; nothing without a validation split.  `progress` is the share of training done."""
+    """val/* of the student as it is, val/ema_* of its average; nothing without a validation split.
+
+    `progress` is the share of training done.
+    """
     if setup.val is None:
         return {}
-    logits = setup.predict(setup.network.model, setup.val, setup.network.views)
-    batch_size = setup.config.data.batch_size
-    row = models.score(
-        setup.method, logits, setup.checked.logits, setup.val.labels, batch_size=batch_size, progress=progress
-    )
-    return {f"val/{name}": value for name, value in row.items()}
+    images, batch_size = setup.val, setup.config.part
+
+    def scores(model: nn.Module) -> dict[str, float]:
+        logits = setup.predict(model, images, setup.network.views)
+        row = models.score(
+            setup.method, logits, setup.checked.logits, images.labels, batch_size=batch_size, progress=progress
+        )
+        return {f"val/{name}": value for name, value in row.items()}
+
+    row = scores(setup.network.model)
+    if setup.average:
+        own = scores(setup.average.model)
+        row |= {average: own[name] for name, average in AVERAGED.items()}
+    return row
 
 
 def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:

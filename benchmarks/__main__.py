@@ -24,6 +24,7 @@ PARTS = {
     "teachers": "teacher_cache",
     "heap": "heap",
     "textbook": "textbook",
+    "features": "features",
     "losses": "losses",
     "metrics": "metrics",
     "processes": "processes",

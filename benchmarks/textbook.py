@@ -70,16 +70,22 @@ def forget_precision() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def in_own_process(data: Path, folder: Path, student: dict[str, Any], steps: int) -> Iterator[float]:
-    """`textbook` in a new process, since this project's heap settings apply to the whole process."""
+def in_own_process(
+    data: Path, folder: Path, student: dict[str, Any], steps: int, *more: str, loop: str = "textbook.textbook"
+) -> Iterator[float]:
+    """The loop in a new process, since this project's heap settings apply to the whole process.
+
+    loop: a module of this folder and its function, which is called with the arguments before it.
+    """
+    module, _, function = loop.partition(".")
     code = (
-        "import json, sys, torch; from pathlib import Path; from benchmarks.textbook import textbook\n"
+        f"import json, sys, torch; from pathlib import Path; from benchmarks.{module} import {function} as loop\n"
         "torch.set_num_threads(1)\n"
-        "data, folder, student, steps = json.loads(sys.argv[1])\n"
-        "rates = textbook(Path(data), Path(folder), student, steps)\n"
+        "data, folder, *more = json.loads(sys.argv[1])\n"
+        "rates = loop(Path(data), Path(folder), *more)\n"
         "for _ in sys.stdin: print(next(rates), flush=True)"
     )
-    settings = json.dumps([str(data), str(folder), student, steps])
+    settings = json.dumps([str(data), str(folder), student, steps, *more])
     with subprocess.Popen(
         [sys.executable, "-c", code, settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -92,21 +98,11 @@ def in_own_process(data: Path, folder: Path, student: dict[str, Any], steps: int
 
 def textbook(data: Path, teacher_folder: Path, student: dict[str, Any], steps: int) -> Iterator[float]:
     """Images per second over `steps` steps, repeatedly; the loader's workers keep running in between."""
-    dataset = ArrayDataset(open_parquet(data))
-    loader = DataLoader(
-        dataset, BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True,
-        multiprocessing_context="fork",
-    )  # fmt: skip
-    more = {key: student[key] for key in ("img_size", "args") if key in student}
-    model = models.create_model(student["name"], num_classes=CLASSES, **more).train()
+    model = student_network(student)
     teacher = models.load_export(teacher_folder / "student").model.eval()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = plain_sgd(model)
+    stream = batches(data)
 
-    def batches() -> Iterator[Any]:
-        while True:
-            yield from loader
-
-    stream = batches()
     def step() -> tuple[float, float]:
         images, labels = next(stream)
         logits = model(images)
@@ -120,6 +116,30 @@ def textbook(data: Path, teacher_folder: Path, student: dict[str, Any], steps: i
         optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
+    yield from speeds(step, steps)
+
+
+def batches(data: Path) -> Iterator[Any]:
+    """Images [64,3,32,32] and labels, from PIL transforms in two workers, without end."""
+    loader = DataLoader(
+        ArrayDataset(open_parquet(data)), BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+def student_network(student: dict[str, Any]) -> torch.nn.Module:
+    more = {key: student[key] for key in ("img_size", "args") if key in student}
+    return models.create_model(student["name"], num_classes=CLASSES, **more).train()
+
+
+def plain_sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def speeds(step: Callable[[], Any], steps: int) -> Iterator[float]:
+    """Images per second over `steps` steps, repeatedly."""
     while True:
         start = time.perf_counter()
         for _ in range(steps):

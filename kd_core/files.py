@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -12,7 +10,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,7 +19,7 @@ from typing import Any
 from filelock import SoftFileLease, Timeout
 from safetensors import SafetensorError
 
-from kd_core.errors import UserError, first_line, printable
+from kd_core.errors import UserError, first_line
 
 MAX_JSON_BYTES = 2**24
 LEASE = 30.0  # seconds without a heartbeat after which a lock's owner on another machine counts as dead
@@ -41,19 +39,6 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of plain values as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
-
-    def cell(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return printable(f"'{value}" if value.startswith(tuple("=+-@\t\r")) else value)
-
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
-    return text.getvalue()
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -8,36 +8,51 @@ from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
 from kd_methods._features import FeatureTerm, per_image
 from kd_methods._module import LazyModule, identity
+from kd_methods._schedule import Schedule
 from kd_methods._torch import Tensor, torch
 from kd_methods._weights import entropy_weights
 from kd_methods.feature_losses._base import Classifier, FeatureLoss
-from kd_methods.logit_losses._base import correct, standardize
+from kd_methods.logit_losses._base import SecondView, correct, standardize
 
 Metrics = dict[str, Tensor]
+Logits = tuple[Tensor, Tensor]  # of one view: the student's [B,C] and the teachers' [K,B,C]
 
 
 class StudentOutput(NamedTuple):
-    """What the student gave: logits [B,C]; the rest only for `kd.features`.
+    """What the student gave: logits [B,C]; features and classifier only for `kd.features`.
 
     features: a map [B,C,H,W], tokens [B,N,D] or an embedding [B,D] for each layer that is asked for. classifier: weight
-    [C,D] and bias [C] of its last linear layer, with gradient.
+    [C,D] and bias [C] of its last linear layer, with gradient. second: logits [B,C] of a second, strongly augmented
+    view of the same images, for settings whose `second_view` says that they use it.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...] | None = None
     classifier: Classifier | None = None
+    second: Tensor | None = None
 
 
 class TeacherOutputs(NamedTuple):
     """What the K teachers gave, stacked: logits [K,B,C], None for a method without teachers; the rest as above.
 
-    kept: in place of features, what `FeatureTerm.keep` made of them, as a cache returns it.
+    kept: in place of features, what `FeatureTerm.keep` made of them, as a cache returns it. second: logits [K,B,C] of
+    the student's second view.
     """
 
     logits: Tensor | None = None
     features: tuple[tuple[Tensor, ...], ...] | None = None
     classifiers: tuple[Classifier, ...] | None = None
     kept: tuple[tuple[tuple[Tensor, ...], ...], ...] | None = None
+    second: Tensor | None = None
+
+
+def views_of(student: StudentOutput, teachers: TeacherOutputs) -> list[Logits]:
+    """The logits of the first view and, where it is given, of the second."""
+    assert teachers.logits is not None
+    first = student.logits, teachers.logits
+    if student.second is None or teachers.second is None:
+        return [first]
+    return [first, (student.second, teachers.second)]
 
 
 class KDMethod(LazyModule):
@@ -53,7 +68,8 @@ class KDMethod(LazyModule):
     shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
     _temperatures: Tensor | None
-    config: Any  # each subclass narrows this to its own Config
+    config: Any  # each subclass narrows this to its own Config; of the last call where settings change over training
+    settings: MethodConfig  # as they were given
 
     def __init__(
         self,
@@ -70,7 +86,7 @@ class KDMethod(LazyModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: {label_smoothing!r} is not in [0, 1)")
-        self.config = config
+        self.settings = self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.seed = seed
@@ -107,13 +123,22 @@ class KDMethod(LazyModule):
         (fp64 for fp64 logits), under autocast too. Raises ValueError where shapes do not fit together.
 
         rows int64 [B], the images' places in the training split, and features are for `kd.features`. In evaluation
-        mode without features, the loss is the part without them.
+        mode without features, the loss is the part without them; without the second view that it needs in training, it
+        is the part of the first.
         """
+        if self.settings.is_scheduled:
+            self.config = self.settings.at(progress)
+            if self.feature_term is not None:
+                self.feature_term.entries = self.config.features
         self._check(student, teachers, labels)
         dtype = torch.promote_types(student.logits.dtype, torch.float32)
         student = student._replace(logits=student.logits.to(dtype))
         if teachers.logits is not None:
             teachers = teachers._replace(logits=teachers.logits.detach().to(dtype))
+        if student.second is not None:
+            student = student._replace(second=student.second.to(dtype))
+        if teachers.second is not None:
+            teachers = teachers._replace(second=teachers.second.detach().to(dtype))
         if labels.ndim == 2:
             labels = labels.to(dtype)
         with torch.autocast(device_type=student.logits.device.type, enabled=False):
@@ -180,54 +205,89 @@ class KDMethod(LazyModule):
         """The loss in words, with its numbers: `fill_in` an equation that stands beside `compute`."""
         raise NotImplementedError
 
-    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str) -> str:
+    def fill_in(self, equation: str, num_teachers: int, **numbers: float | str | Schedule) -> str:
         """`equation`, a format string, with its numbers.
 
         It may hold `{config.NAME:g}`, `{logit_loss}`, `{teachers}` for how many they are, `{mean}` for the scope, and
         the names of `numbers`.
         """
-        words: dict[str, Any] = {"config": self.config, "teachers": count(num_teachers), **numbers}
-        if hasattr(self.config, "scope"):
-            words["mean"] = SCOPE_WORDS[self.config.scope]
-        if isinstance(self.config, LogitConfig):
-            words["logit_loss"] = self.config.describe_loss()
-        terms = [entry.describe() for entry in getattr(self.config, "features", [])]
+        config = self.settings.in_words()
+        words: dict[str, Any] = {"config": config, "teachers": count(num_teachers), **numbers}
+        if hasattr(config, "scope"):
+            words["mean"] = SCOPE_WORDS[config.scope]
+        if isinstance(config, LogitConfig):
+            words["logit_loss"] = config.describe_loss()
+        terms = [entry.describe() for entry in getattr(config, "features", [])]
         return " + ".join([equation.format(**words), *terms])
 
-    def label_loss(self, student: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy [B] of student logits [B,C] with the labels, label smoothing included."""
-        cross_entropy = torch.nn.functional.cross_entropy
-        return cross_entropy(student, labels, reduction="none", label_smoothing=self.label_smoothing)
+    def label_loss(self, student: Tensor | StudentOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy [B] of the student with labels int64 [B] or soft [B,C], label smoothing included.
 
-    def logit_loss(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
-        """The configured logit loss [K,B], T squared included, of student [B,C] to teachers [K,B,C]."""
+        student: its output, whose two views' cross-entropies are added, or logits [B,C]. Label smoothing s makes labels
+        (1 - s) y + s / C, soft ones too, as in torch.nn.functional.cross_entropy.
+        """
+        of = functools.partial(
+            torch.nn.functional.cross_entropy, reduction="none", label_smoothing=self.label_smoothing
+        )
+        if not isinstance(student, StudentOutput):
+            return of(student, labels)
+        first = of(student.logits, labels)
+        return first if student.second is None else first + of(student.second, labels)
+
+    def logit_loss(
+        self,
+        student: Tensor | StudentOutput,
+        teachers: Tensor | TeacherOutputs,
+        labels: Tensor,
+        progress: float = 1.0,
+    ) -> Tensor:
+        """The configured logit loss [K,B], T squared included, of the student to each teacher.
+
+        student and teachers: their outputs, or the logits [B,C] and [K,B,C] of one view. Raises ValueError in training
+        where the loss needs the second view and does not get it.
+        """
+        if isinstance(student, StudentOutput) and isinstance(teachers, TeacherOutputs):
+            return self.loss_of_views(views_of(student, teachers), labels, progress)
+        assert not isinstance(student, StudentOutput) and not isinstance(teachers, TeacherOutputs)
+        return self.loss_of_views([(student, teachers)], labels, progress)
+
+    def loss_of_views(self, views: list[Logits], labels: Tensor, progress: float) -> Tensor:
+        """`logit_loss` of one view or two."""
         config = self.config
+        if self.training and len(views) == 1 and config.second_view == "required":
+            raise ValueError(
+                f"kd.loss {config.loss!r} needs a second view: StudentOutput.second [batch, classes] and "
+                "TeacherOutputs.second [teachers, batch, classes]"
+            )
+        raw = views
         if config.correct_labels != "none":
-            teachers = correct(teachers, labels, config.correct_labels)
-        raw = student, teachers
+            raw = [(own, correct(others, labels, config.correct_labels)) for own, others in raw]
+        views = raw
         if config.standardize or config.norm_temperature:
-            student, teachers = standardize(student), standardize(teachers)
-        values = self._plain_loss(student, teachers, labels, progress, raw)
-        if values.shape != teachers.shape[:2]:
+            views = [(standardize(own), standardize(others)) for own, others in raw]
+        values = self._plain_loss(views, labels, progress, raw)
+        first = raw[0]
+        if values.shape != first[1].shape[:2]:
             raise ValueError(
                 f"kd.loss {config.loss!r} gives shape {tuple(values.shape)}; it must be [teachers, batch], here "
-                f"{tuple(teachers.shape[:2])}"
+                f"{tuple(first[1].shape[:2])}"
             )
         if config.norm_temperature:  # T^2 becomes that of the teacher's own temperature
-            values = values * raw[1].var(-1)
+            values = values * first[1].var(-1)
         if config.entropy_weight:
-            values = values * entropy_weights(*raw)
+            values = values * entropy_weights(*first)
         return values
 
-    def _plain_loss(
-        self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float, raw: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _plain_loss(self, views: list[Logits], labels: Tensor, progress: float, raw: list[Logits]) -> Tensor:
         """The logit loss without the switches, which are in the logits already; `raw` are those without."""
         config = self.config
         parameters = config.loss_config
         loss = logit_losses.function(config.loss, parameters)
+        student, teachers = views[0]
         if parameters is not None and parameters.takes_raw:
-            loss = functools.partial(loss, raw=raw)
+            loss = functools.partial(loss, raw=raw[0])
+        if parameters is not None and parameters.second_view != "unused" and len(views) == 2:
+            loss = functools.partial(loss, second=SecondView(*views[1], raw[1]))
         if self._temperatures is None:
             return loss(student, teachers, labels, config.temperature, progress)
         if parameters is None:  # a loss of the user's own knows numbers alone
@@ -258,6 +318,7 @@ class KDMethod(LazyModule):
                 f"{shape[:1]}, or soft labels (floats) of shape {shape}"
             )
         if not self.requires_teachers:
+            self._check_second(student, teachers)
             return
         if teachers.logits is None:
             raise ValueError(f"kd.type '{self.config.type}' needs teacher logits [teachers, batch, classes]")
@@ -268,6 +329,28 @@ class KDMethod(LazyModule):
                 "for example torch.stack of one tensor per teacher"
             )
         self.config.check_teachers(given[0])
+        self._check_second(student, teachers)
+
+    def _check_second(self, student: StudentOutput, teachers: TeacherOutputs) -> None:
+        """ValueError where only one side has the second view, nothing uses it, or it has another shape."""
+        given: dict[str, tuple[Tensor | None, Tensor | None]] = {
+            "StudentOutput.second": (student.second, student.logits)
+        }
+        if self.requires_teachers:
+            given["TeacherOutputs.second"] = teachers.second, teachers.logits
+        there = [name for name, (second, _) in given.items() if second is not None]
+        if not there:
+            return
+        if missing := given.keys() - there:
+            raise ValueError(f"{there[0]} is given and {missing.pop()} is not; a second view needs both")
+        if self.config.second_view == "unused":
+            loss = getattr(self.config, "loss", None)
+            which = f"kd.loss {loss!r}" if loss else f"kd.type {self.config.type!r}"
+            raise ValueError(f"{there[0]} is given, and {which} does not use a second view; leave it out")
+        for name, (second, first) in given.items():
+            assert second is not None and first is not None
+            if second.shape != first.shape:
+                raise ValueError(f"{name} has shape {tuple(second.shape)}; it must be {tuple(first.shape)}")
 
 
 def count(num_teachers: int) -> str:

@@ -1,22 +1,26 @@
 """Settings of methods: the base classes of their Config."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PlainSerializer,
     PlainValidator,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     create_model,
     model_serializer,
     model_validator,
 )
 
-from kd_methods import logit_losses
+from kd_methods import _schedule, logit_losses
+from kd_methods._schedule import Path, Schedule
 from kd_methods.feature_losses import AnyEntry
-from kd_methods.logit_losses._base import LossConfig
+from kd_methods.logit_losses._base import LossConfig, UseOfSecondView
 
 # In the digests of runs from before sections that say nothing were left out.
 ALWAYS_RECORDED = ("dist", "dkd")
@@ -41,18 +45,83 @@ SCOPE_WORDS = {"batch": "batch-mean", "sample": "per-sample"}
 
 
 class MethodConfig(BaseModel):
-    """Hyperparameters of one method. Unknown keys and values of the wrong type are errors."""
+    """Hyperparameters of one method. Unknown keys and values of the wrong type are errors.
+
+    A number may be given as a schedule over training: `{from: 4, to: 1, shape: cosine}`. Its field then holds the value
+    at the start, and `at` gives the settings at any point.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     balance: ClassVar[tuple[str, ...]] = ()  # settings that shift weight between label and distillation term
+    constant: ClassVar[tuple[str, ...]] = ()  # numbers that cannot change over training
 
     type: str
+    _schedules: dict[Path, Schedule] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_schedules(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Settings whose schedules keep all bounds at both ends, and so between them."""
+        found = _schedule.find(values, cls)
+        if not found:
+            return handler(values)
+        start, end = values, values
+        for path, given in found.items():
+            start, end = _schedule.put(start, path, given["from"]), _schedule.put(end, path, given["to"])
+        config, last = handler(start), cls.model_validate(end)  # the latter with the checks of subclasses
+        config.check_schedules(found)
+        config._schedules = {
+            path: Schedule(_schedule.get(config, path), _schedule.get(last, path), given.get("shape", "linear"))
+            for path, given in found.items()
+        }
+        return config
+
+    def check_schedules(self, paths: Iterable[Path]) -> None:
+        """Raises ValueError that names a schedule which would have no effect."""
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a setting changes over training."""
+        return bool(self._schedules)
+
+    def at(self, progress: float) -> Self:
+        """The settings as plain numbers at `progress`, the fraction of training done."""
+        if not self._schedules:
+            return self
+        return _schedule.put_all(self, {path: schedule.at(progress) for path, schedule in self._schedules.items()})
+
+    def in_words(self) -> Self:
+        """The settings with schedules in place of their numbers, to be formatted."""
+        return _schedule.put_all(self, self._schedules)
+
+    @model_serializer(mode="wrap")
+    def _recorded(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All settings but those in `left_out`, and schedules as they were given."""
+        values: dict[str, Any] = serialize(self)
+        for name in self.left_out() & values.keys() - {path[0] for path in self._schedules}:
+            del values[name]
+        for path, schedule in self._schedules.items():
+            values = _schedule.put(values, path, schedule.given())
+        return values
+
+    def left_out(self) -> set[str]:
+        """Settings that are not recorded, which keeps the digests of runs from before there were such settings."""
+        return set()
 
     @property
     def instead_of_errors(self) -> str | None:
         """What could be given in place of the teachers' errors on validation images; None if nobody needs those."""
         return None
+
+    @property
+    def second_view(self) -> UseOfSecondView:
+        """Whether the loss has a part on a second view of the images: StudentOutput.second, TeacherOutputs.second.
+
+        "required": training has to give it. "optional": the loss is that of one view without it. "unused": giving it
+        is an error.
+        """
+        return "unused"
 
     def check_teachers(self, num_teachers: int) -> None:
         """Raises ValueError that names the key whose value does not fit so many teachers."""
@@ -118,6 +187,12 @@ class LogitConfig(MethodConfig):
             )
         return self
 
+    def check_schedules(self, paths: Iterable[Path]) -> None:
+        super().check_schedules(paths)
+        if ("temperature",) in paths and (self.teacher_temperatures or not self.uses_temperature):
+            reason = "teacher_temperatures" if self.teacher_temperatures else f"loss {self.loss!r}"
+            raise ValueError(f"temperature: changes over training and has no effect beside {reason}; leave it out")
+
     def check_teachers(self, num_teachers: int) -> None:
         super().check_teachers(num_teachers)
         if (given := self.teacher_temperatures) and len(given) != num_teachers:
@@ -134,6 +209,11 @@ class LogitConfig(MethodConfig):
         """Whether the logit loss has a temperature."""
         config = self.loss_config
         return config is None or config.uses_temperature
+
+    @property
+    def second_view(self) -> UseOfSecondView:
+        config = self.loss_config
+        return config.second_view if config else "unused"
 
     @property
     def loss_config(self) -> LossConfig | None:
@@ -158,14 +238,11 @@ class LogitConfig(MethodConfig):
         said = " ".join(words for holds, words in conditions if holds)
         return config.describe(said) if config else f"loss {self.loss} {said}"
 
-    @model_serializer(mode="wrap")
-    def _without_unused_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but switches that are off, and parameters of losses that are not in use and were not changed.
+    def left_out(self) -> set[str]:
+        """Switches that are off, and parameters of losses that are not in use and were not changed.
 
         So a loss or a switch that is added leaves the settings and digests of all other runs as they were.
         """
-        values = serialize(self)
-        for name in {*logit_losses.OWN, *SWITCHES, "features"} & values.keys() - {self.loss, *ALWAYS_RECORDED}:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
+        fields = type(self).model_fields
+        names = {*logit_losses.OWN, *SWITCHES, "features"} & fields.keys() - {self.loss, *ALWAYS_RECORDED}
+        return {name for name in names if getattr(self, name) == fields[name].default}

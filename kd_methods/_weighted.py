@@ -83,12 +83,12 @@ class WeightedMethod(KDMethod):
     ) -> tuple[Tensor, Metrics]:
         assert teachers.logits is not None
         config = self.config
-        per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
+        per_teacher = self.logit_loss(student, teachers, labels, progress)  # [K,B]
         weights = self.teacher_weights(student, teachers, labels, progress)
         loss_kl = (weights * per_teacher).sum(0).mean()
         if (total := self._sum_of_weights(len(weights))) != 1:
             loss_kl = total * loss_kl
-        loss_ce = self.label_loss(student.logits, labels).mean()
+        loss_ce = self.label_loss(student, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
         share = loss_ce.new_full((), config.soft_share)
         common = common_metrics(loss_ce, loss_kl, share, weights.mean(1))

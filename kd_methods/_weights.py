@@ -49,7 +49,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def most_probable(labels: Tensor) -> Tensor:
-    """Labels int64 [B] as they are; soft labels [B,C] as their most probable classes [B]."""
+    """Labels int64 [B] as they are; soft labels [B,C] as the classes of the largest share, the first of equals."""
     return labels if labels.ndim == 1 else labels.argmax(-1)
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kd_methods import logit_losses
-from kd_methods._base import StudentOutput, TeacherOutputs
+from kd_methods._base import Logits, StudentOutput, TeacherOutputs, views_of
 from kd_methods._config import LogitConfig
 from kd_methods._simplex import shortest_combination
 from kd_methods._torch import Tensor, torch
@@ -51,7 +51,8 @@ class Method(WeightedMethod):
         config, count = self.config.aekd, len(teachers.logits)
         # In fp64: where teachers nearly agree, the minimum multiplies rounding errors.
         right = labels.double() if labels.ndim == 2 else labels
-        gradients = self._gradients(student.logits.detach().double(), teachers.logits.double(), right, progress)
+        views = [(own.detach().double(), others.double()) for own, others in views_of(student, teachers)]
+        gradients = self._gradients(views, right, progress)
         if config.gradient == "batch_mean":
             mean = gradients.mean(1)  # [K,C]
             mean = self.reduce_mean(mean.flatten()).view_as(mean)
@@ -68,24 +69,28 @@ class Method(WeightedMethod):
             weights = weights / weights.sum()
         return weights.to(teachers.logits.dtype).unsqueeze(1)
 
-    def _gradients(self, student: Tensor, teachers: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """B times the gradients [K,B,C] of mean_b l_kb with respect to the student's logits [B,C], all in fp64."""
+    def _gradients(self, views: list[Logits], labels: Tensor, progress: float) -> Tensor:
+        """B times the gradients [K,B,C] of mean_b l_kb with respect to the student's logits [B,C], all in fp64.
+
+        With two views those of both, [K,B,2C].
+        """
         if self._is_plain_kd():
+            ((student, teachers),) = views
             temperature = self.config.temperature
             return temperature * ((student / temperature).softmax(-1) - (teachers / temperature).softmax(-1))
         with torch.inference_mode(False), torch.enable_grad():  # in evaluation too
-            student, teachers, labels = (tensor.clone() for tensor in (student, teachers, labels))
-            own = student.expand_as(teachers).contiguous().requires_grad_()
+            labels, all_teachers = labels.clone(), [others.clone() for _, others in views]
+            own = [student.clone().expand_as(others).contiguous().requires_grad_() for student, others in views]
 
-            def losses_to(of_one: Tensor, own: Tensor) -> Tensor:  # of these teachers [k,B,C]: [k,B]
-                return self.logit_loss(own, of_one, labels, progress)
+            def losses_to(some: list[Tensor], own: list[Tensor]) -> Tensor:  # of these teachers [k,B,C]: [k,B]
+                return self.loss_of_views(list(zip(own, some, strict=True)), labels, progress)
 
             if self._temperatures is None:
-                losses = torch.vmap(losses_to)(teachers.unsqueeze(1), own)
+                losses = torch.vmap(losses_to)([others.unsqueeze(1) for others in all_teachers], own)
             else:  # which the logit loss knows by the teacher's place: to all teachers, and of these the own one
-                losses = torch.vmap(losses_to, (None, 0))(teachers, own).diagonal()
-            (gradients,) = torch.autograd.grad(losses.sum(), own)
-        return gradients.detach()
+                losses = torch.vmap(losses_to, (None, 0))(all_teachers, own).diagonal()
+            gradients = torch.autograd.grad(losses.sum(), own)
+        return (torch.cat(gradients, -1) if len(gradients) > 1 else gradients[0]).detach()
 
     def _is_plain_kd(self) -> bool:
         """Whether the logit loss is `kd` and no setting changes its logits, labels or weights."""

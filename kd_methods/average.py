@@ -40,12 +40,11 @@ class Method(KDMethod):
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> tuple[Tensor, Metrics]:
-        config, targets = self.config, teachers.logits
-        assert targets is not None
+        config, targets = self.config, teachers
         if config.average_of == "probabilities":
-            targets = mean_distribution(targets, config.temperature_of(0))
-        loss_kl = self.logit_loss(student.logits, targets, labels, progress).mean()
-        loss_ce = self.label_loss(student.logits, labels).mean()
+            targets = ensemble(teachers, config.temperature_of(0))
+        loss_kl = self.logit_loss(student, targets, labels, progress).mean()
+        loss_ce = self.label_loss(student, labels).mean()
         loss = config.hard_weight * loss_ce + config.soft_weight * loss_kl
         share = loss_ce.new_full((), config.soft_share)
         weights = self.teacher_weights(student, teachers, labels, progress)
@@ -60,6 +59,13 @@ class Method(KDMethod):
 
     def describe(self, num_teachers: int) -> str:
         return self.fill_in(self.equations[self.config.average_of], num_teachers)
+
+
+def ensemble(teachers: TeacherOutputs, temperature: float) -> TeacherOutputs:
+    """The teachers as one, with the mean of their probabilities at the temperature, on both views."""
+    assert teachers.logits is not None
+    second = None if teachers.second is None else mean_distribution(teachers.second, temperature)
+    return TeacherOutputs(mean_distribution(teachers.logits, temperature), second=second)
 
 
 def mean_distribution(teachers: Tensor, temperature: float) -> Tensor:

@@ -5,10 +5,15 @@ from typing import Literal
 from kd_methods._base import KDMethod, Metrics, StudentOutput, TeacherOutputs, common_metrics
 from kd_methods._config import MethodConfig
 from kd_methods._torch import Tensor
+from kd_methods.logit_losses._base import UseOfSecondView
 
 
 class Config(MethodConfig):
     type: Literal["baseline"] = "baseline"
+
+    @property
+    def second_view(self) -> UseOfSecondView:
+        return "optional"  # so that it can be compared with losses of two views
 
 
 class Method(KDMethod):
@@ -19,7 +24,7 @@ class Method(KDMethod):
     def compute(
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> tuple[Tensor, Metrics]:
-        loss_ce = self.label_loss(student.logits, labels).mean()
+        loss_ce = self.label_loss(student, labels).mean()
         zero = loss_ce.new_zeros(())
         return loss_ce, {**common_metrics(loss_ce, zero, zero, loss_ce.new_zeros(0)), "loss_ce": loss_ce}
 

@@ -27,10 +27,10 @@ class Method(KDMethod):
         self, student: StudentOutput, teachers: TeacherOutputs, labels: Tensor, progress: float
     ) -> tuple[Tensor, Metrics]:
         assert teachers.logits is not None
-        per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
+        per_teacher = self.logit_loss(student, teachers, labels, progress)  # [K,B]
         weights = self.teacher_weights(student, teachers, labels, progress)
         loss_kl = (weights * per_teacher).sum(0).mean()
-        loss_ce = self.label_loss(student.logits, labels).mean()
+        loss_ce = self.label_loss(student, labels).mean()
         half = loss_ce.new_full((), 0.5)  # both terms have coefficient 1
         common = common_metrics(loss_ce, loss_kl, half, weights.mean(1))
         return loss_ce + loss_kl, {**common, "loss_kl": loss_kl, "loss_ce": loss_ce}

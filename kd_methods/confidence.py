@@ -47,11 +47,11 @@ class Method(KDMethod):
         usage = chosen.mean(1)
 
         if config.use_soft_loss:
-            per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
+            per_teacher = self.logit_loss(student, teachers, labels, progress)  # [K,B]
             soft = (chosen * per_teacher).sum(0)  # [B]
         else:
             soft = constant(0)
-        hard = self.label_loss(student.logits, labels) if config.use_hard_loss else constant(0)  # [B]
+        hard = self.label_loss(student, labels) if config.use_hard_loss else constant(0)  # [B]
 
         if not config.use_hard_loss:
             alpha = constant(1)

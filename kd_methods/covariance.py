@@ -1,12 +1,12 @@
-"""The weights with which the teachers' errors cancel best on the validation images.
+"""The weights with which the teachers' errors cancel best on the validation images.  After Perrone and Cooper 1993.
 
     C_kl = mean_n e_kn e_ln      C -> (1 - shrinkage) C + shrinkage mean_k C_kk I
     w minimizes w'Cw, w >= 0, sum 1            unconstrained: w = C^-1 1 / (1' C^-1 1), which may be negative
 
-After Perrone and Cooper, When Networks Disagree, 1993, with errors e: 1 where a teacher is wrong on an image, else 0.
-They are not centered: a teacher that is always wrong would have no variance. `matrix` gives C instead. Shrinkage
-toward equal and independent teachers is after Ledoit and Wolf 2004, with a given strength. The weights are the same
-for all samples and the whole run. The equation of the loss stands in `_weighted.py`.
+e is 1 where a teacher is wrong on an image, else 0, as in their When Networks Disagree. Errors are not centered: a
+teacher that is always wrong would have no variance. `matrix` gives C instead. Shrinkage toward equal and independent
+teachers is after Ledoit and Wolf 2004, with a given strength. The weights are the same for all samples and the whole
+run. The equation of the loss stands in `_weighted.py`.
 """
 
 from typing import Literal
@@ -20,6 +20,8 @@ from kd_methods._weighted import WeightedConfig
 
 
 class Config(WeightedConfig):
+    constant = ("shrinkage",)
+
     type: Literal["covariance"] = "covariance"
     shrinkage: float = Field(
         default=0.1, ge=0, le=1, description="from 0, the measured matrix, to 1, equal and independent teachers"

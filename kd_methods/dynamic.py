@@ -68,11 +68,11 @@ class Method(KDMethod):
             weights, gate = self.batch_means(weights, gate)  # [K,1], [1]
 
         if config.use_soft_loss:
-            per_teacher = self.logit_loss(student.logits, teachers.logits, labels, progress)  # [K,B]
+            per_teacher = self.logit_loss(student, teachers, labels, progress)  # [K,B]
             soft = (weights * per_teacher).sum(0)  # [B]
         else:
             soft = constant(0)
-        hard = self.label_loss(student.logits, labels) if config.use_hard_loss else constant(0)  # [B]
+        hard = self.label_loss(student, labels) if config.use_hard_loss else constant(0)  # [B]
         loss_soft, loss_hard = soft.mean(), hard.mean()
 
         if not config.use_hard_loss:
@@ -106,7 +106,7 @@ class Method(KDMethod):
         return self.batch_means(weights)[0] if self.config.scope == "batch" else weights
 
     def describe(self, num_teachers: int) -> str:
-        config = self.config
+        config = self.config.in_words()
         if config.use_soft_loss and config.use_hard_loss:
             equation = self.one_teacher if num_teachers == 1 else self.several_teachers
         else:

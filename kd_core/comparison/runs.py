@@ -28,6 +28,7 @@ from kd_core.files import local_path, read_object
 from kd_core.models.network import export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, lookup, read_metrics
+from kd_core.run.selection import AVERAGE, of_average
 from kd_core.teachers.load import ON_DEMAND
 
 # metrics that a run's summary has under other names
@@ -85,10 +86,15 @@ class Run:
         candidates = [
             lookup(self.summary, f"evaluation.{split}.{rest}") if rest else None,
             self.summary.get(STATED.get(name, "")),
-            *(row[name] for row in reversed(self.rows) if name in row and self._is_of_result(row)),
+            *(row[name] for row in reversed(self._rows_of_weights) if name in row and self._is_of_result(row)),
             lookup(self.summary, name),
         ]
         return next((value for value in map(number, candidates) if value is not None), None)
+
+    @property
+    def _rows_of_weights(self) -> list[dict[str, Any]]:
+        """The rows, with the metrics of the weights that the run exports."""
+        return [of_average(row) for row in self.rows] if self.summary.get("weights") == AVERAGE else self.rows
 
     def _is_of_result(self, row: dict[str, Any]) -> bool:
         return any(key.startswith("test/") for key in row) or row.get("epoch") == self.summary.get("best_epoch")

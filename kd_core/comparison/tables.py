@@ -12,7 +12,7 @@ from typing import Any, Literal
 from kd_core.comparison import compare, runs
 from kd_core.comparison.compare import ALONE, is_percent, short
 from kd_core.errors import UserError, printable
-from kd_core.files import csv_text, writable_folder, write_json, write_text, writing
+from kd_core.files import writable_folder, write_json, write_text, writing
 from kd_core.loop.timing import clock
 from kd_core.report import text_table
 
@@ -291,7 +291,7 @@ def csv_of(compared: dict[str, Any]) -> str:
                 other = row["also"][name] or {}
                 cells += [other.get("mean"), other.get("deviation")]
             rows.append(cells)
-    return csv_text([header, *rows])
+    return text_table.csv_text([header, *rows])
 
 
 def csv_of_pivot(pivoted: dict[str, Any]) -> str:
@@ -306,7 +306,7 @@ def csv_of_pivot(pivoted: dict[str, Any]) -> str:
             if cell:
                 seeds = " ".join(map(str, cell["seeds"]))
                 rows.append([name, column, pivoted["metric"], cell["n"], seeds, cell["mean"], cell["deviation"]])
-    return csv_text([["row", "column", "metric", "n", "seeds", "mean", "deviation"], *rows])
+    return text_table.csv_text([["row", "column", "metric", "n", "seeds", "mean", "deviation"], *rows])
 
 
 # ------------------------------------------------------------------------------------------------------- all of it

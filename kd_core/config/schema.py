@@ -256,6 +256,14 @@ class TeacherConfig(Section):
         return self
 
 
+class EmaConfig(Section):
+    decay: float = Field(
+        0.9998, gt=0, lt=1, description="share of the average that an update keeps; the weights get the rest"
+    )
+    warmup: bool = Field(True, description="at most 1 - n^(-2/3) of it in update n, so that short trainings have one")
+    every: int = Field(1, ge=1, description="optimizer steps from one update to the next")
+
+
 class TrainingConfig(Section):
     max_epochs: int = Field(
         100, ge=1, description="number of epochs; the learning rate schedule ends with the last one"
@@ -312,6 +320,21 @@ class TrainingConfig(Section):
         description="also write a checkpoint when the last one is this old; null: only at the end of each epoch",
     )
     compare_with_baseline: bool = Field(False, description="also train the same student without teachers")
+    accumulate: int = Field(
+        1, ge=1, description="equal parts into which a step's batch is cut, one after another, to save memory; 1: none"
+    )
+    ema: EmaConfig | None = Field(
+        None, description="moving average of the student's weights (docs/runs.md); null: none, {}: with the defaults"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_newer_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All settings but those that came later and have their defaults, which keeps the digests of older runs."""
+        values: dict[str, Any] = serialize(self)
+        for name in ("accumulate", "ema"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingConfig:
@@ -534,6 +557,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_view_is_enough(self) -> Config:
+        if self.kd.second_view == "required":
+            raise ValueError(
+                f"kd.loss: {getattr(self.kd, 'loss', '')!r} compares two views of each image, and train_kd.py shows "
+                "the networks one; it works in a loop of your own, with StudentOutput.second (docs/methods.md)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_have_the_features(self) -> Config:
         entries = getattr(self.kd, "features", [])
         for number, entry in enumerate(entries):
@@ -587,6 +619,11 @@ class Config(Section):
         if not values.get("augment", True):
             del values["augment"]
         return values
+
+    @property
+    def part(self) -> int:
+        """The images of one forward pass in training, over all processes together."""
+        return self.data.batch_size // self.training.accumulate
 
     @property
     def experiment(self) -> str:

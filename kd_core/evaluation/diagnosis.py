@@ -510,7 +510,7 @@ def validation_loss_rose(evidence: Evidence) -> Iterator[Finding]:
 
 def small_batch_norm(evidence: Evidence) -> Iterator[Finding]:
     """BatchNorm over a handful of images."""
-    share = evidence.config.data.batch_size // evidence.processes
+    share = evidence.config.part // evidence.processes
     training = evidence.config.training
     if evidence.batch_norm and share < FEWEST_FOR_BATCH_NORM and not (training.sync_bn and evidence.processes > 1):
         yield evidence.finding(

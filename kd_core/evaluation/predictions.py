@@ -62,7 +62,7 @@ class Observer:
         if teacher_logits is None:
             teacher_logits = self.teachers.clean_logits(images, f"on {name}:", keep=keep)
         alone = logits_of(self.alone, "student alone").cpu() if self.alone else None
-        batch_size = predict.config.data.batch_size
+        batch_size = predict.config.part
         weights = image_weights(self.method, logits, teacher_logits, labels, batch_size=batch_size)
         return Predictions(
             split=name,
@@ -120,7 +120,7 @@ def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Pred
         return None
     found, device = observe("test", split), observe.predict.accelerator.device
     taught = None if found.teachers is None else found.teachers.to(device)
-    batch_size = observe.predict.config.data.batch_size
+    batch_size = observe.predict.config.part
     logits, labels = found.student.to(device), found.labels.to(device)
     row = score(observe.method, logits, taught, labels, batch_size=batch_size, progress=1.0)
     say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")

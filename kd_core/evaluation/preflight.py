@@ -164,6 +164,12 @@ def _check_run(
         problems.messages.append(
             f"{where}data.batch_size: {batch}, over all processes, is not divisible by {processes} processes"
         )
+    elif batch % (processes * training.accumulate):
+        over = f" over {processes} processes" if processes > 1 else ""
+        problems.messages.append(
+            f"{where}training.accumulate: {training.accumulate} equal parts cannot be made of data.batch_size "
+            f"{batch}{over}"
+        )
     if len(data.train) < batch:
         problems.messages.append(
             f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images"
@@ -171,6 +177,12 @@ def _check_run(
     if training.patience is not None and data.val is None:
         problems.messages.append(
             f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
+        )
+    steps = len(data.train) // batch * training.max_epochs
+    if training.ema and 0 < steps < training.ema.every:
+        problems.messages.append(
+            f"{where}training.ema.every: is {training.ema.every}, but training has {steps} steps, so nothing would be "
+            "averaged; give a smaller number"
         )
     network = problems.attempt(lambda: networks.build(config, data))
     if network:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from kd_core.data.decoding import try_decode
 from kd_core.data.views import NO_AUGMENTATION, Views
 from kd_core.errors import UserError, printable
-from kd_core.files import csv_text, local_path, write_text, writing
+from kd_core.files import local_path, write_text, writing
 from kd_core.models.build import LoadedModel
+from kd_core.report.text_table import csv_text
 
 BATCH = 256  # images, or fewer of large ones:
 BATCH_PIXELS = 2**24

@@ -114,6 +114,21 @@ class NonFiniteSteps:
         return skipped
 
 
+def take_step(optimizer: Any, scaler: torch.amp.GradScaler | None) -> Tensor | None:
+    """Step; returns whether fp16's loss scaling skipped it, bool [] on the device, None without a scaler.
+
+    A fused optimizer skips it there, and nothing on the host learns of it; but the scale shrinks then, and only then.
+    `GradScaler.get_scale` would wait for the device.
+    """
+    scale = scaler._get_scale_async() if scaler is not None else None
+    if scale is None:
+        optimizer.step()
+        return None
+    before = scale.clone()
+    optimizer.step()
+    return scale < before
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value * group.get("lr_scale", 1.0)

@@ -17,6 +17,7 @@ from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 from kd_core.models.network import Network
 from kd_core.report import text_table
+from kd_core.run.selection import AVERAGE
 from kd_core.teachers.load import EXPOSED, Teacher, worst_of
 
 LARGE = ("confusion", "reliability")  # entries of an evaluation that only the report's own files hold
@@ -27,6 +28,7 @@ ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several
 def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) -> str:
     """One line about an epoch: its metrics, its time, and the time that the run still needs (`left`, seconds)."""
     validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
+    validation += f", average {row['val/ema_accuracy']:.2%}" if "val/ema_accuracy" in row else ""
     return (
         f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}  train {row['train/accuracy']:.2%}"
         f"{validation}  lr {row['learning_rate']:.2g}  {row['perf/epoch_time']:.1f} s  left {clock(left)}"
@@ -67,7 +69,20 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     validation = (summary.get("evaluation") or {}).get("val") or {}
     if "gain_images" in validation:  # older runs have none
         lines += f"\n{difference_to_alone(validation)}"
+    if words := about_weights(summary):
+        lines += f"\n{words}"
     return "\n".join([lines, *_exposed(summary)])
+
+
+def about_weights(summary: dict[str, Any]) -> str | None:
+    """One sentence: which weights the student has; None for a run without `training.ema`."""
+    if "weights" not in summary:
+        return None
+    end = f"at the end of epoch {summary['best_epoch']}"
+    if summary["weights"] != AVERAGE:
+        return f"weights: those {end}, better on validation than their moving average (training.ema)"
+    why = "better on validation, or as good" if summary["val_images"] else "there is no validation split to choose by"
+    return f"weights: the moving average {end} (training.ema), not those of the last step: {why}"
 
 
 MARKS = {"possibly": " *", "yes": " **"}  # of networks that `teachers.EXPOSED` speaks of
@@ -244,6 +259,7 @@ def summarize(
         ],
         "ensemble": figures[-1] if teachers and figures[-1] else None,
         "evaluation": {split: short(figures) for split, figures in evaluations.items()},
+        **({"weights": best.get("weights", "last")} if config.training.ema else {}),
     }
 
 
@@ -297,8 +313,10 @@ def cost(
     """
     device, processes = accelerator.device, accelerator.num_processes
     training, batch = config.training, config.data.batch_size
-    # weights and two moments in `latest` and in its replacement; weights in `best` and in `student`
-    disk = 4 * parameters * (3 + 3 + 1 + 1) / 1e6
+    parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
+    # weights and two moments in `latest` and in its replacement, maybe an average; weights in `best` and in `student`
+    latest = 3 + (training.ema is not None)
+    disk = 4 * parameters * (2 * latest + 1 + 1) / 1e6
     total = seconds * steps_per_epoch * training.max_epochs
     memory = peak_device_memory_mb(device) or peak_host_memory_mb()
     validation = len(data.val) if data.val else 0
@@ -312,7 +330,7 @@ def cost(
   loss      {loss.removeprefix("loss = ")}{"".join(f"{chr(10)}  feature   {layer}" for layer in features)}
   cache     {cache}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
-  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images, on {processes} process(es)
+  length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images{parts}, on {processes} process(es)
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step
   time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
   memory    {memory:,.0f} MB at the peak, on {device}

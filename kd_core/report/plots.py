@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kd_core.errors import printable
 from kd_core.evaluation.labels import LABELS
+from kd_core.run.selection import of_export
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -128,10 +129,12 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
              "val/loss_ce": f"validation, {LABELS['loss_ce']}"}  # fmt: skip
     _lines(loss, rows, {name: label for name, label in terms.items() if name in known}, "loss (nats)")
     _legend(loss)
-    shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation"}
+    shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation",
+              "val/ema_accuracy": "validation, average of the weights"}  # fmt: skip
     _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, LABELS["accuracy"])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    validated = [row for row in rows if "val/accuracy" in row]
+    averaged = "val/ema_accuracy" in known
+    validated = [of_export(row) if averaged else row for row in rows if "val/accuracy" in row]
     if validated:
         best = max(validated, key=lambda row: row["val/accuracy"])  # the first of several, as training does
         axis_label = f"selected: epoch {best['epoch']}, {best['val/accuracy']:.1%}"

@@ -1,8 +1,13 @@
-"""Tables as text, for a terminal and in Markdown: header cells, then rows of cells that are text already."""
+"""Tables as text, for a terminal, in Markdown and as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kd_core.errors import printable
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, rule_after: int = 0) -> str:
@@ -28,3 +33,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: b
 
     rule = ["---", *["---:" if numbers else "---"] * (len(header) - 1)]
     return "\n".join(map(line, [header, rule, *rows]))
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of plain values as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return printable(f"'{value}" if value.startswith(tuple("=+-@\t\r")) else value)
+
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
+    return text.getvalue()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,9 +16,11 @@ from kd_core.errors import UserError
 from kd_core.loop.meter import Meter, require_finite
 from kd_core.loop.processes import random_state, set_random_state
 from kd_core.loop.signals import Stopped
+from kd_core.models.average import WeightAverage
 from kd_core.models.network import Network
 from kd_core.run.folder import RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job
+from kd_core.run.selection import of_average, of_export, selected
 
 
 @dataclass
@@ -28,21 +31,23 @@ class Progress:
     position: int = 0  # steps done in the next epoch, for a checkpoint within an epoch
     waited: int = 0  # epochs since the best one
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last epoch
-    best: dict[str, Any] = field(default_factory=dict)  # of the selected epoch
+    best: dict[str, Any] = field(default_factory=dict)  # of the selected epoch, as `selection.of_export` has them
     metrics_offset: int = 0  # bytes of metrics.jsonl at the checkpoint
     run_id: str = ""
     processes: int = 1
     log_every: int = 50
     skipped_steps: int = 0
 
-    def add_epoch(self, row: dict[str, Any], *, offset: int, skipped: int) -> bool:
+    def add_epoch(self, row: dict[str, Any], *, offset: int, skipped: int, averaged: bool = False) -> bool:
         """Record the metrics of an epoch; returns whether it is the best so far.
 
-        Without a validation split every epoch counts as the best, so the last one is selected.
+        Without a validation split every epoch counts as the best, so the last one is selected.  `averaged`: whether
+        there is an average of the weights, too; then the better of both counts.
         """
-        better = "val/accuracy" not in row or row["val/accuracy"] > self.best.get("val/accuracy", -1.0)
+        found = of_export(row) if averaged else row
+        better = "val/accuracy" not in found or found["val/accuracy"] > self.best.get("val/accuracy", -1.0)
         self.epoch, self.metrics, self.metrics_offset, self.skipped_steps = row["epoch"], row, offset, skipped
-        self.best, self.waited = (row, 0) if better else (self.best, self.waited + 1)
+        self.best, self.waited = (found, 0) if better else (self.best, self.waited + 1)
         return better
 
 
@@ -59,9 +64,11 @@ class Checkpoints:
         optimizer: Any,
         method: nn.Module,
         meter: Meter,
+        average: WeightAverage | None = None,
     ):
         self.folder, self._job, self._training = folder, job, training
         self._network, self._optimizer, self._method, self._meter = network, optimizer, method, meter
+        self._average = replace(network, model=average.model) if average else None
         self._within: dict[str, Any] | None = None  # this process's own state, when a run resumes within an epoch
         self._saved_at = time.monotonic()
 
@@ -71,12 +78,13 @@ class Checkpoints:
 
     @property
     def _buffers(self) -> dict[str, Tensor]:
-        """Those of student and method, which differ between processes within an epoch."""
+        """Those of student, method and average, which differ between processes within an epoch."""
         method = {f"method.{name}": buffer for name, buffer in self._method.named_buffers()}
-        return dict(self._network.model.named_buffers()) | method
+        average = self._average.model.named_buffers() if self._average else ()
+        return dict(self._network.model.named_buffers()) | method | {f"average.{name}": own for name, own in average}
 
     def load(self) -> Progress | None:
-        """Restore student, optimizer, method and scaler from the last checkpoint; None if there is none.
+        """Restore student, average, optimizer, method and scaler from the last checkpoint; None if there is none.
 
         UserError if it was written by another number of processes.
         """
@@ -92,8 +100,10 @@ class Checkpoints:
             )
         ended = progress.epoch > 0 and progress.position == 0
         if accelerator.is_main_process and ended and progress.best["epoch"] == progress.epoch:
-            self.folder.keep_best(path / "student")  # in case the last attempt ended between the two writes
+            self.folder.keep_best(selected(path))  # in case the last attempt ended between the two writes
         self._network.load_weights(path / "student")
+        if self._average:
+            self._average.load_weights(path / "average")
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._method.load_state_dict(tensors["method"])
         if accelerator.scaler is not None:
@@ -132,7 +142,8 @@ class Checkpoints:
 
     def require_sound(self, step: int) -> None:
         """NonFinite unless everything that a checkpoint after step `step` holds is finite."""
-        for module in (self._network.model, self._method):
+        average = [self._average.model] if self._average else []
+        for module in (self._network.model, self._method, *average):
             require_finite(module, self._optimizer, f"after step {step}", self._accelerator.reduce)
 
     def save_within_epoch(self, progress: Progress, position: int, step: int, offset: int) -> None:
@@ -153,7 +164,7 @@ class Checkpoints:
         self._save(progress, None)
         if better and self._accelerator.is_main_process:
             with self.folder.writing():
-                self.folder.keep_best(self.folder.checkpoint("latest") / "student")
+                self.folder.keep_best(selected(self.folder.checkpoint("latest")))
 
     def _save(self, progress: Progress, within_epoch: list[dict[str, Any]] | None) -> None:
         self._saved_at = time.monotonic()
@@ -166,7 +177,11 @@ class Checkpoints:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "within_epoch": within_epoch,
         }
+
+        def export(student: Path) -> None:
+            self._network.export(student, progress.metrics)
+            if self._average:
+                self._average.export(student.with_name("average"), of_average(progress.metrics))
+
         with self.folder.writing():
-            save_latest(
-                self.folder, lambda path: self._network.export(path, progress.metrics), tensors, asdict(progress)
-            )
+            save_latest(self.folder, export, tensors, asdict(progress))

@@ -4,7 +4,8 @@ runs/<name>-<run_id>/
     config.yaml  identity.json  metrics.jsonl  summary.json
     imports/               copies of the user's own code, if a run has any
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
-    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt, for resuming
+    checkpoints/latest/    the same for the last epoch or step saved, plus training.pt, for resuming;
+                           average/ beside student/ with training.ema
     checkpoints/.latest.previous/    the checkpoint before, in case `latest` is damaged
     student/               the selected student in timm's own format
 """

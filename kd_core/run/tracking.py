@@ -29,6 +29,7 @@ from kd_core.loop.signals import Stopped
 from kd_core.run import artifacts
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
 from kd_core.run.script import exit_status
+from kd_core.run.selection import selected
 
 # the arguments of wandb.init that about.json holds; any others are refused
 ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
@@ -392,7 +393,7 @@ class Tracker:
         """
         if self._uploads is None:
             return
-        best, final = self._folder.student, self._folder.checkpoint("latest") / "student"
+        best, final = self._folder.student, selected(self._folder.checkpoint("latest"))
         if read_json(best / "metrics.json")["epoch"] == read_json(final / "metrics.json")["epoch"]:
             self._store(best, ["best", "latest"], final=True)
         else:

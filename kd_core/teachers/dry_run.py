@@ -21,7 +21,7 @@ from kd_core.models.interface import require_logits
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
-from kd_methods import StudentOutput, TeacherOutputs
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs
 from kd_methods.feature_losses._base import Classifier
 
 TRAINED = "be trained on"
@@ -52,7 +52,7 @@ def train_once(
     teachers: Sequence[WithFeatures] = (),
     classifiers: tuple[Classifier, ...] | None = None,
 ) -> None:
-    """Run forward, loss and backward on this process's share of one batch, and evaluate one image.
+    """Run forward, loss and backward on this process's share of one batch or of its part, and evaluate one image.
 
     Uses the first training images, with the run's precision and memory format, and makes no optimizer step.  The states
     of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
@@ -66,7 +66,7 @@ def train_once(
             the device is out of memory.
     """
     accelerator = predict.accelerator
-    share = config.data.batch_size // accelerator.num_processes
+    share = config.part // accelerator.num_processes
     before = random_state(accelerator.device)
     try:
         predict.prepare(student.model)
@@ -86,6 +86,7 @@ def train_once(
                 )
         errors = torch.eye(len(config.teachers))  # of any teachers
         method = build_method(config, data, layers, source, teachers, errors).to(accelerator.device)
+        _require_undoing(method, config)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
             with accelerator.autocast():
@@ -133,6 +134,16 @@ def check_teacher(network: nn.Module, teacher: Teacher, predict: Predictor) -> N
         _require_logits(plain(view), subject, 2, teacher.num_classes, "in evaluation")
 
 
+def _require_undoing(method: KDMethod, config: Config) -> None:
+    """UserError where a step may be skipped of which only the last part could be undone."""
+    large = len(method.copied_buffers()) < sum(1 for _ in method.buffers())
+    if large and config.training.accumulate > 1 and config.training.skip_nonfinite:
+        raise UserError(
+            "training.accumulate: must be 1 with training.skip_nonfinite and a feature loss that keeps all images' "
+            "features (kd.features), since what several parts have changed there is not undone"
+        )
+
+
 def _require_logits(output: Any, subject: Subject, count: int, num_classes: int, when: str) -> None:
     """UserError unless `output` is one tensor of logits [count,num_classes]."""
     remedy = f"check {subject.args}"
@@ -172,9 +183,11 @@ def _explanation(
     processes = predict.accelerator.num_processes
     if "Expected more than 1 value per channel" in message and doing == TRAINED:
         many = f" over {processes} processes" if processes > 1 else ""
+        parts = config.training.accumulate
+        many += f" in {parts} parts (training.accumulate)" if parts > 1 else ""
         return (
             f"{subject.batch_size}: {config.data.batch_size}{many} is one image per step, too few for BatchNorm in "
-            f"{subject}, which gets one value per channel at {size}; give at least {2 * processes}"
+            f"{subject}, which gets one value per channel at {size}; give at least {2 * processes * parts}"
         )
     kind = type(error).__name__
     words = kind if message == kind else f"{kind}: {message}"

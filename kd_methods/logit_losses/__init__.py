@@ -10,7 +10,8 @@ a tensor [K,1] of one per teacher: `soften` divides by either. `add` takes a fun
 has no `config` and gets numbers alone. Each value carries the factor temperature squared, which keeps the scale of the
 gradient about constant in the temperature (Hinton et al. 2015), unless its file says otherwise, and its mean over B is
 the loss that the paper states. Teachers' logits have no gradient; weights that must have none are computed from
-`student.detach()`.
+`student.detach()`. A Config may ask for more arguments: the raw logits (`takes_raw`), and the logits of a second view
+(`second_view`).
 """
 
 import functools

@@ -1,15 +1,24 @@
 """What logit losses share: the base class of their Config, softened logits, classes apart, correlations."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from kd_methods._torch import Tensor, torch
 from kd_methods._warmup import growth_in_words
 from kd_methods._weights import most_probable
 
 Temperature = float | Tensor  # of all samples and teachers, or [K,1], [1,B] or [K,B]
+UseOfSecondView = Literal["unused", "optional", "required"]
+
+
+class SecondView(NamedTuple):
+    """The logits of the second view, and both as they are before they are standardized."""
+
+    student: Tensor  # [B,C]
+    teachers: Tensor  # [K,B,C]
+    raw: tuple[Tensor, Tensor]
 
 
 class LossConfig(BaseModel):
@@ -19,6 +28,10 @@ class LossConfig(BaseModel):
     uses_temperature: off for a loss that has no temperature; setting one is a mistake then.
     takes_raw: on for a loss whose last argument is `raw`, the student's logits and the teachers' as they are before
     they are standardized.
+    second_view: whether the loss has a part on a second, strongly augmented view of the images. Its last argument is
+    then `second`, a SecondView or, where there is none, None. "required": in training it has to be there.
+    constant: numbers that cannot change over training.
+    later: parameters that were added after a release, left out of recorded settings while they have their defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -26,11 +39,23 @@ class LossConfig(BaseModel):
     equation: ClassVar[str]
     uses_temperature: ClassVar[bool] = True
     takes_raw: ClassVar[bool] = False
+    second_view: ClassVar[UseOfSecondView] = "unused"
+    later: ClassVar[tuple[str, ...]] = ()
+    constant: ClassVar[tuple[str, ...]] = ("warmup",)
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""
         words = f"{self.equation.format(config=self)} {conditions}".rstrip()
         return words + growth_in_words(getattr(self, "warmup", 0.0))
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All parameters but those of `later` that have their defaults, so that known runs keep their digests."""
+        values: dict[str, Any] = serialize(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
 
 def soften(logits: Tensor, temperature: Temperature) -> Tensor:

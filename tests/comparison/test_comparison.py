@@ -23,7 +23,7 @@ from kd_core.comparison.runs import Found, Run, as_same_data
 from kd_core.config import command_line, group
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
-from kd_core.files import csv_text
+from kd_core.report.text_table import csv_text
 
 
 def groups_of(*runs: Run, **options) -> dict[str, dict]:
@@ -354,6 +354,10 @@ def test_metrics_are_those_of_the_selected_student():
     assert {"val/ece", "val/accuracy", "train/accuracy"} <= set(run.figures())
     run.summary["evaluation"]["val"]["accuracy"] = 0.81
     assert run.figure("val/accuracy") == 0.81
+    run.rows[0]["val/ema_loss_ce"] = 0.9
+    assert (run.figure("val/loss_ce"), run.figure("val/ema_loss_ce")) == (1.0, 0.9)
+    run.summary["weights"] = "average"  # is what was exported
+    assert (run.figure("val/loss_ce"), run.figure("val/ema_loss_ce"), run.figure("test/loss_ce")) == (0.9, 0.9, 0.7)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", True, [0.5], 10**400])

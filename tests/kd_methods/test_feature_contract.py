@@ -174,7 +174,7 @@ def test_half_precision_features_give_the_fp32_loss(entry: dict[str, Any], dtype
     def rounded(sample: Case, target: torch.dtype) -> Case:
         sample.features = tuple(f.detach().to(dtype).to(target).requires_grad_() for f in sample.features)
         sample.logits = sample.logits.detach().to(dtype).to(target)
-        logits, features, classifiers, _ = sample.teachers
+        logits, features, classifiers, *_ = sample.teachers
         features = tuple(tuple(f.to(dtype).to(target) for f in teacher) for teacher in features)
         sample.teachers = TeacherOutputs(logits.to(dtype).to(target), features, classifiers)
         return sample
@@ -235,7 +235,7 @@ def test_order_of_images_does_not_matter(entry: dict[str, Any]) -> None:
     permuted.logits, permuted.labels, permuted.rows = (
         values[order] for values in (permuted.logits.detach(), permuted.labels, permuted.rows)
     )
-    logits, features, classifiers, _ = permuted.teachers
+    logits, features, classifiers, *_ = permuted.teachers
     features = tuple(tuple(f[order] for f in teacher) for teacher in features)
     permuted.teachers = TeacherOutputs(logits[:, order], features, classifiers)
     expected, actual = sample.call()[0], permuted.call()[0]
@@ -340,7 +340,7 @@ def halved(sample: Case, process: int) -> Case:
     half = slice(4 * process, 4 * process + 4)
     sample.features = tuple(f.detach()[half].requires_grad_() for f in sample.features)
     sample.logits, sample.labels, sample.rows = sample.logits.detach()[half], sample.labels[half], sample.rows[half]
-    logits, features, classifiers, _ = sample.teachers
+    logits, features, classifiers, *_ = sample.teachers
     features = tuple(tuple(f[half] for f in teacher) for teacher in features)
     sample.teachers = TeacherOutputs(logits[:, half], features, classifiers)
     return sample

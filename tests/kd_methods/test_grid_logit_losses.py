@@ -21,18 +21,19 @@ OTHERS = (
     "at/", "ca_mkd_feature/", "cat_kd/", "cc/", "crd/", "deit/", "feature_given_weights", "fitnet/", "hcl/", "ickd/",
     "nst/", "ofa/", "ofd/", "pkt/", "reviewkd/", "rkd/", "simkd/", "sp/", "timm/", "vid/", "weighting/",
 )  # fmt: skip
-# Those that need the second view, which `mlkd` does not have.
-TWO_VIEWS = re.compile(r"(logit_std_)?mlkd/T.*/(kd|ce|sum)")
 NUMBER = r"(-?[\d.]+)"
 
 
-def term(**config: Any) -> Function:
-    """The bare logit term of teacher 0, through a method."""
+def term(*, two_views: bool = False, **config: Any) -> Function:
+    """The bare logit term of teacher 0, through a method; `config` may give the label term a weight."""
     method = kd_methods.build({"type": "average", "hard_weight": 0.0, "soft_weight": 1.0, **config})
 
     def function(x: Inputs) -> Tensor:
-        teachers = TeacherOutputs(x["logits_t"][:1])
-        return method(StudentOutput(x["logits_s"]), teachers, x["labels"], 1.0)[0]
+        student, teachers = StudentOutput(x["logits_s"]), TeacherOutputs(x["logits_t"][:1])
+        if two_views:
+            student = student._replace(second=x["logits_s_strong"])
+            teachers = teachers._replace(second=x["logits_t_strong"][None])
+        return method(student, teachers, x["labels"], 1.0)[0]
 
     return function
 
@@ -45,14 +46,20 @@ def of_loss(loss: str, temperature: str | None = None, standardize: bool = False
 
 
 def multi_level(key: str) -> Function:
-    """One part of MLKD: `kd`, `cc` or `bc`."""
-    temperatures, part = re.fullmatch(r".*mlkd(?:_one_view)?/T([\d_]+)/(kd|cc|bc)", key).groups()  # type: ignore[union-attr]
+    """One part of MLKD, `ce`, `kd`, `cc` or `bc`, or their `sum`."""
+    matched = re.fullmatch(r"(logit_std_)?mlkd(_one_view)?/T([\d_]+)/(\w+)", key)
+    assert matched
+    standardize, one_view, temperatures, part = matched.groups()
     first, *others = map(float, temperatures.split("_"))
-    on = {"kd": "instance_weight", "cc": "class_weight", "bc": "batch_weight"}[part]
-    weights = {name: float(name == on) for name in ("instance_weight", "class_weight", "batch_weight")}
-    standardize = key.startswith("logit_std")
+    parts = {"kd": "instance_weight", "cc": "class_weight", "bc": "batch_weight"}
+    weights = {name: float(part in (short, "sum")) for short, name in parts.items()}
     return term(
-        loss="mlkd", temperature=first, standardize=standardize, mlkd={"temperatures": others, **weights}
+        two_views=not one_view,
+        loss="mlkd",
+        temperature=first,
+        standardize=bool(standardize),
+        mlkd={"temperatures": others, **weights},
+        hard_weight=float(part in ("ce", "sum")),
     )
 
 
@@ -89,7 +96,7 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     rf"abkd_limit/alpha{NUMBER}_beta{NUMBER} \(.*\)": lambda _, alpha, beta: of_loss(
         "abkd", "1", alpha=alpha, beta=beta
     ),
-    "(?:logit_std_)?mlkd(?:_one_view)?/T.*/(?:kd|cc|bc)": lambda key: multi_level(key),
+    "(?:logit_std_)?mlkd(?:_one_view)?/T.*/(?:ce|kd|cc|bc|sum)": lambda key: multi_level(key),
     "mlkd/(?:class|batch)_correlation_T4": lambda key: correlation(key),
     r"mlkd/kept_share \[samples, classes\]": lambda _: kept,
     "kd_temperature_per_sample": lambda _: temperature_per_sample,
@@ -101,14 +108,13 @@ def found(key: str) -> list[Function]:
     return [make(key, *match.groups()) for make, match in matches if match]
 
 
-HERE = [key for key in grid.keys() if not key.startswith(OTHERS) and not TWO_VIEWS.fullmatch(key)]
+HERE = [key for key in grid.keys() if not key.startswith(OTHERS)]
 
 
 def test_every_key_is_here_or_elsewhere() -> None:
     assert all(len(found(key)) == 1 for key in HERE), [key for key in HERE if len(found(key)) != 1]
     for beginning in OTHERS:
         assert any(key.startswith(beginning) for key in grid.keys()), beginning
-    assert sum(bool(TWO_VIEWS.fullmatch(key)) for key in grid.keys()) == 6
 
 
 @pytest.mark.parametrize("dtype", grid.DTYPES, ids=str)

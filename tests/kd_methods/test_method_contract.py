@@ -18,6 +18,7 @@ from method_variants import (
     every_teacher_variant,
     every_variant,
     method_for,
+    outputs,
 )
 from torch import Tensor
 
@@ -37,9 +38,7 @@ def inputs(num_teachers: int = 3, batch: int = 6, scale: float = 2.0) -> tuple[T
 def call(
     method: KDMethod, student: Tensor, teachers: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    return method(
-        StudentOutput(student), TeacherOutputs(teachers if method.requires_teachers else None), labels
-    )
+    return method(*outputs(method, student, teachers), labels)
 
 
 def loss_and_gradient(
@@ -273,7 +272,10 @@ def test_label_smoothing_is_in_the_label_loss_only(config: dict[str, Any]) -> No
     for name in plain.keys() - label_terms:
         assert torch.equal(plain[name], smooth[name]), name
     if config.get("use_hard_loss", True):
+        own, _ = outputs(method_for(config, 3), student, teachers)
         expected = F.cross_entropy(student, labels, label_smoothing=0.2)
+        if own.second is not None:
+            expected = expected + F.cross_entropy(own.second, labels, label_smoothing=0.2)
         torch.testing.assert_close(smooth["loss_label"], expected)
 
 
@@ -301,9 +303,9 @@ def test_mismatched_inputs_are_named(config: dict[str, Any]) -> None:
 def test_logged_weights_are_the_batch_means_of_teacher_weights(config: dict[str, Any]) -> None:
     student, teachers, labels = inputs()
     method = method_for(config, 3)
-    outputs = StudentOutput(student.requires_grad_()), TeacherOutputs(teachers)
-    _, metrics = method(*outputs, labels, 0.5)
-    weights = method.teacher_weights(*outputs, labels, 0.5)
+    given = outputs(method, student.requires_grad_(), teachers)
+    _, metrics = method(*given, labels, 0.5)
+    weights = method.teacher_weights(*given, labels, 0.5)
     assert weights.shape in ((3, 6), (3, 1)) and not weights.requires_grad
     torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1]))
     logged = torch.stack([metrics[f"teacher/{index}/weight"] for index in range(3)])

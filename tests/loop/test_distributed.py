@@ -194,6 +194,51 @@ def test_a_batchnorm_student_on_two_processes(home):
     assert found["loss_ce"] == pytest.approx(two[-1]["val/loss_ce"], abs=1e-5)
 
 
+def test_parts_of_a_batch_on_two_processes_are_the_whole_batch(home):
+    """Gradients are added up over processes once, after the last part."""
+    one = losses(home, 1, kd_methods.LABEL_ONLY, None, VIT)
+    config = write_config(home, "parts", kd_methods.LABEL_ONLY, None, VIT)
+    ranks(2, "train_kd.py", "--config", str(config), "--no-wandb", "--training.accumulate=4")
+    [folder] = (home / "parts").glob("*-*")
+    two = read_metrics(folder / "metrics.jsonl")
+    steps = [[row for row in rows if "train_step/step" in row] for rows in (one, two)]
+    assert len(steps[0]) == 20
+    for first, second in zip(*steps, strict=True):
+        assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
+
+
+TELL_THE_AVERAGE = """
+import hashlib, os, sys
+import train_kd
+
+validate = train_kd.validate
+
+def telling(setup, progress):
+    state = setup.average.model.state_dict()
+    content = b"".join(value.numpy().tobytes() for value in state.values())
+    print(f"average of process {os.environ['RANK']}: {hashlib.sha256(content).hexdigest()}")
+    return validate(setup, progress)
+
+train_kd.validate = telling
+train_kd.main(sys.argv[1:])
+"""
+
+
+def test_the_average_is_the_same_on_two_processes(home, tmp_path):
+    """Of weights and of BatchNorm's statistics, which processes keep apart within an epoch."""
+    script = tmp_path / "train.py"
+    script.write_text(TELL_THE_AVERAGE)
+    config = write_config(home, "averaged", "average", None, {"name": "cifar_resnet8"})
+    text = ranks(2, str(script), "--config", str(config), "--no-wandb", "--training.ema.every=3")
+    told = re.findall(r"average of process (\d): (\w+)", text)
+    one, two = ([digest for rank, digest in told if rank == process] for process in "01")
+    assert one == two and len(set(one)) == 2
+    [folder] = (home / "averaged").glob("average-*")
+    evaluate_kd.main(["--checkpoint", str(folder / "checkpoints" / "latest" / "average"), "--no-wandb"])
+    found = json.loads((folder / "evaluation-val.json").read_text())
+    assert found["accuracy"] == read_metrics(folder / "metrics.jsonl")[-1]["val/ema_accuracy"]
+
+
 BREAK_THE_SECOND = """
 import itertools, os, sys
 import train_kd

@@ -255,8 +255,8 @@ class Watched(Calls):
     [
         [],
         ["--cache.mode=fixed"],
-        ["--training.clip=1", "--training.optimizer=sgd"],
-        ["--training.skip_nonfinite=5", "--training.optimizer=sgd"],
+        ["--training.clip=1", "--training.optimizer=sgd", "--training.ema.every=2"],
+        ["--training.skip_nonfinite=5", "--training.optimizer=sgd", "--training.ema={}"],
         ["--augment={randaugment: {}, erasing: {}}", "--cache.mode=off"],
     ],
     ids=str,

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_variants import RANDOM, every_variant, method_for
+from method_variants import RANDOM, every_variant, method_for, outputs
 from pydantic import BaseModel
 from torch import Tensor
 
 import kd_methods
-from kd_methods import KDMethod, StudentOutput, TeacherOutputs
+from kd_methods import KDMethod
 
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LARGE = 1e4
@@ -51,8 +51,7 @@ def measure(
     dtype = torch.promote_types(student.dtype, torch.float32)
     method = built(json.dumps(config), len(teachers), student.shape[1], dtype)
     student = student.detach().requires_grad_()
-    taught = TeacherOutputs(teachers if method.requires_teachers else None)
-    loss, metrics = method(StudentOutput(student), taught, labels, progress)
+    loss, metrics = method(*outputs(method, student, teachers), labels, progress)
     gradient, *own = torch.autograd.grad(loss, [student, *method.parameters()], materialize_grads=True)
     assert gradient.isfinite().all() and all(value.isfinite().all() for value in own), "a gradient"
     everything = {"the loss": loss, **metrics}
@@ -68,7 +67,7 @@ def measure_all(config: dict[str, Any], students: Tensor, teachers: Tensor, labe
         return torch.stack([measure(config, *pair, labels)[1] for pair in zip(students, teachers, strict=True)])
 
     def loss_of(student: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = method(StudentOutput(student), TeacherOutputs(taught), labels, 1.0)
+        loss, metrics = method(*outputs(method, student, taught), labels, 1.0)
         return loss, {"the loss": loss, **metrics}
 
     gradients, everything = torch.vmap(torch.func.grad(loss_of, has_aux=True))(students, teachers)

@@ -217,6 +217,15 @@ def test_the_difference_to_the_student_alone_is_no_claim(report, tree):
     assert "gain by its teachers" not in text and "What the teachers brought" not in text
 
 
+def test_the_page_says_which_weights_the_student_has(tmp_path):
+    own = {**SUMMARY, "best_epoch": 7, "weights": "average", "val_images": 90}
+    path, _ = sample_run.report(tmp_path / "run", **{**NOTHING, "summary": own})
+    words = [text for _, text, _ in Tree(path.read_text(encoding="utf-8")).all("p")]
+    assert any(text.startswith("weights: the moving average at the end of epoch 7 (training.ema)") for text in words)
+    path, _ = sample_run.report(tmp_path / "run", **NOTHING)
+    assert "weights:" not in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("helped", [True, False])
 def test_the_page_says_when_temperature_scaling_did_not_help(tmp_path, helped):
     made = sample_run.predictions()

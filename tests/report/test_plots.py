@@ -105,6 +105,14 @@ def test_training_curves_are_the_rows_and_the_star_is_the_selected_epoch():
     assert [list(values[1]) for values in lines(rate).values()] == [[row["learning_rate"] for row in epochs]]
 
 
+def test_the_star_is_on_the_average_of_the_weights_where_that_is_better():
+    rows = [{**row, "val/ema_accuracy": 0.9 - row["val/accuracy"]} for row in sample_run.rows() if "val/loss_ce" in row]
+    _, accuracy, _ = plots.training_curves(rows).axes
+    shown = lines(accuracy)
+    assert shown["validation, average of the weights"][1] == [row["val/ema_accuracy"] for row in rows]
+    assert list(shown)[-1] == "selected: epoch 1, 85.0%"
+
+
 def test_without_validation_there_is_no_star_and_without_an_epoch_no_plot():
     rows = [{name: value for name, value in row.items() if not name.startswith("val/")} for row in sample_run.rows()]
     _, accuracy, _ = plots.training_curves(rows).axes

@@ -171,6 +171,14 @@ def test_the_report_counts_targets_and_names_what_was_missed(tmp_path: Path) -> 
     assert (tmp_path / "report.png").stat().st_size > 1000
 
 
+def test_constant_teachers_give_their_first_tensors_again() -> None:
+    from benchmarks.features import first_alone
+
+    calls: list[int] = []
+    repeated = first_alone(lambda number: calls.append(number) or [number])
+    assert repeated(1) is repeated(2) and repeated(3) == [1] and calls == [1]
+
+
 def test_quantities_have_suitable_units() -> None:
     told = [_measure.quantity(value, "s per step") for value in (2.5, 0.0123, 0.0000456)]
     assert told == ["2.5 s per step", "12.3 ms per step", "45.6 us per step"]

@@ -20,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from warm_process import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1")
+TEACHERS = {name: {"name": name} for name in ("cifar_resnet8", "cifar_wrn_16_1")}
 # One with dropout, so that the random generators matter within an epoch, and one with BatchNorm's running statistics.
 STUDENTS = (
     "{name: test_vit, img_size: 32, args: {patch_size: 8, drop_rate: 0.2, proj_drop_rate: 0.1}}",
@@ -99,14 +100,18 @@ class Run:
         return alive
 
     def result(self) -> tuple[list[dict], dict[str, dict[str, torch.Tensor]], dict]:
-        """The rows without times, the weights of every checkpoint, and the summary."""
         [folder] = self.home.glob("runs/run-????????")
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        kept = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-        exports = ("student", "checkpoints/best/student", "checkpoints/latest/student")
-        weights = {name: load_file(folder / name / "model.safetensors") for name in exports}
-        summary = json.loads((folder / "summary.json").read_text())
-        return kept, weights, {name: value for name, value in summary.items() if name != "run_id"}
+        return result_of(folder)
+
+
+def result_of(folder: Path) -> tuple[list[dict], dict[str, dict[str, torch.Tensor]], dict]:
+    """Of a run: the rows without times, the weights of every checkpoint, and the summary."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+    exports = ("student", "checkpoints/best/student", "checkpoints/latest/student")
+    weights = {name: load_file(folder / name / "model.safetensors") for name in exports}
+    summary = json.loads((folder / "summary.json").read_text())
+    return kept, weights, {name: value for name, value in summary.items() if name != "run_id"}
 
 
 def kill_all(process: int) -> None:
@@ -132,12 +137,12 @@ def differences(first: tuple, second: tuple) -> list[str]:
     return found
 
 
-def trained_teachers(home: Path) -> list[Path]:
-    """Run folders, in `home`/teachers, of two teachers of digits."""
-    for name in TEACHERS:
+def trained_teachers(home: Path, models: Mapping[str, Mapping[str, Any]] = TEACHERS) -> list[Path]:
+    """Run folders, in `home`/teachers, of teachers of digits, sorted by the names that `models` gives them."""
+    for name, model in models.items():
         words = [
             f"--output_dir={home / 'teachers'}", f"--cache.dir={home / 'cache'}", f"--name={name}", "--no-wandb",
-            f"--model={{name: {name}}}", "--teachers=[]", "--kd.type=baseline", "--training.max_epochs=3",
+            f"--model={json.dumps(model)}", "--teachers=[]", "--kd.type=baseline", "--training.max_epochs=3",
             "--training.compare_with_baseline=false",
             "--evaluation.report=false",
         ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kd_methods
-from kd_methods import KDMethod
+from kd_methods import KDMethod, StudentOutput, TeacherOutputs, logit_losses
 
 FIXED = "best", "covariance", "fixed"  # weights that belong to a teacher, whatever it says
 RANDOM = "random"  # other weights at every step
@@ -25,6 +25,22 @@ def method_for(config: dict[str, Any], num_teachers: int, **more: Any) -> KDMeth
     return kd_methods.build(config, teacher_errors=torch.cat([errors, torch.ones(num_teachers, 1)], 1), **more)
 
 
+def outputs(
+    method: KDMethod, student: torch.Tensor, teachers: torch.Tensor | None
+) -> tuple[StudentOutput, TeacherOutputs]:
+    """Logits [B,C] and [K,B,C] as the method takes them, with a second view made of them where it needs one."""
+    own, others = StudentOutput(student), TeacherOutputs(teachers if method.requires_teachers else None)
+    if method.config.second_view != "required":
+        return own, others
+    return with_second(own, others)
+
+
+def with_second(student: StudentOutput, teachers: TeacherOutputs) -> tuple[StudentOutput, TeacherOutputs]:
+    """Both with a second view: other logits, which come from the first and have no gradient."""
+    second = None if teachers.logits is None else 0.5 * teachers.logits.flip(-1)
+    return student._replace(second=student.logits.detach().flip(-1)), teachers._replace(second=second)
+
+
 def products(choices: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
@@ -35,6 +51,7 @@ TURNED_ON = (
 SWITCHES = {key for switch in TURNED_ON for key in switch}
 WHOLE_BATCH = {"dist", "mlkd", "skd"}  # losses with a term of the whole batch, which sees that of one process
 GROWING = {"mlkd", "skd"}  # those whose term grows with the batch
+ONE_VIEW = [name for name in kd_methods.losses() if logit_losses.config_class(name).second_view != "required"]
 
 
 def variants(name: str) -> list[dict[str, Any]]:
