@@ -174,7 +174,8 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     network.share_batch_norm(accelerator, training)
     average = WeightAverage(network.model, training.ema) if training.ema else None  # a copy, so before it is wrapped
     teachers = TeacherLogits(members, predict)
-    images, val = Images(data.train, device, store), Images(data.val, device, store) if data.val else None
+    images = Images.for_training(config, data, device)
+    val = Images(data.val, device, store) if data.val else None
     checked = evaluation.check_teachers(members if cached else [], data, predict, job.say)
     errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
     errors = errors if cached else torch.eye(len(members))  # of any teachers, where steps are only timed
@@ -375,7 +376,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         batch_size=config.part,  # so of each step as many as it has parts, one after another
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        augmentation=Augmentation.of(config.data),
+        augmentation=setup.images.recipe or Augmentation.of(config.data),
         fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
     )
     if setup.method.requires_teachers:
@@ -417,10 +418,9 @@ def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict
     """loss_total, with its gradient, and the other measures of the images at `place` of the epoch's plan."""
     training, method = setup.config.training, setup.method
     with setup.speed.data.running():
-        store = setup.images.store
-        pixels, labels = store.gather(plan.batch(place, store.index_device).rows)
+        pixels, labels = setup.images.show(plan, place)
         ids = plan.batch(place, setup.device).ids
-        inputs = setup.network.views.train(pixels, ids, channels_last=training.channels_last)
+        inputs = setup.network.views.train(pixels.shown, ids, channels_last=training.channels_last)
     more: dict[str, Any] = {}
     with setup.speed.teachers.running():
         teachers = TeacherOutputs()
@@ -433,7 +433,8 @@ def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict
         student = StudentOutput(logits, maps, setup.features.classifier)
         more["rows"] = setup.images.places(plan.batch(place, setup.device).rows)
     loss, metrics = method(student, teachers, labels, progress=progress, **more)
-    accuracy = (student.logits.argmax(1) == labels).float().mean()
+    classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
+    accuracy = (student.logits.argmax(1) == classes).float().mean()
     return {"loss_total": loss, "accuracy": accuracy, **metrics}
 
 

@@ -4,8 +4,9 @@
     python -m benchmarks.input_pipeline --data-path FOLDER    the same as: python -m benchmarks input --data-path ...
 
 All make batches of 128 from the same PNG files in parquet: cropped after padding by 4, flipped and normalized at 32
-pixels.  The last two rows are for 224 pixels, with views for a student and three teachers.  The startup time of a
-DataLoader's workers is not counted; the batches they prefetch meanwhile are.
+pixels.  Two rows are for 224 pixels, with views for a student and three teachers, and the last one is for strong views:
+RandAugment (two operations, magnitude 9) and CutMix of half of the images, or in timm of half of the batches.  The
+startup time of a DataLoader's workers is not counted; the batches they prefetch meanwhile are.
 """
 
 import io
@@ -19,16 +20,18 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import Mixup, create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
-from kd_core.config import DataConfig
+from kd_core.config import Config, DataConfig
 from kd_core.data.dataset import ImageStore, load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Augmentation, EpochPlan, Views
+from kd_core.data.views import NO_AUGMENTATION, Augmentation, EpochPlan, Views
+from kd_core.models.predict import Images
 
 BATCH, PADDING = 128, 4
 AUGMENTATION = Augmentation(PADDING, flip=True)
@@ -38,6 +41,7 @@ HF = {workers: f"HF with_transform, {workers} workers" for workers in (0, 2)}
 FASTER = "the faster of these"
 TORCHVISION = "torchvision CIFAR100, 2 workers"
 ORIGINAL = "original system's transforms, 224 px, 2 workers"
+STRONG, TIMM = "RandAugment and CutMix in memory", "timm's loader and Mixup, 2 workers"
 
 
 def run(options: Options) -> list[Result]:
@@ -50,6 +54,8 @@ def run(options: Options) -> list[Result]:
         **{HF[workers]: loaded(with_transform(dataset), workers, usual_count) for workers in HF},
         TORCHVISION: loaded(ArrayDataset(dataset), 2, usual_count),
         ORIGINAL: loaded(with_original_transforms(dataset), 2, options.size(768, 256), size=224),
+        STRONG: strong(folder, options.folder("cache"), options.size(20_000, 600)),
+        TIMM: timms(ArrayDataset(dataset), options.size(6_000, 300)),
     }
     rates = interleave({name: partial(next, rates) for name, rates in contestants.items()}, options.pairs)
     rates[FASTER] = [max(pair) for pair in zip(*(rates[name] for name in HF.values()), strict=True)]
@@ -59,6 +65,7 @@ def run(options: Options) -> list[Result]:
         compare(rates, OWN, TORCHVISION, "images/s", Target(12, at_least=True)),
         compare(rates, OWN, ORIGINAL, "images/s", Target(150, at_least=True)),
         compare(rates, OWN_224, ORIGINAL, "images/s"),
+        compare(rates, STRONG, TIMM, "images/s", Target(8, at_least=True)),
     ]
 
 
@@ -99,6 +106,49 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
                     break
             epoch += 1
         yield seen / (time.perf_counter() - start)
+
+
+def strong(folder: Path, cache: Path, count: int) -> Iterator[float]:
+    """Images per second of each repetition with a recipe, up to normalized images and soft labels."""
+    data = {"source": "parquet", "path": str(folder), "val_size": 0}
+    config = Config.model_validate({"data": data, "augment": {"randaugment": {}, "cutmix": {}}})
+    source = load_data(config.data, model_sizes=[32], cache_dir=cache, show_progress=False)
+    images = Images.for_training(config, source, torch.device("cpu"))
+    views = Views(Preprocess(32, 32, "bicubic", source.mean, source.std), source.image_size, NO_AUGMENTATION)
+    assert images.recipe is not None
+    epoch = 0
+    while True:
+        start, seen = time.perf_counter(), 0
+        while seen < count:
+            plan = EpochPlan(
+                source.train.rows, images.store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
+                augmentation=images.recipe,
+            )  # fmt: skip
+            for step in range(min(len(plan), -(-(count - seen) // BATCH))):
+                pixels, labels = images.show(plan, step)
+                batch = views.train(pixels.shown, plan.batch(step, images.store.device).ids, channels_last=True)
+                assert batch.shape[1:] == (3, 32, 32) and labels.shape[1:] == (source.num_classes,)
+                seen += len(batch)
+            epoch += 1
+        yield seen / (time.perf_counter() - start)
+
+
+def timms(dataset: Any, count: int) -> Iterator[float]:
+    """The same by timm: a DataLoader with two workers, and its mixup in this process."""
+    loader = create_loader(
+        dataset, 32, BATCH, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=0.0,
+        auto_augment="rand-m9-n2", mean=MEAN, std=STD, num_workers=2, use_prefetcher=False, persistent_workers=False,
+    )  # fmt: skip
+    mixup = Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, num_classes=max(dataset.targets) + 1)
+    while True:
+        batches = iter(loader)
+        consume(next(batches), 32)  # waits until the workers have started
+        start, seen = time.perf_counter(), 0
+        while seen < count and (batch := next(batches, None)):
+            seen += consume(mixup(*batch), 32)
+        rate = seen / (time.perf_counter() - start)
+        del batches
+        yield rate
 
 
 def loaded(dataset: Any, workers: int, count: int, size: int = 32) -> Iterator[float]:

@@ -352,6 +352,117 @@ class TrainingConfig(Section):
         return value.lower()
 
 
+Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+
+
+class ResizedCropConfig(Section):
+    scale: Range = Field([0.08, 1.0], description="least and largest share of the image's area")
+    ratio: Range = Field([0.75, 4 / 3], description="least and largest width by height")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ResizedCropConfig:
+        _check_ranges(self.scale, self.ratio)
+        return self
+
+
+class ColorJitterConfig(Section):
+    brightness: float = Field(0.4, ge=0, le=1, description="factors from 1 - this to 1 + this")
+    contrast: float = Field(0.4, ge=0, le=1, description="factors from 1 - this to 1 + this")
+    saturation: float = Field(0.4, ge=0, le=1, description="factors from 1 - this to 1 + this")
+    hue: float = Field(0.0, ge=0, le=0.5, description="turns of the color circle from minus this to this")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> ColorJitterConfig:
+        if not any(self.model_dump().values()):
+            raise ValueError("all of its settings are 0; remove it, or give one of them")
+        return self
+
+
+class RandAugmentConfig(Section):
+    ops: int = Field(2, ge=1, le=16, description="how many operations each image gets")
+    magnitude: int = Field(9, ge=0, le=30, description="strength of each operation, from 0 to 30")
+
+
+class ErasingConfig(Section):
+    probability: float = Field(0.25, gt=0, le=1, description="share of the images that are erased in part")
+    scale: Range = Field([0.02, 1 / 3], description="least and largest share of the image's area")
+    ratio: Range = Field([0.3, 10 / 3], description="least and largest height by width")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ErasingConfig:
+        _check_ranges(self.scale, self.ratio)
+        return self
+
+
+class MixupConfig(Section):
+    alpha: float = Field(0.2, gt=0, le=100, description="both parameters of the Beta distribution of the shares")
+
+
+class CutmixConfig(Section):
+    alpha: float = Field(1.0, gt=0, le=100, description="both parameters of the Beta distribution of the shares")
+    probability: float = Field(0.5, gt=0, le=1, description="share of the images that get a box of another one")
+
+
+def _check_ranges(scale: list[float], ratio: list[float]) -> None:
+    """ValueError unless both are [least, largest] and a scale is a share."""
+    for name, (least, largest) in (("scale", scale), ("ratio", ratio)):
+        if least > largest or (name == "scale" and largest > 1):
+            most = " and at most 1" if name == "scale" else ""
+            raise ValueError(f"{name} {[least, largest]} must be [least, largest], above 0{most}")
+
+
+class AugmentConfig(Section):
+    """A recipe for the images of training; without any operation they are cropped and flipped as `data` says."""
+
+    resized_crop: ResizedCropConfig | None = Field(
+        None, description="a random part of the image, resized to its size, in place of the crop after padding"
+    )
+    color_jitter: ColorJitterConfig | None = Field(
+        None, description="random brightness, contrast, saturation and hue, in random order"
+    )
+    randaugment: RandAugmentConfig | None = Field(
+        None, description="random operations of one strength (RandAugment, arXiv:1909.13719)"
+    )
+    trivialaugment: bool = Field(
+        False, description="one random operation of random strength (TrivialAugment, arXiv:2103.10158)"
+    )
+    cutout: int | None = Field(
+        None, ge=1, le=2048, description="side of a square that is blotted out, in pixels of the stored image"
+    )
+    erasing: ErasingConfig | None = Field(None, description="a box of random pixels (random erasing, arXiv:1708.04896)")
+    mixup: MixupConfig | None = Field(
+        None, description="the mean of the image and another one of training, labels too (mixup, arXiv:1710.09412)"
+    )
+    cutmix: CutmixConfig | None = Field(
+        None, description="a box of another image of training, labels too (CutMix, arXiv:1905.04899)"
+    )
+    fill: Literal["mean", "black"] = Field(
+        "mean", description="color of what cutout, rotations, translations and shears leave empty"
+    )
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> AugmentConfig:
+        if self.randaugment and self.trivialaugment:
+            raise ValueError("randaugment and trivialaugment exclude each other; choose one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is set; so an operation that is added leaves the settings and digests of all other runs as they were."""
+        defaults = {name: info.default for name, info in type(self).model_fields.items()}
+        return {name: value for name, value in serialize(self).items() if getattr(self, name) != defaults[name]}
+
+    @property
+    def operations(self) -> list[str]:
+        """The names of the operations that are on, which make a view one of endlessly many; none by default."""
+        return [name for name in type(self).model_fields if name != "fill" and getattr(self, name)]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others, and so have soft labels."""
+        return self.mixup is not None or self.cutmix is not None
+
+
 class EvaluationConfig(Section):
     test_at_end: bool = Field(
         False, description="evaluate the selected weights on the test split, once, after training"
@@ -416,6 +527,7 @@ class Config(Section):
         description="files of your own code to run first, as --import FILE.py; in a YAML file relative to its folder",
     )
     data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     teachers: list[TeacherConfig] = Field([], max_length=64)
     kd: SerializeAsAny[kd_methods.MethodConfig] = Field(
@@ -469,6 +581,44 @@ class Config(Section):
                 "network (weights or train), or remove kd.features"
             )
         return self
+
+    @model_validator(mode="after")
+    def _views_can_be_made(self) -> Config:
+        recipe = self.augment
+        if not recipe.operations:
+            if recipe.fill != "mean":
+                raise ValueError(f"augment.fill: {recipe.fill!r} fills nothing without an operation; remove it")
+            return self
+        named = ", ".join(f"augment.{name}" for name in recipe.operations)
+        for index, teacher in enumerate(self.teachers):
+            if teacher.logits:
+                raise ValueError(
+                    f"teachers[{index}].logits: a file of logits has none of the views that {named} makes; give the "
+                    "teacher's network (weights or train), or remove augment"
+                )
+            if recipe.mixes and teacher.view == "clean":
+                raise ValueError(
+                    f"teachers[{index}].view: a clean teacher sees one whole image, where augment.mixup and "
+                    "augment.cutmix show the student two; choose shared, or remove them"
+                )
+        if recipe.mixes and self.data.batch_size == 1:
+            raise ValueError(
+                "data.batch_size: 1 is one mixed label per step, with augment.mixup and augment.cutmix; give at least 2"
+            )
+        if self.teachers and self.cache.mode == "lazy":
+            raise ValueError(
+                f"cache.mode: 'lazy' keeps views that come back, and those of {named} are too many for that; choose "
+                "fixed, which trains on cache.views views of each image, or off"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_recipe(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All settings but `augment` where it says nothing, as in runs from before there was one."""
+        values = serialize(self)
+        if not values.get("augment", True):
+            del values["augment"]
+        return values
 
     @property
     def part(self) -> int:

@@ -19,6 +19,7 @@ from kd_core.errors import UserError
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
     from kd_core.data.preprocess import Preprocess
+    from kd_core.data.recipes import Draws, Recipe
 
 MASK = (1 << 64) - 1
 FLOAT_RESIZE = 2  # version of resizing in floats; changing it invalidates the cached logits that depend on it
@@ -49,12 +50,16 @@ def random_bits(seed: int, stream: int, rows: Tensor) -> Tensor:
     return _mix(rows * _signed(GOLDEN) + _key(seed, stream))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _key(seed: int, stream: int) -> int:
+    """In Python's integers: reading a tensor in the middle of an epoch would look like waiting for the device."""
     key = 0
     for part in (seed, stream):
-        key = int(_mix(torch.tensor(_signed(key + GOLDEN * (part + 1)))))
-    return key
+        key = (key + GOLDEN * (part + 1)) & MASK
+        key = ((key ^ (key >> 30)) * MULTIPLIERS[0]) & MASK
+        key = ((key ^ (key >> 27)) * MULTIPLIERS[1]) & MASK
+        key ^= key >> 31
+    return _signed(key)
 
 
 def _mix(value: Tensor) -> Tensor:
@@ -114,13 +119,17 @@ class Augmentation:
         """How many views an image has: 162 for padding 4 with flips."""
         return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
 
+    def view_of(self, bits: Tensor) -> Tensor:
+        """The view that random bits int64 [B] stand for: int64 [B] in [0, num_views)."""
+        return _shift_right(bits, 32) % self.num_views
+
 
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
 
 
-def view_ids(seed: int, epoch: int, rows: Tensor, augmentation: Augmentation) -> Tensor:
-    """The view of each row in an epoch: int64 [B] in [0, num_views), from rows int64 [B], on their device."""
-    return _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % augmentation.num_views
+def view_ids(seed: int, epoch: int, rows: Tensor, augmentation: Augmentation | Recipe) -> Tensor:
+    """The view of each row in an epoch: int64 [B], from rows int64 [B], on their device."""
+    return augmentation.view_of(random_bits(seed, 2 * epoch + 1, rows))
 
 
 @dataclass(frozen=True)
@@ -132,23 +141,28 @@ class View:
 
 
 def draw_views(
-    seed: int, epoch: int, rows: Tensor, augmentation: Augmentation, *, fixed: int | None = None
+    seed: int, epoch: int, rows: Tensor, augmentation: Augmentation | Recipe, *, fixed: int | None = None
 ) -> View:
     """The view of each row int64 [B] in an epoch, on their device: one of all, or one of the row's `fixed` views.
 
     A row's fixed views are the same for every seed, so their logits can be computed once.
     """
-    ids = view_ids(seed, epoch, rows, augmentation)
     if fixed is None:
+        ids = view_ids(seed, epoch, rows, augmentation)
         return View(ids, ids)
     numbers = _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % fixed
-    return View(fixed_view_ids(rows, numbers, **asdict(augmentation)), numbers)
+    return View(fixed_views(rows, numbers, augmentation), numbers)
+
+
+def fixed_views(rows: Tensor, numbers: Tensor, augmentation: Augmentation | Recipe) -> Tensor:
+    """The view ids int64 [B] of each row's fixed view with that number."""
+    bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
+    return augmentation.view_of(bits)
 
 
 def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
-    """The view ids int64 [B] of each row's fixed view with that number."""
-    bits = random_bits(0, -1, rows * (1 << 20) + numbers)  # a sequence of its own: epochs' streams are not negative
-    return _shift_right(bits, 32) % Augmentation(crop_padding, flip).num_views
+    """`fixed_views` of crops and flips."""
+    return fixed_views(rows, numbers, Augmentation(crop_padding, flip))
 
 
 class Batch(NamedTuple):
@@ -182,7 +196,7 @@ class EpochPlan:
         batch_size: int,
         rank: int,
         world_size: int,
-        augmentation: Augmentation,
+        augmentation: Augmentation | Recipe,
         fixed: int | None = None,
     ):
         assert batch_size % world_size == 0, (batch_size, world_size)
@@ -193,6 +207,7 @@ class EpochPlan:
         self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)
         self._latest: dict[str, tuple[int, Batch]] = {}
+        self._draws = None if isinstance(augmentation, Augmentation) else augmentation.draws(own, view.ids)
 
     def __len__(self) -> int:
         return self._host.shape[1]
@@ -204,6 +219,12 @@ class EpochPlan:
             batch = Batch(*(part[step] for part in self.whole(device)))
             self._latest[device.type] = step, batch
         return batch
+
+    def draws(self, steps: range) -> Draws:
+        """What the recipe of the plan draws for these steps."""
+        assert self._draws is not None
+        share = self._host.shape[2]
+        return self._draws.part(slice(steps.start * share, steps.stop * share))
 
     def whole(self, device: torch.device) -> Batch:
         """All steps, each int64 [steps,B], on the host or on the plan's device."""
@@ -263,6 +284,10 @@ class Views:
         channels_last: bool = False,
     ) -> Tensor:
         """Augmented views: float [B,3,size,size] of uint8 images [B,H,W,3] and view ids int64 [B]."""
+        return self._normalized(self.crops(images, view_ids), out_dtype, channels_last)
+
+    def crops(self, images: Tensor, view_ids: Tensor) -> Tensor:
+        """The same as rows of pixels, [B,size,size*3] in [0, 255]."""
         self._to(images.device)
         view_ids = view_ids.to(images.device, non_blocking=True)
         plane, slack = self.offsets**2, self.canvas - self.size
@@ -276,7 +301,7 @@ class Views:
             canvas = F.pad(images, (0, 0, *[self.padding] * 4))
         else:
             canvas = self._resized(images, self.canvas)
-        return self._normalized(self._crop(canvas, top, left), out_dtype, channels_last)
+        return self._crop(canvas, top, left)
 
     def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
         """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""

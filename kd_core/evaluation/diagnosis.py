@@ -344,14 +344,14 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
     )
     said = f"student and ensemble of teachers agree on {seen:.1%} of training and {unseen:.1%} of validation images"
     if seen >= FOLLOWS and seen - unseen >= FORGETS:
-        data = evidence.config.data
-        plain = not data.crop_padding and not data.flip
+        data, recipe = evidence.config.data, evidence.config.augment
+        plain = not data.crop_padding and not data.flip and not recipe.operations
         yield evidence.finding(
             "memorized",
             f"{said}: it has memorized the training images",
             "data.crop_padding" if plain else "training.weight_decay",
-            "augmentation (data.crop_padding, data.flip) with view: shared for the teachers, more weight decay, or "
-            "more training images",
+            "augmentation (data.crop_padding, data.flip, augment) with view: shared for the teachers, more weight "
+            "decay, or more training images",
         )
     ensemble = metrics.predictions(metrics.ensemble_logits(train.teachers))
     right = float((ensemble == train.labels).double().mean())
@@ -503,8 +503,8 @@ def validation_loss_rose(evidence: Evidence) -> Iterator[Finding]:
             f"the validation cross-entropy rose from {min(val):.3f} in epoch {val.index(min(val)) + 1} to "
             f"{val[-1]:.3f}, while that of training fell to {train[-1]:.3f}",
             "training.weight_decay",
-            "more of it, augmentation (data.crop_padding, data.flip), more weight for the distillation term, or fewer "
-            "epochs (training.patience)",
+            "more of it, augmentation (data.crop_padding, data.flip, augment), more weight for the distillation term, "
+            "or fewer epochs (training.patience)",
         )
 
 

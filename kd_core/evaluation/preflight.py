@@ -11,6 +11,7 @@ import torch
 from kd_core.config import Config, Resolved, TeacherConfig, with_precision
 from kd_core.config.command_line import Options
 from kd_core.data.dataset import load_data
+from kd_core.data.recipes import Recipe
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import findings_lines
 from kd_core.evaluation.teacher_check import check_teachers, require_unseen_validation
@@ -115,6 +116,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     problems, members = Problems(), list[Any]()
     features = bool(getattr(config.kd, "features", []))
     network = _check_run(config, job, problems, try_it=not features)
+    problems.attempt(lambda: Recipe.of(config, job.data))
     problems.attempt(lambda: interface.check_method(config.kd, len(config.teachers), job.data.num_classes))
     for index, teacher in enumerate(config.teachers):
         if teacher.train:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_core.data.dataset import Data
 from kd_core.data.views import Augmentation, fixed_view_ids
+from kd_core.errors import UserError
 from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers.logits_file import about_views, write_logits
@@ -20,9 +21,12 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
     """Write logits for all rows of the source's splits, and for the first `count` fixed views of training images.
 
     All processes call it together; the main one writes `path` (`kd_core.teachers.logits_file`) and prints how to use
-    it.  UserError if the folder cannot be written.
+    it.  UserError if the folder cannot be written, or if training shows views that such a file does not hold.
     """
     config, accelerator = predict.config, predict.accelerator
+    if count and config.augment.operations:
+        named = ", ".join(f"augment.{name}" for name in config.augment.operations)
+        raise UserError(f"--dump-views: {count}: files of logits hold crops and flips alone, no views of {named}")
     network, views, augmentation = student.model, student.views, Augmentation.of(config.data)
 
     def fixed_view(number: int, pixels: Tensor, rows: Tensor) -> Tensor:

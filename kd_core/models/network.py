@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from kd_core.config import Config, TrainingConfig
 from kd_core.data.dataset import Data
+from kd_core.data.recipes import crops_of
 from kd_core.data.superclasses import in_one_spelling
-from kd_core.data.views import Augmentation, Views
+from kd_core.data.views import Views
 from kd_core.errors import UserError, printable
 from kd_core.files import write_json, write_text
 from kd_core.loop.processes import shares_batch_norm
@@ -97,7 +98,7 @@ def build(config: Config, data: Data) -> Network:
         model=model,
         architecture=models.architecture(wanted.name, wanted.stem),
         preprocess=preprocess,
-        views=Views(preprocess, data.image_size, Augmentation.of(config.data)),
+        views=Views(preprocess, data.image_size, crops_of(config)),
         about=about,
         settings=config.to_yaml(),
     )
@@ -113,7 +114,7 @@ def from_export(loaded: models.LoadedModel, data: Data, predict: Predictor, wher
         UserError: beginning with `where`; its classes are not those of the data.
     """
     check_classes(loaded, data, where)
-    views = Views(loaded.preprocess, data.image_size, Augmentation.of(predict.config.data))
+    views = Views(loaded.preprocess, data.image_size, crops_of(predict.config))
     return Network(predict.prepare(loaded.model), loaded.architecture, loaded.preprocess, views)
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_core.config import Config
-from kd_core.data.dataset import ImageStore, Split
-from kd_core.data.views import Views
+from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.recipes import Pixels, Recipe
+from kd_core.data.views import Augmentation, EpochPlan, Views, fixed_views
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
+BLOCK = 3 * 2**19  # bytes of images that a recipe renders at once: 512 of 32 pixels
 T = TypeVar("T")
 
 
@@ -96,16 +98,64 @@ class Images:
     """A split on a device: its pixels, `labels` int64 [n] on the device, and `rows` int64 [n].
 
     `rows` are stored with the pixels: with rows on the device, a gather from host memory would synchronize.
+
+    Args:
+        recipe: how training shows these images; None: as they are stored.
     """
 
-    def __init__(self, split: Split, device: torch.device, where: Literal["auto", "device", "host"]):
-        self.split = split
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        where: Literal["auto", "device", "host"],
+        recipe: Recipe | None = None,
+    ):
+        self.split, self.recipe = split, recipe
+        self._block: tuple[EpochPlan, range, Pixels, Tensor] | None = None
         self.store = ImageStore(split, device, on_device=where)
         self.rows = split.rows.to(self.store.index_device)
         self.labels = split.labels[split.rows].to(device)
 
+    @classmethod
+    def for_training(cls, config: Config, data: Data, device: torch.device) -> Images:
+        """The training split with the recipe of `augment`; UserError if that does not fit the images."""
+        return cls(data.train, device, config.data.store, Recipe.of(config, data))
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def show(self, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
+        """The images of a step of training, and their labels: int64 [B], or float32 [B,C] where they are mixed."""
+        if self.recipe is not None:
+            return self._rendered(self.recipe, plan, step)
+        pixels, labels = self.store.gather(plan.batch(step, self.store.index_device).rows)
+        return Pixels(pixels, pixels), labels
+
+    def _rendered(self, recipe: Recipe, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
+        """The images of a step, cut from those of several steps: operations on few small images are slow."""
+        share = plan.whole(torch.device("cpu")).rows.shape[1]
+        if self._block is None or self._block[0] is not plan or step not in self._block[1]:
+            count = max(1, BLOCK // (share * 3 * recipe.side**2))
+            steps = range(step // count * count, min(step // count * count + count, len(plan)))
+            self._block = plan, steps, *recipe.show(self.store, plan.draws(steps))
+        _, steps, pixels, labels = self._block
+        part = slice((step - steps.start) * share, (step - steps.start + 1) * share)
+        return Pixels(pixels.stored[part], pixels.shown[part]), labels[part]
+
+    def show_fixed(
+        self, rows: Tensor, numbers: Tensor, crops: Augmentation, *, shared: bool
+    ) -> tuple[Pixels, Tensor]:
+        """The images of fixed views `numbers` int64 [B] of rows int64 [B], both on the host, and the views' ids.
+
+        crops: what the ids mean without a recipe.  shared: whether a teacher of shared views will see them.
+        """
+        ids = fixed_views(rows, numbers, self.recipe or crops)
+        if self.recipe is not None and shared:
+            pixels, _ = self.recipe.show(self.store, self.recipe.draws(rows, ids))
+        else:
+            stored, _ = self.store.gather(rows)
+            pixels = Pixels(stored, stored)
+        return pixels, ids.to(pixels.device)
 
     def places(self, rows: Tensor) -> Tensor:
         """The place in the split, 0 to n-1, of each of its rows int64 [B], which lie on the device as `labels` do."""

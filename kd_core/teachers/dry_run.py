@@ -74,6 +74,8 @@ def train_once(
         model, layers = student.model, layers_of(config.kd, len(teachers))
         store = ImageStore(data.train, accelerator.device, on_device="host")
         pixels, labels = store.gather(data.train.rows[:share])
+        if config.augment.mixes:
+            labels = torch.nn.functional.one_hot(labels, data.num_classes).float()
         channels_last = config.training.channels_last
         view = student.views.clean(pixels, channels_last=channels_last)
         with _explained(subject, TRAINED, share, config, predict):

@@ -19,7 +19,8 @@ import kd_methods
 from kd_core.config import Config, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
 from kd_core.data.dataset import Data, validation_size
 from kd_core.data.preprocess import NORMALIZATIONS
-from kd_core.data.views import Augmentation, Views
+from kd_core.data.recipes import crops_of
+from kd_core.data.views import Views
 from kd_core.errors import UserError
 from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.models import build as models
@@ -474,7 +475,7 @@ def views_of(preprocess: models.Preprocess, normalization: str, data: Data, run:
     if normalization != "auto":
         mean, std = (data.mean, data.std) if normalization == "data" else NORMALIZATIONS[normalization]
         preprocess = replace(preprocess, mean=mean, std=std)
-    return Views(preprocess, data.image_size, Augmentation.of(run.data))
+    return Views(preprocess, data.image_size, crops_of(run))
 
 
 def download_from_hub(repository: str, filename: str, where: str) -> Path:

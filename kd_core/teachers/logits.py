@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_core.data.dataset import Split
-from kd_core.data.views import Augmentation, EpochPlan, fixed_view_ids
+from kd_core.data.recipes import Pixels
+from kd_core.data.views import Augmentation, EpochPlan
 from kd_core.errors import UserError
 from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
@@ -51,8 +52,8 @@ class TeacherLogits:
             cached.begin_epoch(plan.whole(cached.index_device))
 
     @torch.no_grad()
-    def __call__(self, plan: EpochPlan, step: int, images: Tensor) -> Tensor:
-        """Logits float32 [K,B,C] of the images uint8 [B,H,W,3] of one step, after `begin_epoch`.
+    def __call__(self, plan: EpochPlan, step: int, images: Pixels) -> Tensor:
+        """Logits float32 [K,B,C] of the images of one step, after `begin_epoch`.
 
         Each teacher gets its own view.  All values are rounded to fp16, as in the cache, so cached and computed logits
         are equal.
@@ -93,8 +94,8 @@ class TeacherLogits:
         self._finite = torch.ones(len(self), dtype=torch.bool, device=self._predict.accelerator.device)
 
     @torch.no_grad()
-    def outputs(self, plan: EpochPlan, step: int, images: Tensor) -> TeacherOutputs:
-        """What the method gets of the teachers for the images uint8 [B,H,W,3] of one step, after `begin_epoch`.
+    def outputs(self, plan: EpochPlan, step: int, images: Pixels) -> TeacherOutputs:
+        """What the method gets of the teachers for the images of one step, after `begin_epoch`.
 
         With `keep_for`, a network runs once for its logits and for what is kept of its features.  All values are
         rounded to fp16, as in the cache, so cached and computed ones are equal.
@@ -114,7 +115,7 @@ class TeacherLogits:
 
     @torch.inference_mode()
     def _compute_all(
-        self, index: int, images: Tensor, view_ids: Tensor, positions: Tensor | None = None, *, shared: bool
+        self, index: int, images: Pixels, view_ids: Tensor, positions: Tensor | None = None, *, shared: bool
     ) -> list[Tensor]:
         """Logits fp16 [B,C] of a teacher and rows fp16 [B,width] for its stores of features, as `_compute` does."""
         if positions is not None:
@@ -145,13 +146,13 @@ class TeacherLogits:
     def _compute(
         self,
         index: int,
-        images: Tensor,
+        images: Pixels,
         view_ids: Tensor,
         positions: Tensor | None = None,
         *,
         shared: bool,
     ) -> Tensor:
-        """Logits fp16 [B,C] of images uint8 [B,H,W,3], or of those at `positions`.
+        """Logits fp16 [B,C] of images, or of those at `positions`.
 
         `shared`: the teacher gets the views `view_ids` int64 [B]; else the clean view.
         """
@@ -164,13 +165,13 @@ class TeacherLogits:
     def _compute_logits(self, *args: Any, **more: Any) -> list[Tensor]:
         return [self._compute(*args, **more)]
 
-    def _view(self, index: int, images: Tensor, view_ids: Tensor, *, shared: bool) -> Tensor:
-        """What a teacher sees of images uint8 [B,H,W,3]: views `view_ids` int64 [B] if `shared`, else clean."""
+    def _view(self, index: int, images: Pixels, view_ids: Tensor, *, shared: bool) -> Tensor:
+        """What a teacher sees of images: views `view_ids` int64 [B] if `shared`, else clean."""
         views, channels_last = self.members[index].views, self._predict.config.training.channels_last
         assert views is not None
         if shared:
-            return views.train(images, view_ids, channels_last=channels_last)
-        return views.clean(images, channels_last=channels_last)
+            return views.train(images.shown, view_ids, channels_last=channels_last)
+        return views.clean(images.stored, channels_last=channels_last)
 
     def hit_rate(self) -> float:
         """The fraction of teacher logits since the last call that were read instead of computed.
@@ -216,7 +217,7 @@ class TeacherLogits:
                 assert teacher.views is not None
                 own = self._predict(self._network(index), images, teacher.views, title).half()
             else:
-                clean = self._open_store(teacher, images.split, views=1, shared=False)
+                clean = self._open_store(teacher, images, views=1, shared=False)
                 self._fill(index, clean, images, title)
                 own = clean.store.read(images.split.rows)
             everything.append(own.to(images.labels.device).float())
@@ -237,7 +238,7 @@ class TeacherLogits:
                 continue
             per_view = teacher.view == "shared"
             cached = self._cached[index] = self._open_store(
-                teacher, images.split, views=views, shared=per_view, kept=self._kept[index] if self._kept else None
+                teacher, images, views=views, shared=per_view, kept=self._kept[index] if self._kept else None
             )
             if mode == "fixed" or not per_view:
                 self._fill(index, cached, images, f"caching teacher {index} ({teacher.name})")
@@ -283,6 +284,9 @@ class TeacherLogits:
             return "clean" if cache.mode == "auto" else cache.mode
         gigabytes = {views: self._gigabytes(shared, views, split) for views in (count, cache.views)}
         room = min(cache.max_gb, free_gigabytes(cache.folder))
+        if reason := self._views_that_are_new(gigabytes[cache.views], room):
+            notify(f"teachers run in every step: {reason}")
+            return "clean"
         if gigabytes[count] <= room:
             return "lazy"
         notify(
@@ -291,6 +295,14 @@ class TeacherLogits:
             f"{gigabytes[cache.views]:.1f} GB"
         )
         return "clean"
+
+    def _views_that_are_new(self, fixed: float, room: float) -> str:
+        """Why views of a recipe are not kept as they come, in words; empty without one.  Sizes in gigabytes."""
+        named = ", ".join(f"augment.{name}" for name in self._predict.config.augment.operations)
+        return named and (
+            f"hardly any view of {named} comes back; cache.mode=fixed, with {self._predict.config.cache.views} views "
+            f"of each image, would take {fixed:.3g} GB, and there is room for {room:.4g}"
+        )
 
     def _mode_for_features(self, split: Split, notify: Callable[[str], None], any_shared: bool) -> str:
         """The same where features are kept too."""
@@ -315,9 +327,11 @@ class TeacherLogits:
                 "kd.features needs maps or tokens of every view, which lazy does not hold; cache.mode=fixed would take "
                 f"{fixed:.3g} GB for {cache.views} views"
             )
-        wanted = self._gigabytes_in(mode, split)
         stored = sum(store.gigabytes for store in listed(logits_folder(cache.folder)))  # deleted if need be
         room = min(cache.max_gb, free_gigabytes(cache.folder) + stored)
+        if mode == "lazy" and (reason := self._views_that_are_new(fixed, room)):
+            return reason
+        wanted = self._gigabytes_in(mode, split)
         if wanted <= room:
             return ""
         others = {f"fixed with {cache.views} views": fixed, "clean views": self._gigabytes(self.members, 1, split)}
@@ -340,19 +354,20 @@ class TeacherLogits:
         return sum(Store.size(views, len(split.rows), width) for width in widths) / GIGABYTE
 
     def _open_store(
-        self, teacher: Teacher, split: Split, *, views: int, shared: bool, kept: Kept | None = None
+        self, teacher: Teacher, images: Images, *, views: int, shared: bool, kept: Kept | None = None
     ) -> CachedTeacher:
         """The stores of a teacher's logits, and of its features if they are `kept`, for the images of a split.
 
         They hold `views` augmented views if `shared`, else the clean view.
         """
         config, accelerator = self._predict.config, self._predict.accelerator
-        training = config.training
+        training, split = config.training, images.split
         assert teacher.views is not None
         seen: Any = "clean"
         if shared:
             fixed = views if config.cache.mode == "fixed" else None
-            seen = {**asdict(Augmentation.of(config.data)), "fixed": fixed}
+            drawn = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
+            seen = {**drawn, "fixed": fixed}
         parts = {
             "teacher": teacher.digest,
             "preprocess": teacher.views.recipe(accelerator.device),
@@ -404,9 +419,9 @@ class TeacherLogits:
                 if len(part) == 1:  # kernels may round a single image differently from a batch
                     part = torch.cat([part, slots[slots != part][:1]])
                 rows, numbers = part % store.rows, part // store.rows
-                pixels, _ = images.store.gather(rows)
-                ids = fixed_view_ids(rows, numbers, **asdict(Augmentation.of(config.data)))
-                computed = compute_for(index, pixels, ids.to(pixels.device), shared=cached.per_view)
+                crops = Augmentation.of(config.data)
+                pixels, ids = images.show_fixed(rows, numbers, crops, shared=cached.per_view)
+                computed = compute_for(index, pixels, ids, shared=cached.per_view)
                 values = [one.cpu() for one in computed]
                 if not all(bool(one.isfinite().all()) for one in values):
                     raise _not_finite(self.members[index], "logits or features" if cached.features else "logits")

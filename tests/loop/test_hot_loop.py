@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kd_methods
 import train_kd
 from kd_core.config import Config
-from kd_core.data.dataset import load_data
+from kd_core.data.dataset import Data, ImageStore, Split, load_data
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import Augmentation, Batch, EpochPlan, Views
+from kd_core.data.recipes import Recipe
+from kd_core.data.views import Augmentation, Batch, EpochPlan, Views, random_bits
 from kd_core.loop.meter import Meter
 from kd_core.loop.processes import create_accelerator
 from kd_core.models.predict import Images, Predictor
@@ -122,6 +123,30 @@ def test_on_a_gpu_views_are_made_there(stored, size):
         ids = torch.arange(8, device=CUDA)
         for view in (views.train(images, ids, channels_last=True), views.clean(images)):
             assert view.device == CUDA and view.shape == (8, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("augment", "most"),
+    [({}, 400), ({"resized_crop": {}, "erasing": {}}, 500), ({"color_jitter": {"hue": 0.1}, "cutout": 4}, 900)],
+)
+def test_a_recipe_takes_few_calls_whatever_the_batch_and_never_waits(augment, most):
+    """Each operation is computed for all images that drew it; the host knows which these are without asking."""
+    values = {"data": {"source": "digits"}, "augment": {**augment, "randaugment": {}, "mixup": {}, "cutmix": {}}}
+    images = torch.zeros(2048, 16, 16, 3, dtype=torch.uint8)
+    rows = torch.arange(2048)
+    split = Split(images, rows % 10, rows, "train", "f00d")
+    data = Data(split, None, 10, [], (0.5,) * 3, (0.2,) * 3, 16, [], "f00d", split.labels.numpy(), list)
+    recipe, counts = Recipe(Config.model_validate(values), data), set()
+    store = ImageStore(split, torch.device("cpu"), on_device="host")
+    for batch in (512, 1024, 2048):
+        draws = recipe.draws(rows[:batch], random_bits(0, 1, rows[:batch]))
+        with Calls() as calls:
+            recipe.show(store, draws)
+        assert not calls.waits
+        counts.add(len(calls.names))
+    [count] = counts
+    print(f"{augment}: {count} calls")
+    assert count <= most
 
 
 def plan_of(rows: int, **changes) -> EpochPlan:
@@ -232,6 +257,7 @@ class Watched(Calls):
         ["--cache.mode=fixed"],
         ["--training.clip=1", "--training.optimizer=sgd", "--training.ema.every=2"],
         ["--training.skip_nonfinite=5", "--training.optimizer=sgd", "--training.ema={}"],
+        ["--augment={randaugment: {}, erasing: {}}", "--cache.mode=off"],
     ],
     ids=str,
 )

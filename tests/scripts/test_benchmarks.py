@@ -52,7 +52,7 @@ def test_cheap_parts_run(tmp_path: Path) -> None:
             low, high = result["interval"]
             assert 0 < low <= result["ratio"] <= high < math.inf, result
     targets = [result["target"] for result in written["parts"]["input"]["results"] if "target" in result]
-    assert targets == [">= 20", ">= 12", ">= 150"]
+    assert targets == [">= 20", ">= 12", ">= 150", ">= 8"]
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     assert "targets met" in done.stdout and "95% interval" in done.stdout
 
