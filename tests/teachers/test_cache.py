@@ -409,9 +409,9 @@ def test_two_runs_at_once_share_a_cold_cache(home, online, mode, tmp_path):
 
 
 def test_auto_prints_the_size_of_lazy_where_it_does_not_fit(home, capsys):
-    train(home, "tight", "--cache.max_gb=0.0005", "--training.max_epochs=1", folder="tight")
+    train(home, "tight", "--cache.max_gb=0.00005", "--training.max_epochs=1", folder="tight")
     text = capsys.readouterr().out
-    assert "teachers run in every step: all 25 views of the images would take 0.0 GB, there is room for 0.0005" in text
+    assert "teachers run in every step: all 25 views of the images would take 0.0 GB, there is room for 5e-05" in text
 
 
 def test_only_fixed_views_make_another_run():
