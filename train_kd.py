@@ -59,6 +59,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ from torch import nn
 import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
-from kd_core.data.views import Augmentation, EpochPlan, random_bits
+from kd_core.data.views import Augmentation, EpochPlan, Views, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
@@ -90,6 +91,15 @@ CHECK_STEPS, WARM_UP_STEPS = 20, 3  # of --check: timed, and before
 
 
 @dataclass(frozen=True)
+class SecondView:
+    """A second view of each image: what is shown, to the student by `views`, and the teachers that see it."""
+
+    images: Images
+    views: Views
+    teachers: TeacherLogits
+
+
+@dataclass(frozen=True)
 class Setup:
     """What trains in a run: made by `prepare`, then left alone."""
 
@@ -103,6 +113,7 @@ class Setup:
     teachers: TeacherLogits
     predict: Predictor
     images: Images
+    second: SecondView | None  # with `augment.second`
     val: Images | None
     checked: TeacherCheck  # the teachers' logits and metrics on the validation split
     meter: Meter
@@ -180,8 +191,11 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
     errors = evaluation.errors_of(checked.logits, val.labels) if checked.logits is not None and val else None
     errors = errors if cached else torch.eye(len(members))  # of any teachers, where steps are only timed
     features, method = prepare_method(config, job, network, teachers, errors)
+    second = prepare_second(config, job, network, teachers, images)
     if cached:
         teachers.open_caches(images, job.say)
+        if second:
+            second.teachers.open_caches(second.images, job.say)
     else:
         teachers.open_files(data.train)
     optimizer = create_optimizer(network.model, training, device, method if features else None)
@@ -206,6 +220,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         teachers=teachers,
         predict=predict,
         images=images,
+        second=second,
         val=val,
         checked=checked,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
@@ -233,6 +248,16 @@ def prepare_method(
         teachers.keep_for(method.feature_term, layers)
     models.share_over_processes(method, accelerator)
     return features, method
+
+
+def prepare_second(
+    config: Config, job: Job, network: Network, teachers: TeacherLogits, images: Images
+) -> SecondView | None:
+    """What `augment.second` adds; None without it."""
+    shown = images.second(config, job.data)
+    if shown is None:
+        return None
+    return SecondView(shown, network.views.without_crops(), teachers.of_second_views())
 
 
 def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progress, Checkpoints, Tracker]:
@@ -331,7 +356,7 @@ def epochs(
                     seconds=seconds,
                     steps=setup.steps_per_epoch,
                     images=setup.steps_per_epoch * setup.config.data.batch_size,
-                    hit_rate=setup.teachers.hit_rate(),
+                    hit_rate=hit_rate(setup),
                 ),
                 "perf/epoch_time": time.perf_counter() - began,
             }
@@ -368,7 +393,8 @@ def train_epoch(
 def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
     """The order and the views of an epoch's images, for this process."""
     config, accelerator = setup.config, setup.job.accelerator
-    plan = EpochPlan(
+    plan_of = partial(
+        EpochPlan,
         setup.job.data.train.rows,
         setup.device,
         seed=config.training.seed,
@@ -376,11 +402,16 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         batch_size=config.part,  # so of each step as many as it has parts, one after another
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        augmentation=setup.images.recipe or Augmentation.of(config.data),
         fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
     )
+    plan = plan_of(augmentation=setup.images.recipe or Augmentation.of(config.data))
     if setup.method.requires_teachers:
         setup.teachers.begin_epoch(plan)
+    if setup.second:
+        assert setup.second.images.recipe is not None
+        plan.second = plan_of(augmentation=setup.second.images.recipe)
+        if setup.method.requires_teachers:
+            setup.second.teachers.begin_epoch(plan.second)
     return plan
 
 
@@ -421,21 +452,38 @@ def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict
         pixels, labels = setup.images.show(plan, place)
         ids = plan.batch(place, setup.device).ids
         inputs = setup.network.views.train(pixels.shown, ids, channels_last=training.channels_last)
+        if setup.second and plan.second:
+            strong, _ = setup.second.images.show(plan.second, place)
+            seconds = setup.second.views.train(strong.shown, ids, channels_last=training.channels_last)
     more: dict[str, Any] = {}
     with setup.speed.teachers.running():
         teachers = TeacherOutputs()
         if method.requires_teachers:
             teachers = setup.teachers.outputs(plan, place, pixels)
-    if setup.features is None:
-        student = StudentOutput(setup.model(inputs))
-    else:
-        logits, maps = setup.model(inputs)
-        student = StudentOutput(logits, maps, setup.features.classifier)
+            if setup.second and plan.second:
+                teachers = teachers._replace(second=setup.second.teachers(plan.second, place, strong))
+    student = student_outputs(setup, inputs, seconds if setup.second else None)
+    if setup.features:
         more["rows"] = setup.images.places(plan.batch(place, setup.device).rows)
     loss, metrics = method(student, teachers, labels, progress=progress, **more)
     classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
     accuracy = (student.logits.argmax(1) == classes).float().mean()
     return {"loss_total": loss, "accuracy": accuracy, **metrics}
+
+
+def student_outputs(setup: Setup, inputs: torch.Tensor, seconds: torch.Tensor | None) -> StudentOutput:
+    """What the student gives for views [B,3,h,w], and its logits for their second views, in one pass or in two."""
+    joined = seconds is not None and setup.config.augment.passes == 1
+    found = setup.model(torch.cat([inputs, seconds]) if seconds is not None and joined else inputs)
+    logits, maps = found if setup.features else (found, None)
+    second = None
+    if joined:
+        logits, second = logits.chunk(2)
+        maps = maps and tuple(values.chunk(2)[0] for values in maps)
+    elif seconds is not None:
+        other = setup.model(seconds)
+        second = other[0] if setup.features else other
+    return StudentOutput(logits, maps, setup.features.classifier if setup.features else None, second)
 
 
 def validate(setup: Setup, progress: float) -> dict[str, float]:
@@ -461,11 +509,18 @@ def validate(setup: Setup, progress: float) -> dict[str, float]:
     return row
 
 
+def hit_rate(setup: Setup) -> float:
+    """The share of the teachers' logits of an epoch that were read; waits until the computed ones are written."""
+    rates = [one.hit_rate() for one in (setup.teachers, setup.second and setup.second.teachers) if one]
+    return sum(rates) / len(rates) if rates else 0.0
+
+
 def explained(error: NonFinite, setup: Setup, folder: RunFolder) -> NonFinite:
     """The same error with its usual causes, and with the checkpoint that is left."""
     latest = folder.checkpoint("latest")
     kept = f"Last good checkpoint: {latest}" if latest.is_dir() else "No epoch was complete"
-    causes = setup.teachers.describe_nonfinite() or (
+    seen = [setup.teachers, *([setup.second.teachers] if setup.second else [])]
+    causes = "; ".join(filter(None, [one.describe_nonfinite() for one in seen])) or (
         f"usual causes: a learning rate that is too high (training.learning_rate is "
         f"{setup.config.training.learning_rate:g}), fp16 without training.clip"
     )

@@ -7,7 +7,7 @@ import re
 import types
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -411,8 +411,8 @@ def _check_ranges(scale: list[float], ratio: list[float]) -> None:
             raise ValueError(f"{name} {[least, largest]} must be [least, largest], above 0{most}")
 
 
-class AugmentConfig(Section):
-    """A recipe for the images of training; without any operation they are cropped and flipped as `data` says."""
+class RecipeConfig(Section):
+    """How images are changed; without any operation they are cropped and flipped as `data` says."""
 
     resized_crop: ResizedCropConfig | None = Field(
         None, description="a random part of the image, resized to its size, in place of the crop after padding"
@@ -441,7 +441,7 @@ class AugmentConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _one_policy(self) -> AugmentConfig:
+    def _one_policy(self) -> Self:
         if self.randaugment and self.trivialaugment:
             raise ValueError("randaugment and trivialaugment exclude each other; choose one")
         return self
@@ -455,12 +455,31 @@ class AugmentConfig(Section):
     @property
     def operations(self) -> list[str]:
         """The names of the operations that are on, which make a view one of endlessly many; none by default."""
-        return [name for name in type(self).model_fields if name != "fill" and getattr(self, name)]
+        return [name for name in RecipeConfig.model_fields if name != "fill" and getattr(self, name)]
 
     @property
     def mixes(self) -> bool:
         """Whether images are mixed with others, and so have soft labels."""
         return self.mixup is not None or self.cutmix is not None
+
+
+class AugmentConfig(RecipeConfig):
+    """A recipe for the images of training, and for a second view of each."""
+
+    second: RecipeConfig | None = Field(
+        None, description="recipe of a second view of each image, for losses of two views; {}: crop and flip as above"
+    )
+    passes: Literal[1, 2] = Field(
+        1, description="1: both views in one pass of the student, normalized together; 2: one after the other"
+    )
+
+    @model_validator(mode="after")
+    def _views_agree(self) -> AugmentConfig:
+        if self.second is None and self.passes == 2:
+            raise ValueError("passes: 2 is for two views; give augment.second, or leave passes out")
+        if self.second and (self.mixes or self.second.mixes):
+            raise ValueError("second: mixup and cutmix would give both views of an image unlike labels; remove them")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -557,11 +576,25 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_view_is_enough(self) -> Config:
-        if self.kd.second_view == "required":
+    def _views_are_used(self) -> Config:
+        second, use = self.augment.second, self.kd.second_view
+        if use == "required" and second is None:
             raise ValueError(
-                f"kd.loss: {getattr(self.kd, 'loss', '')!r} compares two views of each image, and train_kd.py shows "
-                "the networks one; it works in a loop of your own, with StudentOutput.second (docs/methods.md)"
+                f"kd.loss: {getattr(self.kd, 'loss', '')!r} compares two views of each image; say how the second "
+                "one is made, such as --augment.second='{randaugment: {}}'"
+            )
+        if use == "unused" and second is not None:
+            raise ValueError(
+                "augment.second: nothing in `kd` uses a second view; remove it, or choose kd.loss crld or mlkd"
+            )
+        if second is not None and self.cache.mode == "lazy":
+            raise ValueError(
+                "cache.mode: 'lazy' cannot hold second views, of which hardly one comes back; choose fixed, off or auto"
+            )
+        if second is not None and (files := [index for index, teacher in enumerate(self.teachers) if teacher.logits]):
+            raise ValueError(
+                f"teachers[{files[0]}].logits: a file holds logits of crops and flips, not of augment.second; give the "
+                "teacher's network (weights or train), or remove augment.second"
             )
         return self
 

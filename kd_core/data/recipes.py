@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_core.config import Config
+from kd_core.config import Config, RecipeConfig
 from kd_core.data import operations
 from kd_core.data.dataset import Data, ImageStore
 from kd_core.data.operations import ONE
@@ -43,7 +43,7 @@ POLICY = (
     "equalize",
 )  # fmt: skip
 # The sequences of random bits, one per decision.  Their numbers are part of what a view means.
-CROP, JITTER, ORDER, OPERATION, SIGN, LEVEL, CUTOUT, ERASING, ERASED, MIXED, PARTNER, BOX = range(12)
+CROP, JITTER, ORDER, OPERATION, SIGN, LEVEL, CUTOUT, ERASING, ERASED, MIXED, PARTNER, BOX, SECOND = range(13)
 
 
 # ------------------------------------------------------------------------------------------------ randomness
@@ -171,18 +171,21 @@ class Pixels:
 
 
 class Recipe:
-    """What `augment` asks for, for the training images of `data`.
+    """What `augment` asks for, or with `second` what it asks for of the second view, for the training images of `data`.
 
     Raises:
         UserError: a cutout larger than the images.
     """
 
-    def __init__(self, config: Config, data: Data):
-        self.settings, self.side, self.classes = config.augment, data.image_size, data.num_classes
-        self._rows, self._weak = data.train.rows, Augmentation.of(config.data)
+    def __init__(self, config: Config, data: Data, *, second: bool = False):
+        settings = config.augment.second if second else config.augment
+        assert settings is not None
+        self.settings, self.side, self.classes = settings, data.image_size, data.num_classes
+        self._second, self._rows, self._weak = second, data.train.rows, Augmentation.of(config.data)
         if self.settings.cutout and self.settings.cutout > self.side:
+            key = f"augment.{'second.' * second}cutout"
             raise UserError(
-                f"augment.cutout: {self.settings.cutout} is larger than the stored images, of {self.side} pixels"
+                f"{key}: {self.settings.cutout} is larger than the stored images, of {self.side} pixels"
             )
         mean = data.mean if self.settings.fill == "mean" else (0.0, 0.0, 0.0)
         self._fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
@@ -192,16 +195,24 @@ class Recipe:
         """The recipe that the settings ask for; None if that is crops and flips alone, which `Views` make."""
         return cls(config, data) if config.augment.operations else None
 
+    @classmethod
+    def of_second(cls, config: Config, data: Data) -> Recipe | None:
+        """The recipe of the second view; None without one.  Its crops and flips are its own."""
+        return cls(config, data, second=True) if config.augment.second is not None else None
+
     def key(self) -> dict[str, Any]:
         """All that a view depends on besides the images of the source, for cache keys."""
-        key = {"version": VERSION, **self.settings.model_dump(), **asdict(self._weak), "color": self._fill.tolist()}
+        settings = self.settings.model_dump(include=set(RecipeConfig.model_fields))
+        key = {"version": VERSION, **settings, **asdict(self._weak), "color": self._fill.tolist()}
+        if self._second:
+            key["second"] = True
         if self.settings.mixes:
             key["rows"] = hashlib.sha256(self._rows.numpy().tobytes()).hexdigest()[:16]
         return key
 
     def view_of(self, bits: Tensor) -> Tensor:
-        """The view that random bits int64 [B] stand for: one of 2^64."""
-        return bits
+        """The view that random bits int64 [B] stand for: one of 2^64, of another sequence for second views."""
+        return _bits(bits, SECOND) if self._second else bits
 
     # ---------------------------------------------------------------------------------------------- drawing
 

@@ -207,6 +207,7 @@ class EpochPlan:
         self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)
         self._latest: dict[str, tuple[int, Batch]] = {}
+        self.second: EpochPlan | None = None  # the plan of second views of the same images
         self._draws = None if isinstance(augmentation, Augmentation) else augmentation.draws(own, view.ids)
 
     def __len__(self) -> int:
@@ -254,6 +255,7 @@ class Views:
             )
         self.size, self.resize = preprocess.size, preprocess.resize
         self._recipe = {**asdict(preprocess), "image_size": image_size}
+        self._of = preprocess, image_size
         self.interpolation = preprocess.interpolation
         crop_padding, self.flip = augmentation.crop_padding, augmentation.flip
         self.offsets = 2 * crop_padding + 1
@@ -270,6 +272,10 @@ class Views:
         self._shift = (-mean / std).float().repeat(self.size)
         slack = self.canvas - self.size
         self._offset = torch.tensor([round(step * slack / max(self.offsets - 1, 1)) for step in range(self.offsets)])
+
+    def without_crops(self) -> Views:
+        """Views for images that a recipe has cropped and flipped."""
+        return Views(*self._of, NO_AUGMENTATION)
 
     def recipe(self, device: torch.device) -> dict[str, Any]:
         """Everything besides the image that a clean view depends on, for cache keys."""

@@ -116,7 +116,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
     problems, members = Problems(), list[Any]()
     features = bool(getattr(config.kd, "features", []))
     network = _check_run(config, job, problems, try_it=not features)
-    problems.attempt(lambda: Recipe.of(config, job.data))
+    problems.attempt(lambda: (Recipe.of(config, job.data), Recipe.of_second(config, job.data)))
     problems.attempt(lambda: interface.check_method(config.kd, len(config.teachers), job.data.num_classes))
     for index, teacher in enumerate(config.teachers):
         if teacher.train:

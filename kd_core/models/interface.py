@@ -80,7 +80,10 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
     try:
         method = kd_methods.build(without_features(config), num_classes=num_classes)
         teachers = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
-        value, measures = method(kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(teachers), labels, 0.5)
+        own_output, theirs = kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(teachers)
+        if config.second_view == "required":
+            own_output, theirs = own_output._replace(second=student), theirs._replace(second=teachers)
+        value, measures = method(own_output, theirs, labels, 0.5)
         wanted = ["loss_label", "loss_distill", "kd_weight"]
         wanted += [f"teacher/{index}/weight" for index in range(num_teachers)] if method.requires_teachers else []
         if missing := [name for name in wanted if name not in measures]:

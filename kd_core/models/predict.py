@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +121,15 @@ class Images:
     def for_training(cls, config: Config, data: Data, device: torch.device) -> Images:
         """The training split with the recipe of `augment`; UserError if that does not fit the images."""
         return cls(data.train, device, config.data.store, Recipe.of(config, data))
+
+    def second(self, config: Config, data: Data) -> Images | None:
+        """The same images as their second view shows them; None without `augment.second`."""
+        recipe = Recipe.of_second(config, data)
+        if recipe is None:
+            return None
+        images = copy.copy(self)
+        images.recipe, images._block = recipe, None
+        return images
 
     def __len__(self) -> int:
         return len(self.rows)

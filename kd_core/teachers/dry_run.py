@@ -89,16 +89,21 @@ def train_once(
         _require_undoing(method, config)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
+            views = torch.cat([view, view]) if config.augment.second is not None else view
             with accelerator.autocast():
-                output, features = source(view) if source else (model(view), None)
-            _require_logits(output, subject, share, data.num_classes, "in training")
-            student_output = StudentOutput(output.float(), features, source.classifier if source else None)
+                output, features = source(views) if source else (model(views), None)
+            _require_logits(output, subject, len(views), data.num_classes, "in training")
+            student_output = StudentOutput(output[:share].float(), features, source.classifier if source else None)
+            if config.augment.second is not None:
+                firsts = features and tuple(values[:share] for values in features)
+                student_output = student_output._replace(features=firsts, second=output[share:].float())
         logits = student_output.logits.detach().expand(len(config.teachers), -1, -1)  # of any teachers
-        teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None)
+        seconds = logits if config.augment.second is not None and method.requires_teachers else None
+        teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None, second=seconds)
         more: dict[str, Any] = {}
         if source:
             drawn = [[torch.rand(share, *shape, device=view.device) for shape in one.shapes] for one in teachers]
-            teacher_outputs = TeacherOutputs(logits, tuple(map(tuple, drawn)), classifiers)
+            teacher_outputs = TeacherOutputs(logits, tuple(map(tuple, drawn)), classifiers, second=seconds)
             more["rows"] = torch.arange(share, device=view.device)
         loss, _ = method(student_output, teacher_outputs, labels, progress=0.0, **more)
         with _explained(subject, TRAINED, share, config, predict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kd_core.config import RecipeConfig
 from kd_core.data.dataset import Split
 from kd_core.data.recipes import Pixels
 from kd_core.data.views import Augmentation, EpochPlan
@@ -36,12 +37,21 @@ class TeacherLogits:
     def __init__(self, teachers: list[Teacher], predict: Predictor):
         self.members, self._predict = teachers, predict
         self._networks: dict[int, nn.Module] = {}
+        self._recipe: RecipeConfig = predict.config.augment  # of the views that the teachers see
         self._cached: list[CachedTeacher | None] = [None] * len(teachers)
         self._finite: Tensor | None = None
         self.sources: list[WithFeatures] = []  # the networks, where they give features
         self._kept: list[Kept] = []  # what feature losses keep of each
         self._term: FeatureTerm
         self.classifiers: tuple[Classifier, ...] | None = None  # their last linear layers, where a loss needs these
+
+    def of_second_views(self) -> TeacherLogits:
+        """The same networks, for the logits of second views, which have a cache of their own."""
+        assert self._predict.config.augment.second is not None
+        members = [replace(one, views=one.views and one.views.without_crops()) for one in self.members]
+        second = TeacherLogits(members, self._predict)
+        second._networks, second._recipe = self._networks, self._predict.config.augment.second
+        return second
 
     def __len__(self) -> int:
         return len(self.members)
@@ -298,7 +308,9 @@ class TeacherLogits:
 
     def _views_that_are_new(self, fixed: float, room: float) -> str:
         """Why views of a recipe are not kept as they come, in words; empty without one.  Sizes in gigabytes."""
-        named = ", ".join(f"augment.{name}" for name in self._predict.config.augment.operations)
+        is_second = self._recipe is not self._predict.config.augment
+        named = ", ".join(f"augment.{name}" for name in self._recipe.operations)
+        named = "augment.second" if is_second else named
         return named and (
             f"hardly any view of {named} comes back; cache.mode=fixed, with {self._predict.config.cache.views} views "
             f"of each image, would take {fixed:.3g} GB, and there is room for {room:.4g}"

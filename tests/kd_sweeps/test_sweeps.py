@@ -93,12 +93,12 @@ def test_every_sweep_is_run_as_documented(path):
 
 def test_there_is_a_sweep_for_each_purpose():
     sweeps = {path.stem: load(path) for path in SWEEPS}
-    assert {*map(file_of, kd_methods.names()), *ONE_VIEW, *PURPOSES} == set(sweeps)
+    assert {*map(file_of, kd_methods.names()), *kd_methods.losses(), *PURPOSES} == set(sweeps)
     for strategy in ("grid", "random", "bayes"):
         assert sweeps[strategy]["method"] == strategy
     for name in ("all_methods", "seeds"):
         assert set(sweeps[name]["parameters"]["kd.type"]["values"]) == set(kd_methods.names())
-    # Not those that need a second view, which train_kd.py does not show.
+    # Not those that need a second view, which costs twice as much.
     assert set(sweeps["losses"]["parameters"]["kd.loss"]["values"]) == set(ONE_VIEW) < set(kd_methods.losses())
     # Not those of temperatures per teacher, which depend on the teachers.
     assert {f"kd.{name}" for name in SWITCHES} - set(sweeps["switches"]["parameters"]) == {"kd.teacher_temperatures"}
@@ -125,7 +125,7 @@ def file_of(method: str) -> str:
     return "random_weights" if method == "random" else method
 
 
-@pytest.mark.parametrize("loss", ONE_VIEW)
+@pytest.mark.parametrize("loss", kd_methods.losses())
 def test_the_sweep_of_a_logit_loss_varies_all_its_parameters(loss):
     parameters = load(ROOT / "sweeps" / f"{loss}.yaml")["parameters"]
     config = logit_losses.config_class(loss)

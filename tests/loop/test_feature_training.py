@@ -243,7 +243,6 @@ SETTINGS = {"kd": {"type": "average", "features": [{"loss": "at"}]}, "teachers":
             {"teachers": [{"weights": "a.pt"}, {"logits": "b.safetensors"}]},
             r"teachers\[1\].logits: a file of logits has no features",
         ),
-        ({"kd": {"type": "average", "loss": "crld"}}, "kd.loss: 'crld' compares two views of each image"),
         (
             {"kd": {"type": "baseline", "features": [{"loss": "at"}]}},
             "kd.features: belongs to aekd, average, .*not to this",
