@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from warm_process import WarmProcess
+from warm_process import ranks
 
 import evaluate_kd
 import kd_methods
@@ -46,21 +46,6 @@ def write_config(home: Path, output: str, method: str, scope: str | None, studen
     path = home / f"{output}-{method}-{scope}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def ranks(processes: int, script: str, *words: str) -> str:
-    """Run a script in several processes as torchrun starts them; what they printed.  All must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = []
-    for rank in map(str, range(processes)):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        own |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        running.append(WarmProcess([script, *words], env={**os.environ, **(own if processes > 1 else {})}))
-    texts = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(texts)
-    return "".join(texts)
 
 
 def losses(home: Path, processes: int, method: str, scope: str | None, student: dict, **kd) -> list[dict]:

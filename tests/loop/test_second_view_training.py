@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_recipe_training import FIXED, STUDENT, assert_same, trained, words
+from recipe_runs import FIXED, STUDENT, assert_same, trained, words
 
 import train_kd
 from kd_core.config import Layer, resolve
