@@ -58,6 +58,10 @@ def test_every_key_and_value_is_a_valid_setting(path):
     sweep = load(path)
     types = choices(sweep["parameters"].get("kd.type", {"value": None}))
     base = command_line.parse(arguments(sweep, {}))[1].config
+    # A loss of two views and the second view go together.
+    second = {key: sweep["parameters"][key]["value"] for key in ("kd.loss", "augment.second")} if (
+        "augment.second" in sweep["parameters"]
+    ) else {}  # fmt: skip
     for key, parameter in sweep["parameters"].items():
         assert set(parameter) <= {"value", "values", "distribution", "min", "max"}
         assert parameter.get("distribution", "uniform") in BOUNDED
@@ -67,11 +71,13 @@ def test_every_key_and_value_is_a_valid_setting(path):
         assert set(own) & set(owners(key)), f"{key} belongs to no method of this sweep"
         for method, value in itertools.product(own, choices(parameter)):
             given = {"kd.type": method, key: value} if key != "kd.type" else {key: value}
-            config = command_line.parse(arguments(sweep, given))[1].config
+            config = command_line.parse(arguments(sweep, {**second, **given}))[1].config
             for part in key.split("."):
                 config = getattr(config, part)
             if key == "kd.features":
                 config = [entry.model_dump(exclude_unset=True) for entry in config]
+            if key == "augment.second":
+                config = config.model_dump()
             assert config == value and isinstance(value, type(config)), key
 
 
