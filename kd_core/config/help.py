@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import kd_methods
 from kd_core.config import registry
 from kd_core.config.keys import sections_of
 from kd_core.config.schema import Config
 from kd_methods import feature_losses
+from kd_methods._config import LogitConfig
 
 
 def describe_keys() -> str:
@@ -25,6 +27,13 @@ def describe_keys() -> str:
             if name in skip:
                 continue
             nested = next(sections_of(info.annotation), None)
+            if nested and info.default is None:  # off unless it is given
+                about = info.description or ""
+                same = issubclass(section, nested)
+                about += f"; the keys of {prefix.removesuffix('.')}" if same else "; {}: on, with the defaults below"
+                lines.append(f"  --{prefix}{name}={{...}}|null  [null]\n        {about}")
+                if same:
+                    continue
             if nested and name != "kd":
                 show(
                     f"{prefix}{name}[i]." if get_origin(info.annotation) is list else f"{prefix}{name}.",
@@ -43,9 +52,14 @@ def describe_keys() -> str:
                 f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n"
                 "        the method; see docs/methods.md"
             )
+            shared = LogitConfig.model_fields
+            lines.append("  kd.type with teachers, unless it says otherwise below:")
+            show("kd.", LogitConfig, skip=("type", "features"))
             for method in kd_methods.names():
                 lines.append(f"  kd.type={method}:")
-                show("kd.", kd_methods.config_class(method), skip=("type", "features"))
+                own = kd_methods.config_class(method)
+                same = [key for key, info in own.model_fields.items() if _alike(info, shared.get(key))]
+                show("kd.", own, skip=("type", "features", *same))
             losses = feature_losses.names()
             lines.append(f"  kd.features, for every kd.type with teachers:\n  --kd.features[i].loss={'|'.join(losses)}")
             show("kd.features[i].", feature_losses.FeatureConfig, skip=("loss",))
@@ -62,6 +76,12 @@ def describe_keys() -> str:
     return "\n".join(line for line in lines if line)
 
 
+def _alike(one: FieldInfo, other: FieldInfo | None) -> bool:
+    """Whether two settings are described by the same lines."""
+    facts = [(info.annotation, info.default, info.description) if info else None for info in (one, other)]
+    return facts[0] == facts[1]
+
+
 def _plain(value: Any) -> str:
     return json.dumps(value) if not isinstance(value, BaseModel) else "see below"
 
@@ -74,6 +94,10 @@ def _type_name(annotation: Any) -> str:
         return "|".join(_type_name(option) for option in get_args(annotation))
     if annotation is type(None):
         return "null"
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if origin is list:
+        return f"list[{_type_name(get_args(annotation)[0])}]"
     if origin is not None:
         return str(annotation).replace("typing.", "")
     return getattr(annotation, "__name__", str(annotation))

@@ -324,7 +324,7 @@ class TrainingConfig(Section):
         1, ge=1, description="equal parts into which a step's batch is cut, one after another, to save memory; 1: none"
     )
     ema: EmaConfig | None = Field(
-        None, description="moving average of the student's weights (docs/runs.md); null: none, {}: with the defaults"
+        None, description="moving average of the student's weights (docs/runs.md)"
     )
 
     @model_serializer(mode="wrap")

@@ -462,6 +462,8 @@ def test_help_lists_every_key_once_per_place():
     ):
         assert key in text
     assert "None\n" not in text  # every key has a description
+    assert text.count("--kd.dkd.beta=") == text.count("--augment.mixup.alpha=") == 1
+    assert "FieldInfo" not in text and "--augment.mixup={...}|null  [null]\n" in text
 
 
 def test_flat_keys_for_wandb():
