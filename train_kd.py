@@ -91,8 +91,8 @@ CHECK_STEPS, WARM_UP_STEPS = 20, 3  # of --check: timed, and before
 
 
 @dataclass(frozen=True)
-class SecondView:
-    """A second view of each image: what is shown, to the student by `views`, and the teachers that see it."""
+class SecondViews:
+    """Second views of the images: what is shown, to the student by `views`, and the teachers that see it."""
 
     images: Images
     views: Views
@@ -113,7 +113,7 @@ class Setup:
     teachers: TeacherLogits
     predict: Predictor
     images: Images
-    second: SecondView | None  # with `augment.second`
+    second: SecondViews | None  # with `augment.second`
     val: Images | None
     checked: TeacherCheck  # the teachers' logits and metrics on the validation split
     meter: Meter
@@ -252,12 +252,12 @@ def prepare_method(
 
 def prepare_second(
     config: Config, job: Job, network: Network, teachers: TeacherLogits, images: Images
-) -> SecondView | None:
+) -> SecondViews | None:
     """What `augment.second` adds; None without it."""
     shown = images.second(config, job.data)
     if shown is None:
         return None
-    return SecondView(shown, network.views.without_crops(), teachers.of_second_views())
+    return SecondViews(shown, network.views.without_crops(), teachers.of_second_views())
 
 
 def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progress, Checkpoints, Tracker]:
