@@ -61,12 +61,18 @@ def describe_keys() -> str:
                 same = [key for key, info in own.model_fields.items() if _alike(info, shared.get(key))]
                 show("kd.", own, skip=("type", "features", *same))
             losses = feature_losses.names()
-            lines.append(f"  kd.features, for every kd.type with teachers:\n  --kd.features[i].loss={'|'.join(losses)}")
+            lines.append(
+                "  kd.features, for every kd.type with teachers, a list such as "
+                "--kd.features='[{loss: at, weight: 500}, {loss: rkd}]':\n"
+                f"  kd.features[i].loss={'|'.join(losses)}"
+            )
             show("kd.features[i].", feature_losses.FeatureConfig, skip=("loss",))
-            common = ("loss", "student", "teacher", "warmup")
+            shared = feature_losses.FeatureConfig.model_fields
             for loss in losses:
                 lines.append(f"  kd.features[i].loss={loss}:")
-                show("kd.features[i].", feature_losses.config_class(loss), skip=common)
+                own_entry = feature_losses.config_class(loss)
+                same = [key for key, info in own_entry.model_fields.items() if _alike(info, shared.get(key))]
+                show("kd.features[i].", own_entry, skip=("loss", *same))
         elif nested := next(sections_of(info.annotation), None):
             show(f"{name}[i]." if get_origin(info.annotation) is list else f"{name}.", nested)
         else:

@@ -47,7 +47,8 @@ def explain(problem: Any, origins: dict[str, str]) -> str:
         near = did_you_mean(given, re.findall("'(.*?)'", expected), cutoff=CUTOFF)
         text = f"is {shown}, allowed: {expected}{near}"
     elif kind == "list_type":
-        item = "{key: value}" if parts[:1] == ["teachers"] else "a, b"
+        items = {"teachers": "{key: value}", "features": "{loss: at}"}
+        item = items.get(str(parts[-1]), "a, b")
         text = f"is {shown}, expected a list, such as {key}: [{item}]"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         text = f"is {shown}, expected a section: give keys below it, such as {key}: {{key: value}}"

@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
 def convert(path: Path, *, only_kd: bool = False) -> str:
     """The experiment in file `path` as YAML with comments; UserError has a line for each key without translation."""
     found = _translate(path, only_kd)
+    found.finish("DISTILLER.TYPE" if found.title.startswith("mdistiller") else "train")
     found.keys.check(path)
     someone = {"teachers": [{"weights": "FILE"}]} if only_kd else {}  # to check the section with
     resolve([Layer(f"{path}, translated", {**someone, **found.values()})], in_sweep=False)

@@ -155,7 +155,9 @@ def _network(found: Translation, key: str) -> tuple[str, int]:
 def _warmup(found: Translation, key: str, epochs: int) -> float:
     """The fraction of training in which a loss grows."""
     warmup = found.keys.number(key, 20)
-    if warmup:
+    if warmup > epochs:
+        found.keys.problem(key, f"is {warmup:g}, more than the {epochs} epochs of training")
+    elif warmup:
         found.notes.append(f"{key}: mdistiller's loss grows epoch by epoch, here it grows step by step")
     return min(1.0, warmup / max(epochs, 1))
 

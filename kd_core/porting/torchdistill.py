@@ -12,6 +12,7 @@ from kd_core.porting.translation import LAST_BATCH, TEACHER, Translation
 
 TERMS = "train.criterion.kwargs.sub_terms"
 LAST_LAYERS = ("fc", "classifier", "head", "linear")  # whose input is the embedding
+LEAST_TEMPERATURE = 1e-3
 UNCHANGED = ("sequential", "frozen_modules", "adaptations", "auxiliary_model_wrapper")  # have to be empty
 LOGITS = ("student_module_path", "student_module_io", "teacher_module_path", "teacher_module_io")
 REGRESSORS = "train.student.auxiliary_model_wrapper"  # of VIDLoss
@@ -114,6 +115,9 @@ def _kd(found: Translation, name: str, kwargs: str, weight: float) -> None:
     keys = found.keys
     _of_logits(found, kwargs)
     temperature = float(keys.number(f"{kwargs}.temperature"))
+    if not LEAST_TEMPERATURE <= temperature:
+        keys.problem(f"{kwargs}.temperature", f"is {temperature:g}, expected a number above {LEAST_TEMPERATURE:g}")
+        return
     beta_given = keys.take(f"{kwargs}.beta") is not None
     alpha = keys.number(f"{kwargs}.alpha", 0.0 if beta_given else None)
     beta = keys.number(f"{kwargs}.beta", 1 - alpha if alpha <= 1 else None)

@@ -64,6 +64,19 @@ class Translation:
         self.terms.append(Term(f"{weight:g} x {theirs}", "1", place))
         self.features.append({"loss": entry["loss"], "weight": tidy(weight), **entry})
 
+    def finish(self, key: str) -> None:
+        """Say what follows from all weights together; a problem of `key` if they leave no loss."""
+        if self.soft_weight or self.features:
+            return
+        self.more.pop("teachers", None)
+        if not self.hard_weight:
+            self.keys.problem(key, "all weights are 0, which leaves no loss")
+        elif self.hard_weight != 1:
+            self.notes.append(
+                f"their cross-entropy counts {self.hard_weight:g}; alone it counts 1 here, so its gradient is "
+                f"{tidy(1 / self.hard_weight):g} times theirs"
+            )
+
     def kd(self) -> dict[str, Any]:
         """The section `kd`."""
         if not (self.soft_weight or self.features):

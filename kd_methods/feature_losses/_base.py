@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kd_methods._module import LazyModule, identity
 from kd_methods._torch import Tensor, torch
@@ -34,6 +34,25 @@ class FeatureConfig(BaseModel):
         default=EMBEDDING, min_length=1, description="layers of every teacher, or one list for each teacher"
     )
     warmup: float = Field(default=0.0, ge=0, le=1, description=WARMUP)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_layers(cls, values: Any) -> Any:
+        """Where the student's layers alone are given, the teachers' are the same; not for a loss that needs none."""
+        if isinstance(values, dict) and "student" in values and "teacher" not in values:
+            return {**values, "teacher": values["student"]} if cls.model_fields["teacher"].default else values
+        return values
+
+    @model_validator(mode="after")
+    def _as_many_layers(self) -> "FeatureConfig":
+        lists = self.teacher if self.teacher and isinstance(self.teacher[0], list) else [self.teacher]
+        counts = [len(own) for own in lists if isinstance(own, list)]
+        if type(self).model_fields["teacher"].default and any(count != len(self.student) for count in counts):
+            raise ValueError(
+                f"{len(self.student)} layers of the student and {next(n for n in counts if n != len(self.student))} "
+                "of the teacher; the loss compares them one by one"
+            )
+        return self
 
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""

@@ -18,7 +18,7 @@ more at the other half. `every`: on the second view at all of them.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses import kd
@@ -44,6 +44,14 @@ class Config(LossConfig):
         default="reference",
         description="temperatures of a second view: as in the authors' code, or every one",
     )
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Config":
+        if self.instance_weight == self.class_weight == self.batch_weight == 0:
+            raise ValueError(
+                "instance_weight, class_weight and batch_weight are all 0, which leaves no loss; raise one"
+            )
+        return self
 
     @property
     def shown_temperatures(self) -> str:

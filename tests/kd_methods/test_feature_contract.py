@@ -142,6 +142,17 @@ def test_what_is_kept_is_all_that_the_loss_needs(entry: dict[str, Any]) -> None:
         assert torch.equal(one, other)
 
 
+def test_the_teachers_layers_are_the_students_unless_they_are_given() -> None:
+    def entry(**values: Any) -> Any:
+        return kd_methods.config_class("average").model_validate({"features": [values]}).features[0]
+
+    assert entry(loss="fitnet", student=["layer1"]).teacher == ["layer1"]
+    assert entry(loss="fitnet").teacher == [-2] and entry(loss="ofa", student=[0]).teacher == []
+    for teacher in ([-1], [[-1, 0], [-1]]):
+        with pytest.raises(ValueError, match="2 layers of the student and 1 of the teacher"):
+            entry(loss="at", student=[-2, -1], teacher=teacher)
+
+
 @every_loss
 def test_losses_that_keep_the_same_by_their_words_do(entry: dict[str, Any]) -> None:
     """Under every setting, and for students with other channels, sizes, or both: a cache is found by these words."""

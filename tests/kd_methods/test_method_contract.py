@@ -318,6 +318,19 @@ def test_a_method_without_weights_of_teachers_says_so() -> None:
         method.teacher_weights(StudentOutput(torch.zeros(2, 4)), TeacherOutputs(), torch.zeros(2).long(), 1.0)
 
 
+@pytest.mark.parametrize(
+    ("loss", "zeros"),
+    [
+        ("dkd", ("alpha", "beta")), ("dist", ("beta", "gamma")), ("rld", ("alpha", "beta")),
+        ("mlkd", ("instance_weight", "class_weight", "batch_weight")),
+        ("crld", ("within_weight", "cross_weight")),
+    ],
+)  # fmt: skip
+def test_a_logit_loss_of_nothing_is_refused(loss: str, zeros: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=f"{zeros[0]}.* 0, which leaves no loss; raise one"):
+        kd_methods.build({"type": "average", "loss": loss, loss: dict.fromkeys(zeros, 0.0)})
+
+
 def test_features_with_a_method_that_weights_no_teachers_are_refused() -> None:
     class Unweighted(kd_methods.KDMethod):
         pass

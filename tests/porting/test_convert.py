@@ -175,6 +175,12 @@ def test_a_student_alone(text_of: Any, tmp_path: Path) -> None:
     assert loaded(text, tmp_path).model.name == "cifar_resnet8x4"
 
 
+def test_a_cross_entropy_that_is_scaled_alone_is_said(text_of: Any) -> None:
+    text = text_of(md("KD", "KD: {LOSS: {CE_WEIGHT: 0.1, KD_WEIGHT: 0}}"))
+    assert kd_of(text) == {"type": "baseline"} and "teachers" not in parse_yaml(text, "")
+    assert "their cross-entropy counts 0.1; alone it counts 1 here, so its gradient is 10 times theirs" in text
+
+
 def test_stages_that_both_networks_have(text_of: Any) -> None:
     layers = [[kd_of(text_of(md("AT", "", *pair)))["features"][0]["student"]][0] for pair in (
         ("vgg8", "vgg13"), ("ShuffleV1", "ResNet50"), ("MobileNetV2", "vgg13"),
@@ -309,6 +315,9 @@ NOT_TRANSLATED = [
     (md("KD", "KD: {TEMPERATURE: -4}"), "KD.TEMPERATURE: is -4, expected a number >= 0"),
     (md("KD", "KD: {TEMPERATURE: .inf}"), "KD.TEMPERATURE: is inf, expected a number >= 0"),
     (md("KD", "KD: {TEMPERATURE: true}"), "KD.TEMPERATURE: is True, expected a number >= 0"),
+    (md("DKD", "DKD: {WARMUP: 500}"), "DKD.WARMUP: is 500, more than the 240 epochs of training"),
+    (md("KD", "KD: {LOSS: {CE_WEIGHT: 0, KD_WEIGHT: 0}}"), "DISTILLER.TYPE: all weights are 0, which leaves no loss"),
+    (td(x=term("KDLoss", "temperature: 1.0e-300, alpha: 0")), "kwargs.temperature: is 1e-300, expected a number above"),
     (md("KD", "DATASET: {TYPE: imagenet}"), "DATASET.TYPE: 'imagenet' cannot be translated: only cifar100"),
     (md("RKD", "RKD: {PDIST: {SQUARED: True}}"), "RKD.PDIST.SQUARED: True cannot be translated: rkd"),
     (md("CRD", "CRD: {MODE: relax}"), "CRD.MODE: 'relax' cannot be translated: crd draws negatives"),
