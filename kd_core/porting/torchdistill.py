@@ -117,7 +117,7 @@ def _kd(found: Translation, name: str, kwargs: str, weight: float) -> None:
     temperature = float(keys.number(f"{kwargs}.temperature"))
     if not LEAST_TEMPERATURE <= temperature:
         keys.problem(f"{kwargs}.temperature", f"is {temperature:g}, expected a number above {LEAST_TEMPERATURE:g}")
-        return
+        temperature = 1.0
     beta_given = keys.take(f"{kwargs}.beta") is not None
     alpha = keys.number(f"{kwargs}.alpha", 0.0 if beta_given else None)
     beta = keys.number(f"{kwargs}.beta", 1 - alpha if alpha <= 1 else None)

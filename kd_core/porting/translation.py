@@ -69,9 +69,9 @@ class Translation:
         if self.soft_weight or self.features:
             return
         self.more.pop("teachers", None)
-        if not self.hard_weight:
+        if not self.hard_weight and self.terms:
             self.keys.problem(key, "all weights are 0, which leaves no loss")
-        elif self.hard_weight != 1:
+        elif self.hard_weight not in (0, 1):
             self.notes.append(
                 f"their cross-entropy counts {self.hard_weight:g}; alone it counts 1 here, so its gradient is "
                 f"{tidy(1 / self.hard_weight):g} times theirs"
