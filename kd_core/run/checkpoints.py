@@ -20,7 +20,7 @@ from kd_core.models.average import WeightAverage
 from kd_core.models.network import Network
 from kd_core.run.folder import RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job
-from kd_core.run.selection import of_average, of_export, selected
+from kd_core.run.selection import AVERAGE, of_average, of_export, selected
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Checkpoints:
             self.folder.keep_best(selected(path))  # in case the last attempt ended between the two writes
         self._network.load_weights(path / "student")
         if self._average:
-            self._average.load_weights(path / "average")
+            self._average.load_weights(path / AVERAGE)
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._method.load_state_dict(tensors["method"])
         if accelerator.scaler is not None:
@@ -181,7 +181,7 @@ class Checkpoints:
         def export(student: Path) -> None:
             self._network.export(student, progress.metrics)
             if self._average:
-                self._average.export(student.with_name("average"), of_average(progress.metrics))
+                self._average.export(student.with_name(AVERAGE), of_average(progress.metrics))
 
         with self.folder.writing():
             save_latest(self.folder, export, tensors, asdict(progress))

@@ -277,7 +277,7 @@ def test_the_trios_are_the_seven_settings_of_ca_mkd() -> None:
         "wrn_40_2-shufflenet_v1", "resnet56-mobilenetv2", "vgg13-vgg8", "vgg13-mobilenetv2", "resnet32x4-resnet8x4",
         "resnet32x4-shufflenet_v2", "resnet32x4-vgg8",
     }  # fmt: skip
-    assert {path.stem for path in WEIGHTING_FILES} == {"aekd", "ca_mkd", "ebkd"}
+    assert {path.stem for path in WEIGHTING_FILES} == {"aekd", "ca_mkd", "ca_mkd-wrn", "ebkd"}
 
 
 @pytest.mark.parametrize("weighting", WEIGHTING_FILES, ids=label)
@@ -286,7 +286,10 @@ def test_every_trio_combines_with_every_weighting(trio: Path, weighting: Path) -
     assert weighting.read_text().startswith("# ") and trio.read_text().startswith("# ")
     config = combine([trio, weighting])
     written, kd = written_in(weighting)["kd"], config.kd.model_dump()
-    assert kd["type"] == weighting.stem and kd["temperature"] == 4 and kd["hard_weight"] == kd["soft_weight"] == 1
+    assert kd["type"] == weighting.stem.removesuffix("-wrn") and kd["temperature"] == 4
+    assert kd["hard_weight"] == kd["soft_weight"] == 1
+    entries = [(kd["features"][number], own) for number, own in enumerate(written.pop("features", []))]
+    assert all({key: entry[key] for key in own} == own for entry, own in entries)
     assert {key: kd[key] for key in written} == {**written, **({"aekd": kd["aekd"]} if "aekd" in written else {})}
     teacher, student = trio.stem.split("-")
     assert [one.model for one in config.teachers] == 3 * [f"cifar_{teacher}"]

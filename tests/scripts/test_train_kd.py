@@ -537,7 +537,11 @@ def test_method_names_belong_to_kd_methods():
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         # These three are also kinds of checkpoints, of cached views and of state.
-        assert not strings & (set(kd_methods.names()) - {"best", "fixed", "random"}), path
+        names = set(kd_methods.names()) - {"best", "fixed", "random"}
+        # The average of weights has this name; and other projects' losses become settings of the plain mean.
+        own = {"run/selection.py", "porting/translation.py"}
+        names -= {"average"} if any(path.match(f"kd_core/{one}") for one in own) else set()
+        assert not strings & names, path
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
