@@ -43,17 +43,6 @@ class FeatureConfig(BaseModel):
             return {**values, "teacher": values["student"]} if cls.model_fields["teacher"].default else values
         return values
 
-    @model_validator(mode="after")
-    def _as_many_layers(self) -> "FeatureConfig":
-        lists = self.teacher if self.teacher and isinstance(self.teacher[0], list) else [self.teacher]
-        counts = [len(own) for own in lists if isinstance(own, list)]
-        if type(self).model_fields["teacher"].default and any(count != len(self.student) for count in counts):
-            raise ValueError(
-                f"{len(self.student)} layers of the student and {next(n for n in counts if n != len(self.student))} "
-                "of the teacher; the loss compares them one by one"
-            )
-        return self
-
     def teacher_layers(self, index: int) -> list[Any]:
         """The layers of teacher `index`."""
         return self.teacher[index] if self.teacher and isinstance(self.teacher[0], list) else self.teacher
