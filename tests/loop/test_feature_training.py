@@ -212,7 +212,7 @@ def test_check_names_each_layer_with_its_shape(tmp_path, digits_teachers, capsys
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([{"loss": "at", "student": [9]}], r"layer 9 of model.name 'test_vit': there is no such stage"),
+        ([{"loss": "at", "student": [9], "teacher": [-1]}], r"layer 9 of model.name 'test_vit': there is no such st"),
         ([{"loss": "at", "teacher": [-1, 7, 1]}], r"layer 7 of teachers\[0\] 'cifar_resnet8': there is no such st"),
         (
             [{"loss": "at", "student": ["embedding"], "teacher": [-1]}],
