@@ -39,8 +39,10 @@ class FeatureConfig(BaseModel):
     @classmethod
     def _same_layers(cls, values: Any) -> Any:
         """Where the student's layers alone are given, the teachers' are the same; not for a loss that needs none."""
-        if isinstance(values, dict) and "student" in values and "teacher" not in values:
-            return {**values, "teacher": values["student"]} if cls.model_fields["teacher"].default else values
+        layers = values.get("student") if isinstance(values, dict) and "teacher" not in values else None
+        fine = isinstance(layers, list) and layers and all(isinstance(layer, (int, str)) for layer in layers)
+        if fine and cls.model_fields["teacher"].default:
+            return {**values, "teacher": layers}
         return values
 
     def teacher_layers(self, index: int) -> list[Any]:
