@@ -52,14 +52,12 @@ def describe_keys() -> str:
                 f"  --kd.type={'|'.join(kd_methods.names())}  [{kd_methods.LABEL_ONLY}]\n"
                 "        the method; see docs/methods.md"
             )
-            shared = LogitConfig.model_fields
             lines.append("  kd.type with teachers, unless it says otherwise below:")
             show("kd.", LogitConfig, skip=("type", "features"))
             for method in kd_methods.names():
                 lines.append(f"  kd.type={method}:")
                 own = kd_methods.config_class(method)
-                same = [key for key, info in own.model_fields.items() if _alike(info, shared.get(key))]
-                show("kd.", own, skip=("type", "features", *same))
+                show("kd.", own, skip=("type", "features", *_said(own, LogitConfig)))
             losses = feature_losses.names()
             lines.append(
                 "  kd.features, for every kd.type with teachers, a list such as "
@@ -67,12 +65,10 @@ def describe_keys() -> str:
                 f"  kd.features[i].loss={'|'.join(losses)}"
             )
             show("kd.features[i].", feature_losses.FeatureConfig, skip=("loss",))
-            shared = feature_losses.FeatureConfig.model_fields
             for loss in losses:
                 lines.append(f"  kd.features[i].loss={loss}:")
                 own_entry = feature_losses.config_class(loss)
-                same = [key for key, info in own_entry.model_fields.items() if _alike(info, shared.get(key))]
-                show("kd.features[i].", own_entry, skip=("loss", *same))
+                show("kd.features[i].", own_entry, skip=("loss", *_said(own_entry, feature_losses.FeatureConfig)))
         elif nested := next(sections_of(info.annotation), None):
             show(f"{name}[i]." if get_origin(info.annotation) is list else f"{name}.", nested)
         else:
@@ -82,10 +78,13 @@ def describe_keys() -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _alike(one: FieldInfo, other: FieldInfo | None) -> bool:
-    """Whether two settings are described by the same lines."""
-    facts = [(info.annotation, info.default, info.description) if info else None for info in (one, other)]
-    return facts[0] == facts[1]
+def _said(section: type[BaseModel], base: type[BaseModel]) -> list[str]:
+    """The settings that are described by the same lines in `base`, which is shown already."""
+
+    def facts(info: FieldInfo | None) -> Any:
+        return info and (info.annotation, info.default, info.description)
+
+    return [name for name, info in section.model_fields.items() if facts(info) == facts(base.model_fields.get(name))]
 
 
 def _plain(value: Any) -> str:

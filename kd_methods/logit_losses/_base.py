@@ -1,9 +1,9 @@
 """What logit losses share: the base class of their Config, softened logits, classes apart, correlations."""
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kd_methods._torch import Tensor, torch
 from kd_methods._warmup import growth_in_words
@@ -30,6 +30,7 @@ class LossConfig(BaseModel):
     they are standardized.
     second_view: whether the loss has a part on a second, strongly augmented view of the images. Its last argument is
     then `second`, a SecondView or, where there is none, None. "required": in training it has to be there.
+    terms: the weights of its terms, not all of which may be 0.
     constant: numbers that cannot change over training.
     later: parameters that were added after a release, left out of recorded settings while they have their defaults.
     """
@@ -41,7 +42,16 @@ class LossConfig(BaseModel):
     takes_raw: ClassVar[bool] = False
     second_view: ClassVar[UseOfSecondView] = "unused"
     later: ClassVar[tuple[str, ...]] = ()
+    terms: ClassVar[tuple[str, ...]] = ()
     constant: ClassVar[tuple[str, ...]] = ("warmup",)
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.terms and not any(getattr(self, name) for name in self.terms):
+            *others, last = self.terms
+            how_many = "both" if len(self.terms) == 2 else "all"
+            raise ValueError(f"{', '.join(others)} and {last} are {how_many} 0, which leaves no loss; raise one")
+        return self
 
     def describe(self, conditions: str) -> str:
         """The equation with its numbers, followed by `conditions`, such as "at T=4"."""

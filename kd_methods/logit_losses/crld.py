@@ -10,7 +10,7 @@ code, beside the cross-entropies of both views. On the first view alone, as in e
 within_weight 1[c(t_w) >= weak_threshold] KD(s_w, t_w).
 """
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses._base import LossConfig, SecondView, Temperature, soften
@@ -21,6 +21,7 @@ class Config(LossConfig):
         "CRLD of two views ({config.within_weight:g} T^2 KL within views from confidence {config.weak_threshold:g}, "
         "{config.cross_weight:g} T^2 KL across from {config.strong_threshold:g})"
     )
+    terms = ("within_weight", "cross_weight")
     takes_raw = True
     second_view = "required"
 
@@ -32,12 +33,6 @@ class Config(LossConfig):
     strong_threshold: float = Field(
         default=0.2, ge=0, le=1, description="teacher's confidence on the strong view from which the second term counts"
     )
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.within_weight == self.cross_weight == 0:
-            raise ValueError("within_weight and cross_weight are both 0, which leaves no loss; raise one")
-        return self
 
 
 def loss(

@@ -7,7 +7,7 @@ class c. beta and gamma 1. The second term belongs to the batch as a whole, so e
 the batch of one process.
 """
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_methods._torch import Tensor
 from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, soften
@@ -15,15 +15,10 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, 
 
 class Config(LossConfig):
     equation = "T^2 ({config.beta:g} inter-class + {config.gamma:g} intra-class DIST)"
+    terms = ("beta", "gamma")
 
     beta: float = Field(default=1.0, ge=0, description="weight of the correlation over classes, within each sample")
     gamma: float = Field(default=1.0, ge=0, description="weight of the correlation over samples, within each class")
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.beta == self.gamma == 0:
-            raise ValueError("beta and gamma are both 0, which leaves no loss; raise one")
-        return self
 
 
 def loss(

@@ -18,7 +18,7 @@ more at the other half. `every`: on the second view at all of them.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
 from kd_methods.logit_losses import kd
@@ -30,6 +30,7 @@ class Config(LossConfig):
         "MLKD ({config.instance_weight:g} instance + {config.class_weight:g} class + "
         "{config.batch_weight:g} batch terms, at further T={config.shown_temperatures})"
     )
+    terms = ("instance_weight", "class_weight", "batch_weight")
     takes_raw = True
     second_view = "optional"
     later = ("second",)
@@ -45,13 +46,6 @@ class Config(LossConfig):
         description="temperatures of a second view: as in the authors' code, or every one",
     )
 
-    @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.instance_weight == self.class_weight == self.batch_weight == 0:
-            raise ValueError(
-                "instance_weight, class_weight and batch_weight are all 0, which leaves no loss; raise one"
-            )
-        return self
 
     @property
     def shown_temperatures(self) -> str:

@@ -11,7 +11,7 @@ its most probable class.
 
 import math
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_methods._torch import Tensor, torch
 from kd_methods._warmup import WARMUP, warmed_up
@@ -21,17 +21,12 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, hide, soften
 
 class Config(LossConfig):
     equation = "({config.alpha:g} SCD at T={config.alpha_temperature:g} + {config.beta:g} T^2 MCD)"
+    terms = ("alpha", "beta")
 
     alpha: float = Field(default=1.0, ge=0, description="weight of the sample confidence term (SCD)")
     beta: float = Field(default=8.0, ge=0, description="weight of the masked correlation term (MCD)")
     alpha_temperature: float = Field(default=1.0, gt=0, description="temperature of the sample confidence term")
     warmup: float = Field(default=20 / 240, ge=0, le=1, description=WARMUP)
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "Config":
-        if self.alpha == self.beta == 0:
-            raise ValueError("alpha and beta are both 0, which leaves no loss; raise one")
-        return self
 
 
 def loss(

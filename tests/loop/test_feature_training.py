@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_off import cut_off_at
 from run_metrics import times_apart
 from safetensors.torch import load_file
 from torch import nn
@@ -18,7 +19,6 @@ from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer
 from kd_core.models.features import WithFeatures
-from kd_core.run import folder as run_folder
 from kd_core.run.folder import read_metrics
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
@@ -56,19 +56,10 @@ def state_of(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / "latest" / "training.pt", weights_only=True)
 
 
-def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(whole, tmp_path, digits_teachers, monkeypatch):
-    original = run_folder.MetricsFile.append
-
-    def cut(self, row):
-        original(self, row)
-        if row.get("train_step/step") == 7:
-            raise KeyboardInterrupt
-
+def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(whole, tmp_path, digits_teachers):
     more = words(tmp_path, digits_teachers, "--training.save_every_steps=3")
-    monkeypatch.setattr(run_folder.MetricsFile, "append", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at(7):
         train_kd.main(more)
-    monkeypatch.setattr(run_folder.MetricsFile, "append", original)
     [folder] = (tmp_path / "runs").glob("tried-*")
     within = state_of(folder)["within_epoch"][0]["buffers"]
     assert {name.rpartition(".")[2] for name in within if name.startswith("method.")} >= {"running_mean", "banks"}

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from recipe_runs import FIXED, assert_same, trained, words
+from cut_off import cut_off_at
+from recipe_runs import FIXED, assert_same, trained, without_caches, words
 from warm_process import ranks
 
 import train_kd
-from kd_core.run import folder as run_folder
 from kd_core.run.folder import read_metrics
 from kd_core.teachers.logits import TeacherLogits
 
@@ -23,12 +23,8 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def online(home, digits_teachers) -> Path:
     """A run whose teachers run in every step, on fixed views."""
-    original = TeacherLogits.open_caches
-    TeacherLogits.open_caches = lambda self, images, notify: None
-    try:
+    with without_caches():
         return trained(home, digits_teachers, *FIXED, name="online")
-    finally:
-        TeacherLogits.open_caches = original
 
 
 def test_cached_logits_of_mixed_images_train_as_computed_ones(home, online, digits_teachers, monkeypatch):
@@ -40,22 +36,13 @@ def test_cached_logits_of_mixed_images_train_as_computed_ones(home, online, digi
     assert [row["perf/teacher_cache_hit_rate"] for row in rows] == [1, 1]
 
 
-def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(home, tmp_path, digits_teachers, monkeypatch, capsys):
+def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(home, tmp_path, digits_teachers, capsys):
     """Views that are drawn anew in each epoch; `auto` says that the teachers run, and why."""
     whole = trained(home, digits_teachers, name="whole")
     assert "teachers run in every step: hardly any view of augment.resized_crop, " in capsys.readouterr().out
-    original = run_folder.MetricsFile.append
-
-    def cut(self, row):
-        original(self, row)
-        if row.get("train_step/step") == 7:
-            raise KeyboardInterrupt
-
     more = words(tmp_path, digits_teachers, "--training.save_every_steps=3")
-    monkeypatch.setattr(run_folder.MetricsFile, "append", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at(7):
         train_kd.main(more)
-    monkeypatch.setattr(run_folder.MetricsFile, "append", original)
     train_kd.main(more)
     [folder] = (tmp_path / "runs").glob("tried-*")
     assert_same(folder, whole)

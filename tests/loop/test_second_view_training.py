@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import FIXED, STUDENT, assert_same, trained, words
+from cut_off import cut_off_at
+from recipe_runs import FIXED, STUDENT, assert_same, trained, without_caches, words
 
 import train_kd
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
-from kd_core.run import folder as run_folder
 from kd_core.run.folder import read_metrics
 from kd_core.teachers.logits import TeacherLogits
 
@@ -29,12 +29,8 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def online(home, digits_teachers) -> Path:
     """A run whose teachers run in every step, on fixed views."""
-    original = TeacherLogits.open_caches
-    TeacherLogits.open_caches = lambda self, images, notify: None
-    try:
+    with without_caches():
         return trained(home, digits_teachers, *FIXED, *CRLD, name="online", augment=STRONG)
-    finally:
-        TeacherLogits.open_caches = original
 
 
 def test_cached_logits_of_both_views_train_as_computed_ones(home, online, digits_teachers, monkeypatch):
@@ -48,19 +44,10 @@ def test_cached_logits_of_both_views_train_as_computed_ones(home, online, digits
     assert {row["perf/teacher_cache_hit_rate"] for row in rows if "perf/epoch_time" in row} == {1}
 
 
-def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(tmp_path, online, digits_teachers, monkeypatch):
-    original = run_folder.MetricsFile.append
-
-    def cut(self, row):
-        original(self, row)
-        if row.get("train_step/step") == 6:
-            raise KeyboardInterrupt
-
+def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(tmp_path, online, digits_teachers):
     more = (*FIXED[:-1], *CRLD, "--training.save_every_steps=3")
-    monkeypatch.setattr(run_folder.MetricsFile, "append", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at(6):
         trained(tmp_path, digits_teachers, *more, name="stopped", augment=STRONG)
-    monkeypatch.setattr(run_folder.MetricsFile, "append", original)
     assert_same(trained(tmp_path, digits_teachers, *more, name="stopped", augment=STRONG), online)
 
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -32,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kill_campaign import differences, result_of, trained_teachers
 from method_variants import ONE_VIEW
-from warm_process import WarmProcess
+from warm_process import run_ranks
 
 import kd_methods
 from kd_methods import feature_losses
@@ -111,19 +109,9 @@ class Failed(Exception):
 
 def run(words: list[str], *, status: int = 0, script: Iterable[str] = ("train_kd.py",), processes: int = 1) -> None:
     """A script in `processes` processes, each of which has to end with `status`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = []
-    for rank in map(str, range(processes)):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        own |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(own if processes > 1 else {})}
-        running.append(WarmProcess([*script, *words], env=environment))
-    texts = [process.communicate(timeout=600)[0] for process in running]
-    for process, text in zip(running, texts, strict=True):
-        if process.returncode != status:
-            raise Failed(f"exit status {process.returncode} in place of {status}: {reason(text)}")
+    for found, text in run_ranks(processes, *script, *words, timeout=600, OMP_NUM_THREADS="1"):
+        if found != status:
+            raise Failed(f"exit status {found} in place of {status}: {reason(text)}")
 
 
 def reason(text: str) -> str:

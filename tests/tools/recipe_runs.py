@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from run_metrics import times_apart
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 import train_kd
 from kd_core.run.folder import read_metrics
+from kd_core.teachers.logits import TeacherLogits
 
 STUDENT = {"name": "test_vit", "img_size": 32, "args": {"patch_size": 8, "depth": 2, "embed_dim": 48, "drop_rate": 0.2}}
 FIXED = ("--cache.mode=fixed", "--cache.views=2", "--fresh")
@@ -46,3 +49,8 @@ def assert_same(first: Path, second: Path) -> None:
     latest = Path("checkpoints/latest/student/model.safetensors")
     ours, theirs = (load_file(path / latest) for path in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def without_caches() -> Any:
+    """Within the block, teachers run in every step whatever `cache.mode` is, on the views that it fixes."""
+    return patch.object(TeacherLogits, "open_caches", lambda self, images, notify: None)

@@ -107,8 +107,8 @@ class WarmProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def ranks(processes: int, script: str, *words: str) -> str:
-    """Run a script in several processes as torchrun starts them; what they printed.  All must end well."""
+def run_ranks(processes: int, *words: str, timeout: float = 300, **environment: str) -> list[tuple[int, str]]:
+    """Run a script and its words in several processes as torchrun starts them; status and output of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -116,7 +116,14 @@ def ranks(processes: int, script: str, *words: str) -> str:
     for rank in map(str, range(processes)):
         own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        running.append(WarmProcess([script, *words], env={**os.environ, **(own if processes > 1 else {})}))
-    texts = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(texts)
-    return "".join(texts)
+        own = {**os.environ, **environment, **(own if processes > 1 else {})}
+        running.append(WarmProcess(list(words), env=own))
+    texts = [process.communicate(timeout=timeout)[0] for process in running]
+    return [(process.returncode, text) for process, text in zip(running, texts, strict=True)]
+
+
+def ranks(processes: int, script: str, *words: str) -> str:
+    """What `run_ranks` printed; all processes must end well."""
+    ends = run_ranks(processes, script, *words)
+    assert [status for status, _ in ends] == [0] * processes, "\n".join(text for _, text in ends)
+    return "".join(text for _, text in ends)
