@@ -46,7 +46,6 @@ class Config(LossConfig):
         description="temperatures of a second view: as in the authors' code, or every one",
     )
 
-
     @property
     def shown_temperatures(self) -> str:
         return ", ".join(f"{temperature:g}" for temperature in self.temperatures) or "none"

@@ -52,7 +52,7 @@ def multi_level(key: str) -> Function:
     standardize, one_view, temperatures, part = matched.groups()
     first, *others = map(float, temperatures.split("_"))
     parts = {"kd": "instance_weight", "cc": "class_weight", "bc": "batch_weight"}
-    weights = {name: float(part in (short, "sum")) for short, name in parts.items()}
+    weights = {} if part == "ce" else {name: float(part in (short, "sum")) for short, name in parts.items()}
     return term(
         two_views=not one_view,
         loss="mlkd",
@@ -60,6 +60,7 @@ def multi_level(key: str) -> Function:
         standardize=bool(standardize),
         mlkd={"temperatures": others, **weights},
         hard_weight=float(part in ("ce", "sum")),
+        soft_weight=float(part != "ce"),
     )
 
 
