@@ -70,7 +70,8 @@ from torch import nn
 import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
-from kd_core.data.views import Augmentation, EpochPlan, Views, random_bits
+from kd_core.data.plan import EpochPlan, Sampler
+from kd_core.data.views import Augmentation, Views, random_bits
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
@@ -114,6 +115,7 @@ class Setup:
     predict: Predictor
     images: Images
     second: SecondViews | None  # with `augment.second`
+    sampler: Sampler
     val: Images | None
     checked: TeacherCheck  # the teachers' logits and metrics on the validation split
     meter: Meter
@@ -127,7 +129,7 @@ class Setup:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.images) // self.config.data.batch_size
+        return len(self.sampler) // self.config.data.batch_size
 
     @property
     def total_steps(self) -> int:
@@ -221,6 +223,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         predict=predict,
         images=images,
         second=second,
+        sampler=Sampler.of(config, data),
         val=val,
         checked=checked,
         meter=Meter(accelerator.reduce, accelerator.gather, training.skip_nonfinite),
@@ -272,6 +275,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         method=setup.method,
         meter=setup.meter,
         average=setup.average,
+        keep_epochs=config.evaluation.test_epochs == "all",
     )
     found = checkpoints.load()
     progress = found or Progress(
@@ -395,7 +399,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
     config, accelerator = setup.config, setup.job.accelerator
     plan_of = partial(
         EpochPlan,
-        setup.job.data.train.rows,
+        setup.sampler,
         setup.device,
         seed=config.training.seed,
         epoch=epoch,
@@ -538,13 +542,17 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     best = folder.checkpoint("best") / "student"
     network.load_weights(best)
     observe = evaluation.observer(setup.predict, job.data, network, setup.teachers, setup.method, alone)
-    seen, test = evaluation.observe_splits(observe, setup.checked.logits, job.say)
+    epochs = folder.kept_epochs() if config.evaluation.test_epochs else {}
+    seen, test, test_epochs = evaluation.observe_splits(observe, setup.checked.logits, epochs, job.say)
     if test:
         tracker.log({"epoch": progress.epoch, **test})
+    for row in test_epochs:
+        tracker.log(row)
     evaluations = {name: evaluation.evaluate(found, seen.get("val")) for name, found in seen.items()}
     summary = report.summarize(
         config, job.data, network, setup.teachers.members, setup.checked.metrics, asdict(progress), test, evaluations
     )
+    summary |= report.over_test_epochs(test_epochs)
     summary["baseline_run"] = str(alone) if alone else None
     sample = evaluation.sample(observe, job.say) if inspected else None
     if accelerator.is_main_process:

@@ -29,8 +29,9 @@ from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
 from kd_core.config import Config, DataConfig
 from kd_core.data.dataset import ImageStore, load_data
+from kd_core.data.plan import EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import NO_AUGMENTATION, Augmentation, EpochPlan, Views
+from kd_core.data.views import NO_AUGMENTATION, Augmentation, Views
 from kd_core.models.predict import Images
 
 BATCH, PADDING = 128, 4
@@ -92,7 +93,7 @@ def in_memory(folder: Path, cache: Path, count: int, sides: list[int] | None = N
         start, seen = time.perf_counter(), 0
         while seen < count:
             plan = EpochPlan(
-                data.train.rows, store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
+                Sampler(data.train.rows), store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
                 augmentation=AUGMENTATION,
             )  # fmt: skip
             for step in range(len(plan)):
@@ -121,8 +122,8 @@ def strong(folder: Path, cache: Path, count: int) -> Iterator[float]:
         start, seen = time.perf_counter(), 0
         while seen < count:
             plan = EpochPlan(
-                source.train.rows, images.store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0, world_size=1,
-                augmentation=images.recipe,
+                Sampler(source.train.rows), images.store.device, seed=0, epoch=epoch, batch_size=BATCH, rank=0,
+                world_size=1, augmentation=images.recipe,
             )  # fmt: skip
             for step in range(min(len(plan), -(-(count - seen) // BATCH))):
                 pixels, labels = images.show(plan, step)

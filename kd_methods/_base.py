@@ -68,6 +68,7 @@ class KDMethod(LazyModule):
     shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
     _temperatures: Tensor | None
+    _class_weights: Tensor | None
     config: Any  # each subclass narrows this to its own Config; of the last call where settings change over training
     settings: MethodConfig  # as they were given
 
@@ -77,6 +78,7 @@ class KDMethod(LazyModule):
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         student_shapes: list[Any] | None = None,
         teacher_shapes: list[list[Any]] | None = None,
         train_labels: Tensor | None = None,
@@ -89,6 +91,7 @@ class KDMethod(LazyModule):
         self.settings = self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.register_buffer("_class_weights", class_weights, persistent=False)
         self.seed = seed
         self.reduce_mean = identity
         given = getattr(config, "teacher_temperatures", None)
@@ -224,10 +227,15 @@ class KDMethod(LazyModule):
         """Cross-entropy [B] of the student with labels int64 [B] or soft [B,C], label smoothing included.
 
         student: its output, whose two views' cross-entropies are added, or logits [B,C]. Label smoothing s makes labels
-        (1 - s) y + s / C, soft ones too, as in torch.nn.functional.cross_entropy.
+        (1 - s) y + s / C, soft ones too, as in torch.nn.functional.cross_entropy. With class weights w, class c counts
+        w_c times: minus the sum over c of w_c y_c log p_c; means over samples divide by their number, not by weights.
         """
+        logits = student.logits if isinstance(student, StudentOutput) else student
         of = functools.partial(
-            torch.nn.functional.cross_entropy, reduction="none", label_smoothing=self.label_smoothing
+            torch.nn.functional.cross_entropy,
+            weight=None if self._class_weights is None else self._class_weights.to(logits.dtype),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
         if not isinstance(student, StudentOutput):
             return of(student, labels)

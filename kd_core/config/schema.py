@@ -71,6 +71,17 @@ class Section(BaseModel):
         return converted
 
 
+def _without_newer(
+    section: Section, serialize: SerializerFunctionWrapHandler, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """All settings but those of `names` that have their defaults: keys that came later keep older runs' digests."""
+    values: dict[str, Any] = serialize(section)
+    for name in names:
+        if getattr(section, name) == type(section).model_fields[name].default:
+            del values[name]
+    return values
+
+
 def _file_name(value: str | None) -> str | None:
     """The value with `~` expanded; ValueError if no file can have such a name."""
     try:
@@ -97,6 +108,15 @@ def _kd_settings(*methods: str) -> TypeAdapter[Any]:
     assert list(methods) == kd_methods.names()
     settings: Any = kd_methods.AnyConfig
     return TypeAdapter(settings)
+
+
+class LabelNoiseConfig(Section):
+    """Wrong labels on purpose, for experiments; validation and test keep theirs."""
+
+    kind: Literal["symmetric", "pair"] = Field(
+        "symmetric", description="symmetric: any other class, all alike; pair: the next class, the first after the last"
+    )
+    rate: float = Field(0.2, gt=0, lt=1, description="share of each class's training labels that are replaced")
 
 
 class DataConfig(Section):
@@ -133,6 +153,14 @@ class DataConfig(Section):
     train_size: int | float | None = Field(
         None, gt=0, description="stratified subset of the training images: a count or a fraction; null: all"
     )
+    label_noise: LabelNoiseConfig | None = Field(
+        None, description="replace a share of the training labels by wrong ones, chosen by split_seed"
+    )
+    sampler: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="uniform: every training image once per epoch; balanced: every class equally often, so images of "
+        "small classes several times",
+    )
     batch_size: int = Field(128, ge=1, description="images per step, over all processes together")
     crop_padding: int = Field(4, ge=0, le=32, description="pixels of zero padding before the random crop; 0: no crop")
     flip: bool = Field(True, description="mirror half of the training images")
@@ -158,6 +186,10 @@ class DataConfig(Section):
         if isinstance(value, float) and value > 1:
             raise ValueError(f"is {value:g}: a fraction is at most 1, a count is a whole number")
         return value
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_newer(self, serialize, ("label_noise", "sampler"))
 
     @model_validator(mode="after")
     def _has_path(self) -> DataConfig:
@@ -326,15 +358,15 @@ class TrainingConfig(Section):
     ema: EmaConfig | None = Field(
         None, description="moving average of the student's weights (docs/runs.md)"
     )
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="factors of the label loss of each class, in order; balanced: inverse to its training images, 1 on "
+        "average over these; null: none",
+    )
 
     @model_serializer(mode="wrap")
-    def _without_newer_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but those that came later and have their defaults, which keeps the digests of older runs."""
-        values: dict[str, Any] = serialize(self)
-        for name in ("accumulate", "ema"):
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
+    def _serialized(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_newer(self, serialize, ("accumulate", "ema", "class_weights"))
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingConfig:
@@ -345,6 +377,13 @@ class TrainingConfig(Section):
         if self.skip_nonfinite and self.mixed_precision == "fp16":
             raise ValueError("skip_nonfinite must be 0 with fp16, whose loss scaling skips such steps itself")
         return self
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weighs_something(cls, value: Any) -> Any:
+        if isinstance(value, list) and not any(value):
+            raise ValueError(f"is {value}, which weighs no class; give one factor per class, or balanced")
+        return value
 
     @field_validator("optimizer")
     @classmethod
@@ -486,12 +525,27 @@ class EvaluationConfig(Section):
     test_at_end: bool = Field(
         False, description="evaluate the selected weights on the test split, once, after training"
     )
+    test_epochs: Literal["all"] | None = Field(
+        None,
+        description="all: keep each epoch's student and evaluate them all on the test split after training, as papers "
+        "that print their best test epoch did; selects nothing; needs test_at_end",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="images per evaluation step; null: data.batch_size, on a GPU as many as fit"
     )
     report: bool = Field(
         True, description="after training: measure the student's cost, diagnose errors, write report/index.html"
     )
+
+    @model_validator(mode="after")
+    def _opens_the_test_split(self) -> EvaluationConfig:
+        if self.test_epochs and not self.test_at_end:
+            raise ValueError("test_epochs: evaluates on the test split; give evaluation.test_at_end=true, too")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_newer(self, serialize, ("test_epochs",))
 
 
 class CacheConfig(Section):

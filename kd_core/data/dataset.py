@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,9 @@ from torch import Tensor, from_numpy
 from tqdm import tqdm
 
 from kd_core.data import decoding
+from kd_core.data.balance import require_all_classes
 from kd_core.data.decoding import Classes, Stored
+from kd_core.data.label_noise import with_noise
 from kd_core.data.raw import MAX_CLASSES, RawSplit, Source
 from kd_core.data.sources import open_source
 from kd_core.data.splits import roles_in, split_for
@@ -136,8 +138,13 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         return None if test_name is None else _read_test(reader, test_name, stored)
 
     mean, std = _statistics(stored, rows, source)
+    train = _split(stored, rows, "train")
+    if config.label_noise:
+        train = _with_noise(train, config, len(classes.names), notes)
+    if config.sampler == "balanced":
+        require_all_classes("data.sampler: balanced", labels[rows], classes.names)
     return Data(
-        train=_split(stored, rows, "train"),
+        train=train,
         val=val,
         num_classes=len(classes.names),
         class_names=classes.names,
@@ -263,6 +270,17 @@ def _train_subset(config: DataConfig, labels: np.ndarray, rows: np.ndarray, note
     rows = np.setdiff1d(rows, left_out)
     notes.append(f"train: a stratified subset of {len(rows):,} images")
     return rows
+
+
+def _with_noise(train: Split, config: DataConfig, num_classes: int, notes: list[str]) -> Split:
+    """The training split with wrong labels."""
+    assert config.label_noise
+    labels = with_noise(train.labels, train.rows, config.label_noise, num_classes, config.split_seed)
+    notes.append(
+        f"train: {int((labels != train.labels).sum()):,} labels are wrong on purpose (data.label_noise "
+        f"{config.label_noise.kind} {config.label_noise.rate:g}, split_seed {config.split_seed})"
+    )
+    return replace(train, labels=labels)
 
 
 def _read_test(reader: _Reader, name: str, stored: Stored) -> Split:

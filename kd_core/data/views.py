@@ -1,4 +1,4 @@
-"""The images of a step and their augmentation, as functions of (seed, epoch, row), computed on the device.
+"""Crops and flips of images, as functions of (seed, epoch, row), computed on the device.
 
 A view is one integer, `flip * G * G + dy * G + dx` with G = 2 * crop_padding + 1 crop offsets per axis.  It holds all
 the randomness of the augmentation, so a view can be replayed, cached, and rendered at another size for another model.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from kd_core.errors import UserError
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
     from kd_core.data.preprocess import Preprocess
-    from kd_core.data.recipes import Draws, Recipe
+    from kd_core.data.recipes import Recipe
 
 MASK = (1 << 64) - 1
 FLOAT_RESIZE = 2  # version of resizing in floats; changing it invalidates the cached logits that depend on it
@@ -67,14 +67,6 @@ def _mix(value: Tensor) -> Tensor:
     value = (value ^ _shift_right(value, 30)) * _signed(MULTIPLIERS[0])
     value = (value ^ _shift_right(value, 27)) * _signed(MULTIPLIERS[1])
     return value ^ _shift_right(value, 31)
-
-
-# ------------------------------------------------------------------------------------------------- sampler
-
-
-def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
-    """The order of `rows` (int64 [n]) in epoch `epoch`: int64 [n] on their device."""
-    return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
 
 
 # -------------------------------------------------------------------------------------------------- resizing
@@ -141,16 +133,24 @@ class View:
 
 
 def draw_views(
-    seed: int, epoch: int, rows: Tensor, augmentation: Augmentation | Recipe, *, fixed: int | None = None
+    seed: int,
+    epoch: int,
+    rows: Tensor,
+    augmentation: Augmentation | Recipe,
+    *,
+    fixed: int | None = None,
+    keys: Tensor | None = None,
 ) -> View:
     """The view of each row int64 [B] in an epoch, on their device: one of all, or one of the row's `fixed` views.
 
-    A row's fixed views are the same for every seed, so their logits can be computed once.
+    A row's fixed views are the same for every seed, so their logits can be computed once.  keys int64 [B]: what the
+    views are drawn by in place of the rows, where a row comes several times.
     """
+    keys = rows if keys is None else keys
     if fixed is None:
-        ids = view_ids(seed, epoch, rows, augmentation)
+        ids = view_ids(seed, epoch, keys, augmentation)
         return View(ids, ids)
-    numbers = _shift_right(random_bits(seed, 2 * epoch + 1, rows), 32) % fixed
+    numbers = _shift_right(random_bits(seed, 2 * epoch + 1, keys), 32) % fixed
     return View(fixed_views(rows, numbers, augmentation), numbers)
 
 
@@ -163,73 +163,6 @@ def fixed_views(rows: Tensor, numbers: Tensor, augmentation: Augmentation | Reci
 def fixed_view_ids(rows: Tensor, numbers: Tensor, *, crop_padding: int, flip: bool) -> Tensor:
     """`fixed_views` of crops and flips."""
     return fixed_views(rows, numbers, Augmentation(crop_padding, flip))
-
-
-class Batch(NamedTuple):
-    """One process's share of a step, all int64 [B]: rows, their views, and the keys of these views in a cache."""
-
-    rows: Tensor
-    ids: Tensor
-    numbers: Tensor
-
-
-class EpochPlan:
-    """Rows and views of all steps of one epoch, computed once, on the host and on the device, so no step waits.
-
-    Args:
-        rows: int64 [n], on the host, those of the training split.
-        device: of the networks.
-        batch_size: of all processes together.  An epoch has `n // batch_size` steps; the remainder is not used.
-        rank, world_size: index of this process, and the number of processes that share each step.
-        fixed: draw views from this number of fixed views per row; None: from all views.
-
-    Order and views are functions of (seed, epoch, row), whatever the number of processes.
-    """
-
-    def __init__(
-        self,
-        rows: Tensor,
-        device: torch.device,
-        *,
-        seed: int,
-        epoch: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        augmentation: Augmentation | Recipe,
-        fixed: int | None = None,
-    ):
-        assert batch_size % world_size == 0, (batch_size, world_size)
-        steps, share = len(rows) // batch_size, batch_size // world_size
-        order = epoch_order(seed, epoch, rows)[: steps * batch_size]
-        own = order.view(steps, world_size, share)[:, rank].flatten()
-        view = draw_views(seed, epoch, own, augmentation, fixed=fixed)
-        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
-        self._device = self._host.to(device)
-        self._latest: dict[str, tuple[int, Batch]] = {}
-        self.second: EpochPlan | None = None  # the plan of second views of the same images
-        self._draws = None if isinstance(augmentation, Augmentation) else augmentation.draws(own, view.ids)
-
-    def __len__(self) -> int:
-        return self._host.shape[1]
-
-    def batch(self, step: int, device: torch.device) -> Batch:
-        """Step `step`, on the host or on the plan's device."""
-        latest, batch = self._latest.get(device.type, (None, None))
-        if batch is None or latest != step:  # several parts of a step ask for the same batch
-            batch = Batch(*(part[step] for part in self.whole(device)))
-            self._latest[device.type] = step, batch
-        return batch
-
-    def draws(self, steps: range) -> Draws:
-        """What the recipe of the plan draws for these steps."""
-        assert self._draws is not None
-        share = self._host.shape[2]
-        return self._draws.part(slice(steps.start * share, steps.stop * share))
-
-    def whole(self, device: torch.device) -> Batch:
-        """All steps, each int64 [steps,B], on the host or on the plan's device."""
-        return Batch(*(self._host if device.type == "cpu" else self._device).unbind())
 
 
 class Views:

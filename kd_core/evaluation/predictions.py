@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from kd_core import metrics
 from kd_core.data.dataset import Data, Split
-from kd_core.data.views import epoch_order
+from kd_core.data.plan import epoch_order
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions
 from kd_core.models.build import load_export
@@ -93,24 +95,30 @@ def observer(
     return observe
 
 
+Row = dict[str, float]
+
+
 def observe_splits(
-    observe: Observer, val_teachers: Tensor | None, say: Callable[[str], None]
-) -> tuple[dict[str, Predictions], dict[str, float]]:
-    """Predictions of the selected student and its teachers by split name, and the metrics test/*.
+    observe: Observer, val_teachers: Tensor | None, epochs: dict[int, Path], say: Callable[[str], None]
+) -> tuple[dict[str, Predictions], Row, list[Row]]:
+    """Predictions of the selected student and its teachers by split name, the metrics test/*, and test_epochs/* of
+    `epochs`, the exported students of each.
 
     `val_teachers` are the teachers' logits [K,n,C] on the validation split.  The test split is opened only with
     `evaluation.test_at_end`.  All processes call this together.
     """
-    data = observe.data
+    data, test, rows = observe.data, Row(), list[Row]()
     seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
-    test: dict[str, float] = {}
-    if observe.predict.config.evaluation.test_at_end and (opened := open_test_split(observe, say)):
-        seen["test"], test = opened
-    return seen, test
+    if observe.predict.config.evaluation.test_at_end and (opened := open_test_split(observe, epochs, say)):
+        seen["test"], test, rows = opened
+    return seen, test, rows
 
 
-def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Predictions, dict[str, float]] | None:
-    """Predictions of the selected student and its teachers on the test split, and test/*; None without a test split.
+def open_test_split(
+    observe: Observer, epochs: dict[int, Path], say: Callable[[str], None]
+) -> tuple[Predictions, Row, list[Row]] | None:
+    """Predictions of the selected student and its teachers on the test split, test/*, and a row of test_epochs/* for
+    each student of `epochs`; None without a test split.
 
     The only place where training reads the test split, after selection.
     """
@@ -124,7 +132,19 @@ def open_test_split(observe: Observer, say: Callable[[str], None]) -> tuple[Pred
     logits, labels = found.student.to(device), found.labels.to(device)
     row = score(observe.method, logits, taught, labels, batch_size=batch_size, progress=1.0)
     say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")
-    return found, {f"test/{name}": value for name, value in row.items()}
+    rows = _test_epochs(observe, Images(split, device, observe.predict.config.data.store), epochs) if epochs else []
+    return found, {f"test/{name}": value for name, value in row.items()}, rows
+
+
+def _test_epochs(observe: Observer, images: Images, epochs: dict[int, Path]) -> list[Row]:
+    """A row of test_epochs/* for the exported student of each epoch."""
+    network, rows = replace(observe.student, model=copy.deepcopy(observe.student.model)), list[Row]()
+    for epoch, export in epochs.items():
+        network.load_weights(export)
+        logits = observe.predict(network.model, images, network.views, f"epoch {epoch} on test")
+        found = metrics.classification(logits, images.labels)
+        rows.append({"epoch": epoch, **{f"test_epochs/{name}": found[name] for name in ("accuracy", "loss_ce")}})
+    return rows
 
 
 def sample(observe: Observer, say: Callable[[str], None]) -> Predictions | None:

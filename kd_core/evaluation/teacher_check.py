@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_core import metrics
 from kd_core.config import TeacherConfig, TeacherNormalization
 from kd_core.data.dataset import Data
-from kd_core.data.views import epoch_order
+from kd_core.data.plan import epoch_order
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import Finding, advice_for, is_clear_gain, simplest_of_best
 from kd_core.evaluation.predictions import SAMPLE

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kd_methods
 from kd_core.config import Config
+from kd_core.data.balance import class_weights
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError, did_you_mean, first_line
 from kd_core.loop.processes import gather_rows, random_state, set_random_state
@@ -309,16 +310,18 @@ def build_method(
     errors: Tensor | None,
 ) -> KDMethod:
     """The method of a run; UserError where the teachers' `errors` [K,N] or the features do not fit."""
+    labels = data.train.labels[data.train.rows]
     more: dict[str, Any] = {}
     if layers and student:
         more["student_shapes"] = student.shapes
         more["teacher_shapes"] = [teacher.shapes for teacher in teachers]
-        more["train_labels"] = data.train.labels[data.train.rows]
+        more["train_labels"] = labels
     try:
         return kd_methods.build(
             layers.places if layers else config.kd,
             num_classes=data.num_classes,
             label_smoothing=config.training.label_smoothing,
+            class_weights=class_weights(config.training.class_weights, labels, data.class_names),
             teacher_errors=errors,
             seed=config.training.seed,
             **more,

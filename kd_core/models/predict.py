@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels, Recipe
-from kd_core.data.views import Augmentation, EpochPlan, Views, fixed_views
+from kd_core.data.views import Augmentation, Views, fixed_views
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
 BLOCK = 3 * 2**19  # bytes of images that a recipe renders at once: 512 of 32 pixels

@@ -69,9 +69,34 @@ def results(summary: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     validation = (summary.get("evaluation") or {}).get("val") or {}
     if "gain_images" in validation:  # older runs have none
         lines += f"\n{difference_to_alone(validation)}"
-    if words := about_weights(summary):
+    for words in filter(None, (about_test_epochs(summary), about_weights(summary))):
         lines += f"\n{words}"
     return "\n".join([lines, *_exposed(summary)])
+
+
+def over_test_epochs(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """What summary.json holds of the rows test_epochs/*; nothing without `evaluation.test_epochs`."""
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: row["test_epochs/accuracy"])  # the first of several
+    return {
+        "max_test_epochs_accuracy": best["test_epochs/accuracy"],
+        "max_test_epochs_epoch": best["epoch"],
+        "last_test_epochs_accuracy": rows[-1]["test_epochs/accuracy"],
+        "test_epochs": len(rows),
+    }
+
+
+def about_test_epochs(summary: dict[str, Any]) -> str | None:
+    """One sentence about the test accuracies of all epochs; None for a run without `evaluation.test_epochs`."""
+    if "test_epochs" not in summary:
+        return None
+    return (
+        f"test accuracy, maximum over test epochs: {summary['max_test_epochs_accuracy']:.2%}, after epoch "
+        f"{summary['max_test_epochs_epoch']} of {summary['test_epochs']} that were kept; after the last one "
+        f"{summary['last_test_epochs_accuracy']:.2%}. The maximum is chosen on the test images, as in many papers' "
+        "tables, so compare it with theirs alone"
+    )
 
 
 def about_weights(summary: dict[str, Any]) -> str | None:

@@ -86,7 +86,8 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> t
 
 
 def _epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if "train/loss_total" in row]
+    tested = {row["epoch"]: row for row in rows if "test_epochs/accuracy" in row}  # measured after the last epoch
+    return [{**tested.get(row["epoch"], {}), **row} for row in rows if "train/loss_total" in row]
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], series: dict[str, str], ylabel: str) -> None:
@@ -130,7 +131,8 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
     _lines(loss, rows, {name: label for name, label in terms.items() if name in known}, "loss (nats)")
     _legend(loss)
     shares = {"train/accuracy": "training, augmented", "val/accuracy": "validation",
-              "val/ema_accuracy": "validation, average of the weights"}  # fmt: skip
+              "val/ema_accuracy": "validation, average of the weights",
+              "test_epochs/accuracy": "test, which selects nothing"}  # fmt: skip
     _lines(accuracy, rows, {name: label for name, label in shares.items() if name in known}, LABELS["accuracy"])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     averaged = "val/ema_accuracy" in known

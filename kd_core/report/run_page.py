@@ -18,7 +18,7 @@ from kd_core.evaluation.figures import OPTIONAL, Predictions
 from kd_core.evaluation.labels import LABELS
 from kd_core.files import read_object, replacing_folder, write_json, write_text
 from kd_core.report import html, plots
-from kd_core.report.console import ONE_SEED, about_weights, next_steps, short
+from kd_core.report.console import ONE_SEED, about_test_epochs, about_weights, next_steps, short
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.tracking import MISTAKES
 from kd_core.teachers.load import EXPOSED
@@ -86,6 +86,7 @@ def write_report(
             },
             one_seed=ONE_SEED,
             weights=about_weights(summary),
+            test_epochs=about_test_epochs(summary),
             steps=redacted(next_steps({**summary, "run_folder": str(folder)})),
         )
         write_text(fresh / "index.html", text)

@@ -65,10 +65,12 @@ class Checkpoints:
         method: nn.Module,
         meter: Meter,
         average: WeightAverage | None = None,
+        keep_epochs: bool = False,
     ):
         self.folder, self._job, self._training = folder, job, training
         self._network, self._optimizer, self._method, self._meter = network, optimizer, method, meter
         self._average = replace(network, model=average.model) if average else None
+        self._keep_epochs = keep_epochs
         self._within: dict[str, Any] | None = None  # this process's own state, when a run resumes within an epoch
         self._saved_at = time.monotonic()
 
@@ -99,8 +101,8 @@ class Checkpoints:
                 f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
             )
         ended = progress.epoch > 0 and progress.position == 0
-        if accelerator.is_main_process and ended and progress.best["epoch"] == progress.epoch:
-            self.folder.keep_best(selected(path))  # in case the last attempt ended between the two writes
+        if accelerator.is_main_process and ended:  # in case the last attempt ended between the writes
+            self._keep(path, progress.epoch, better=progress.best["epoch"] == progress.epoch)
         self._network.load_weights(path / "student")
         if self._average:
             self._average.load_weights(path / AVERAGE)
@@ -162,9 +164,16 @@ class Checkpoints:
     def save_epoch(self, progress: Progress, *, better: bool) -> None:
         """Save at the end of an epoch; the checkpoint becomes `best` if it is `better`."""
         self._save(progress, None)
-        if better and self._accelerator.is_main_process:
-            with self.folder.writing():
-                self.folder.keep_best(selected(self.folder.checkpoint("latest")))
+        if self._accelerator.is_main_process:
+            self._keep(self.folder.checkpoint("latest"), progress.epoch, better=better)
+
+    def _keep(self, checkpoint: Path, epoch: int, *, better: bool) -> None:
+        """Copy what is kept of an epoch's checkpoint beyond the next one."""
+        with self.folder.writing():
+            if better:
+                self.folder.keep_best(selected(checkpoint))
+            if self._keep_epochs:
+                self.folder.keep_epoch(checkpoint / "student", epoch)
 
     def _save(self, progress: Progress, within_epoch: list[dict[str, Any]] | None) -> None:
         self._saved_at = time.monotonic()

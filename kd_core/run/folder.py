@@ -6,6 +6,7 @@ runs/<name>-<run_id>/
     checkpoints/best/      the student with the best val/accuracy, as an export with metrics.json
     checkpoints/latest/    the same for the last epoch or step saved, plus training.pt, for resuming;
                            average/ beside student/ with training.ema
+    checkpoints/epochs/    each epoch's student, with evaluation.test_epochs
     checkpoints/.latest.previous/    the checkpoint before, in case `latest` is damaged
     student/               the selected student in timm's own format
 """
@@ -54,6 +55,8 @@ from kd_core.loop.signals import Stopped
 from kd_core.models.weights import unfolds
 from kd_core.run.job import Job
 from kd_core.run.script import exit_status
+
+EPOCHS = Path("checkpoints", "epochs")
 
 
 def new_run_id() -> str:
@@ -129,6 +132,16 @@ class RunFolder:
         """Make the exported student in `export` the best one."""
         with replacing_folder(self.checkpoint("best")) as path:
             shutil.copytree(export, path / "student", symlinks=True)
+
+    def keep_epoch(self, export: Path, epoch: int) -> None:
+        """Keep the exported student in `export` as that of an epoch."""
+        with replacing_folder(self.path / EPOCHS / str(epoch)) as path:
+            shutil.copytree(export, path, symlinks=True, dirs_exist_ok=True)
+
+    def kept_epochs(self) -> dict[int, Path]:
+        """The exported student of each epoch that was kept."""
+        found = {int(path.name): path for path in (self.path / EPOCHS).glob("*") if path.name.isdecimal()}
+        return dict(sorted(found.items()))
 
     def keep_student(self, export: Path) -> None:
         """Make the exported student in `export` the selected one."""

@@ -35,7 +35,10 @@ from kd_core.run.selection import selected
 ABOUT = {"project", "entity", "id", "name", "group", "job_type", "tags", "notes", "config"}
 SENT = "sent"  # marker file in a run's wandb folder: the server has everything
 # keys of summary.json that W&B shows as the run's summary
-HEADLINES = ("final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy")
+HEADLINES = (
+    "final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy", "max_test_epochs_accuracy",
+    "last_test_epochs_accuracy",
+)  # fmt: skip
 MISTAKES = "mistakes"  # the report's only plot with images of the data; on the page a figure of class "images"
 # axes of the metrics, see docs/metrics.md
 AXES = {
@@ -43,6 +46,7 @@ AXES = {
     "train/*": "epoch",
     "val/*": "epoch",
     "test/*": "epoch",
+    "test_epochs/*": "epoch",
     "perf/*": "epoch",
     "teacher/*": "epoch",
     "learning_rate": "epoch",
@@ -366,7 +370,7 @@ class Tracker:
     def record_results(self, summary: dict[str, Any], teachers: dict[str, float]) -> None:
         """Log the end of a run: the report, the final values in `summary` and of its `teachers`, the final student."""
         self.record_report(self._folder.path / "report")
-        self.summarize({name: summary[name] for name in HEADLINES} | teachers)
+        self.summarize({name: summary[name] for name in HEADLINES if name in summary} | teachers)
         self.store_final()
 
     def use_artifact(self, name: str) -> None:

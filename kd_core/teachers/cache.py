@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, SoftFileLease
 from torch import Tensor
 
-from kd_core.data.views import Batch
+from kd_core.data.plan import Batch
 from kd_core.errors import UserError
 from kd_core.files import existing_part, held_lock, read_object, reserve, write_json, writing
 from kd_core.teachers.logits_file import FileStore

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from kd_core.config import RecipeConfig
 from kd_core.data.dataset import Split
+from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels
-from kd_core.data.views import Augmentation, EpochPlan
+from kd_core.data.views import Augmentation
 from kd_core.errors import UserError
 from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor

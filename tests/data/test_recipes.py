@@ -24,9 +24,10 @@ from torchvision.transforms.v2 import functional as TF
 from kd_core.config import Config
 from kd_core.data import operations, recipes
 from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.plan import EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import LEVELS, MOVES, NAMES, NUMBER, POLICY, Recipe, amounts_of, strengths
-from kd_core.data.views import Augmentation, EpochPlan, Views, draw_views, fixed_views, view_ids
+from kd_core.data.views import Augmentation, Views, draw_views, fixed_views, view_ids
 from kd_core.errors import UserError
 from kd_core.export.dump_logits import dump_logits
 from kd_core.models.predict import Images
@@ -392,8 +393,9 @@ def test_processes_show_what_one_shows(world_size: int, fixed: int | None) -> No
     data = data_of(photos())
     own, store = recipe(data, randaugment={}, cutmix={}), store_of(data)
     options = {"seed": 4, "epoch": 1, "batch_size": 20, "augmentation": own, "fixed": fixed}
-    whole = EpochPlan(data.train.rows, CPU, rank=0, world_size=1, **options)
-    plans = [EpochPlan(data.train.rows, CPU, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    whole = EpochPlan(Sampler(data.train.rows), CPU, rank=0, world_size=1, **options)
+    sampler = Sampler(data.train.rows)
+    plans = [EpochPlan(sampler, CPU, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     for step in (0, 5):
         expected, labels = own.show(store, whole.draws(range(step, step + 1)))
         parts = [own.show(store, plan.draws(range(step, step + 1))) for plan in plans]
@@ -404,7 +406,8 @@ def test_processes_show_what_one_shows(world_size: int, fixed: int | None) -> No
 def test_a_step_is_the_same_alone_and_within_a_block_of_steps() -> None:
     data = data_of(photos())
     own = recipe(data, randaugment={}, mixup={})
-    plan = EpochPlan(data.train.rows, CPU, seed=0, epoch=0, batch_size=9, rank=0, world_size=1, augmentation=own)
+    sampler = Sampler(data.train.rows)
+    plan = EpochPlan(sampler, CPU, seed=0, epoch=0, batch_size=9, rank=0, world_size=1, augmentation=own)
     images = Images(data.train, CPU, "host", own)
     steps = [*range(len(plan))]
     assert len(plan) * 9 > 0.9 * len(data.train)

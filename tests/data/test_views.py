@@ -11,17 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from kd_core.data.plan import EpochPlan, Sampler, epoch_order
 from kd_core.data.preprocess import Preprocess
-from kd_core.data.views import (
-    Augmentation,
-    EpochPlan,
-    Views,
-    draw_views,
-    epoch_order,
-    random_bits,
-    resized,
-    view_ids,
-)
+from kd_core.data.views import Augmentation, Views, draw_views, random_bits, resized, view_ids
 from kd_core.errors import UserError
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -345,7 +337,7 @@ def test_order_is_independent_of_views() -> None:
 
 def plan(rows: Tensor, rank: int = 0, world_size: int = 1, **changes) -> EpochPlan:
     settings = {"seed": 0, "epoch": 3, "batch_size": 20, "augmentation": Augmentation(4, True), **changes}
-    return EpochPlan(rows, torch.device("cpu"), rank=rank, world_size=world_size, **settings)
+    return EpochPlan(Sampler(rows), torch.device("cpu"), rank=rank, world_size=world_size, **settings)
 
 
 @pytest.mark.parametrize("fixed", [None, 3])

@@ -22,9 +22,10 @@ import train_kd
 from kd_core import config
 from kd_core.config import DataConfig, TeacherConfig, TeacherNormalization
 from kd_core.data.dataset import load_data
+from kd_core.data.plan import epoch_order
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.superclasses import CIFAR100
-from kd_core.data.views import Augmentation, Views, epoch_order
+from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, findings_lines, simplest_of_best
 from kd_core.evaluation.figures import Predictions

@@ -19,9 +19,10 @@ import kd_methods
 import train_kd
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore, Split, load_data
+from kd_core.data.plan import Batch, EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import Recipe
-from kd_core.data.views import Augmentation, Batch, EpochPlan, Views, random_bits
+from kd_core.data.views import Augmentation, Views, random_bits
 from kd_core.loop.meter import Meter
 from kd_core.loop.processes import create_accelerator
 from kd_core.models.predict import Images, Predictor
@@ -151,7 +152,7 @@ def test_a_recipe_takes_few_calls_whatever_the_batch_and_never_waits(augment, mo
 
 def plan_of(rows: int, **changes) -> EpochPlan:
     settings = {"seed": 0, "epoch": 3, "batch_size": 10, "rank": 0, "world_size": 1, **changes}
-    return EpochPlan(torch.arange(rows), torch.device("cpu"), augmentation=Augmentation(4, True), **settings)
+    return EpochPlan(Sampler(torch.arange(rows)), torch.device("cpu"), augmentation=Augmentation(4, True), **settings)
 
 
 def test_a_step_only_slices_its_plan():

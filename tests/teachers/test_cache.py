@@ -14,7 +14,8 @@ import kd_methods
 import train_kd
 from kd_core import config as configuration
 from kd_core.config import command_line
-from kd_core.data.views import Augmentation, Batch, draw_views, fixed_view_ids
+from kd_core.data.plan import Batch
+from kd_core.data.views import Augmentation, draw_views, fixed_view_ids
 from kd_core.errors import UserError
 from kd_core.files import read_json
 from kd_core.models import build as models

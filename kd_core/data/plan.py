@@ -1,0 +1,140 @@
+"""The images of each step of an epoch, in their order, with the views that are shown of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd_core.data.views import Augmentation, draw_views, random_bits
+
+if TYPE_CHECKING:
+    from kd_core.config import Config
+    from kd_core.data.dataset import Data
+    from kd_core.data.recipes import Draws, Recipe
+
+REPEAT = 1 << 40  # between the keys of an image's first and second showing in an epoch; more than there are rows
+
+
+def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
+    """The order of `rows` (int64 [n]) in epoch `epoch`: int64 [n] on their device."""
+    return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which images an epoch shows, and in which order.
+
+    Args:
+        rows: int64 [n], on the host, those of the training split.
+        labels: int64 [n]; given, all classes that occur come equally often, and so images of small ones several times.
+    """
+
+    rows: Tensor
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, config: Config, data: Data) -> Sampler:
+        """The sampler that `data.sampler` asks for."""
+        rows = data.train.rows
+        return cls(rows, data.train.labels[rows] if config.data.sampler == "balanced" else None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The rows of an epoch, and for each a key int64 [n] to draw its view by: the row, and other ones where it
+        comes again."""
+        if self.labels is None:
+            rows = epoch_order(seed, epoch, self.rows)
+            return rows, rows
+        rows, keys = self._balanced(seed, epoch)
+        shuffled = random_bits(seed, 2 * epoch, keys).argsort(stable=True)
+        return rows[shuffled], keys[shuffled]
+
+    def _balanced(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Rows and keys, class by class: of each class some of its images or all, as often as needed."""
+        assert self.labels is not None
+        order = random_bits(seed, 2 * epoch, self.rows).argsort(stable=True)
+        order = order[self.labels[order].argsort(stable=True)]
+        counts = self.labels.bincount()
+        present = counts.nonzero().flatten()
+        quotas = torch.full_like(present, len(self) // len(present))
+        more = random_bits(seed, 2 * epoch, present).argsort(stable=True)[: len(self) % len(present)]
+        quotas[more] += 1  # the remainder goes to other classes in each epoch
+        of = present.repeat_interleave(quotas)
+        place = torch.arange(len(self)) - (quotas.cumsum(0) - quotas).repeat_interleave(quotas)
+        rows = self.rows[order[(counts.cumsum(0) - counts)[of] + place % counts[of]]]
+        return rows, rows + place // counts[of] * REPEAT
+
+
+class Batch(NamedTuple):
+    """One process's share of a step, all int64 [B]: rows, their views, and the keys of these views in a cache."""
+
+    rows: Tensor
+    ids: Tensor
+    numbers: Tensor
+
+
+class EpochPlan:
+    """Rows and views of all steps of one epoch, computed once, on the host and on the device, so no step waits.
+
+    Args:
+        sampler: which images, in which order.
+        device: of the networks.
+        batch_size: of all processes together.  An epoch has `len(sampler) // batch_size` steps; the remainder
+            is not used.
+        rank, world_size: index of this process, and the number of processes that share each step.
+        fixed: draw views from this number of fixed views per row; None: from all views.
+
+    Order and views are functions of (seed, epoch, row), whatever the number of processes.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        device: torch.device,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        augmentation: Augmentation | Recipe,
+        fixed: int | None = None,
+    ):
+        assert batch_size % world_size == 0, (batch_size, world_size)
+        steps, share = len(sampler) // batch_size, batch_size // world_size
+        own, keys = (
+            part[: steps * batch_size].view(steps, world_size, share)[:, rank].flatten()
+            for part in sampler.order(seed, epoch)
+        )
+        view = draw_views(seed, epoch, own, augmentation, fixed=fixed, keys=keys)
+        self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
+        self._device = self._host.to(device)
+        self._latest: dict[str, tuple[int, Batch]] = {}
+        self.second: EpochPlan | None = None  # the plan of second views of the same images
+        self._draws = None if isinstance(augmentation, Augmentation) else augmentation.draws(own, view.ids)
+
+    def __len__(self) -> int:
+        return self._host.shape[1]
+
+    def batch(self, step: int, device: torch.device) -> Batch:
+        """Step `step`, on the host or on the plan's device."""
+        latest, batch = self._latest.get(device.type, (None, None))
+        if batch is None or latest != step:  # several parts of a step ask for the same batch
+            batch = Batch(*(part[step] for part in self.whole(device)))
+            self._latest[device.type] = step, batch
+        return batch
+
+    def draws(self, steps: range) -> Draws:
+        """What the recipe of the plan draws for these steps."""
+        assert self._draws is not None
+        share = self._host.shape[2]
+        return self._draws.part(slice(steps.start * share, steps.stop * share))
+
+    def whole(self, device: torch.device) -> Batch:
+        """All steps, each int64 [steps,B], on the host or on the plan's device."""
+        return Batch(*(self._host if device.type == "cpu" else self._device).unbind())
