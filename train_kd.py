@@ -129,7 +129,7 @@ class Setup:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.sampler) // self.config.data.batch_size
+        return self.sampler.steps(self.config.part) // self.config.training.accumulate
 
     @property
     def total_steps(self) -> int:
@@ -199,7 +199,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         if second:
             second.teachers.open_caches(second.images, job.say)
     else:
-        teachers.open_files(data.train)
+        teachers.open_files(data.shown)
     optimizer = create_optimizer(network.model, training, device, method if features else None)
     trained: Any = models.StudentAndMethod(features, method) if features else network.model
     # Only these two are prepared: the schedule is a function of the step, and teachers are frozen.
@@ -472,6 +472,8 @@ def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict
     loss, metrics = method(student, teachers, labels, progress=progress, **more)
     classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
     accuracy = (student.logits.argmax(1) == classes).float().mean()
+    if setup.config.data.unlabeled:  # of those with labels; the others, of label -1, are never right
+        accuracy = accuracy * (setup.config.part / max(setup.sampler.labeled_in(setup.config.part), 1))
     return {"loss_total": loss, "accuracy": accuracy, **metrics}
 
 

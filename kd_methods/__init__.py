@@ -86,6 +86,7 @@ def build(
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    unlabeled: bool = False,
     student_shapes: list[Any] | None = None,
     teacher_shapes: list[list[Any]] | None = None,
     train_labels: Any = None,
@@ -96,11 +97,12 @@ def build(
 
     num_classes: if given, logits with another number of classes are refused. label_smoothing, in [0,1), applies
     to the label cross-entropy, not to the teachers' confidences. class_weights [C]: factors of the classes in the label
-    cross-entropy. student_shapes, and teacher_shapes of each teacher: of
-    one image's features at the places that `features` names, (C,H,W), (N,D) or (D,). train_labels int64 [N]: the label
-    of each row of the training split, for losses that draw negatives. teacher_errors [K,N], bool or float: how wrong
-    each teacher is on each of N validation images, for methods that weight teachers by it. seed: of methods and losses
-    that draw random numbers. Raises ValueError that names every wrong key.
+    cross-entropy. unlabeled: labels of -1 stand for none; such images have no label term, which is the mean over the
+    others. student_shapes, and teacher_shapes of each teacher: of one image's features at the places that `features`
+    names, (C,H,W), (N,D) or (D,). train_labels int64 [N]: the label of each row of the training split, for losses that
+    draw negatives. teacher_errors [K,N], bool or float: how wrong each teacher is on each of N validation images, for
+    methods that weight teachers by it. seed: of methods and losses that draw random numbers. Raises
+    ValueError that names every wrong key.
     """
     if not isinstance(config, MethodConfig):
         cls = config_class(config.get("type", ""))
@@ -118,6 +120,8 @@ def build(
         if class_weights.ndim != 1 or len(class_weights) != (num_classes or len(class_weights)):
             raise ValueError(f"class_weights: have shape {tuple(class_weights.shape)}; must be [{num_classes}]")
         more["class_weights"] = class_weights
+    if unlabeled:
+        more["unlabeled"] = True
     return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing, **more)
 
 

@@ -79,6 +79,7 @@ class KDMethod(LazyModule):
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        unlabeled: bool = False,
         student_shapes: list[Any] | None = None,
         teacher_shapes: list[list[Any]] | None = None,
         train_labels: Tensor | None = None,
@@ -91,6 +92,9 @@ class KDMethod(LazyModule):
         self.settings = self.config = config
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.unlabeled = unlabeled
+        if unlabeled and (needing := config.needing_labels()):
+            raise ValueError(f"{needing[0]} needs the label of every image; images without labels are for others")
         self.register_buffer("_class_weights", class_weights, persistent=False)
         self.seed = seed
         self.reduce_mean = identity
@@ -229,6 +233,7 @@ class KDMethod(LazyModule):
         student: its output, whose two views' cross-entropies are added, or logits [B,C]. Label smoothing s makes labels
         (1 - s) y + s / C, soft ones too, as in torch.nn.functional.cross_entropy. With class weights w, class c counts
         w_c times: minus the sum over c of w_c y_c log p_c; means over samples divide by their number, not by weights.
+        Where a label is -1 (with `unlabeled`) it is 0, and the others are scaled so that the mean over B is theirs.
         """
         logits = student.logits if isinstance(student, StudentOutput) else student
         of = functools.partial(
@@ -236,11 +241,14 @@ class KDMethod(LazyModule):
             weight=None if self._class_weights is None else self._class_weights.to(logits.dtype),
             reduction="none",
             label_smoothing=self.label_smoothing,
+            ignore_index=-1 if self.unlabeled else -100,
         )
-        if not isinstance(student, StudentOutput):
-            return of(student, labels)
-        first = of(student.logits, labels)
-        return first if student.second is None else first + of(student.second, labels)
+        loss = of(logits, labels)
+        if isinstance(student, StudentOutput) and student.second is not None:
+            loss = loss + of(student.second, labels)
+        if self.unlabeled and labels.ndim == 1:
+            loss = loss * (len(labels) / (labels >= 0).sum().clamp(min=1))
+        return loss
 
     def logit_loss(
         self,

@@ -55,6 +55,8 @@ class MethodConfig(BaseModel):
 
     balance: ClassVar[tuple[str, ...]] = ()  # settings that shift weight between label and distillation term
     constant: ClassVar[tuple[str, ...]] = ()  # numbers that cannot change over training
+    # Whether the method itself, apart from its label term, needs the label of every image.
+    uses_labels: ClassVar[bool] = True
 
     type: str
     _schedules: dict[Path, Schedule] = PrivateAttr(default_factory=dict)
@@ -113,6 +115,10 @@ class MethodConfig(BaseModel):
     def instead_of_errors(self) -> str | None:
         """What could be given in place of the teachers' errors on validation images; None if nobody needs those."""
         return None
+
+    def needing_labels(self) -> list[str]:
+        """The settings that need the label of every image, in words; the label term alone can do without some."""
+        return [f"kd.type {self.type!r}"] if self.uses_labels else []
 
     @property
     def second_view(self) -> UseOfSecondView:
@@ -209,6 +215,20 @@ class LogitConfig(MethodConfig):
         """Whether the logit loss has a temperature."""
         config = self.loss_config
         return config is None or config.uses_temperature
+
+    def needing_labels(self) -> list[str]:
+        config = self.loss_config  # of a loss that was added nothing is known
+        entries = [
+            f"kd.features[{number}], loss {entry.loss!r}"
+            for number, entry in enumerate(self.features)
+            if entry.uses_labels
+        ]
+        return [
+            *super().needing_labels(),
+            *([f"kd.loss {self.loss!r}"] if config is None or config.uses_labels else []),
+            *([f"kd.correct_labels {self.correct_labels!r}"] if self.correct_labels != "none" else []),
+            *entries,
+        ]
 
     @property
     def second_view(self) -> UseOfSecondView:

@@ -37,6 +37,8 @@ class Parameters(BaseModel):
 
 
 class Config(PublishedConfig):
+    uses_labels = False
+
     type: Literal["aekd"] = "aekd"
     aekd: Parameters = Field(default=Parameters(), description="parameters of the weights")
 

@@ -16,6 +16,8 @@ from kd_methods._weights import equal_weights
 
 
 class Config(BalancedConfig):
+    uses_labels = False
+
     type: Literal["average"] = "average"
     average_of: Literal["losses", "probabilities"] = Field(
         default="losses",

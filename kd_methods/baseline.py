@@ -9,6 +9,8 @@ from kd_methods.logit_losses._base import UseOfSecondView
 
 
 class Config(MethodConfig):
+    uses_labels = False
+
     type: Literal["baseline"] = "baseline"
 
     @property

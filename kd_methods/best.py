@@ -15,6 +15,8 @@ from kd_methods._weighted import WeightedConfig
 
 
 class Config(WeightedConfig):
+    uses_labels = False
+
     type: Literal["best"] = "best"
     teacher: int | None = Field(
         default=None, ge=0, description="number of the teacher, from 0; null: the best on the validation images"

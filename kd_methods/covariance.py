@@ -20,6 +20,8 @@ from kd_methods._weighted import WeightedConfig
 
 
 class Config(WeightedConfig):
+    uses_labels = False
+
     constant = ("shrinkage",)
 
     type: Literal["covariance"] = "covariance"

@@ -15,6 +15,8 @@ from kd_methods._weighted import PublishedConfig, WeightedMethod
 
 
 class Config(PublishedConfig):
+    uses_labels = False
+
     type: Literal["ebkd"] = "ebkd"
 
     def check_run(self, num_teachers: int) -> None:

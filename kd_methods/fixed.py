@@ -14,6 +14,8 @@ from kd_methods._weighted import WeightedConfig
 
 
 class Config(WeightedConfig):
+    uses_labels = False
+
     type: Literal["fixed"] = "fixed"
     weights: list[Annotated[float, Field(ge=0)]] = Field(
         default=[], description="one number for each teacher, in their order, divided by their sum; []: equal"

@@ -19,6 +19,8 @@ GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 class Config(WeightedConfig):
+    uses_labels = False
+
     type: Literal["random"] = "random"
 
 

@@ -34,6 +34,7 @@ from kd_core.config.schema import (
     TeacherConfig,
     TeacherNormalization,
     TrainingConfig,
+    UnlabeledConfig,
     WandbConfig,
 )
 from kd_core.config.yaml12 import MAX_NESTING
@@ -57,6 +58,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherNormalization",
     "TrainingConfig",
+    "UnlabeledConfig",
     "WandbConfig",
     "code_digests",
     "describe_keys",

@@ -96,6 +96,9 @@ def _check_source(value: Any) -> Any:
     return value if known else _one_of(*registry.sources()).validate_python(value)
 
 
+REST = "rest"  # data.unlabeled.source: what data.train_size leaves out
+
+
 @cache
 def _one_of(*allowed: str) -> TypeAdapter[Any]:
     choice: Any = Literal[allowed]
@@ -117,6 +120,45 @@ class LabelNoiseConfig(Section):
         "symmetric", description="symmetric: any other class, all alike; pair: the next class, the first after the last"
     )
     rate: float = Field(0.2, gt=0, lt=1, description="share of each class's training labels that are replaced")
+
+
+class UnlabeledConfig(Section):
+    """Images without labels that are trained on beside the others: teachers and student see them, no label does."""
+
+    source: Annotated[str, PlainValidator(lambda value: value if value == REST else _check_source(value))] = Field(
+        REST, description="rest: the training images that data.train_size leaves out; or a source as data.source is"
+    )
+    name: str | None = Field(None, description="Hub data set, for source hub")
+    subset: str | None = Field(None, description="configuration of the Hub data set, where it has several")
+    revision: str | None = Field(None, description="revision of the Hub data set")
+    path: str | None = Field(
+        None, description="local folder, for every source but hub and digits; of imagefolder all images below it"
+    )
+    split: str | None = Field(None, description="name of the split; null: the training split, or the only one")
+    image_column: str | None = Field(None, description="column of the images; null: found by its type")
+    share: float = Field(0.5, gt=0, le=1, description="share of each batch that they are; 1: all of it")
+    resize: bool = Field(
+        False, description="bring them to the size of the training images where they have another one"
+    )
+
+    _path_can_be = field_validator("path")(_file_name)
+
+    @model_validator(mode="after")
+    def _has_place(self) -> UnlabeledConfig:
+        needed = {"hub": "name", "digits": None, REST: None}.get(self.source, "path")
+        if self.source in (*get_args(OwnSource), REST):
+            if needed and getattr(self, needed) is None:
+                raise ValueError(f"source {self.source!r} needs unlabeled.{needed}")
+            more = [key for key in ("name", "path") if key != needed and getattr(self, key) is not None]
+            if more:
+                raise ValueError(f"{more[0]}: source {self.source!r} has none; remove it, or name another source")
+        return self
+
+    def as_data(self) -> DataConfig:
+        """The settings by which its source is opened."""
+        given = {key: getattr(self, key) for key in ("name", "subset", "revision", "path", "image_column")}
+        known = {key: value for key, value in given.items() if value is not None}
+        return DataConfig.model_validate({"source": self.source, "train_split": self.split, **known})
 
 
 class DataConfig(Section):
@@ -156,6 +198,9 @@ class DataConfig(Section):
     label_noise: LabelNoiseConfig | None = Field(
         None, description="replace a share of the training labels by wrong ones, chosen by split_seed"
     )
+    unlabeled: UnlabeledConfig | None = Field(
+        None, description="further images without labels, for the teachers' part of the loss; {}: source rest"
+    )
     sampler: Literal["uniform", "balanced"] = Field(
         "uniform",
         description="uniform: every training image once per epoch; balanced: every class equally often, so images of "
@@ -189,12 +234,17 @@ class DataConfig(Section):
 
     @model_serializer(mode="wrap")
     def _serialized(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_newer(self, serialize, ("label_noise", "sampler"))
+        return _without_newer(self, serialize, ("label_noise", "unlabeled", "sampler"))
 
     @model_validator(mode="after")
     def _has_path(self) -> DataConfig:
         if self.source in get_args(OwnSource) and self.source not in ("hub", "digits") and self.path is None:
             raise ValueError(f"source {self.source!r} needs data.path, the local folder")
+        if self.unlabeled and self.unlabeled.source == REST and self.train_size is None:
+            raise ValueError(
+                f"unlabeled.source: {REST!r} are the images that data.train_size leaves out, and there is none; give "
+                "data.train_size, or another source"
+            )
         return self
 
 
@@ -649,6 +699,32 @@ class Config(Section):
             raise ValueError(
                 f"teachers[{files[0]}].logits: a file holds logits of crops and flips, not of augment.second; give the "
                 "teacher's network (weights or train), or remove augment.second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unlabeled_images_can_be_used(self) -> Config:
+        unlabeled = self.data.unlabeled
+        if unlabeled is None:
+            return self
+        if needing := self.kd.needing_labels():
+            raise ValueError(
+                f"data.unlabeled: {needing[0]} needs the label of every image; choose one that does not "
+                "(docs/methods.md lists them), or remove data.unlabeled"
+            )
+        if unlabeled.share == 1 and self.kd.type == kd_methods.LABEL_ONLY:
+            raise ValueError(
+                f"data.unlabeled.share: is 1, so no image has a label, and kd.type {self.kd.type!r} learns from labels "
+                "alone; give a smaller share"
+            )
+        if self.augment.mixes:
+            raise ValueError(
+                "augment: mixup and cutmix mix labels, and the images of data.unlabeled have none; remove either"
+            )
+        if files := [index for index, teacher in enumerate(self.teachers) if teacher.logits]:
+            raise ValueError(
+                f"teachers[{files[0]}].logits: a file has no logits of the images of data.unlabeled; give the "
+                "teacher's network (weights or train), or remove data.unlabeled"
             )
         return self
 

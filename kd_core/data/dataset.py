@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, from_numpy
 from tqdm import tqdm
 
-from kd_core.data import decoding
+from kd_core.config.schema import REST
+from kd_core.data import decoding, unlabeled
 from kd_core.data.balance import require_all_classes
-from kd_core.data.decoding import Classes, Stored
+from kd_core.data.decoding import Classes, LabelReader, Stored
 from kd_core.data.label_noise import with_noise
 from kd_core.data.raw import MAX_CLASSES, RawSplit, Source
 from kd_core.data.sources import open_source
@@ -61,6 +62,7 @@ class Data:
     image_size: side of the stored square images.
     notes: what was guessed, cut or dropped; one line each.
     fingerprint: of the content of the training split and, if it is a source split of its own, the validation split.
+    pool: the training images with those of `data.unlabeled`, whose label is -1; None without such.
     cut_from: int64 [n], the labels of the images that validation is cut from: readable, and not cut for the test split.
     """
 
@@ -74,8 +76,14 @@ class Data:
     notes: list[str]
     fingerprint: str
     cut_from: np.ndarray
+    pool: Split | None
     _open_test: Callable[[], Split | None]
     _test: list[Split | None] = field(default_factory=list)
+
+    @property
+    def shown(self) -> Split:
+        """All images that training shows."""
+        return self.pool or self.train
 
     def describe(self) -> dict[str, Any]:
         """Identifies the data set in the record of a run: fingerprint and sizes."""
@@ -129,7 +137,7 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     else:
         rows, val = _cut_validation(config, stored, rows, notes)
         fingerprint = stored.fingerprint
-    rows = _train_subset(config, labels, rows, notes)
+    all_rows, rows = rows, _train_subset(config, labels, rows, notes)
     notes.append(_test_note(config, test_name, test_rows))
 
     def open_test() -> Split | None:
@@ -143,8 +151,12 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         train = _with_noise(train, config, len(classes.names), notes)
     if config.sampler == "balanced":
         require_all_classes("data.sampler: balanced", labels[rows], classes.names)
+    pool = _with_unlabeled(reader, train, stored, all_rows, notes) if config.unlabeled else None
+    if pool and pool.fingerprint != stored.fingerprint:  # other images are other data
+        fingerprint = hashlib.sha256(f"{fingerprint} {pool.fingerprint}".encode()).hexdigest()
     return Data(
         train=train,
+        pool=pool,
         val=val,
         num_classes=len(classes.names),
         class_names=classes.names,
@@ -176,13 +188,31 @@ class _Reader:
         """A split; `training` is the training split, whose classes and side another split takes over."""
         classes = training.classes if training else None
         raw = self.source.open(name)
-        return raw, decoding.store(
+
+        def labels(values: list[Any], names: list[str] | None) -> tuple[np.ndarray, Classes]:
+            return class_numbers(values, names, classes, self.source.where, split=name, train_split=self.train_split)
+
+        meaning = json.dumps([classes.names, classes.kind] if classes else None)
+        return raw, self._store(raw, labels, meaning, training.side if training else None)
+
+    def join(self, more: RawSplit, training: Stored, notes: list[str]) -> Stored:
+        """The training split, as it is stored, with further images without labels."""
+        raw, config = self.source.open(self.train_split), self.config.unlabeled
+        assert config
+        own, common = (
+            decoding.common_side(each, json.dumps(None), self.folder, self.config.num_workers) for each in (more, raw)
+        )
+        unlabeled.require_same_size(config, own, training.side, common)
+        notes += [f"unlabeled: {note}" for note in more.notes]
+        both = unlabeled.joined(raw, more, len(training.labels))
+        return self._store(both, unlabeled.reader_of(training), json.dumps(None), training.side)
+
+    def _store(self, raw: RawSplit, labels: LabelReader, meaning: str, side: int | None) -> Stored:
+        return decoding.store(
             raw,
-            lambda values, names: class_numbers(
-                values, names, classes, self.source.where, split=name, train_split=self.train_split
-            ),
-            meaning=json.dumps([classes.names, classes.kind] if classes else None),
-            side=training.side if training else None,
+            labels,
+            meaning=meaning,
+            side=side,
             largest=self.largest,
             folder=self.folder,
             threads=self.config.num_workers,
@@ -281,6 +311,28 @@ def _with_noise(train: Split, config: DataConfig, num_classes: int, notes: list[
         f"{config.label_noise.kind} {config.label_noise.rate:g}, split_seed {config.split_seed})"
     )
     return replace(train, labels=labels)
+
+
+def _with_unlabeled(
+    reader: _Reader, train: Split, stored: Stored, all_rows: np.ndarray, notes: list[str]
+) -> Split:
+    """The training split and the images without labels; `all_rows`: before `data.train_size` left some out."""
+    config = reader.config.unlabeled
+    assert config
+    if config.source == REST:
+        chosen = np.setdiff1d(all_rows, train.rows.numpy())
+        labels, images, fingerprint = train.labels.clone(), train.images, train.fingerprint
+        labels[from_numpy(chosen)] = unlabeled.NONE
+    else:
+        whole = reader.join(unlabeled.open_unlabeled(config), stored, notes)
+        chosen = np.setdiff1d(np.arange(len(stored.labels), len(whole.labels)), list(whole.unreadable))
+        labels, images, fingerprint = from_numpy(whole.labels), from_numpy(whole.images), whole.fingerprint
+        labels = torch.cat([train.labels, labels[len(train.labels) :]])  # which may be noisy
+    if not len(chosen):
+        raise UserError("data.unlabeled: there is no such image; give a smaller data.train_size, or another source")
+    notes.append(f"unlabeled: {len(chosen):,} images, {config.share:.0%} of each batch; their labels are not used")
+    rows = from_numpy(np.union1d(train.rows.numpy(), chosen))
+    return Split(images, labels, rows, "train and unlabeled", fingerprint)
 
 
 def _read_test(reader: _Reader, name: str, stored: Stored) -> Split:

@@ -100,7 +100,7 @@ def store(
     Raises:
         UserError: too many unreadable images, unusable labels, a full disk.
     """
-    key = hashlib.sha256(json.dumps([VERSION, raw.key, meaning]).encode()).hexdigest()[:20]
+    key = _key(raw, meaning)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{key}.lock"), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         if side is None:
@@ -222,6 +222,17 @@ def _sha256(content: bytes) -> str:
 
 
 # ------------------------------------------------------------------------------------------ one image
+
+
+def common_side(raw: RawSplit, meaning: str, folder: Path, threads: int | None) -> int | None:
+    """The side of all images, if they are squares of one size, as `store` finds it; None otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return _common_side(raw, folder / f"{_key(raw, meaning)}.json", pool)
+
+
+def _key(raw: RawSplit, meaning: str) -> str:
+    return hashlib.sha256(json.dumps([VERSION, raw.key, meaning]).encode()).hexdigest()[:20]
 
 
 def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> int | None:

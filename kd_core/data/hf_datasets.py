@@ -47,7 +47,7 @@ WAYS_OUT = """three ways out:
   3. use the data set that needs no download: --data.source=digits"""
 
 
-def open_hub(config: DataConfig) -> Source:
+def open_hub(config: DataConfig, labels: bool = True) -> Source:
     where = config.name if config.subset is None else f"{config.name} ({config.subset})"
     local, parts = local_path(config.name, "data.name"), config.name.split("/")
     if local.exists() or local.is_absolute() or {".", ".."} & set(parts):
@@ -74,10 +74,10 @@ def open_hub(config: DataConfig) -> Source:
             f"data.name, data.subset: {where}: {first_line(error, 300)}; right is the name of a Hub data set, "
             "ORG/NAME, and files on this machine are read with data.source and data.path"
         ) from None
-    return Source(where, list(found), lambda name: _from_dataset(found[name], name, where, config))
+    return Source(where, list(found), lambda name: _from_dataset(found[name], name, where, config, labels))
 
 
-def open_parquet(folder: Path, config: DataConfig) -> Source:
+def open_parquet(folder: Path, config: DataConfig, labels: bool = True) -> Source:
     """Files named by split (train-00000-of-00003.parquet), or in folders named by split; else all is training."""
     listing = walk(folder)
     found = layout.tables(listing.kinds, named=named_splits(config), where=str(folder))
@@ -87,7 +87,7 @@ def open_parquet(folder: Path, config: DataConfig) -> Source:
         for file in files:
             _check_parquet(file)
         groups = _alike(files)
-        parts = [_from_dataset(_load_parquet(folder, group), name, str(folder), config) for group in groups]
+        parts = [_from_dataset(_load_parquet(folder, group), name, str(folder), config, labels) for group in groups]
         raw = parts[0] if len(parts) == 1 else _joined(parts, groups)
         raw.key = digest(raw.key, file_facts(files))
         return raw
@@ -177,7 +177,7 @@ def _load_parquet(folder: Path, files: list[Path]) -> datasets.Dataset:
         datasets.enable_progress_bars()
 
 
-def open_disk(folder: Path, config: DataConfig) -> Source:
+def open_disk(folder: Path, config: DataConfig, labels: bool = True) -> Source:
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     if (folder / "dataset_dict.json").is_file():
         listed = read_object(folder / "dataset_dict.json")
@@ -196,7 +196,7 @@ def open_disk(folder: Path, config: DataConfig) -> Source:
             dataset = datasets.load_from_disk(str(folders[name]))
         except Exception as error:  # as above
             raise UserError(f"data.path: {folders[name]}: cannot be read: {first_line(error, 160)}") from None
-        raw = _from_dataset(dataset, name, str(folder), config)
+        raw = _from_dataset(dataset, name, str(folder), config, labels)
         raw.key = digest(raw.key, file_facts(sorted(folders[name].glob("*"))))
         return raw
 
@@ -226,8 +226,13 @@ def _check_parquet(file: Path) -> None:
         raise UserError(f"data.path: {file}: claims more than {MAX_CLASSES:,} classes")
 
 
-def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: DataConfig) -> RawSplit:
-    """A split of a data set in memory; images named by paths must lie in `where` or, for the Hub, in its caches."""
+def _from_dataset(
+    dataset: datasets.Dataset, name: str, where: str, config: DataConfig, labels: bool
+) -> RawSplit:
+    """A split of a data set in memory; images named by paths must lie in `where` or, for the Hub, in its caches.
+
+    Without `labels` no column of them is looked for, and each is -1.
+    """
     try:
         dataset.data.validate(full=True)  # unchecked, Arrow follows damaged offsets and crashes
     except ValueError as error:
@@ -235,8 +240,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
     caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     folders = [Path(folder).expanduser().absolute() for folder in (caches if config.source == "hub" else [where])]
     image_column = _image_column(dataset, where, config.image_column)
-    label_column = _label_column(dataset, where, config.label_column)
-    feature = dataset.features[label_column]
+    label_column = _label_column(dataset, where, config.label_column) if labels else None
     others = [column for column in _label_columns(dataset) if column != label_column]
     mixed = [
         note
@@ -245,6 +249,8 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
         for note in about_splits(column, _named_values(dataset.unique(column), kind), where)
     ]
     note = f"{name}: images are column {image_column!r}, labels {label_column!r}"
+    if not labels:
+        note, mixed, others = f"{name}: images are column {image_column!r}", [], []
     images = dataset.select_columns([image_column]).with_format("arrow")
     first = images[:1].column(0).to_pylist() if len(images) else []
     if first and isinstance(first[0], dict) and first[0]["bytes"] is None and first[0]["path"] is not None:
@@ -253,6 +259,9 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
             raise _paths_only(image_column, first[0]["path"], where)
 
     def read_labels() -> tuple[list[Any], list[str] | None]:
+        if label_column is None:
+            return [-1] * len(dataset), None
+        feature = dataset.features[label_column]
         column = dataset.select_columns([label_column]).with_format("arrow")[:].column(0)
         return column.to_pylist(), list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
@@ -266,7 +275,7 @@ def _from_dataset(dataset: datasets.Dataset, name: str, where: str, config: Data
         labels=read_labels,
         images=read_images,
         notes=[note + (f" (there is also {', '.join(others)})" if others else ""), *mixed],
-        columns=(image_column, label_column),
+        columns=(image_column, *filter(None, [label_column])),
     )
 
 

@@ -62,6 +62,26 @@ def open_folder(folder: Path, config: DataConfig) -> Source:
     return Source(str(folder), list(found.splits), open_split, found.notes + layout.ignored_note(found.ignored))
 
 
+def open_images(folder: Path) -> Source:
+    """All images below a folder, whatever folders they lie in, without labels: one split, `train`.
+
+    Raises:
+        UserError: there is none.
+    """
+    listing = walk(folder)
+    files = sorted(file for file, kind in listing.kinds.items() if kind == layout.IMAGE)
+    if not files:
+        raise UserError(f"data.path: {folder}: has no images")
+    raw = RawSplit(
+        name="train",
+        key=digest(str(folder.absolute()), [listing.facts[file] for file in files]),
+        labels=lambda: ([-1] * len(files), None),
+        images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
+        notes=[],
+    )
+    return Source(str(folder), ["train"], lambda name: raw)
+
+
 class _Tables:
     """The tables of labels beside images (metadata.csv and the like) in a folder, each read once."""
 

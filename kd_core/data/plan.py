@@ -30,23 +30,55 @@ class Sampler:
     Args:
         rows: int64 [n], on the host, those of the training split.
         labels: int64 [n]; given, all classes that occur come equally often, and so images of small ones several times.
+        unlabeled: int64 [m], on the host, rows of images without labels; an epoch goes on in them where the last ended.
+        share: of a batch, that they are.
     """
 
     rows: Tensor
     labels: Tensor | None = None
+    unlabeled: Tensor | None = None
+    share: float = 0.0
 
     @classmethod
     def of(cls, config: Config, data: Data) -> Sampler:
-        """The sampler that `data.sampler` asks for."""
-        rows = data.train.rows
-        return cls(rows, data.train.labels[rows] if config.data.sampler == "balanced" else None)
+        """The sampler that `data.sampler` and `data.unlabeled` ask for."""
+        rows, settings = data.train.rows, config.data
+        labels = data.train.labels[rows] if settings.sampler == "balanced" else None
+        if data.pool is None or settings.unlabeled is None:
+            return cls(rows, labels)
+        without = data.pool.rows[data.pool.labels[data.pool.rows] < 0]
+        return cls(rows, labels, without, settings.unlabeled.share)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def labeled_in(self, batch: int) -> int:
+        """How many images of a batch have labels."""
+        return batch - round(batch * self.share)
 
-    def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows of an epoch, and for each a key int64 [n] to draw its view by: the row, and other ones where it
-        comes again."""
+    def steps(self, batch: int) -> int:
+        """The steps of an epoch, in which each image with a label is due once (if none is, each without); the
+        remainder is not used."""
+        labeled = self.labeled_in(batch)
+        return len(self.rows) // labeled if labeled or self.unlabeled is None else len(self.unlabeled) // batch
+
+    def order(self, seed: int, epoch: int, batch: int, processes: int) -> tuple[Tensor, Tensor]:
+        """Two of int64 [steps,processes,B]: the rows of an epoch, and keys to draw their views by, which are the rows,
+        or other numbers where an image comes again.
+
+        Of images with and without labels each process has as many as the others in every step.
+        """
+        steps, labeled = self.steps(batch), self.labeled_in(batch)
+
+        def parts(found: tuple[Tensor, Tensor], count: int) -> list[Tensor]:
+            return [values[: steps * count].view(steps, processes, count // processes) for values in found]
+
+        own = parts(self._labeled(seed, epoch), labeled)
+        if self.unlabeled is None:
+            return own[0], own[1]
+        count = batch - labeled
+        without = parts(self._unlabeled(seed, epoch * steps * count, steps * count), count)
+        rows, keys = (torch.cat(pair, 2) for pair in zip(own, without, strict=True))
+        return rows, keys
+
+    def _labeled(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         if self.labels is None:
             rows = epoch_order(seed, epoch, self.rows)
             return rows, rows
@@ -61,13 +93,23 @@ class Sampler:
         order = order[self.labels[order].argsort(stable=True)]
         counts = self.labels.bincount()
         present = counts.nonzero().flatten()
-        quotas = torch.full_like(present, len(self) // len(present))
-        more = random_bits(seed, 2 * epoch, present).argsort(stable=True)[: len(self) % len(present)]
+        quotas = torch.full_like(present, len(self.rows) // len(present))
+        more = random_bits(seed, 2 * epoch, present).argsort(stable=True)[: len(self.rows) % len(present)]
         quotas[more] += 1  # the remainder goes to other classes in each epoch
         of = present.repeat_interleave(quotas)
-        place = torch.arange(len(self)) - (quotas.cumsum(0) - quotas).repeat_interleave(quotas)
+        place = torch.arange(len(self.rows)) - (quotas.cumsum(0) - quotas).repeat_interleave(quotas)
         rows = self.rows[order[(counts.cumsum(0) - counts)[of] + place % counts[of]]]
         return rows, rows + place // counts[of] * REPEAT
+
+    def _unlabeled(self, seed: int, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Rows and keys from place `start` of an endless sequence, one random order of all after another."""
+        assert self.unlabeled is not None
+        size = len(self.unlabeled)
+        first, last = start // size, (start + max(count, 1) - 1) // size
+        orders = [epoch_order(seed, number, self.unlabeled) for number in range(first, last + 1)]
+        keys = torch.cat([rows + number * REPEAT for number, rows in enumerate(orders)])
+        chosen = slice(start - first * size, start - first * size + count)
+        return torch.cat(orders)[chosen], keys[chosen]
 
 
 class Batch(NamedTuple):
@@ -84,8 +126,7 @@ class EpochPlan:
     Args:
         sampler: which images, in which order.
         device: of the networks.
-        batch_size: of all processes together.  An epoch has `len(sampler) // batch_size` steps; the remainder
-            is not used.
+        batch_size: of all processes together.
         rank, world_size: index of this process, and the number of processes that share each step.
         fixed: draw views from this number of fixed views per row; None: from all views.
 
@@ -106,11 +147,9 @@ class EpochPlan:
         fixed: int | None = None,
     ):
         assert batch_size % world_size == 0, (batch_size, world_size)
-        steps, share = len(sampler) // batch_size, batch_size // world_size
-        own, keys = (
-            part[: steps * batch_size].view(steps, world_size, share)[:, rank].flatten()
-            for part in sampler.order(seed, epoch)
-        )
+        share = batch_size // world_size
+        rows, keys = (part[:, rank] for part in sampler.order(seed, epoch, batch_size, world_size))  # [steps,B]
+        steps, own, keys = len(rows), rows.flatten(), keys.flatten()
         view = draw_views(seed, epoch, own, augmentation, fixed=fixed, keys=keys)
         self._host = torch.stack([own, view.ids, view.numbers]).view(3, steps, share)
         self._device = self._host.to(device)

@@ -42,8 +42,8 @@ def added() -> list[str]:
     return list(registry.added_sources)
 
 
-def open_source(config: DataConfig) -> Source:
-    """The source that `data.source` names.
+def open_source(config: DataConfig, *, labels: bool = True) -> Source:
+    """The source that `data.source` names; without `labels` it need not have any.
 
     Raises:
         UserError: a path that is missing or of the wrong kind, a Hub data set that is not available.
@@ -53,7 +53,7 @@ def open_source(config: DataConfig) -> Source:
     if config.source == "hub":
         from kd_core.data import hf_datasets  # not above: `datasets` takes a second to import, and few sources need it
 
-        return hf_datasets.open_hub(config)
+        return hf_datasets.open_hub(config, labels)
     if config.source == "digits":
         return Source("digits", ["train", "test"], _digits)
     folder = Path(config.path or "").expanduser()
@@ -61,12 +61,12 @@ def open_source(config: DataConfig) -> Source:
         found = "a file, and a folder is needed" if folder.exists() else "no such folder"
         raise UserError(f"data.path: {folder}: {found} (data.source={config.source})")
     if config.source == "imagefolder":
-        return image_folders.open_folder(folder, config)
+        return image_folders.open_folder(folder, config) if labels else image_folders.open_images(folder)
     if config.source == "cifar_python":
         return cifar_python.open_archive(folder, config)
     from kd_core.data import hf_datasets
 
-    return (hf_datasets.open_parquet if config.source == "parquet" else hf_datasets.open_disk)(folder, config)
+    return (hf_datasets.open_parquet if config.source == "parquet" else hf_datasets.open_disk)(folder, config, labels)
 
 
 def _added_source(config: DataConfig) -> Source:

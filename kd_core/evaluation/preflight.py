@@ -11,6 +11,7 @@ import torch
 from kd_core.config import Config, Resolved, TeacherConfig, with_precision
 from kd_core.config.command_line import Options
 from kd_core.data.dataset import load_data
+from kd_core.data.plan import Sampler
 from kd_core.data.recipes import Recipe
 from kd_core.errors import UserError
 from kd_core.evaluation.diagnosis import findings_lines
@@ -170,7 +171,10 @@ def _check_run(
             f"{where}training.accumulate: {training.accumulate} equal parts cannot be made of data.batch_size "
             f"{batch}{over}"
         )
-    if len(data.train) < batch:
+    sampler = Sampler.of(config, data)
+    if config.data.unlabeled:
+        problems.attempt(lambda: _require_both_kinds(sampler, config, processes, where))
+    elif len(data.train) < batch:
         problems.messages.append(
             f"{where}data.batch_size: {batch} is larger than the {len(data.train)} training images"
         )
@@ -178,7 +182,7 @@ def _check_run(
         problems.messages.append(
             f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
         )
-    steps = len(data.train) // batch * training.max_epochs
+    steps = sampler.steps(config.part) // training.accumulate * training.max_epochs
     if training.ema and 0 < steps < training.ema.every:
         problems.messages.append(
             f"{where}training.ema.every: is {training.ema.every}, but training has {steps} steps, so nothing would be "
@@ -191,6 +195,19 @@ def _check_run(
         return network
     problems.attempt(lambda: _try_training(network, config, job, [], **keys))
     return None
+
+
+def _require_both_kinds(sampler: Sampler, config: Config, processes: int, where: str) -> None:
+    """UserError unless a batch, or its part, has images with and without labels, as many in each process."""
+    labeled, part, share = sampler.labeled_in(config.part), config.part, sampler.share
+    if labeled == part or (labeled == 0 and share < 1) or labeled % processes:
+        over = f", over {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"{where}data.unlabeled.share: {share:g} of {part} images is {part - labeled}{over}; each process needs as "
+            "many images with labels and without as the others, and one of each at least"
+        )
+    if not sampler.steps(config.part):
+        raise UserError(f"{where}data.batch_size: {config.data.batch_size} is larger than the training images")
 
 
 def _try_training(

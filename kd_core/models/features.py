@@ -310,12 +310,14 @@ def build_method(
     errors: Tensor | None,
 ) -> KDMethod:
     """The method of a run; UserError where the teachers' `errors` [K,N] or the features do not fit."""
-    labels = data.train.labels[data.train.rows]
+    labels, shown = data.train.labels[data.train.rows], data.shown
     more: dict[str, Any] = {}
     if layers and student:
         more["student_shapes"] = student.shapes
         more["teacher_shapes"] = [teacher.shapes for teacher in teachers]
-        more["train_labels"] = labels
+        more["train_labels"] = shown.labels[shown.rows]
+    if config.data.unlabeled:
+        more["unlabeled"] = True
     try:
         return kd_methods.build(
             layers.places if layers else config.kd,

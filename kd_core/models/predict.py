@@ -121,7 +121,7 @@ class Images:
     @classmethod
     def for_training(cls, config: Config, data: Data, device: torch.device) -> Images:
         """The training split with the recipe of `augment`; UserError if that does not fit the images."""
-        return cls(data.train, device, config.data.store, Recipe.of(config, data))
+        return cls(data.shown, device, config.data.store, Recipe.of(config, data))
 
     def second(self, config: Config, data: Data) -> Images | None:
         """The same images as their second view shows them; None without `augment.second`."""

@@ -50,6 +50,7 @@ INHERITED_DATA = (
     "val_size",
     "test_size",
     "split_seed",
+    "label_noise",
     "train_size",
     "store_size",
     "allow_unreadable",
@@ -59,7 +60,8 @@ INHERITED_DATA = (
 # Those of these keys that choose the validation images among the same images; the fingerprint covers the others.
 SPLIT_KEYS = set(INHERITED_DATA) - {
     "source", "name", "subset", "revision", "path", "folders", "image_column", "label_column", "train_split",
-    "val_split", "test_split", "val_size", "train_size", "store_size", "allow_unreadable", "store", "num_workers",
+    "val_split", "test_split", "val_size", "train_size", "label_noise", "store_size", "allow_unreadable", "store",
+    "num_workers",
 }  # fmt: skip
 # Whether a network has been trained on the validation images, and the words for it.
 Exposure = Literal["no", "possibly", "yes"]
@@ -141,7 +143,7 @@ def training_config(run: Config, index: int) -> Config:
         {
             "output_dir": run.output_dir,
             "name": values.get("name") or f"teacher-{teacher.model}",
-            "data": {key: getattr(run.data, key) for key in INHERITED_DATA},
+            "data": {key: value for key, value in run.data.model_dump().items() if key in INHERITED_DATA},
             "model": {
                 "name": teacher.model,
                 "img_size": teacher.img_size,

@@ -26,6 +26,7 @@ class FeatureConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     equation: ClassVar[str]  # in words, with the parameters as `{config.NAME:g}`
+    uses_labels: ClassVar[bool] = False  # whether it needs the label of every image
 
     loss: str
     weight: float = Field(default=1.0, ge=0, description="factor of this loss")

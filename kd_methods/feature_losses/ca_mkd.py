@@ -35,6 +35,7 @@ from kd_methods.feature_losses._projectors import class_maps, conv_bn, seeded
 
 class Config(FeatureConfig):
     equation = "feature term of CA-MKD (form {config.form})"
+    uses_labels = True
 
     loss: Literal["ca_mkd"] = "ca_mkd"
     weight: float = Field(default=50.0, ge=0, description="factor of this loss")

@@ -33,6 +33,7 @@ ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio
 
 class Config(FeatureConfig):
     equation = "contrastive loss (CRD: width {config.width}, {config.negatives} negatives, tau {config.tau:g})"
+    uses_labels = True
 
     loss: Literal["crd"] = "crd"
     weight: float = Field(default=0.8, ge=0, description="factor of this loss")

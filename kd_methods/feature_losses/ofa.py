@@ -31,6 +31,7 @@ HEADS = 4  # of the attention over tokens, where the width allows it
 
 class Config(MapConfig):
     equation = "OFA-KD (eps={config.eps:g})"
+    uses_labels = True
 
     loss: Literal["ofa"] = "ofa"
     teacher: list[Layer] | list[list[Layer]] = Field(default=[], description="not needed: the teacher's logits are")

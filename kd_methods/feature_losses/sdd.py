@@ -27,6 +27,7 @@ else:
 
 class Config(FeatureConfig):
     equation = "scale-decoupled {config.base} at T={config.temperature:g} (scales {config.scales})"
+    uses_labels = True
 
     loss: Literal["sdd"] = "sdd"
     student: list[Layer] = Field(default=LAST, min_length=1, description="layer of the student: its last map")

@@ -25,6 +25,7 @@ class LossConfig(BaseModel):
     """Parameters of one logit loss, and its equation in words.
 
     equation: format string with the parameters as `{config.NAME:g}`.
+    uses_labels: whether it needs the label of every image; off for a loss that images without labels can have.
     uses_temperature: off for a loss that has no temperature; setting one is a mistake then.
     takes_raw: on for a loss whose last argument is `raw`, the student's logits and the teachers' as they are before
     they are standardized.
@@ -38,6 +39,7 @@ class LossConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     equation: ClassVar[str]
+    uses_labels: ClassVar[bool] = True
     uses_temperature: ClassVar[bool] = True
     takes_raw: ClassVar[bool] = False
     second_view: ClassVar[UseOfSecondView] = "unused"

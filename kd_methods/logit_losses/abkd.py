@@ -18,6 +18,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, soften
 
 class Config(LossConfig):
     equation = "alpha-beta divergence ({config.alpha:g}, {config.beta:g})"
+    uses_labels = False
     constant = ("alpha", "beta")  # whose sum may be 0 between two ends that are allowed
 
     alpha: float = Field(default=0.8, description="power of the teacher's probabilities; 0: a limit")

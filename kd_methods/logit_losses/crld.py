@@ -21,6 +21,7 @@ class Config(LossConfig):
         "CRLD of two views ({config.within_weight:g} T^2 KL within views from confidence {config.weak_threshold:g}, "
         "{config.cross_weight:g} T^2 KL across from {config.strong_threshold:g})"
     )
+    uses_labels = False
     terms = ("within_weight", "cross_weight")
     takes_raw = True
     second_view = "required"

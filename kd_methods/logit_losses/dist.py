@@ -15,6 +15,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, 
 
 class Config(LossConfig):
     equation = "T^2 ({config.beta:g} inter-class + {config.gamma:g} intra-class DIST)"
+    uses_labels = False
     terms = ("beta", "gamma")
 
     beta: float = Field(default=1.0, ge=0, description="weight of the correlation over classes, within each sample")

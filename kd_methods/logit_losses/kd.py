@@ -11,6 +11,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, soften
 
 class Config(LossConfig):
     equation = "T^2 KL"
+    uses_labels = False
 
 
 def loss(

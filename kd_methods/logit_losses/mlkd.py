@@ -30,6 +30,7 @@ class Config(LossConfig):
         "MLKD ({config.instance_weight:g} instance + {config.class_weight:g} class + "
         "{config.batch_weight:g} batch terms, at further T={config.shown_temperatures})"
     )
+    uses_labels = False
     terms = ("instance_weight", "class_weight", "batch_weight")
     takes_raw = True
     second_view = "optional"

@@ -14,6 +14,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature
 
 class Config(LossConfig):
     equation = "KL of teacher probabilities to the power {config.exponent:g} to the student's at T=1 (TTM)"
+    uses_labels = False
     uses_temperature = False
 
     exponent: float = Field(default=0.1, gt=0, description="power of the teacher's probabilities")

@@ -1,0 +1,76 @@
+"""Images without labels beside those of training: the rest of the training split, or any source, as further rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kd_core.config import UnlabeledConfig
+from kd_core.data.decoding import Classes, Stored
+from kd_core.data.raw import RawSplit, digest
+from kd_core.data.sources import open_source
+from kd_core.data.splits import roles_in, split_for
+from kd_core.errors import UserError
+
+NONE = -1  # the label of an image that has none
+
+
+def open_unlabeled(config: UnlabeledConfig) -> RawSplit:
+    """The split of images that `data.unlabeled` names.
+
+    Raises:
+        UserError: as `open_source`, about the keys of `data.unlabeled`.
+    """
+    try:
+        source = open_source(config.as_data(), labels=False)
+        names = source.split_names
+        name = split_for("train", names, config.split, source.where)
+        if name is None and len(names) == 1 and not roles_in(names[0]):
+            name = names[0]
+        if name is None:
+            raise UserError(f"data.train_split: cannot be guessed; {source.where} has: {', '.join(names)}")
+        return source.open(name)
+    except UserError as error:
+        message = str(error).replace("data.train_split", "data.split")
+        raise UserError(re.sub(r"\bdata\.(?=[a-z])", "data.unlabeled.", message)) from None
+
+
+def joined(training: RawSplit, unlabeled: RawSplit, count: int) -> RawSplit:
+    """The `count` images of training, then those without labels."""
+
+    def images(start: int, stop: int) -> list[Any]:
+        first = training.images(start, min(stop, count)) if start < count else []
+        return first + (unlabeled.images(max(start - count, 0), stop - count) if stop > count else [])
+
+    def labels() -> tuple[list[Any], list[str] | None]:
+        return training.labels()[0] + [NONE] * len(unlabeled.labels()[0]), None
+
+    key = digest("with unlabeled images", training.key, unlabeled.key)
+    return RawSplit(f"{training.name} and unlabeled", key, labels, images, [])
+
+
+def reader_of(stored: Stored) -> Callable[[list[Any], list[str] | None], tuple[np.ndarray, Classes]]:
+    """Reads the labels of `joined`: those of `stored`, the training images, then none."""
+
+    def read(values: list[Any], names: list[str] | None) -> tuple[np.ndarray, Classes]:
+        more = np.full(len(values) - len(stored.labels), NONE, dtype=np.int64)
+        return np.concatenate([stored.labels, more]), stored.classes
+
+    return read
+
+
+def require_same_size(config: UnlabeledConfig, own: int | None, side: int, training: int | None) -> None:
+    """UserError where training images all have one size, and those without labels another.
+
+    own, training: the common side of the images without labels and of training's; None if they have several sizes.
+    side: that at which images are stored.
+    """
+    if training == side != own and not config.resize:
+        found = f"are {own} pixels wide and high" if own else "have several sizes, or are no squares"
+        raise UserError(
+            f"data.unlabeled: its images {found}, those of training {side}; data.unlabeled.resize=true brings them to "
+            "that size"
+        )
