@@ -16,6 +16,7 @@ from shipped_configs import (
     ROOT,
     TEACHERS,
     TRIO_FILES,
+    STRONG_FILES,
     WEIGHTING_FILES,
     combine,
     label,
@@ -270,6 +271,20 @@ def test_every_pair_combines_with_every_loss(pair: Path, loss: Path) -> None:
     assert f"{config.teachers[0].model}-{config.model.name}".replace("cifar_", "") == pair.stem
     without = combine([pair])
     assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], config.training)
+
+
+@pytest.mark.parametrize("strong", STRONG_FILES, ids=label)
+def test_every_pair_combines_with_every_strong_recipe(strong: Path) -> None:
+    assert strong.read_text().startswith("# ")
+    for pair in PAIR_FILES:
+        config = combine([pair, strong])
+        written = written_in(strong)
+        assert config.kd.loss == strong.stem.removesuffix("-strong") and config.augment.model_dump()
+        training = written.get("training", {})
+        assert {key: getattr(config.training, key) for key in training} == training
+        without_loss = combine([pair, strong], "--kd.type=baseline", "--teachers=[]")
+        assert (without_loss.training, without_loss.augment) == (config.training, config.augment)
+    assert {path.stem for path in STRONG_FILES} == {"crld-strong", "kd-strong", "mlkd-strong"}
 
 
 def test_the_trios_are_the_seven_settings_of_ca_mkd() -> None:

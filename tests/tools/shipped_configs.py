@@ -9,9 +9,10 @@ CONFIGS = ROOT / "configs"
 TEACHERS = sorted((CONFIGS / "teachers").rglob("*.yaml"))
 PAIR_FILES = sorted((CONFIGS / "papers" / "pairs").glob("*.yaml"))
 LOSS_FILES = sorted((CONFIGS / "papers" / "losses").glob("*.yaml"))
+STRONG_FILES = sorted((CONFIGS / "papers" / "strong").glob("*.yaml"))
 TRIO_FILES = sorted((CONFIGS / "papers" / "trios").glob("*.yaml"))
 WEIGHTING_FILES = sorted((CONFIGS / "papers" / "weightings").glob("*.yaml"))
-PARTS = {*TEACHERS, *PAIR_FILES, *LOSS_FILES, *TRIO_FILES, *WEIGHTING_FILES}
+PARTS = {*TEACHERS, *PAIR_FILES, *LOSS_FILES, *STRONG_FILES, *TRIO_FILES, *WEIGHTING_FILES}
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - PARTS)
 
 
