@@ -425,6 +425,7 @@ def _compare_set(
         test["p_holm"] = None if test["p"] is None else next(corrected)
         test["verdict"] = verdict(test, higher, confidence)
     return {
+        "budget": " or ".join(dict.fromkeys(one.first.config.budget for one in members)),
         "baseline_label": baseline.label if baseline else None,
         "warnings": _warnings(rows, baseline.label if baseline else None),
         "groups": rows,

@@ -94,7 +94,7 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
             cells += [_count(row["cost"][key]) for key in ("parameters", "multiply_adds") if key in known]
             rows.append(cells)
         several = f"set {number}: " if len(compared["sets"]) > 1 else ""
-        tables.append(Table(f"{several}{one['title']}", header, rows, list(one["warnings"])))
+        tables.append(Table(f"{several}{one['title']}", header, rows, [f"budget: {one['budget']}", *one["warnings"]]))
     return tables
 
 

@@ -789,6 +789,14 @@ class Config(Section):
         return self.data.batch_size // self.training.accumulate
 
     @property
+    def budget(self) -> str:
+        """How much the student sees, which matters more than most losses: epochs x views x passes."""
+        views = 2 if self.augment.second is not None else 1
+        counts = {"epoch": self.training.max_epochs, "view": views, "pass": self.augment.passes}
+        plural = {"epoch": "epochs", "view": "views", "pass": "passes"}
+        return " x ".join(f"{count} {word if count == 1 else plural[word]}" for word, count in counts.items())
+
+    @property
     def experiment(self) -> str:
         """The name that seeds of one experiment share."""
         if self.name:

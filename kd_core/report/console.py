@@ -271,6 +271,7 @@ def summarize(
         "kd_type": config.kd.type,
         "seed": config.training.seed,
         "epochs": state["epoch"],
+        "budget": config.budget,
         "best_epoch": best["epoch"],
         "val_images": len(data.val) if data.val else 0,
         "val_accuracy": best.get("val/accuracy"),
@@ -356,6 +357,7 @@ def cost(
   cache     {cache}
   schedule  {training.optimizer}, {training.schedule} from {training.learning_rate:g}
   length    {training.max_epochs} epochs of {steps_per_epoch} steps of {batch} images{parts}, on {processes} process(es)
+  budget    {config.budget}
   speed     {batch / seconds:,.0f} images per second, {seconds * 1000:.1f} ms per step
   time      about {clock(total)} to the end; not counted: {", ".join(uncounted)}
   memory    {memory:,.0f} MB at the peak, on {device}
