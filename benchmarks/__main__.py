@@ -25,6 +25,7 @@ PARTS = {
     "heap": "heap",
     "textbook": "textbook",
     "features": "features",
+    "recipes": "recipes",
     "losses": "losses",
     "metrics": "metrics",
     "processes": "processes",
