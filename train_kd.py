@@ -587,11 +587,12 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
         return (time.perf_counter() - began) / count
 
     steps(WARM_UP_STEPS)
+    described: list[Any] = [setup.features, *setup.teachers.facts] if setup.features else []
     return {
         "parameters": setup.network.parameters,
         "features": [
             f"{one.who}, layer {layer}: {' x '.join(map(str, shape))}"
-            for one in filter(None, [setup.features, *setup.teachers.facts])
+            for one in described
             for layer, shape in zip(one.layers, one.shapes, strict=True)
         ],
         "cache": setup.teachers.cache_in_words(setup.images.split),

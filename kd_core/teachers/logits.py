@@ -99,7 +99,7 @@ class TeacherLogits:
         teacher, layers, cache = self.members[index], self._layers.teachers[index], self._predict.config.cache
         pooled = [layer for own in self._layers.teacher_head[index].values() for layer in own]
         kept = KeptFacts(teacher, cache) if cache.mode != "off" and teacher.digest else None
-        facts = kept and kept.find(layers, pooled)
+        facts = kept.find(layers, pooled) if kept else None
         if facts is None:
             facts = FeatureFacts.of(self._source(index), self._network(index))
             if kept:

@@ -36,11 +36,13 @@ FEATURES = [
 ]
 
 
-def words(home: Path, teachers: list[Path], *more: str, features: Any = FEATURES) -> list[str]:
+def words(
+    home: Path, teachers: list[Path], *more: str, features: Any = FEATURES, student: Any = STUDENT
+) -> list[str]:
     team = [{"weights": str(teachers[0])}, {"weights": str(teachers[1]), "view": "clean"}]
     return [
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--no-wandb", "--name=tried",
-        f"--model={json.dumps(STUDENT)}", f"--teachers={json.dumps(team)}", "--kd.type=average",
+        f"--model={json.dumps(student)}", f"--teachers={json.dumps(team)}", "--kd.type=average",
         f"--kd.features={json.dumps(features)}", "--data.train_size=120", "--data.batch_size=30",
         "--training.max_epochs=2", "--training.log_every=1", "--training.compare_with_baseline=false",
         "--evaluation.report=false", *more,
@@ -111,7 +113,7 @@ def test_each_network_runs_once_per_step_and_rows_are_places_in_the_split(tmp_pa
 
     def spying(*arguments: Any, **options: Any) -> Any:
         setup = original(*arguments, **options)
-        networks = [setup.network.model, *(setup.teachers._network(index) for index in range(2))]
+        networks = [setup.network.model, *(setup.teachers._source(index).network for index in range(2))]
         for number, network in enumerate(networks):
             body = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
             body.register_forward_pre_hook(lambda *_, number=number: calls.append((number, setup.method.training)))
@@ -195,23 +197,21 @@ def test_cached_features_train_as_computed_ones_bit_for_bit(mode, tmp_path, digi
 HEADS = [{"loss": name, "teacher": [[-1], ["act1"]]} for name in ("sdd", "ca_mkd", "cat_kd", "simkd")]
 
 
-def test_no_teacher_is_built_for_a_last_layer_that_is_kept(tmp_path, digits_teachers, monkeypatch):
-    """Nor for the others' shapes; damage to what is kept builds the network, and the student is the same."""
-    arguments = words(tmp_path, digits_teachers, "--cache.mode=fixed", "--cache.views=1", features=HEADS)
-    arguments += ["--model={name: cifar_resnet8}", "--training.max_epochs=1"]
+def test_a_teacher_is_built_only_where_its_last_layer_is_not_kept(tmp_path, digits_teachers, monkeypatch):
+    """One whose file is damaged; the student is the same."""
+    more = ("--cache.mode=fixed", "--cache.views=1", "--training.max_epochs=1", "--data.train_size=60")
+    arguments = words(tmp_path, digits_teachers, *more, features=HEADS, student={"name": "cifar_resnet8"})
     with monkeypatch.context() as patch:
         patch.setattr(KeptFacts, "find", lambda *_: None)
         rows, weights, _ = trained(tmp_path, *arguments)
-    files = sorted((tmp_path / "cache" / "logits").glob("*/classifier.safetensors"))
-    assert len(files) == 2
-    for expected in (0, 1):
-        with built(monkeypatch) as networks:
-            found_rows, found, rates = trained(tmp_path, *arguments)
-        assert len(networks) == expected and rates == [1]
-        assert found_rows == rows and all(torch.equal(found[name], value) for name, value in weights.items())
-        data = bytearray(files[0].read_bytes())
-        data[-1] ^= 1
-        files[0].write_bytes(data)
+    file, _ = (tmp_path / "cache" / "logits").glob("*/classifier.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with built(monkeypatch) as networks:
+        found_rows, found, rates = trained(tmp_path, *arguments)
+    assert networks == [json.loads((file.parent / "about.json").read_text())["teacher"]] and rates == [1]
+    assert found_rows == rows and all(torch.equal(found[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(
