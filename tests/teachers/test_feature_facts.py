@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.config import CacheConfig
+from kd_core.config import CacheConfig, Config, TeacherConfig
+from kd_core.models import build as models
 from kd_core.teachers import cache
 from kd_core.teachers.features import FeatureFacts, KeptFacts
-from kd_core.teachers.load import Teacher
+from kd_core.teachers.load import Teacher, _from_timm
 
 SHAPES: dict[Any, tuple[int, ...]] = {-1: (6, 4, 4), "0": (9, 6), 0: (3, 8, 8), "embedding": (6,)}
 
@@ -51,6 +52,18 @@ def test_what_several_runs_have_found_is_kept_together(tmp_path):
     assert_equal(kept(tmp_path).find([0, "0", "embedding", -1], [-1]), facts(0, "0", "embedding", -1, head=True))
     assert_equal(kept(tmp_path).find([-1], []), facts(-1))  # a loss that does not ask for the last layer
     assert kept(tmp_path).find([0, -1], [0]) is None  # which the head is not known to pool
+
+
+def test_pretrained_teachers_that_differ_in_arguments_alone_are_not_the_same(monkeypatch):
+    """Such as in their pooling, which is in no weight."""
+    network = models.create_model("cifar_resnet8", num_classes=5)
+    monkeypatch.setattr(models, "create_model", lambda *_, **__: network)
+    data: Any = SimpleNamespace(num_classes=5, image_size=32)
+    digests = []
+    for args in ({}, {}, {"global_pool": "max"}, {"global_pool": "avg"}):
+        config = TeacherConfig(model="resnet18", weights="pretrained", args=args)
+        digests.append(_from_timm("pretrained", config, "teachers[0]", data, Config()).digest)
+    assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("changes", [{"digest": "b"}, {"size": 24}])
