@@ -241,12 +241,12 @@ def prepare_method(
     errors [K,N]: of the teachers on validation images, for weightings that need them.
     """
     accelerator, layers = job.accelerator, models.layers_of(config.kd, len(teachers))
-    features, sources = None, list[WithFeatures]()
+    features, shapes = None, []
     if layers:
         who = f"model.name {config.model.name!r}"
         features = WithFeatures(network.model, layers.student, network.preprocess.size, who, layers.student_head)
-        sources = teachers.give_features(layers)
-    method = models.build_method(config, job.data, layers, features, sources, errors).to(accelerator.device)
+        shapes = [one.shapes for one in teachers.give_features(layers)]
+    method = models.build_method(config, job.data, layers, features, shapes, errors).to(accelerator.device)
     if layers and method.feature_term:
         teachers.keep_for(method.feature_term, layers)
     models.share_over_processes(method, accelerator)
@@ -587,11 +587,12 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
         return (time.perf_counter() - began) / count
 
     steps(WARM_UP_STEPS)
+    described: list[Any] = [setup.features, *setup.teachers.facts] if setup.features else []
     return {
         "parameters": setup.network.parameters,
         "features": [
             f"{one.who}, layer {layer}: {' x '.join(map(str, shape))}"
-            for one in filter(None, [setup.features, *setup.teachers.sources])
+            for one in described
             for layer, shape in zip(one.layers, one.shapes, strict=True)
         ],
         "cache": setup.teachers.cache_in_words(setup.images.split),

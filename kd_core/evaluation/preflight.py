@@ -213,11 +213,11 @@ def _require_both_kinds(sampler: Sampler, config: Config, processes: int, where:
 def _try_training(
     network: networks.Network, config: Config, job: Job, members: list[teachers.Teacher], **keys: str
 ) -> None:
-    """Train the student on one batch; `keys` as above.  The teachers run once if `kd.features` needs their features."""
+    """Train the student on one batch; `keys` as above.  With `kd.features`, teachers run if these are not known."""
     wanted, predict = config.model, Predictor(job.accelerator, config)
     usual = models.usual_size(wanted.name, wanted.stem)
     subject = dry_run.Subject(wanted.name, network.preprocess.size, usual, **keys)
     outputs = TeacherLogits(members, predict)
     layers = layers_of(config.kd, len(members))
-    sources = outputs.give_features(layers) if layers else []
-    dry_run.train_once(network, config, job.data, predict, subject, sources, outputs.classifiers)
+    shapes = [one.shapes for one in outputs.give_features(layers)] if layers else []
+    dry_run.train_once(network, config, job.data, predict, subject, shapes, outputs.classifiers)

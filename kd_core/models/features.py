@@ -306,15 +306,18 @@ def build_method(
     data: Data,
     layers: Layers | None,
     student: WithFeatures | None,
-    teachers: Sequence[WithFeatures],
+    teacher_shapes: Sequence[list[Shape]],
     errors: Tensor | None,
 ) -> KDMethod:
-    """The method of a run; UserError where the teachers' `errors` [K,N] or the features do not fit."""
+    """The method of a run; UserError where the teachers' `errors` [K,N] or the features do not fit.
+
+    teacher_shapes: of one image's features of each teacher, with `kd.features`.
+    """
     labels, shown = data.train.labels[data.train.rows], data.shown
     more: dict[str, Any] = {}
     if layers and student:
         more["student_shapes"] = student.shapes
-        more["teacher_shapes"] = [teacher.shapes for teacher in teachers]
+        more["teacher_shapes"] = list(teacher_shapes)
         more["train_labels"] = shown.labels[shown.rows]
     if config.data.unlabeled:
         more["unlabeled"] = True

@@ -96,7 +96,7 @@ def read_state_dict(
         raise UserError(f"{origin}: no such file; give a {', '.join(PICKLED)} or .safetensors file")
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        content: Any = _read_safetensors(path, origin)
+        content: Any = read_safetensors(path, origin)
     elif suffix in PICKLED:
         content = _read_pickled(path, origin)
     else:
@@ -104,7 +104,8 @@ def read_state_dict(
     return find_state_dict(content, origin, notify or (lambda text: tqdm.write(f"{origin}: {text}")))
 
 
-def _read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
+    """The tensors in a file; UserError that begins with `origin` if it is none."""
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:

@@ -6,7 +6,8 @@
 A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under a key that covers everything they
 depend on.  A second file holds a checksum per row of logits, 0 for a row that is not filled.  So any number of
 processes can fill a store in any order, an interruption loses nothing, and a damaged or half-written row counts as
-missing.  What a feature loss needs of an image lies in a store of the same kind.
+missing.  What a feature loss needs of an image lies in a store of the same kind; its layers' shapes and its last linear
+layer are kept once per teacher (kd_core/teachers/features.py).
 """
 
 from __future__ import annotations
@@ -342,8 +343,8 @@ def open_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            described = _described(own)
-            sound = described.get("shape") == shape and described.get("parts") == parts and _has_files(own, shape)
+            about_it = described(own)
+            sound = about_it.get("shape") == shape and about_it.get("parts") == parts and _has_files(own, shape)
             if own.exists() and not sound:
                 notify(f"{own}: damaged, all of these teacher's logits are computed again")
                 shutil.rmtree(own)
@@ -377,7 +378,8 @@ def _has_files(store: Path, shape: dict[str, int]) -> bool:
     )
 
 
-def _described(store: Path) -> dict[str, Any]:
+def described(store: Path) -> dict[str, Any]:
+    """What a store says of itself in `about.json`; nothing where that is missing or damaged."""
     try:
         return read_object(store / "about.json")
     except UserError:
@@ -406,13 +408,13 @@ def listed(folder: Path) -> list[Listed]:
     """The stores in `folder`, most recently used first.  Damaged ones are listed as empty."""
     found = []
     for path in folder.glob("*/about.json"):
-        about, store = _described(path.parent), path.parent
+        about, store = described(path.parent), path.parent
         shape = about.get("shape")
         sound = isinstance(shape, dict) and set(shape) == SHAPE and _has_files(store, shape)
         # size on disk: holes of sparse files take nothing
         size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
         teacher, view = (str(about.get(name, "damaged")) for name in ("teacher", "view"))
-        filled = Store(store, **shape).filled() if sound and shape else 0.0
+        filled = Store(store, **shape).filled() if sound and shape else float("facts" in about)  # not in rows
         found.append(Listed(store.name, teacher, view, size, filled, path.stat().st_mtime))
     return sorted(found, key=lambda store: -store.used)
 

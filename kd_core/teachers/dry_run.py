@@ -22,6 +22,7 @@ from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
+from kd_methods.feature_losses import Shape
 from kd_methods.feature_losses._base import Classifier
 
 TRAINED = "be trained on"
@@ -49,7 +50,7 @@ def train_once(
     data: Data,
     predict: Predictor,
     subject: Subject,
-    teachers: Sequence[WithFeatures] = (),
+    teacher_shapes: Sequence[list[Shape]] = (),
     classifiers: tuple[Classifier, ...] | None = None,
 ) -> None:
     """Run forward, loss and backward on this process's share of one batch or of its part, and evaluate one image.
@@ -58,7 +59,8 @@ def train_once(
     of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
 
     Args:
-        teachers, classifiers: with `kd.features`, the shapes of the teachers' features and their last linear layers.
+        teacher_shapes, classifiers: with `kd.features`, of each teacher the shapes of one image's features and the last
+            linear layer, if a loss needs that.
 
     Raises:
         UserError: naming the key to change; the network fails on images of this size, BatchNorm sees one value, the
@@ -71,7 +73,7 @@ def train_once(
     try:
         predict.prepare(student.model)
         student.share_batch_norm(accelerator, config.training)
-        model, layers = student.model, layers_of(config.kd, len(teachers))
+        model, layers = student.model, layers_of(config.kd, len(teacher_shapes))
         store = ImageStore(data.train, accelerator.device, on_device="host")
         pixels, labels = store.gather(data.train.rows[:share])
         if config.augment.mixes:
@@ -85,7 +87,7 @@ def train_once(
                     model, layers.student, student.preprocess.size, str(subject), layers.student_head
                 )
         errors = torch.eye(len(config.teachers))  # of any teachers
-        method = build_method(config, data, layers, source, teachers, errors).to(accelerator.device)
+        method = build_method(config, data, layers, source, teacher_shapes, errors).to(accelerator.device)
         _require_undoing(method, config)
         model.train()
         with _explained(subject, TRAINED, share, config, predict):
@@ -102,7 +104,7 @@ def train_once(
         teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None, second=seconds)
         more: dict[str, Any] = {}
         if source:
-            drawn = [[torch.rand(share, *shape, device=view.device) for shape in one.shapes] for one in teachers]
+            drawn = [[torch.rand(share, *shape, device=view.device) for shape in shapes] for shapes in teacher_shapes]
             teacher_outputs = TeacherOutputs(logits, tuple(map(tuple, drawn)), classifiers, second=seconds)
             more["rows"] = torch.arange(share, device=view.device)
         loss, _ = method(student_output, teacher_outputs, labels, progress=0.0, **more)

@@ -109,6 +109,11 @@ class Teacher:
     saw_validation: Exposure | None = "possibly"  # None without a validation split
     notes: list[str] = field(default_factory=list)  # printed when training starts, one line each
 
+    @property
+    def who(self) -> str:
+        """How messages name it."""
+        return f"teachers[{self.index}] {self.name!r}"
+
     @cached_property
     def model(self) -> nn.Module:
         assert self.build is not None, self.name
@@ -410,7 +415,8 @@ def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: 
         args=config.args,
         where=f"{where}.model",
     )
-    content = hashlib.sha256("".join([name, *_code_of(name).values()]).encode())
+    args = [json.dumps(config.args, sort_keys=True)] if config.args else []  # such as another pooling
+    content = hashlib.sha256("".join([name, *_code_of(name).values(), *args]).encode())
     for key, tensor in model.state_dict().items():
         content.update(key.encode())
         content.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())

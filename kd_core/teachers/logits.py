@@ -22,7 +22,7 @@ from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers import dry_run
 from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, listed, logits_folder, open_store
-from kd_core.teachers.features import Kept
+from kd_core.teachers.features import FeatureFacts, Kept, KeptFacts
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import TeacherOutputs
 from kd_methods._features import FeatureTerm
@@ -41,7 +41,9 @@ class TeacherLogits:
         self._recipe: RecipeConfig = predict.config.augment  # of the views that the teachers see
         self._cached: list[CachedTeacher | None] = [None] * len(teachers)
         self._finite: Tensor | None = None
-        self.sources: list[WithFeatures] = []  # the networks, where they give features
+        self._sources: dict[int, WithFeatures] = {}  # the networks, where they give features
+        self.facts: list[FeatureFacts] = []  # what is known of these features without the networks
+        self._layers: Layers
         self._kept: list[Kept] = []  # what feature losses keep of each
         self._term: FeatureTerm
         self.classifiers: tuple[Classifier, ...] | None = None  # their last linear layers, where a loss needs these
@@ -81,23 +83,39 @@ class TeacherLogits:
 
     # ------------------------------------------------------------------------------------------------- features
 
-    def give_features(self, layers: Layers) -> list[WithFeatures]:
-        """Let the teachers' networks give the features that `kd.features` names; these networks, which tell the shapes.
+    def give_features(self, layers: Layers) -> list[FeatureFacts]:
+        """Let the teachers give the features that `kd.features` names; what is known of these, such as their shapes.
 
-        UserError names a teacher without such layers.
+        A network is built for it where the cache does not tell.  UserError names a teacher without such layers.
         """
-        for index, wanted in enumerate(layers.teachers):
-            teacher, network = self.members[index], self._network(index)
+        self._layers = layers
+        self.facts = [self._facts_of(index) for index in range(len(self))]
+        device, given = self._predict.accelerator.device, [one.classifier for one in self.facts if one.classifier]
+        if given:  # by all teachers: a loss needs it of each
+            self.classifiers = tuple((weight.to(device), bias.to(device)) for weight, bias in given)
+        return self.facts
+
+    def _facts_of(self, index: int) -> FeatureFacts:
+        teacher, layers, cache = self.members[index], self._layers.teachers[index], self._predict.config.cache
+        pooled = [layer for own in self._layers.teacher_head[index].values() for layer in own]
+        kept = KeptFacts(teacher, cache) if cache.mode != "off" and teacher.digest else None
+        facts = kept.find(layers, pooled) if kept else None
+        if facts is None:
+            facts = FeatureFacts.of(self._source(index), self._network(index))
+            if kept:
+                kept.add(facts, pooled)
+        return facts
+
+    def _source(self, index: int) -> WithFeatures:
+        """A teacher's network with its features, built when it first runs."""
+        if index not in self._sources:
+            teacher, network, layers = self.members[index], self._network(index), self._layers
             plain = network.network if isinstance(network, Reordered) else network
             assert teacher.views is not None
-            who = f"teachers[{index}] {teacher.name!r}"
-            source = WithFeatures(plain, wanted, teacher.views.size, who, layers.teacher_head[index])
-            if source.classifier:
-                order = network.order if isinstance(network, Reordered) else slice(None)
-                weight, bias = (values.detach()[order].half().float() for values in source.classifier)
-                self.classifiers = (*(self.classifiers or ()), (weight, bias))
-            self.sources.append(source)
-        return self.sources
+            self._sources[index] = WithFeatures(
+                plain, layers.teachers[index], teacher.views.size, teacher.who, layers.teacher_head[index]
+            )
+        return self._sources[index]
 
     def keep_for(self, term: FeatureTerm, layers: Layers) -> None:
         """Let `outputs` give what the feature term keeps of each teacher; after `give_features`."""
@@ -131,7 +149,7 @@ class TeacherLogits:
         """Logits fp16 [B,C] of a teacher and rows fp16 [B,width] for its stores of features, as `_compute` does."""
         if positions is not None:
             images, view_ids = images[positions], view_ids[positions]
-        network, source = self._network(index), self.sources[index]
+        network, source = self._network(index), self._source(index)
         view = self._view(index, images, view_ids, shared=shared)
         accelerator = self._predict.accelerator
         with accelerator.autocast():
@@ -200,7 +218,7 @@ class TeacherLogits:
         if self._finite is None:
             return ""
         bad = self._predict.accelerator.reduce(self._finite.logical_not().float()).tolist()
-        what = "logits or features" if self.sources else "logits"
+        what = "logits or features" if self.facts else "logits"
         return "; ".join(
             f"teachers[{index}] {teacher.name!r} gave {what} that are not finite or too large for fp16"
             for index, teacher in enumerate(self.members)
@@ -319,20 +337,22 @@ class TeacherLogits:
 
     def _mode_for_features(self, split: Split, notify: Callable[[str], None], any_shared: bool) -> str:
         """The same where features are kept too."""
-        given = self._predict.config.cache.mode
-        if given != "auto":
-            if problem := self._too_large(given, split):
+        cache = self._predict.config.cache
+        stored = sum(store.gigabytes for store in listed(logits_folder(cache.folder)))  # deleted if need be
+        room = min(cache.max_gb, free_gigabytes(cache.folder) + stored)
+        if cache.mode != "auto":
+            if problem := self._too_large(cache.mode, split, room):
                 raise UserError(f"cache.mode: {problem}")
-            return given
+            return cache.mode
         for mode in ["lazy"] * any_shared + ["clean"]:
-            problem = self._too_large(mode, split)
+            problem = self._too_large(mode, split, room)
             if not problem:
                 return mode
             notify(f"teachers run in every step: {problem}")
         return "off"
 
-    def _too_large(self, mode: str, split: Split) -> str:
-        """Why logits and features do not fit into a cache of this mode, in words; empty if they do."""
+    def _too_large(self, mode: str, split: Split, room: float) -> str:
+        """Why logits and features do not fit into `room` gigabytes in this mode, in words; empty if they do."""
         cache, fixed = self._predict.config.cache, self._gigabytes_in("fixed", split)
         several = [teacher.index for teacher in self.members if self._views_in(mode, teacher) > 1]
         if mode == "lazy" and any(self._kept[index].has_maps for index in several):
@@ -340,8 +360,6 @@ class TeacherLogits:
                 "kd.features needs maps or tokens of every view, which lazy does not hold; cache.mode=fixed would take "
                 f"{fixed:.3g} GB for {cache.views} views"
             )
-        stored = sum(store.gigabytes for store in listed(logits_folder(cache.folder)))  # deleted if need be
-        room = min(cache.max_gb, free_gigabytes(cache.folder) + stored)
         if mode == "lazy" and (reason := self._views_that_are_new(fixed, room)):
             return reason
         wanted = self._gigabytes_in(mode, split)
@@ -460,6 +478,6 @@ class TeacherLogits:
 
 def _not_finite(teacher: Teacher, what: str = "logits") -> UserError:
     return UserError(
-        f"teachers[{teacher.index}] {teacher.name!r}: gives {what} that fp16 cannot hold or that are not finite; its "
+        f"{teacher.who}: gives {what} that fp16 cannot hold or that are not finite; its "
         "weights may be damaged, or it was trained with another normalization"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import train_kd
 from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer
+from kd_core.models import build as models
 from kd_core.models.features import WithFeatures
 from kd_core.run.folder import read_metrics
+from kd_core.teachers.features import KeptFacts
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
 
@@ -32,11 +36,13 @@ FEATURES = [
 ]
 
 
-def words(home: Path, teachers: list[Path], *more: str, features: Any = FEATURES) -> list[str]:
+def words(
+    home: Path, teachers: list[Path], *more: str, features: Any = FEATURES, student: Any = STUDENT
+) -> list[str]:
     team = [{"weights": str(teachers[0])}, {"weights": str(teachers[1]), "view": "clean"}]
     return [
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", "--no-wandb", "--name=tried",
-        f"--model={json.dumps(STUDENT)}", f"--teachers={json.dumps(team)}", "--kd.type=average",
+        f"--model={json.dumps(student)}", f"--teachers={json.dumps(team)}", "--kd.type=average",
         f"--kd.features={json.dumps(features)}", "--data.train_size=120", "--data.batch_size=30",
         "--training.max_epochs=2", "--training.log_every=1", "--training.compare_with_baseline=false",
         "--evaluation.report=false", *more,
@@ -107,7 +113,7 @@ def test_each_network_runs_once_per_step_and_rows_are_places_in_the_split(tmp_pa
 
     def spying(*arguments: Any, **options: Any) -> Any:
         setup = original(*arguments, **options)
-        networks = [setup.network.model, *(source.network for source in setup.teachers.sources)]
+        networks = [setup.network.model, *(setup.teachers._source(index).network for index in range(2))]
         for number, network in enumerate(networks):
             body = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
             body.register_forward_pre_hook(lambda *_, number=number: calls.append((number, setup.method.training)))
@@ -137,6 +143,21 @@ def trained(home: Path, *arguments: str) -> tuple[list[dict[str, Any]], dict[str
     return times_apart(rows), load_file(folder / "student" / "model.safetensors"), rates
 
 
+@contextmanager
+def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The teachers whose networks are built within the block."""
+    original, seen = models.load_export, list[str]()
+
+    def looking(folder: Path) -> Any:
+        if "teachers" in Path(folder).parts:
+            seen.append(Path(folder).parent.name.rpartition("-")[0])
+        return original(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "load_export", looking)
+        yield seen
+
+
 @pytest.mark.parametrize("mode", ["clean", "fixed", "lazy"])
 def test_cached_features_train_as_computed_ones_bit_for_bit(mode, tmp_path, digits_teachers, monkeypatch, capsys):
     """Computed in every step, from a cold cache, from a warm one, and from a damaged one."""
@@ -160,14 +181,37 @@ def test_cached_features_train_as_computed_ones_bit_for_bit(mode, tmp_path, digi
                 places = [place for place in range(0, len(data), 2) if data[place] or data[place + 1]]
                 data[places[0]] ^= 1
                 (path / "logits").write_bytes(data)
-        found_rows, found, rates = trained(tmp_path, *arguments)
+        with built(monkeypatch) as networks:
+            found_rows, found, rates = trained(tmp_path, *arguments)
         assert found_rows == rows, kind
+        if kind == "warm":  # what is known of features is kept, too
+            assert len(networks) == (mode == "clean")  # the teacher that runs in every step
         assert all(torch.equal(found[name], value) for name, value in weights.items()), kind
         if kind == "damaged":
             assert "teachers' features are computed again" in "".join(capsys.readouterr())
             assert 0.5 <= min(rates) or mode == "clean"
         elif mode != "lazy" or kind == "warm":
             assert rates == expected, kind
+
+
+HEADS = [{"loss": name, "teacher": [[-1], ["act1"]]} for name in ("sdd", "ca_mkd", "cat_kd", "simkd")]
+
+
+def test_a_teacher_is_built_only_where_its_last_layer_is_not_kept(tmp_path, digits_teachers, monkeypatch):
+    """One whose file is damaged; the student is the same."""
+    more = ("--cache.mode=fixed", "--cache.views=1", "--training.max_epochs=1", "--data.train_size=60")
+    arguments = words(tmp_path, digits_teachers, *more, features=HEADS, student={"name": "cifar_resnet8"})
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptFacts, "find", lambda *_: None)
+        rows, weights, _ = trained(tmp_path, *arguments)
+    file, _ = (tmp_path / "cache" / "logits").glob("*/classifier.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with built(monkeypatch) as networks:
+        found_rows, found, rates = trained(tmp_path, *arguments)
+    assert networks == [json.loads((file.parent / "about.json").read_text())["teacher"]] and rates == [1]
+    assert found_rows == rows and all(torch.equal(found[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(

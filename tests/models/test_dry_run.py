@@ -254,9 +254,9 @@ def test_a_teacher_in_another_class_order_gives_its_features_and_its_last_layer_
     outputs = TeacherLogits([teacher_of(Reordered(network, order), data)], Predictor(create_accelerator("no"), config))
     outputs.members[0].index = 0
     layers = layers_of(config.kd, 1)
-    [source] = outputs.give_features(layers)
+    outputs.give_features(layers)
     [(weight, bias)] = outputs.classifiers
-    logits, (*_, embedding) = source(torch.rand(4, 3, 24, 24))
+    logits, (*_, embedding) = outputs._source(0)(torch.rand(4, 3, 24, 24))
     given = torch.nn.functional.linear(embedding, weight, bias)
     torch.testing.assert_close(given, logits[:, order], rtol=1e-2, atol=1e-3)  # rounded to fp16
     assert not torch.allclose(given, logits, rtol=1e-2, atol=1e-3)
