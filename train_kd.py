@@ -70,12 +70,11 @@ from torch import nn
 import kd_methods
 from kd_core import evaluation, models, report
 from kd_core.config import Config
-from kd_core.data.plan import EpochPlan, Sampler
-from kd_core.data.views import Augmentation, Views, random_bits
+from kd_core.data.plan import EpochPlan, Sampler, augmentation_of, epoch_seed
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
-from kd_core.models import AVERAGED, Images, Network, Predictor, WeightAverage, WithFeatures
+from kd_core.models import AVERAGED, Images, Network, Predictor, Views, WeightAverage, WithFeatures
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
@@ -380,8 +379,7 @@ def train_epoch(
     """The steps of the next epoch that are left; the means of its metrics."""
     epoch, steps = progress.epoch, setup.steps_per_epoch
     # Dropout and the like draw from generators that depend on (seed, epoch, process) alone.
-    process = torch.tensor([setup.job.accelerator.process_index])
-    set_seed(int(random_bits(setup.config.training.seed, -1 - epoch, process)) % 2**32)
+    set_seed(epoch_seed(setup.config.training.seed, epoch, setup.job.accelerator.process_index))
     plan = plan_epoch(setup, epoch)
     setup.model.train()
     setup.meter.start_epoch()
@@ -408,12 +406,11 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
         world_size=accelerator.num_processes,
         fixed=config.cache.views if config.cache.mode == "fixed" and len(setup.teachers) else None,
     )
-    plan = plan_of(augmentation=setup.images.recipe or Augmentation.of(config.data))
+    plan = plan_of(augmentation=augmentation_of(config, setup.images.recipe))
     if setup.method.requires_teachers:
         setup.teachers.begin_epoch(plan)
     if setup.second:
-        assert setup.second.images.recipe is not None
-        plan.second = plan_of(augmentation=setup.second.images.recipe)
+        plan.second = plan_of(augmentation=augmentation_of(config, setup.second.images.recipe))
         if setup.method.requires_teachers:
             setup.second.teachers.begin_epoch(plan.second)
     return plan

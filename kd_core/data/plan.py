@@ -23,6 +23,16 @@ def epoch_order(seed: int, epoch: int, rows: Tensor) -> Tensor:
     return rows[random_bits(seed, 2 * epoch, rows).argsort(stable=True)]
 
 
+def augmentation_of(config: Config, recipe: Recipe | None) -> Augmentation | Recipe:
+    """How training shows images: by the recipe that `augment` asks for, else in crops and flips."""
+    return recipe or Augmentation.of(config.data)
+
+
+def epoch_seed(seed: int, epoch: int, process: int) -> int:
+    """The seed of what a process draws in an epoch besides images and views, such as dropout."""
+    return int(random_bits(seed, -1 - epoch, torch.tensor([process]))) % 2**32
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Which images an epoch shows, and in which order.
@@ -125,6 +135,7 @@ class EpochPlan:
 
     Args:
         sampler: which images, in which order.
+        augmentation: how each is shown.
         device: of the networks.
         batch_size: of all processes together.
         rank, world_size: index of this process, and the number of processes that share each step.
