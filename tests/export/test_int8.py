@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from small_students import make_student
+from small_students import NAMES, make_student
 
 import evaluate_kd
 from kd_core.config import Config
@@ -131,6 +131,20 @@ def test_it_reads_the_files_that_the_float32_kind_reads_and_describes_itself(exp
     assert measured["calibration_images"] == int8.CALIBRATED and measured["measured_split"] == "val"
     assert measured["bytes"]["int8"] == (folder / "model.onnx").stat().st_size < measured["bytes"]["float32"]
     assert all(value > 0 for value in measured["latency_ms"].values())
+
+
+def test_layer_norms_of_a_transformer_stay_float32_and_its_other_weights_do_not(tmp_path, caplog):
+    loaded = models.load_export(make_student(tmp_path / "student", "test_vit"))
+    pixels = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    checks = write.prepare(loaded, pixels)
+    write.write_onnx(loaded, tmp_path / "float32.onnx", checks)
+    int8.quantize(tmp_path / "float32.onnx", tmp_path / "int8.onnx", iter([checks.images]), {})
+    assert "root" not in {record.name for record in caplog.records}  # where ONNX Runtime warns of quantized norms
+    stored = {tensor.name: tensor for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    matrices = [tensor for tensor in stored.values() if len(tensor.dims) == 2 and min(tensor.dims) > len(NAMES)]
+    assert matrices and all(tensor.data_type == onnx.TensorProto.INT8 for tensor in matrices)
+    norms = [node for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "LayerNormalization"]
+    assert norms and all(stored[node.input[1]].data_type == onnx.TensorProto.FLOAT for node in norms)
 
 
 @pytest.mark.parametrize("count", [1, 7, 40])
