@@ -29,7 +29,10 @@ switches:
     --top N                with --images: the number of classes (default: 5)
     --csv FILE             with --images: also write them as a table
     --export KINDS         instead: export the student, checked for equal logits; KINDS is one or more of
-                           timm (stock timm loads it), onnx, program (runs with torch alone), hub (for --push)
+                           timm (stock timm loads it), onnx, program (runs with torch alone), hub (for --push),
+                           onnx-int8 (8-bit integers, for CPUs; not kept if slower than float32 or half a point of
+                           accuracy worse; needs the data)
+    --keep-int8            with --export onnx-int8: keep it even so
     --out FOLDER           with --export: target folder (default: RUN/export/KIND); several kinds get subfolders of it
     --repo ORG/NAME        with --export hub: the repository; without --push, only list what would be sent
     --push                 with --export hub: send it; a new repository is private
@@ -74,7 +77,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--baseline")
     for switch in ("--top", "--csv", "--out", "--repo"):
         parser.add_argument(switch)
-    for switch in ("--no-teachers", "--cost", "--push", "--no-wandb", "--help", "-h"):
+    for switch in ("--no-teachers", "--cost", "--push", "--keep-int8", "--no-wandb", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if options.help or options.h:
@@ -109,7 +112,7 @@ def check_images(options: argparse.Namespace) -> None:
 
 
 def check_export(options: argparse.Namespace) -> None:
-    """UserError for what --export, --out, --repo and --push cannot mean; `export` becomes a list of kinds."""
+    """UserError for what --export and its switches cannot mean; `export` becomes a list of kinds."""
     kinds = [] if options.export is None else list(dict.fromkeys(options.export.split(",")))
     if unknown := [kind for kind in kinds if kind not in FILES]:
         raise UserError(f"--export: unknown kind {unknown[0]!r}, allowed: {', '.join(FILES)}")
@@ -117,6 +120,8 @@ def check_export(options: argparse.Namespace) -> None:
         raise UserError("--out: belongs to --export KINDS")
     if (options.repo is not None or options.push) and "hub" not in kinds:
         raise UserError(f"{'--push' if options.push else '--repo'}: belongs to --export hub")
+    if options.keep_int8 and "onnx-int8" not in kinds:
+        raise UserError("--keep-int8: belongs to --export onnx-int8")
     if "hub" in kinds:
         check_repo(options.repo, push=options.push)
     requirements_of(kinds)
@@ -166,7 +171,8 @@ def main(arguments: list[str]) -> None:
         if is_first_process():  # one process is enough
             if options.export:
                 out = local_path(options.out, "--out") if options.out else None
-                export_student(student, given, options.export, out, repo=options.repo, push=options.push)
+                hub = {"repo": options.repo, "push": options.push}
+                export_student(student, given, options.export, out, keep_int8=options.keep_int8, **hub)
             else:
                 print_predictions(student.loaded, options.images, top=int(options.top or 5), csv=options.csv)
         return

@@ -18,6 +18,7 @@ from kd_core.config import Config
 from kd_core.config.privacy import redacted
 from kd_core.errors import printable
 from kd_core.evaluation.labels import LABELS
+from kd_core.export.int8 import Int8
 from kd_core.export.kinds import ABOUT
 from kd_core.export.write import OPSET, in_stock_timm, registered_by
 from kd_core.files import read_object
@@ -34,6 +35,7 @@ FIGURES = {key: (LABELS[key], HUB.get(key)) for key in SHOWN}
 SHARES = ("accuracy", "top5", "macro_accuracy")  # written in percent
 SECTIONS = ("data", "model", "teachers", "kd", "training")  # of the settings: those that shape a student
 LIBRARIES = ("torch", "torchvision", "timm")
+PACKAGES = {"onnx": ("onnx", "onnxscript"), "onnx-int8": ("onnx", "onnxscript", "onnxruntime")}  # besides, of a kind
 FOLDER = re.compile(r"^(?:~|/|[A-Za-z]:[\\/]).*[\\/]")  # all but the last part of an absolute path
 
 PICTURE = """\
@@ -90,6 +92,7 @@ RUN = {
         "    logits = network(torch.from_numpy(images))[0].numpy()",
     ),
 }
+RUN["onnx-int8"] = RUN["onnx"]
 
 
 @dataclass(frozen=True)
@@ -122,15 +125,25 @@ def loading_code(kind: str, loaded: LoadedModel, repo: str | None = None) -> str
     return code.replace(last, f"{last}\nimport {module}  # of the project that trained it: registers the network\n")
 
 
-def render(kind: str, loaded: LoadedModel, lineage: Lineage, difference: float, images: str, repo: str | None) -> str:
+def render(
+    kind: str,
+    loaded: LoadedModel,
+    lineage: Lineage,
+    difference: float,
+    images: str,
+    repo: str | None,
+    int8: Int8 | None = None,
+) -> str:
     """The text of README.md.
 
     Args:
-        difference: of the export's logits to the student's, at most.
+        difference: of the export's logits to the student's, at most; with `int8` of the float32 file's.
         images: in words, those on which that was measured.
         repo: ORG/NAME, for kind hub.
+        int8: what was measured, for kind onnx-int8.
     """
     figures = _figures(lineage)
+    before = "Before it was quantized, in float32:\n\n" if int8 and figures else ""
     name = repo.rpartition("/")[2] if repo else f"{loaded.architecture} student"
     text = f"""\
 # {_plain(name)}
@@ -138,7 +151,7 @@ def render(kind: str, loaded: LoadedModel, lineage: Lineage, difference: float, 
 An image classifier, `{loaded.architecture}`, of {count_parameters(loaded.model):,} parameters for {loaded.num_classes}
 classes. It was trained with {_method(lineage)}.
 
-{_results(figures)}
+{before}{_results(figures)}
 
 ## Use
 
@@ -147,7 +160,8 @@ classes. It was trained with {_method(lineage)}.
 ```python
 {loading_code(kind, loaded, repo)}```
 
-Its logits differ from the student's by at most {difference:.1e}, on {images}.
+{_int8(int8)}{"The logits of the float32 file" if int8 else "Its logits"} differ from the student's by at most \
+{difference:.1e}, on {images}.
 
 ## Origin
 
@@ -158,7 +172,7 @@ Its logits differ from the student's by at most {difference:.1e}, on {images}.
 None is stated. If you publish this model, choose one and add it as `license:` at the top of this file; the data and the
 teachers have their own.
 """
-    return f"---\n{_front_matter(kind, name, lineage, figures)}\n---\n\n{text}"
+    return f"---\n{_front_matter(kind, name, lineage, {} if int8 else figures)}\n---\n\n{text}"
 
 
 # ---------------------------------------------------------------------------------------------------- its parts
@@ -182,7 +196,7 @@ def _front_matter(kind: str, name: str, lineage: Lineage, figures: dict[str, dic
         if known and key in row
     ]
     card = ModelCardData(
-        library_name={"onnx": "onnx", "program": "pytorch"}.get(kind, "timm"),
+        library_name={"onnx": "onnx", "onnx-int8": "onnx", "program": "pytorch"}.get(kind, "timm"),
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", *(["timm"] if kind in ("timm", "hub") else [kind])],
         datasets=[printable(public)] if public else None,
@@ -257,7 +271,7 @@ def _contents(kind: str, loaded: LoadedModel) -> str:
     shape = f"float32 [N,3,{loaded.preprocess.size},{loaded.preprocess.size}] in [0,1], RGB, for any N"
     outside = f"`{ABOUT}` says how images are brought to that size and names the classes; the file itself holds it too"
     if kind in RUN:
-        what = f"`model.onnx`, opset {OPSET}" if kind == "onnx" else "`model.pt2`, a `torch.export` program"
+        what = f"`model.onnx`, opset {OPSET}" if kind.startswith("onnx") else "`model.pt2`, a `torch.export` program"
         return f"{what}: images {shape} to logits; the normalization is inside. {outside}."
     if in_stock_timm(loaded.architecture):
         return "timm's format; torch and timm suffice."
@@ -265,6 +279,23 @@ def _contents(kind: str, loaded: LoadedModel) -> str:
         f"timm's format, but `{loaded.architecture}` is not in stock timm: the project that trained it must be "
         "importable. A program (`--export program`) or ONNX needs none of its code."
     )
+
+
+def _int8(found: Int8 | None) -> str:
+    if found is None:
+        return ""
+    kept = f"It was kept on request, although it {' and '.join(found.objections)}.\n\n" if found.objections else ""
+    return f"""\
+Its weights and activations are 8-bit integers, except in the last layer, with the ranges that they have on
+{found.calibrated:,} training images. Beside the float32 file from which it was made, on {found.images:,} images of the
+{found.split} split:
+
+{_table(["", "float32", "int8"], found.rows(), numbers=True)}
+
+{kept}Times are medians on the machine that exported it ({found.machine}): other CPUs compare otherwise. On x86-64
+without VNNI instructions sums can saturate, which costs accuracy.
+
+"""
 
 
 def _origin(kind: str, loaded: LoadedModel, lineage: Lineage) -> str:
@@ -275,7 +306,7 @@ def _origin(kind: str, loaded: LoadedModel, lineage: Lineage) -> str:
     }
     version = code_version()
     commit = version.get("git_commit", "unknown") + ", with changes" * bool(version.get("git_modified"))
-    libraries = [*LIBRARIES, *(["onnx", "onnxscript"] if kind == "onnx" else [])]
+    libraries = [*LIBRARIES, *PACKAGES.get(kind, ())]
     rows = {
         "data": (config.data.name if config.data.source == "hub" else config.data.source) if config else None,
         "fingerprint of the data": data.get("fingerprint"),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_core.config import Config
+from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.evaluation.trained import CommandSettings, TrainedStudent
-from kd_core.export import card, write
+from kd_core.export import card, int8, write
 from kd_core.files import check_writable
 
 
@@ -25,6 +25,7 @@ def export_student(
     *,
     repo: str | None = None,
     push: bool = False,
+    keep_int8: bool = False,
 ) -> None:
     """Write every kind of export, and push what is for the Hub.
 
@@ -34,9 +35,11 @@ def export_student(
         out: the folder; each of several kinds gets a folder in it.  None: export/KIND in the run folder.
         repo: ORG/NAME, for kind hub.
         push: send kind hub to `repo`; otherwise only what would be sent is printed.
+        keep_int8: keep kind onnx-int8 even where it is slower than float32 or loses accuracy.
 
     Raises:
-        UserError: a folder holds something else, a network cannot be exported, or its export has other logits.
+        UserError: a folder holds something else, a network cannot be exported, its export has other logits, or int8
+            does not pay or lacks the data that it needs.
     """
     loaded, targets = student.loaded, _targets(student, kinds, out)
     for kind, target in targets.items():
@@ -44,9 +47,9 @@ def export_student(
         write.check_folder(target, kind)
     if {"timm", "hub"} & set(kinds):
         write.require_timm(loaded)
-    pixels, images, config, data = images_to_check(student, given)
+    pixels, images, config, data = images_to_check(student, given, required=int8.KIND in kinds)
     checks = write.prepare(loaded, pixels)
-    lineage = card.Lineage(student.export, student.run, config, data)
+    lineage = card.Lineage(student.export, student.run, config, data.describe() if data else None)
     for kind, target in targets.items():
         if kind in ("timm", "hub") and not write.in_stock_timm(loaded.architecture):
             print(
@@ -55,6 +58,10 @@ def export_student(
             )
         repo_of_kind = repo if kind == "hub" else None
         describe = partial(card.render, kind, loaded, lineage, images=images, repo=repo_of_kind)
+        if kind == int8.KIND:
+            assert data is not None  # images_to_check has seen to it
+            print(f"{kind}: written to {target}; {int8.write(loaded, target, checks, data, describe, keep=keep_int8)}")
+            continue
         difference = write.write(kind, loaded, target, checks, describe)
         print(f"{kind}: written to {target}; its logits differ by at most {difference:.1e} on {images}")
         if repo_of_kind:
@@ -79,11 +86,12 @@ def _send(folder: Path, repo: str, *, push: bool) -> None:
 
 
 def images_to_check(
-    student: TrainedStudent, given: CommandSettings
-) -> tuple[Tensor, str, Config | None, dict[str, Any] | None]:
+    student: TrainedStudent, given: CommandSettings, *, required: bool = False
+) -> tuple[Tensor, str, Config | None, Data | None]:
     """Stored images uint8 [n,S,S,3] to check exports on, what they are, and the settings and data if they are known.
 
-    They are validation images (without such, training images), or random ones where the data cannot be loaded.
+    They are validation images (without such, training images), or random ones where the data cannot be loaded:
+    UserError then if these are `required`, for int8.
     """
     loaded = student.loaded
     count = write.how_many(loaded.preprocess.size)
@@ -94,10 +102,15 @@ def images_to_check(
         if loaded.image_size not in (None, data.image_size) or data.num_classes != loaded.num_classes:
             raise UserError("the data are not those that the student was trained on")
     except UserError as error:
+        if required:
+            raise UserError(
+                f"--export {int8.KIND}: needs the images that the student was trained on, which say what its integers "
+                f"stand for and what they cost, but these cannot be used: {error}"
+            ) from None
         print(f"note: checked on random images, since the data cannot be used: {error}")
         side, seeded = loaded.stored_side, torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, generator=seeded)
         return pixels, f"{count:,} random images", config, None
     split = data.val or data.train
     pixels = split.images[split.rows[:count]]
-    return pixels, f"{len(pixels):,} images of the {split.name} split", config, data.describe()
+    return pixels, f"{len(pixels):,} images of the {split.name} split", config, data

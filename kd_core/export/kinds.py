@@ -14,20 +14,22 @@ FILES = {  # of each kind of export
     "onnx": ("model.onnx", ABOUT, CARD),
     "program": ("model.pt2", ABOUT, CARD),
     "hub": ("config.json", "model.safetensors", CARD),
+    "onnx-int8": ("model.onnx", ABOUT, CARD),
 }
 
 
 def requirements_of(kinds: Sequence[str]) -> None:
     """UserError if a package that an export of `kinds` needs is not installed."""
-    if "onnx" not in kinds:
+    wanted = [kind for kind in kinds if kind.startswith("onnx")]
+    if not wanted:
         return
     try:
-        import onnx  # noqa: F401 - not above: heavy, and only this kind needs them
+        import onnx  # noqa: F401 - not above: heavy, and only these kinds need them
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 - torch.onnx uses it
     except ImportError as error:
         raise UserError(
-            f"--export onnx: {first_line(error, 200)}; run: pip install -r requirements-export.txt"
+            f"--export {wanted[0]}: {first_line(error, 200)}; run: pip install -r requirements-export.txt"
         ) from None
 
 

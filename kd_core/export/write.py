@@ -102,11 +102,16 @@ def prepare(loaded: LoadedModel, pixels: Tensor) -> Checks:
     network = loaded.model.eval()
     side = pixels.shape[1]
     clean = Views(loaded.preprocess, side, NO_AUGMENTATION).clean(pixels)
-    plain = replace(loaded.preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    images = Views(plain, side, NO_AUGMENTATION).clean(pixels)
+    images = unnormalized(loaded, side).clean(pixels)
     parts = [pixels[:1], pixels[1:8], *pixels[8:].split(256)]
     sizes = [len(part) for part in parts if len(part)]
     return Checks(images, clean, torch.cat([network(part) for part in clean.split(sizes)]), sizes)
+
+
+def unnormalized(loaded: LoadedModel, side: int) -> Views:
+    """Of stored images of this side, what an ONNX file or a program takes: in [0,1], resized and cropped."""
+    plain = replace(loaded.preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Views(plain, side, NO_AUGMENTATION)
 
 
 def check_folder(folder: Path, kind: str) -> None:
@@ -204,11 +209,17 @@ def _timm(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
 
 
 def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
+    logits = write_onnx(loaded, folder / "model.onnx", checks)
+    write_about(folder, about(loaded) | {"opset": OPSET})
+    return logits
+
+
+def write_onnx(loaded: LoadedModel, file: Path, checks: Checks) -> Tensor:
+    """Write the network as one ONNX file, in float32; returns its logits [n,C] of the checked images."""
     import onnx
     import onnxruntime
 
-    file, described = folder / "model.onnx", about(loaded)
-    with _tracing("onnx", loaded):
+    with tracing("onnx", loaded):
         program = torch.onnx.export(
             Deployed(loaded.model, loaded.preprocess).eval(),
             (_example(checks),),
@@ -221,10 +232,9 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
             verbose=False,
         )
         assert program is not None
-        program.model.metadata_props.update({key: json_text(value) for key, value in described.items()})
+        program.model.metadata_props.update({key: json_text(value) for key, value in about(loaded).items()})
         program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
-    _write_about(folder, described | {"opset": OPSET})
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     logits = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in checks.images.split(checks.sizes)]
     return torch.cat([torch.from_numpy(part) for part in logits])
@@ -232,14 +242,14 @@ def _onnx(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
 
 def _program(loaded: LoadedModel, folder: Path, checks: Checks) -> Tensor:
     file, described = folder / "model.pt2", about(loaded)
-    with _tracing("program", loaded):
+    with tracing("program", loaded):
         program = torch.export.export(
             Deployed(loaded.model, loaded.preprocess).eval(),
             (_example(checks),),
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         )
         torch.export.save(program, file, extra_files={ABOUT: json_text(described)})
-    _write_about(folder, described)
+    write_about(folder, described)
     with TemporaryDirectory() as scratch:
         elsewhere = Path(scratch)
         torch.save(checks.images.clone(), elsewhere / "images.pt")
@@ -266,12 +276,13 @@ def _example(checks: Checks) -> Tensor:
     return torch.zeros(2, *checks.images.shape[1:])
 
 
-def _write_about(folder: Path, described: dict[str, Any]) -> None:
+def write_about(folder: Path, described: dict[str, Any]) -> None:
+    """Write preprocessing.json."""
     write_text(folder / ABOUT, json_text(described, indent=2) + "\n")
 
 
 @contextmanager
-def _tracing(kind: str, loaded: LoadedModel) -> Iterator[None]:
+def tracing(kind: str, loaded: LoadedModel) -> Iterator[None]:
     """Within the block an error of the tracer, which can raise anything, becomes a UserError about the network."""
     try:
         yield

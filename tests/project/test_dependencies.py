@@ -64,7 +64,7 @@ def test_what_one_format_of_exports_needs_is_imported_when_it_is_written_and_now
     optional = listed("requirements-export.txt")
     assert optional <= imported(*RUNTIME)
     assert not optional & imported(*RUNTIME, functions=False)
-    own = {ROOT / "kd_core" / "export" / name for name in ("kinds.py", "write.py")}
+    own = {ROOT / "kd_core" / "export" / name for name in ("int8.py", "kinds.py", "write.py")}
     others = [str(path.relative_to(ROOT)) for path in sources(*RUNTIME) if path not in own]
     assert not optional & imported(*others)
 
