@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Kill training at random times, resume it, and compare with an uninterrupted run, bit for bit.
 
-    python tests/tools/kill_campaign.py [--kills 30] [--seed 0] [--folder FOLDER]
+    python tests/tools/kill_campaign.py [--kills 30] [--seed 0] [--folder FOLDER] [--strong]
 
 Every trial is a new run with an empty cache of teachers' logits.  It is killed (SIGKILL, all its processes) one to
 three times: after a random time, while a checkpoint is being written, or while logits are being cached.  Then it runs
-to its end.  Every fourth trial is a run of two processes.
+to its end.  Every fourth trial is a run of two processes.  --strong turns on all that strong training has.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ STUDENTS = (
     "{name: test_vit, img_size: 32, args: {patch_size: 8, drop_rate: 0.2, proj_drop_rate: 0.1}}",
     "{name: cifar_resnet8}",
 )
+# All of strong training: one set for mixed images, one for those that have two views and partly no labels.
+STRONG = (
+    (
+        "--augment={color_jitter: {}, randaugment: {}, erasing: {}, mixup: {}, cutmix: {}}", "--cache.mode=fixed",
+        "--cache.views=3", "--training.ema={decay: 0.9}", "--training.accumulate=2", "--data.sampler=balanced",
+        "--training.class_weights=balanced", "--data.label_noise={rate: 0.2}", "--evaluation.test_at_end=true",
+        "--evaluation.test_epochs=all", "--kd.type=dynamic", "--kd.temperature={from: 6, to: 2}",
+    ),
+    (
+        "--augment={trivialaugment: true, second: {randaugment: {}, cutout: 8}}", "--cache.mode=fixed",
+        "--cache.views=3", "--training.ema={decay: 0.9, every: 3}", "--data.unlabeled={share: 0.5}",
+        "--kd.type=average", "--kd.loss=crld", "--kd.features=[{loss: rkd}]",
+    ),
+)  # fmt: skip
 MOMENTS = ("random", "random", "saving", "caching")
 TIMES = ("perf/", "train/step_time", "train_step/step_time")  # begin what may differ
 
@@ -49,20 +64,24 @@ class Run:
     teachers: list[Path]
     processes: int
     student: str
+    more: tuple[str, ...] = ()  # settings, which take the place of those below
 
     def command(self) -> list[str]:
         start = [sys.executable]
         if self.processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
         team = ", ".join(f"{{weights: {folder}}}" for folder in self.teachers[:1])
-        team += ", " + ", ".join(f"{{weights: {folder}, view: clean}}" for folder in self.teachers[1:])
-        return [
-            *start, "train_kd.py", f"--output_dir={self.home / 'runs'}", f"--cache.dir={self.home / 'cache'}",
+        view = "shared" if self.more else "clean"  # a clean view is not what mixed images show
+        team += ", " + ", ".join(f"{{weights: {folder}, view: {view}}}" for folder in self.teachers[1:])
+        own = [
+            f"--output_dir={self.home / 'runs'}", f"--cache.dir={self.home / 'cache'}",
             "--name=run", "--no-wandb", f"--model={self.student}", f"--teachers=[{team}]", "--kd.type=dynamic",
             "--data.train_size=320", "--data.batch_size=32", "--training.max_epochs=4", "--training.log_every=3",
             "--training.save_every_steps=4", "--training.deterministic=true", "--training.compare_with_baseline=false",
-            "--evaluation.report=false",
+            "--evaluation.report=false", *self.more,
         ]  # fmt: skip
+        settings = {word.partition("=")[0]: word for word in own}  # each once
+        return [*start, "train_kd.py", *settings.values()]
 
     def start(self) -> subprocess.Popen | WarmProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -108,8 +127,9 @@ def result_of(folder: Path) -> tuple[list[dict], dict[str, dict[str, torch.Tenso
     """Of a run: the rows without times, the weights of every checkpoint, and the summary."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-    exports = ("student", "checkpoints/best/student", "checkpoints/latest/student")
-    weights = {name: load_file(folder / name / "model.safetensors") for name in exports}
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("model.safetensors"))}
+    weights = {name: load_file(path) for name, path in files.items() if "/." not in name}  # not the checkpoint before
+    assert {"student", "best", "latest"} <= {part for name in weights for part in name.split("/")}
     summary = json.loads((folder / "summary.json").read_text())
     return kept, weights, {name: value for name, value in summary.items() if name != "run_id"}
 
@@ -130,8 +150,9 @@ def kill_all(process: int) -> None:
 def differences(first: tuple, second: tuple) -> list[str]:
     """The differences between two runs' results, bit for bit."""
     found = [name for name, a, b in zip(("metrics", "summary"), first[::2], second[::2], strict=True) if a != b]
-    for name, weights in first[1].items():
-        other = second[1][name]
+    found += sorted(first[1].keys() ^ second[1].keys())
+    for name in first[1].keys() & second[1].keys():
+        weights, other = first[1][name], second[1][name]
         if weights.keys() != other.keys() or not all(torch.equal(value, other[key]) for key, value in weights.items()):
             found.append(name)
     return found
@@ -153,21 +174,27 @@ def trained_teachers(home: Path, models: Mapping[str, Mapping[str, Any]] = TEACH
 
 
 def campaign(
-    home: Path, teachers: list[Path], kills: int, seed: int, tell: Callable[[str], None] = print
+    home: Path,
+    teachers: list[Path],
+    kills: int,
+    seed: int,
+    tell: Callable[[str], None] = print,
+    sets: Sequence[tuple[str, ...]] = ((),),
 ) -> int:
     """The number of runs that were killed, resumed, and ended like the uninterrupted run; else AssertionError."""
     draw = random.Random(seed)
-    whole: dict[tuple[int, str], tuple] = {}
-    length: dict[tuple[int, str], float] = {}
+    whole: dict[tuple[Any, ...], tuple] = {}
+    length: dict[tuple[Any, ...], float] = {}
     done = trial = 0
     while done < kills:
         processes, student = (2 if trial % 4 == 3 else 1), STUDENTS[trial % 2]
-        kind = processes, student
+        more = sets[trial // 2 % len(sets)]
+        kind = processes, student, more
         if kind not in whole:
-            reference = Run(home / f"whole-{len(whole)}", teachers, processes, student)
+            reference = Run(home / f"whole-{len(whole)}", teachers, processes, student, more)
             length[kind] = reference.finish()
             whole[kind] = reference.result()
-        run = Run(home / f"trial-{trial}", teachers, processes, student)
+        run = Run(home / f"trial-{trial}", teachers, processes, student, more)
         times = 0
         moments = []
         for _ in range(draw.randint(1, 3)):
@@ -192,11 +219,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="runs to be killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--strong", action="store_true", help="with everything of docs/recipes.md and more turned on")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         home = Path(scratch)
         teachers = trained_teachers(home)
-        equal = campaign(home, teachers, options.kills, options.seed, lambda line: print(line, flush=True))
+        sets = STRONG if options.strong else ((),)
+        equal = campaign(home, teachers, options.kills, options.seed, partial(print, flush=True), sets)
     print(f"{equal} of {options.kills} killed runs ended bit for bit as the run that was never interrupted")
 
 
