@@ -41,7 +41,8 @@ def run(options: Options) -> list[Result]:
     data = write_parquet(options.folder("data"), options.size(IMAGES, 2 * BATCH) + VAL, CLASSES, noise=0)
     student, network = (_runs.TINY, _runs.TINY) if quick else (STUDENT, TEACHER)
     forget_precision()
-    few = ["--training.mixed_precision=bf16", f"--data.train_size={options.size(4, 2) * BATCH}"]
+    fastest = "bf16" if computes_in_bf16() else "no"
+    few = [f"--training.mixed_precision={fastest}", f"--data.train_size={options.size(4, 2) * BATCH}"]
     epochs = options.size(8, 30)
     teachers = _runs.trained_teachers(
         options.scratch, data, [network] * options.size(TEACHERS, 1), val=VAL, epochs=epochs, more=few
