@@ -292,7 +292,7 @@ def restore(setup: Setup, folder: RunFolder, cleanup: ExitStack) -> tuple[Progre
         enabled=job.accelerator.is_main_process,
         use_wandb=job.use_wandb,
         notify=job.say,
-        group=configuration.group(config, job.data.fingerprint),
+        group=configuration.group(config, job.data.fingerprint_of(config.data)),
         tags=[config.model.name],
         facts={
             **config.flat(job.data.num_classes),
@@ -469,8 +469,11 @@ def measures(setup: Setup, plan: EpochPlan, place: int, progress: float) -> dict
     loss, metrics = method(student, teachers, labels, progress=progress, **more)
     classes = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class with the larger share
     accuracy = (student.logits.argmax(1) == classes).float().mean()
-    if setup.config.data.unlabeled:  # of those with labels; the others, of label -1, are never right
-        accuracy = accuracy * (setup.config.part / max(setup.sampler.labeled_in(setup.config.part), 1))
+    labeled = setup.sampler.labeled_in(setup.config.part)
+    if labeled == 0:
+        return {"loss_total": loss, **metrics}
+    if labeled < setup.config.part:  # of those with labels; the others, of label -1, are never right
+        accuracy = accuracy * (setup.config.part / labeled)
     return {"loss_total": loss, "accuracy": accuracy, **metrics}
 
 
@@ -702,7 +705,7 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
         if job.accelerator.is_main_process:
             lock = teacher_lock(
                 config,
-                configuration.digest(own, job.data.fingerprint),
+                configuration.digest(own, job.data.fingerprint_of(own.data)),
                 lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)

@@ -99,6 +99,11 @@ def _check_source(value: Any) -> Any:
 REST = "rest"  # data.unlabeled.source: what data.train_size leaves out
 
 
+def _check_unlabeled_source(value: Any) -> Any:
+    known = isinstance(value, str) and value in (REST, *get_args(OwnSource))
+    return value if known else _one_of(REST, *registry.sources()).validate_python(value)
+
+
 @cache
 def _one_of(*allowed: str) -> TypeAdapter[Any]:
     choice: Any = Literal[allowed]
@@ -125,7 +130,7 @@ class LabelNoiseConfig(Section):
 class UnlabeledConfig(Section):
     """Images without labels that are trained on beside the others: teachers and student see them, no label does."""
 
-    source: Annotated[str, PlainValidator(lambda value: value if value == REST else _check_source(value))] = Field(
+    source: Annotated[str, PlainValidator(_check_unlabeled_source)] = Field(
         REST, description="rest: the training images that data.train_size leaves out; or a source as data.source is"
     )
     name: str | None = Field(None, description="Hub data set, for source hub")
@@ -717,6 +722,11 @@ class Config(Section):
                 f"data.unlabeled.share: is 1, so no image has a label, and kd.type {self.kd.type!r} learns from labels "
                 "alone; give a smaller share"
             )
+        if unlabeled.share == 1 and self.training.compare_with_baseline:
+            raise ValueError(
+                "training.compare_with_baseline: the student without teachers learns from labels alone, and with "
+                "data.unlabeled.share 1 no image has one; set it to false, or give a smaller share"
+            )
         if self.augment.mixes:
             raise ValueError(
                 "augment: mixup and cutmix mix labels, and the images of data.unlabeled have none; remove either"
@@ -742,6 +752,16 @@ class Config(Section):
             raise ValueError(
                 f"teachers[{files[0]}].logits: a file of logits has no features, which kd.features needs; give its "
                 "network (weights or train), or remove kd.features"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_image_has_one_place_in_a_batch(self) -> Config:
+        losses = [entry.loss for entry in getattr(self.kd, "features", [])]
+        if self.data.sampler == "balanced" and "crd" in losses:
+            raise ValueError(
+                f"kd.features[{losses.index('crd')}]: crd keeps one place for each image, and data.sampler balanced "
+                "may show one twice in a step; choose uniform, or another loss"
             )
         return self
 

@@ -62,8 +62,9 @@ class Data:
     image_size: side of the stored square images.
     notes: what was guessed, cut or dropped; one line each.
     fingerprint: of the content of the training split and, if it is a source split of its own, the validation split.
-    pool: the training images with those of `data.unlabeled`, whose label is -1; None without such.
     cut_from: int64 [n], the labels of the images that validation is cut from: readable, and not cut for the test split.
+    pool: the training images with those of `data.unlabeled`, whose label is -1; None without such.
+    true_labels: int64 [N], those of the source, where `data.label_noise` has changed some of `shown`.
     """
 
     train: Split
@@ -76,14 +77,27 @@ class Data:
     notes: list[str]
     fingerprint: str
     cut_from: np.ndarray
-    pool: Split | None
     _open_test: Callable[[], Split | None]
+    pool: Split | None = None
+    true_labels: Tensor | None = None
     _test: list[Split | None] = field(default_factory=list)
 
     @property
     def shown(self) -> Split:
         """All images that training shows."""
         return self.pool or self.train
+
+    @property
+    def truth(self) -> Split:
+        """The training images with the labels of the source, as rows of `shown`."""
+        labels = self.shown.labels if self.true_labels is None else self.true_labels
+        return replace(self.shown, labels=labels, rows=self.train.rows, name="train")
+
+    def fingerprint_of(self, config: DataConfig) -> str:
+        """The fingerprint of all images that a run with these settings shows: unlabeled ones make it another run."""
+        if config.unlabeled is None or self.pool is None or self.pool.fingerprint == self.train.fingerprint:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint} {self.pool.fingerprint}".encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Identifies the data set in the record of a run: fingerprint and sizes."""
@@ -152,11 +166,8 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
     if config.sampler == "balanced":
         require_all_classes("data.sampler: balanced", labels[rows], classes.names)
     pool = _with_unlabeled(reader, train, stored, all_rows, notes) if config.unlabeled else None
-    if pool and pool.fingerprint != stored.fingerprint:  # other images are other data
-        fingerprint = hashlib.sha256(f"{fingerprint} {pool.fingerprint}".encode()).hexdigest()
     return Data(
         train=train,
-        pool=pool,
         val=val,
         num_classes=len(classes.names),
         class_names=classes.names,
@@ -167,6 +178,8 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         fingerprint=fingerprint,
         cut_from=cut_from,
         _open_test=open_test,
+        pool=pool,
+        true_labels=_true_labels(pool or train, train.rows, stored) if config.label_noise else None,
     )
 
 
@@ -311,6 +324,11 @@ def _with_noise(train: Split, config: DataConfig, num_classes: int, notes: list[
         f"{config.label_noise.kind} {config.label_noise.rate:g}, split_seed {config.split_seed})"
     )
     return replace(train, labels=labels)
+
+
+def _true_labels(shown: Split, rows: Tensor, stored: Stored) -> Tensor:
+    """The labels of `shown` with those of the source at `rows`."""
+    return shown.labels.index_copy(0, rows, from_numpy(stored.labels)[rows])
 
 
 def _with_unlabeled(

@@ -59,6 +59,10 @@ class Sampler:
         without = data.pool.rows[data.pool.labels[data.pool.rows] < 0]
         return cls(rows, labels, without, settings.unlabeled.share)
 
+    @property
+    def number_unlabeled(self) -> int:
+        return 0 if self.unlabeled is None else len(self.unlabeled)
+
     def labeled_in(self, batch: int) -> int:
         """How many images of a batch have labels."""
         return batch - round(batch * self.share)
@@ -67,7 +71,7 @@ class Sampler:
         """The steps of an epoch, in which each image with a label is due once (if none is, each without); the
         remainder is not used."""
         labeled = self.labeled_in(batch)
-        return len(self.rows) // labeled if labeled or self.unlabeled is None else len(self.unlabeled) // batch
+        return len(self.rows) // labeled if labeled else self.number_unlabeled // batch
 
     def order(self, seed: int, epoch: int, batch: int, processes: int) -> tuple[Tensor, Tensor]:
         """Two of int64 [steps,processes,B]: the rows of an epoch, and keys to draw their views by, which are the rows,

@@ -16,6 +16,8 @@ from kd_core.data.splits import roles_in, split_for
 from kd_core.errors import UserError
 
 NONE = -1  # the label of an image that has none
+# Keys of `data`, and what they are called here.
+KEYS = {key: key for key in UnlabeledConfig.model_fields} | {"train_split": "split"}
 
 
 def open_unlabeled(config: UnlabeledConfig) -> RawSplit:
@@ -34,8 +36,12 @@ def open_unlabeled(config: UnlabeledConfig) -> RawSplit:
             raise UserError(f"data.train_split: cannot be guessed; {source.where} has: {', '.join(names)}")
         return source.open(name)
     except UserError as error:
-        message = str(error).replace("data.train_split", "data.split")
-        raise UserError(re.sub(r"\bdata\.(?=[a-z])", "data.unlabeled.", message)) from None
+        message = re.sub(rf"\bdata\.({'|'.join(KEYS)})\b(?=[:,=])", _renamed, str(error))
+        raise UserError(message) from None
+
+
+def _renamed(found: re.Match[str]) -> str:
+    return f"data.unlabeled.{KEYS[found[1]]}"
 
 
 def joined(training: RawSplit, unlabeled: RawSplit, count: int) -> RawSplit:

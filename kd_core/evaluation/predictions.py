@@ -80,7 +80,7 @@ class Observer:
 
     def sample(self) -> Predictions:
         """The predictions on some training images, without augmentation."""
-        split = self.data.train
+        split = self.data.truth
         return self("train", replace(split, rows=epoch_order(0, 0, split.rows)[:SAMPLE]), keep=False)
 
 

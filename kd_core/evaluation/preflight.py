@@ -125,7 +125,7 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
         else:
             members.append(problems.attempt(lambda i=index, t=teacher: teachers.load(t, i, job.data, config)))  # type: ignore[misc]
     if resume not in ("auto", "never"):
-        problems.attempt(lambda: open_run(config, job.data.fingerprint, resume))
+        problems.attempt(lambda: open_run(config, job.data.fingerprint_of(config.data), resume))
     if None not in members:
         problems.attempt(lambda: require_unseen_validation(config.kd, members, job.data))
     problems.tell()
@@ -172,7 +172,7 @@ def _check_run(
             f"{batch}{over}"
         )
     sampler = Sampler.of(config, data)
-    if config.data.unlabeled:
+    if config.data.unlabeled and config.part:
         problems.attempt(lambda: _require_both_kinds(sampler, config, processes, where))
     elif len(data.train) < batch:
         problems.messages.append(
@@ -182,7 +182,8 @@ def _check_run(
         problems.messages.append(
             f"{where}training.patience: needs a validation split, and there is none (data.val_size is 0)"
         )
-    steps = sampler.steps(config.part) // training.accumulate * training.max_epochs
+    fits = len(problems.messages) == before  # else a part may have no image
+    steps = sampler.steps(config.part) // training.accumulate * training.max_epochs if fits else 0
     if training.ema and 0 < steps < training.ema.every:
         problems.messages.append(
             f"{where}training.ema.every: is {training.ema.every}, but training has {steps} steps, so nothing would be "
@@ -206,8 +207,11 @@ def _require_both_kinds(sampler: Sampler, config: Config, processes: int, where:
             f"{where}data.unlabeled.share: {share:g} of {part} images is {part - labeled}{over}; each process needs as "
             "many images with labels and without as the others, and one of each at least"
         )
-    if not sampler.steps(config.part):
-        raise UserError(f"{where}data.batch_size: {config.data.batch_size} is larger than the training images")
+    if not sampler.steps(config.part) // config.training.accumulate:
+        some, count = ("labeled", len(sampler.rows)) if labeled else ("unlabeled", sampler.number_unlabeled)
+        raise UserError(
+            f"{where}data.batch_size: {config.data.batch_size} holds more than the {count} {some} images of training"
+        )
 
 
 def _try_training(

@@ -66,8 +66,8 @@ def check_teachers(
         return TeacherCheck(None, [], [])
     split, name = data.val, "validation images"
     if split is None:
-        rows = epoch_order(0, 0, data.train.rows)[:SAMPLE]
-        split, name = replace(data.train, rows=rows), f"{len(rows)} training images"
+        rows = epoch_order(0, 0, data.truth.rows)[:SAMPLE]
+        split, name = replace(data.truth, rows=rows), f"{len(rows)} training images"
     images = Images(split, predict.accelerator.device, predict.config.data.store)
     logits = _validation_logits(teachers, images, predict)
     measured = [metrics.classification(own, images.labels) for own in (*logits, metrics.ensemble_logits(logits))]

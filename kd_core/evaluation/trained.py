@@ -84,13 +84,12 @@ class TrainedStudent:
         return configuration.resolve([*layers, given.overrides, given.own_code]).config
 
     def data(self, config: Config) -> Data:
-        """The data of `config`, with images stored at the size that the student was trained on."""
+        """The data of `config`, with images stored at the size that the student was trained on, and labeled alone."""
         if self.loaded.image_size and config.data.store_size is None:
             size = Layer("the student's config.json", {"data": {"store_size": self.loaded.image_size}})
             config = configuration.resolve([Layer("its run", config.model_dump(mode="json")), size]).config
-        return load_data(
-            config.data, model_sizes=[self.loaded.preprocess.size], cache_dir=config.cache.folder
-        )
+        labeled = config.data.model_copy(update={"unlabeled": None})
+        return load_data(labeled, model_sizes=[self.loaded.preprocess.size], cache_dir=config.cache.folder)
 
 
 def open_student(folder: Path, artifact: str | None) -> TrainedStudent:
@@ -196,7 +195,7 @@ def find_baseline(student: TrainedStudent, config: Config, data: Data, named: st
     own = configuration.resolve([configuration.read_record(export / "config.yaml")]).config
     if own.kd.type != kd_methods.LABEL_ONLY:
         raise UserError(f"--baseline: {path}: was trained with kd.type={own.kd.type}, not {kd_methods.LABEL_ONLY}")
-    for key in ("train_size", "val_size", "val_split", "test_size", "split_seed"):
+    for key in ("train_size", "val_size", "val_split", "test_size", "split_seed", "label_noise"):
         stated, wanted = getattr(own.data, key), getattr(config.data, key)
         if stated != wanted:
             raise UserError(f"--baseline: {path}: was trained with data.{key}={stated}, the student with {wanted}")

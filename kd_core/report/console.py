@@ -29,8 +29,9 @@ def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) ->
     """One line about an epoch: its metrics, its time, and the time that the run still needs (`left`, seconds)."""
     validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
     validation += f", average {row['val/ema_accuracy']:.2%}" if "val/ema_accuracy" in row else ""
+    training = f"  train {row['train/accuracy']:.2%}" if "train/accuracy" in row else ""  # images may have no labels
     return (
-        f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}  train {row['train/accuracy']:.2%}"
+        f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}{training}"
         f"{validation}  lr {row['learning_rate']:.2g}  {row['perf/epoch_time']:.1f} s  left {clock(left)}"
         f"{'  best' if best and validation else ''}"
     )
@@ -342,13 +343,15 @@ def cost(
     parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
     # weights and two moments in `latest` and in its replacement, maybe an average; weights in `best` and in `student`
     latest = 3 + (training.ema is not None)
-    disk = 4 * parameters * (2 * latest + 1 + 1) / 1e6
+    kept = 2 + (training.max_epochs if config.evaluation.test_epochs else 0)
+    disk = 4 * parameters * (2 * latest + kept) / 1e6
     total = seconds * steps_per_epoch * training.max_epochs
     memory = peak_device_memory_mb(device) or peak_host_memory_mb()
     validation = len(data.val) if data.val else 0
     uncounted = [f"{to_train} teacher(s) to be trained first"] * bool(to_train)
     uncounted += ["the comparison without teachers"] * training.compare_with_baseline + ["validation"]
-    pixels = data.train.images.numel() / 1e6
+    stored = {id(split.images): split.images.numel() for split in (data.train, data.shown)}
+    pixels = sum(stored.values()) / 1e6
     return f"""check passed; nothing was trained or kept
   data      {len(data.train):,} training, {validation:,} validation images, {data.num_classes} classes
   student   {config.model.name}, {parameters:,} parameters

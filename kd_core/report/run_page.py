@@ -158,7 +158,8 @@ def _over_epochs(rows: list[dict[str, Any]], teachers: list[str]) -> dict[str, P
     last = epochs[-1]
     reached = [f"training loss {html.shown(last['train/loss_total'], 'figure')}"]
     for name, words in (("train/accuracy", "training accuracy"), ("val/accuracy", "validation accuracy")):
-        reached += [f"{words} {html.shown(last[name], 'share')}"] * (name in last)
+        if name in last:
+            reached.append(f"{words} {html.shown(last[name], 'share')}")
     drawn = {
         "training-curves": Plot(
             plots.training_curves(rows),

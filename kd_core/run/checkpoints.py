@@ -173,7 +173,7 @@ class Checkpoints:
             if better:
                 self.folder.keep_best(selected(checkpoint))
             if self._keep_epochs:
-                self.folder.keep_epoch(checkpoint / "student", epoch)
+                self.folder.keep_epoch(selected(checkpoint), epoch)
 
     def _save(self, progress: Progress, within_epoch: list[dict[str, Any]] | None) -> None:
         self._saved_at = time.monotonic()

@@ -307,7 +307,7 @@ def open_folder(config: Config, job: Job, resume: str, cleanup: ExitStack) -> Ru
     chosen, mistake, folder = "", "", None
     if job.accelerator.is_main_process:
         try:
-            folder = find_or_create(config, job.data.fingerprint, resume, job.prescribed_run_id)
+            folder = find_or_create(config, job.data.fingerprint_of(config.data), resume, job.prescribed_run_id)
             chosen = str(folder.path)
             _take_over(folder, job, cleanup)
         except UserError as error:

@@ -551,7 +551,7 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
     file = MetricsFile(folder.metrics_file)
     tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
-    tracker.summarize({name: summary[name] for name in HEADLINES})
+    tracker.summarize({name: summary[name] for name in HEADLINES if name in summary})
     tracker.record_report(path / "report")
     tracker.store_final()
     if not tracker.finish():

@@ -140,6 +140,8 @@ def training_config(run: Config, index: int) -> Config:
     for key in values.get("data") or {}:
         if key in INHERITED_DATA:
             raise UserError(f"{path}: data.{key}: comes from the run that asks for the teacher; remove it here")
+    if "unlabeled" in (values.get("data") or {}):
+        raise UserError(f"{path}: data.unlabeled: a teacher learns from labels alone; remove it here")
     for key in ("mixed_precision", "compare_with_baseline"):
         if key in (values.get("training") or {}):
             raise UserError(f"{path}: training.{key}: is the run's; remove it here")

@@ -67,7 +67,7 @@ def test_validation_and_test_keep_their_labels(tmp_path):
     ).all()
     for before, after in ((clean.val, noisy.val), (clean.test(), noisy.test())):
         assert before and after and after.labels.equal(before.labels) and after.rows.equal(before.rows)
-    assert clean.fingerprint == noisy.fingerprint
+    assert clean.fingerprint == noisy.fingerprint and noisy.truth.labels.equal(clean.train.labels)
     assert f"train: {int(differ.sum())} labels are wrong on purpose" in "".join(noisy.notes)
 
 

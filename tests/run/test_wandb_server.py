@@ -166,7 +166,7 @@ def test_a_report_is_sent_once_whenever_it_is_there(stub, client, report, tmp_pa
     for epoch in (1, 2):
         tracker.log({"epoch": epoch, "val/accuracy": epoch / 3})
     tracker.record_report(folder.path / "report")  # there is none: nothing happens
-    folder.write_summary(status="finished", run_id=name, **dict.fromkeys(HEADLINES, 0.5))
+    folder.write_summary(status="finished", run_id=name, **dict.fromkeys(HEADLINES[:4], 0.5))  # no test_epochs
     assert tracker.finish() and words == []
     path = f"{PROJECT}/{name}"
     assert [row["_step"] for row in stub.history(path)] == [0, 1]
