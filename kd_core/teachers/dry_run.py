@@ -74,8 +74,8 @@ def train_once(
         predict.prepare(student.model)
         student.share_batch_norm(accelerator, config.training)
         model, layers = student.model, layers_of(config.kd, len(teacher_shapes))
-        store = ImageStore(data.shown, accelerator.device, on_device="host")
-        pixels, labels = store.gather(data.shown.rows[:share])
+        split = data.shown if config.data.unlabeled else data.train
+        pixels, labels = ImageStore(split, accelerator.device, on_device="host").gather(split.rows[:share])
         if config.augment.mixes:
             labels = torch.nn.functional.one_hot(labels, data.num_classes).float()
         channels_last = config.training.channels_last

@@ -218,7 +218,7 @@ def test_none_or_all_of_a_batch(tmp_path):
 
 def test_more_images_in_a_batch_than_labels(tmp_path):
     """The trial pass before training takes images of both kinds."""
-    more = ["--data.train_size=20", "--data.batch_size=64", "--data.unlabeled={share: 0.75}"]
+    more = ["--data.train_size=40", "--data.batch_size=64", "--data.unlabeled={share: 0.75}"]
     more.append("--kd.features=[{loss: rkd}]")
     train_kd.main(run_words(tmp_path, *more, "--check"))
 
