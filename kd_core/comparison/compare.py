@@ -266,16 +266,22 @@ def label(groups: list[Group]) -> None:
 
 
 def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """The names; equal ones are followed by the settings of the method that differ, and others as far as needed."""
+    """The names; equal ones are followed by the method's own settings that differ, and others as far as needed.
+
+    The others are those of losses, such as `kd.rld.beta`, which the name of a loss mostly makes clear, and those that
+    are not the method's.  What a loss that is not there would have is left out.
+    """
     labels = []
     for name, own in zip(names, settings, strict=True):
         same = [other for its, other in zip(names, settings, strict=True) if its == name]
         apart = differing(same)
-        keys = [key for key in apart if key.startswith("kd.")]
-        for key in apart:
+        keys = [key for key in apart if re.fullmatch(r"kd\.\w+", key)]
+        for key in sorted(apart, key=lambda key: (not key.startswith("kd."), not key.endswith(".loss"))):
             if key not in keys and _distinct(same, [*keys, key]) > _distinct(same, keys):
                 keys.append(key)
-        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in keys)
+        nested = [key for key in keys if key.count(".") > 1 and key.startswith("kd.")]
+        shown = [key for key in keys if key not in nested or own.get(key) is not None]
+        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in shown)
         labels.append(f"{name} ({details})" if details else name)
     return labels
 

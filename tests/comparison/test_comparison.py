@@ -208,6 +208,19 @@ def test_settings_of_the_method_make_distinct_groups_of_one_set():
     assert list(found) == [f"{A} (temperature=4.0)", f"{A} (temperature=8.0)", B]
 
 
+def test_losses_are_named_without_all_that_they_alone_have():
+    """Their own settings are shown where equal losses differ in them."""
+    changes = {
+        "loss=kd": {},
+        "loss=rld": {"loss": "rld"},
+        "loss=rld, rld.beta=4.0": {"loss": "rld", "rld": {"beta": 4.0}},
+        "loss=kd, features.0.loss=rkd": {"features": [{"loss": "rkd"}]},
+        "loss=kd, features.0.loss=at": {"features": [{"loss": "at"}]},
+    }
+    found = groups_of(*(run for kd in changes.values() for run in several(B, **({"kd": kd} if kd else {}))))
+    assert [label.replace(", rld.beta=8.0", "") for label in found] == [f"{B} ({words})" for words in changes]
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
