@@ -211,6 +211,12 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
 # -------------------------------------------------------------------------------------------------------- comparisons
 
 
+def _look(number: int) -> tuple[str, str]:
+    """Color and marker of a group, of which no two among the first 49 are the same pair."""
+    round_number, place = divmod(number, len(CYCLE))
+    return CYCLE[place], MARKERS[(place + round_number) % len(MARKERS)]
+
+
 @_styled
 def seeds(
     points: dict[str, list[float]],
@@ -222,11 +228,11 @@ def seeds(
     """Each seed's value, by group, and below it the group's mean with its interval (low, high), if any."""
     figure, [axes] = _figure(1.3 + 0.45 * len(points))
     for row, ((_, values), (mean, interval)) in enumerate(zip(points.items(), means, strict=True)):
-        color = CYCLE[row % len(CYCLE)]
+        color, marker = _look(row)
         axes.plot(values, [row + 0.15] * len(values), "o", color=color, markersize=4.5, alpha=0.55)
         if interval:
             axes.plot(interval, [row - 0.12] * 2, "-", color=color, linewidth=2)
-        axes.plot([mean], [row - 0.12], MARKERS[row % len(MARKERS)], color=color, markersize=8)
+        axes.plot([mean], [row - 0.12], marker, color=color, markersize=8)
     axes.set_yticks(range(len(points)), [short(name, 40) for name in points])
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_xlabel(metric)
@@ -244,14 +250,14 @@ def against_cost(
 
     Bars of the deviation end at the limits `within` which the metric lies.
     """
-    figure, [axes] = _figure(3.6)
-    for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
-        bars = None if deviation is None else [[min(deviation, abs(mean - limit))] for limit in within]
-        axes.errorbar(seconds, mean, yerr=bars, fmt=MARKERS[row % len(MARKERS)], color=CYCLE[row % len(CYCLE)],
-                      markersize=8, capsize=4, linestyle="none", label=short(name, 40))  # fmt: skip
+    figure, [axes] = _figure(2.8 + 0.2 * len(costs))
     longest = max(seconds for seconds, _, _ in costs.values())
     scale, unit = (3600, "hours") if longest >= 7200 else (60, "minutes") if longest >= 120 else (1, "seconds")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
+        color, marker = _look(row)
+        bars = None if deviation is None else [[min(deviation, abs(mean - limit))] for limit in within]
+        axes.errorbar(seconds / scale, mean, yerr=bars, fmt=marker, color=color, markersize=8, capsize=4,
+                      linestyle="none", label=short(name, 40))  # fmt: skip
     axes.set_xlabel(f"training time ({unit})")
     axes.set_xlim(left=0)
     axes.set_ylabel(metric)
