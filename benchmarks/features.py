@@ -7,14 +7,16 @@ in every step on 512 of the images; with one teacher, AT and ReviewKD against a 
 `textbook`, in bf16 too where the CPU computes in it.  A bound is the ratio of counted operations.
 """
 
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,13 +44,12 @@ def run(options: Options) -> list[Result]:
     data = write_parquet(options.folder("data"), options.size(IMAGES, 2 * BATCH) + VAL, CLASSES, noise=0)
     student, network = (_runs.TINY, _runs.TINY) if quick else (STUDENT, TEACHER)
     forget_precision()
-    # Many small steps on few images: a better network than chance, soon.
+    # Many small steps on an image per class or little more: a better network than chance, soon.
     fastest = "bf16" if computes_in_bf16() else "no"
-    few = [f"--training.mixed_precision={fastest}", f"--data.train_size={4 * BATCH}", f"--data.batch_size={BATCH // 4}"]
-    epochs = options.size(3, 30)
-    teachers = _runs.trained_teachers(
-        options.scratch, data, [network] * options.size(TEACHERS, 1), val=VAL, epochs=epochs, more=few
-    )
+    few = [f"--training.mixed_precision={fastest}", f"--data.train_size={2 * BATCH}", f"--data.batch_size={BATCH // 4}"]
+    epochs = options.size(8, 30)
+    [taught] = _runs.trained_teachers(options.scratch, data, [network], val=VAL, epochs=epochs, more=few)
+    teachers = [taught, *(altered(taught, number) for number in range(1, options.size(TEACHERS, 1)))]
 
     def words(
         name: str, *losses: str, count: int, epochs: int, mode: str = "clean", more: Iterable[str] = ()
@@ -100,6 +101,16 @@ def three_teachers(loss: str, options: Options, words: Callable[..., list[str]])
 def named(loss: str, found: Comparison) -> Comparison:
     found.name = f"{loss}: {found.name}"
     return found
+
+
+def altered(folder: Path, number: int) -> Path:
+    """A copy of a run whose network differs from it in the biases of the last layer: another teacher of its kind."""
+    copy = shutil.copytree(folder, folder.with_name(f"{folder.name[:-1]}{number}"))
+    file = copy / "student" / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    name = max(key for key in weights if key.endswith("bias") and len(weights[key]) == CLASSES)
+    safetensors.torch.save_file({**weights, name: weights[name] + 1e-3 * number}, file, metadata={"format": "pt"})
+    return copy
 
 
 # ----------------------------------------------------------------------------------------------- constant teachers

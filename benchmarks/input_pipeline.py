@@ -32,6 +32,7 @@ from kd_core.data.dataset import ImageStore, load_data
 from kd_core.data.plan import EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.views import NO_AUGMENTATION, Augmentation, Views
+from kd_core.loop.processes import keep_freed_memory
 from kd_core.models.predict import Images
 
 BATCH, PADDING = 128, 4
@@ -46,6 +47,7 @@ STRONG, TIMM = "RandAugment and CutMix in memory", "timm's loader and Mixup, 2 w
 
 
 def run(options: Options) -> list[Result]:
+    keep_freed_memory()  # as train_kd.py does
     folder = options.data_path or write_parquet(options.folder("data"), options.size(10_000, 1_000), 100, noise=256)
     dataset = open_parquet(folder)
     usual_count = options.size(6_000, 300)

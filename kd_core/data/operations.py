@@ -109,63 +109,52 @@ def _between(images: Tensor, first: Tensor, second: Tensor, share: Tensor, dimen
     return _bytes((high - low).mul_(share).add_(low.mul_(ONE)).add_(ONE // 2))
 
 
-# ---------------------------------------------------------------------------------------------------- tables
-
-
-def looked_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Images with each byte replaced by that in tables uint8 [n,3,256]."""
-    return tables.gather(2, images.flatten(2).long()).view_as(images)
-
-
-def _values(images: Tensor) -> Tensor:
-    """All byte values, int32 [256]."""
-    return torch.arange(256, dtype=torch.int32, device=images.device)
+# ------------------------------------------------------------------------------------------------- colors
 
 
 def brightness(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image."""
-    return _bytes(_values(images) * amounts[:, None, None]).expand(-1, 3, -1)
+    return _bytes(images.int().mul_(_column(amounts)))
 
 
 def contrast(images: Tensor, amounts: Tensor) -> Tensor:
     """`amounts` times the image, and the rest its mean gray level."""
     levels = gray(images).flatten(1)
     mean = levels.sum(1) * (ONE - amounts).long() // levels.shape[1]
-    return _bytes(_values(images) * amounts[:, None, None] + mean.int()[:, None, None]).expand(-1, 3, -1)
+    return _bytes(images.int().mul_(_column(amounts)).add_(_column(mean.int())))
 
 
 def posterize(images: Tensor, amounts: Tensor) -> Tensor:
     """The highest bits alone, those of the mask `amounts`."""
-    return (_values(images) & amounts[:, None, None]).to(torch.uint8).expand(-1, 3, -1)
+    return images & _column(amounts).to(torch.uint8)
 
 
 def solarize(images: Tensor, amounts: Tensor) -> Tensor:
     """Values of at least `amounts` inverted."""
-    values = _values(images)
-    return torch.where(values >= amounts[:, None, None], 255 - values, values).to(torch.uint8).expand(-1, 3, -1)
+    # The difference is negative for them, and its sign in all bits inverts a byte.
+    return images ^ (_column(amounts) - 1 - images.int()).bitwise_right_shift_(31).to(torch.uint8)
 
 
 def autocontrast(images: Tensor, amounts: Tensor) -> Tensor:
-    """Each channel stretched to all of 0 to 255."""
-    planes, values = images.flatten(2), _values(images)
-    least, most = planes.amin(2, keepdim=True).int(), planes.amax(2, keepdim=True).int()
+    """Each channel stretched to all of 0 to 255; one of a single value stays."""
+    least, most = (edge(images, (2, 3), keepdim=True).int() for edge in (torch.amin, torch.amax))
     span = most - least
-    factor = (255 * ONE + span - 1) // span.clamp(min=1)  # rounded up: the highest value becomes 255
-    return torch.where(span > 0, _bytes((values - least).clamp_(0, 255).minimum(span) * factor), values.to(torch.uint8))
+    # rounded up: the highest value becomes 255
+    factor = torch.where(span > 0, (255 * ONE + span - 1) // span.clamp(min=1), ONE)
+    return _bytes(images.int().sub_(torch.where(span > 0, least, 0)).mul_(factor))
 
 
 def equalize(images: Tensor, amounts: Tensor) -> Tensor:
     """Each channel with an even histogram, by Pillow's table."""
-    planes, values = images.flatten(2).flatten(0, 1), _values(images)
-    one = values.new_ones(1, 1).expand_as(planes)
-    counts = values.new_zeros(len(planes), 256).scatter_add_(1, planes.long(), one)
-    last = counts.gather(1, planes.amax(1, keepdim=True).long())
-    step = (planes.shape[1] - last) // 255
+    places = images.flatten(2).flatten(0, 1).long()
+    values = torch.arange(256, dtype=torch.int32, device=images.device)
+    one = values.new_ones(1, 1).expand_as(places)
+    counts = values.new_zeros(len(places), 256).scatter_add_(1, places, one)
+    last = counts.gather(1, places.amax(1, keepdim=True))
+    step = (places.shape[1] - last) // 255
     tables = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(step // 2) // step.clamp(min=1)
-    return torch.where(step > 0, tables.clamp_(0, 255), values).to(torch.uint8).view(-1, 3, 256)
-
-
-# ------------------------------------------------------------------------------------------- whole images
+    tables = torch.where(step > 0, tables.clamp_(0, 255), values).to(torch.uint8)
+    return tables.gather(1, places).view_as(images)
 
 
 def gray(images: Tensor) -> Tensor:
@@ -222,14 +211,13 @@ def hue(images: Tensor, amounts: Tensor) -> Tensor:
     return _bytes(torch.stack(turned, 1))
 
 
-# By name: operations that give tables, which are looked up together, and those that give images.
-TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+# By name.  Their order is that of the numbers in what a recipe draws.
+COLORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     operation.__name__: operation
-    for operation in (brightness, contrast, posterize, solarize, autocontrast, equalize)
+    for operation in (
+        brightness, contrast, posterize, solarize, autocontrast, equalize, saturation, sharpness, hue,
+    )
 }  # fmt: skip
-IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    operation.__name__: operation for operation in (saturation, sharpness, hue)
-}
 
 
 # ------------------------------------------------------------------------------------------- parts of images

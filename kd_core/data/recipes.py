@@ -14,6 +14,7 @@ import hashlib
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +33,10 @@ TRIES = 10  # to draw a box that fits, as in torchvision
 LEVELS = 31  # of magnitude, as in RandAugment
 QUANTILES = 1 << 16
 
-# The operations by number, and the first numbers of those that look up tables and of those that do not.
+# The operations by number.
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-NAMES = ("identity", *MOVES, *operations.TABLES, *operations.IMAGES)
+NAMES = ("identity", *MOVES, *operations.COLORS)
 NUMBER = {name: number for number, name in enumerate(NAMES)}
-TABLES, IMAGES = 1 + len(MOVES), 1 + len(MOVES) + len(operations.TABLES)
 # RandAugment's and TrivialAugment's, in torchvision's order
 POLICY = (
     "identity", *MOVES, "brightness", "saturation", "contrast", "sharpness", "posterize", "solarize", "autocontrast",
@@ -388,21 +388,14 @@ class Recipe:
         """One operation on each of images uint8 [n,3,H,W], in place; they are sorted by the operations' numbers."""
         amounts = _sent(amounts_of(numbers, strengths, self.side), images.device)
         starts = np.searchsorted(numbers, np.arange(len(NAMES) + 1)).tolist()  # of each operation, and the end
-        moved = slice(starts[1], starts[TABLES])
+        first = 1 + len(MOVES)
+        moved = slice(starts[1], starts[first])
         if moved.start < moved.stop:
             images[moved] = operations.affine(images[moved], amounts[moved], fill)
-        parts = {number: slice(starts[number], starts[number + 1]) for number in range(TABLES, len(NAMES))}
-        parts = {number: part for number, part in parts.items() if part.start < part.stop}
-        if tables := [
-            operations.TABLES[NAMES[number]](images[part], amounts[part, 0])
-            for number, part in parts.items()
-            if number < IMAGES
-        ]:
-            changed = slice(starts[TABLES], starts[IMAGES])
-            images[changed] = operations.looked_up(images[changed], torch.cat(tables))
-        for number, part in parts.items():
-            if number >= IMAGES:
-                images[part] = operations.IMAGES[NAMES[number]](images[part], amounts[part, 0])
+        for name, (start, stop) in zip(operations.COLORS, pairwise(starts[first:]), strict=True):
+            if start < stop:
+                part = slice(start, stop)
+                images[part] = operations.COLORS[name](images[part], amounts[part, 0])
 
     def _noise(self, ids: Tensor) -> Tensor:
         """Random bytes uint8 [n,3,H,W] for views int64 [n]."""

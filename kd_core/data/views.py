@@ -240,6 +240,8 @@ class Views:
             canvas = F.pad(images, (0, 0, *[self.padding] * 4))
         else:
             canvas = self._resized(images, self.canvas)
+        if self.canvas == self.size:
+            return canvas.flatten(2)
         return self._crop(canvas, top, left)
 
     def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:

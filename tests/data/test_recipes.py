@@ -35,7 +35,7 @@ from kd_core.models.predict import Images
 CPU = torch.device("cpu")
 
 SIDE = 32
-COLORS = [*operations.TABLES, *operations.IMAGES]
+COLORS = list(operations.COLORS)
 
 
 @lru_cache(maxsize=1)
@@ -85,9 +85,7 @@ def apply(name: str, images: Tensor, values: Tensor | list[float], fill: tuple[i
     amounts = torch.from_numpy(amounts_of(np.full(len(images), NUMBER[name]), given, SIDE))
     if name in MOVES:
         return operations.affine(images, amounts, torch.tensor(fill, dtype=torch.uint8))
-    if name in operations.TABLES:
-        return operations.looked_up(images, operations.TABLES[name](images, amounts[:, 0]))
-    return operations.IMAGES[name](images, amounts[:, 0])
+    return operations.COLORS[name](images, amounts[:, 0])
 
 
 def torchvisions(name: str, image: Tensor, value: float, fill: tuple[float, ...] = (7.0, 8.0, 9.0)) -> Tensor:
