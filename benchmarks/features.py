@@ -105,7 +105,7 @@ def named(loss: str, found: Comparison) -> Comparison:
 
 def altered(folder: Path, number: int) -> Path:
     """A copy of a run whose network differs from it in the biases of the last layer: another teacher of its kind."""
-    copy = shutil.copytree(folder, folder.with_name(f"{folder.name[:-1]}{number}"))
+    copy = shutil.copytree(folder, folder.with_name(f"copy{number}-{folder.name}"))
     file = copy / "student" / "model.safetensors"
     weights = safetensors.torch.load_file(file)
     name = max(key for key in weights if key.endswith("bias") and len(weights[key]) == CLASSES)
