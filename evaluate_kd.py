@@ -153,7 +153,6 @@ from kd_core.files import writable_folder, write_json
 from kd_core.loop.processes import create_accelerator
 from kd_core.loop.ranks import is_first_process
 from kd_core.models.build import count_parameters
-from kd_core.models.features import without_features
 from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
 from kd_core.report import console
@@ -263,7 +262,7 @@ def measure(
         say(f"teachers are not measured: {first_line(error)}")
         teacher_logits = errors = None
 
-    kd = without_features(config.kd)
+    kd = config.kd.without_features()
     method = kd_methods.build(kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
     alone = from_export(baseline, data, predict, "--baseline") if baseline else None
     observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)

@@ -61,12 +61,14 @@ class KDMethod(LazyModule):
     Its instances are nn.Modules: parameters, `to`, `state_dict` and the like work as usual.
 
     `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until
-    a training loop with several processes replaces it; a step calls it at most once.
+    a training loop with several processes replaces it; a step calls it at most once. `gather` maps values [B,...] to
+    those of all processes [P*B,...], as `with_own_rows` of an all-gather does, for logit losses that ask for it.
     """
 
     requires_teachers: ClassVar[bool] = True
     shared_weights: ClassVar[bool] = False  # whether all samples of a batch have the same weights, whatever `scope` is
     reduce_mean: Callable[[Tensor], Tensor]
+    gather: Callable[[Tensor], Tensor]
     _temperatures: Tensor | None
     _class_weights: Tensor | None
     config: Any  # each subclass narrows this to its own Config; of the last call where settings change over training
@@ -97,7 +99,7 @@ class KDMethod(LazyModule):
             raise ValueError(f"{needing[0]} needs the label of every image; images without labels are for others")
         self.register_buffer("_class_weights", class_weights, persistent=False)
         self.seed = seed
-        self.reduce_mean = identity
+        self.reduce_mean = self.gather = identity
         given = getattr(config, "teacher_temperatures", None)
         temperatures = torch.tensor(given)[:, None] if given else None  # [K,1]
         self.register_buffer("_temperatures", temperatures, persistent=False)
@@ -302,6 +304,8 @@ class KDMethod(LazyModule):
         student, teachers = views[0]
         if parameters is not None and parameters.takes_raw:
             loss = functools.partial(loss, raw=raw[0])
+        if getattr(parameters, "gather", False):
+            loss = functools.partial(loss, gather=self.gather)
         if parameters is not None and parameters.second_view != "unused" and len(views) == 2:
             loss = functools.partial(loss, second=SecondView(*views[1], raw[1]))
         if self._temperatures is None:

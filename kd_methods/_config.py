@@ -93,6 +93,14 @@ class MethodConfig(BaseModel):
             return self
         return _schedule.put_all(self, {path: schedule.at(progress) for path, schedule in self._schedules.items()})
 
+    def without_features(self) -> Self:
+        """The settings of the part of the loss that needs logits alone: what validation and reports use."""
+        if not getattr(self, "features", []):
+            return self
+        found = self.model_copy(update={"features": []})
+        found._schedules = {path: one for path, one in self._schedules.items() if path[0] != "features"}
+        return found
+
     def in_words(self) -> Self:
         """The settings with schedules in place of their numbers, to be formatted."""
         return _schedule.put_all(self, self._schedules)

@@ -696,10 +696,12 @@ class Config(Section):
             raise ValueError(
                 "augment.second: nothing in `kd` uses a second view; remove it, or choose kd.loss crld or mlkd"
             )
-        if second is not None and self.cache.mode == "lazy":
+        if second is not None and self.teachers and self.cache.mode == "lazy":
             raise ValueError(
                 "cache.mode: 'lazy' cannot hold second views, of which hardly one comes back; choose fixed, off or auto"
             )
+        if second is not None and second.fill != "mean" and not second.operations:
+            raise ValueError(f"augment.second.fill: {second.fill!r} fills nothing without an operation; remove it")
         if second is not None and (files := [index for index, teacher in enumerate(self.teachers) if teacher.logits]):
             raise ValueError(
                 f"teachers[{files[0]}].logits: a file holds logits of crops and flips, not of augment.second; give the "

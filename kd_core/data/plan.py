@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kd_core.data.dataset import Data
     from kd_core.data.recipes import Draws, Recipe
 
+CHOICE = 1 << 56  # added to rows to draw other bits for them: more than any key of a view
 REPEAT = 1 << 40  # between the keys of an image's first and second showing in an epoch; more than there are rows
 
 
@@ -103,7 +104,8 @@ class Sampler:
     def _balanced(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Rows and keys, class by class: of each class some of its images or all, as often as needed."""
         assert self.labels is not None
-        order = random_bits(seed, 2 * epoch, self.rows).argsort(stable=True)
+        # not by the bits that shuffle the epoch, which would bring the chosen images of large classes to its start
+        order = random_bits(seed, 2 * epoch, self.rows + CHOICE).argsort(stable=True)
         order = order[self.labels[order].argsort(stable=True)]
         counts = self.labels.bincount()
         present = counts.nonzero().flatten()

@@ -359,7 +359,10 @@ class Recipe:
 
     def render(self, images: Tensor, looks: Look) -> Tensor:
         """Images uint8 [n,H,W,3] -> [n,3,H,W], cropped, flipped and changed as `looks` says, not yet mixed."""
-        device, side, fill = images.device, self.side, self._fill.to(images.device)
+        device, side = images.device, self.side
+        if self._fill.device != device:  # once: copying it waits for the device
+            self._fill = self._fill.to(device)
+        fill = self._fill
         place = np.argsort(looks.mirrored, kind="stable")  # of each image: those of an operation are brought together
         images, boxes = images.index_select(0, _sent(place, device)), _sent(looks.boxes[place], device)
         if self.settings.resized_crop:

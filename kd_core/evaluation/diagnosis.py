@@ -27,7 +27,6 @@ from kd_core.evaluation.figures import Predictions
 from kd_core.evaluation.labels import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
-from kd_core.models.features import without_features
 from kd_core.models.method_on_split import image_weights
 from kd_core.teachers.class_order import accuracies, effort, on_top_of
 
@@ -305,7 +304,11 @@ def share_of_distillation(evidence: Evidence) -> Iterator[Finding]:
     weight, distill, label = (evidence.course(f"train/{name}") for name in ("kd_weight", "loss_distill", "loss_label"))
     soft = sum(w * loss for w, loss in zip(weight, distill, strict=True))
     hard = sum((1 - w) * loss for w, loss in zip(weight, label, strict=True))
-    share = soft / (soft + hard) if soft + hard > 0 else 0.0
+    labels = hard / (soft + hard) if soft + hard > 0 else 1.0
+    if features := evidence.course("train/loss_features"):  # they are distillation, too
+        total = sum(evidence.course("train/loss_total"))
+        labels *= 1 - sum(features) / total if total > 0 else 1.0
+    share = 1 - labels
     coefficient = sum(weight) / len(weight)
     if share < NO_DISTILLATION:
         name, said, term = "no distillation term", f"{share:.2%} of the loss is the distillation term", "distillation"
@@ -584,7 +587,8 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def _weighs(config: Config) -> bool:
     """Whether the method weights a teacher that is confident of the label and one of another class differently."""
-    method = kd_methods.build(without_features(config.kd))
+    # weights are those at temperature 1; a list of temperatures would be one for each of the run's teachers
+    method = kd_methods.build(config.kd.without_features().model_copy(update={"teacher_temperatures": None}))
     if method.shared_weights:
         return False
     logits = torch.tensor([[10.0, 0.0], [0.0, 10.0]])

@@ -141,7 +141,7 @@ def choose(data: Data) -> tuple[Split, Split]:
     """
     rows = _drawn(data.train)
     count = CALIBRATED if data.val else min(CALIBRATED, len(rows) // 2)
-    measured = replace(data.val, rows=_drawn(data.val)) if data.val else replace(data.train, rows=rows[count:])
+    measured = replace(data.val, rows=_drawn(data.val)) if data.val else replace(data.truth, rows=rows[count:])
     return replace(data.train, rows=rows[:count]), replace(measured, rows=measured.rows[:MEASURED])
 
 

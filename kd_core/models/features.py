@@ -66,14 +66,17 @@ def layers_of(kd: MethodConfig, num_teachers: int) -> Layers | None:
         student,
         teachers,
         kd.model_copy(update={"features": [placed(entry) for entry in entries]}),
-        {entry.loss: entry.student for entry in entries if classes[entry.loss].needs_student_classifier},
-        [{entry.loss: entry.teacher_layers(k) for entry in of_teachers} for k in range(num_teachers)],
+        _by_loss((entry.loss, entry.student) for entry in entries if classes[entry.loss].needs_student_classifier),
+        [_by_loss((entry.loss, entry.teacher_layers(k)) for entry in of_teachers) for k in range(num_teachers)],
     )
 
 
-def without_features(kd: MethodConfig) -> MethodConfig:
-    """The settings of the part of a method's loss that needs logits alone: what validation and reports use."""
-    return kd.model_copy(update={"features": []}) if getattr(kd, "features", []) else kd
+def _by_loss(pairs: Iterable[tuple[str, list[Layer]]]) -> dict[str, list[Layer]]:
+    """The layers of each loss, of all its entries."""
+    found: dict[str, list[Layer]] = {}
+    for loss, layers in pairs:
+        found[loss] = _unique([*found.get(loss, []), *layers])
+    return found
 
 
 def _unique(layers: Iterable[Layer]) -> list[Layer]:
@@ -336,10 +339,10 @@ def build_method(
 
 
 def share_over_processes(method: KDMethod, accelerator: Accelerator) -> None:
-    """Let a method take means over, and its feature losses gather, the images of all processes."""
+    """Let a method take means over, and its losses gather, the images of all processes."""
     if accelerator.num_processes == 1:
         return
     method.reduce_mean = lambda values: accelerator.reduce(values, "mean")
     for module in method.modules():
-        if isinstance(module, FeatureLoss):
+        if isinstance(module, (KDMethod, FeatureLoss)):
             module.gather = partial(gather_rows, accelerator=accelerator)

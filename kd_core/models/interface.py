@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import kd_methods
 from kd_core.config import own_code
 from kd_core.errors import UserError
-from kd_core.models.features import without_features
 from kd_core.models.method_on_split import image_weights
 
 
@@ -78,7 +77,7 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
     student = torch.randn(4, num_classes, generator=generator, requires_grad=True)
     labels = torch.randint(num_classes, (4,), generator=generator)
     try:
-        method = kd_methods.build(without_features(config), num_classes=num_classes)
+        method = kd_methods.build(config.without_features(), num_classes=num_classes)
         teachers = torch.randn(num_teachers, 4, num_classes, generator=generator) if method.requires_teachers else None
         own_output, theirs = kd_methods.StudentOutput(student), kd_methods.TeacherOutputs(teachers)
         if config.second_view == "required":

@@ -47,14 +47,14 @@ def score(
 
 @contextmanager
 def _as_evaluated(method: KDMethod) -> Iterator[None]:
-    """Within the block the method is in evaluation mode and reduces nothing over processes."""
-    training, reduce_mean = method.training, method.reduce_mean
+    """Within the block the method is in evaluation mode and shares nothing with other processes."""
+    training, reduce_mean, gather = method.training, method.reduce_mean, method.gather
     method.eval()
-    method.reduce_mean = lambda values: values
+    method.reduce_mean = method.gather = lambda values: values
     try:
         yield
     finally:
-        method.reduce_mean = reduce_mean
+        method.reduce_mean, method.gather = reduce_mean, gather
         method.train(training)
 
 

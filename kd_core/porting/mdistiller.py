@@ -107,10 +107,15 @@ def _reviewkd(found: Translation, epochs: int) -> None:
     keys = found.keys
     found.add_labels("cross-entropy", keys.number("REVIEWKD.CE_WEIGHT", 1.0))
     keys.same("REVIEWKD.STU_PREACT", False, why="the student's maps are those after its ReLU")
-    keys.drop(*(f"REVIEWKD.{name}" for name in ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS")))
-    layers = [*_stages(found), "embedding"]
-    entry: dict[str, Any] = {"loss": "reviewkd", "student": layers, "teacher": layers}
-    entry["width"] = keys.whole("REVIEWKD.MAX_MID_CHANNEL", 512)
+    keys.drop(*(f"REVIEWKD.{name}" for name in ("OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS", "MAX_MID_CHANNEL")))
+    (_, own), (_, theirs) = _networks(found)
+    levels = theirs - 1  # all of the teacher's stages but the stem, and as many of the student's from the end
+    shapes = keys.take("REVIEWKD.SHAPES")
+    if own < levels or (isinstance(shapes, list) and len(shapes) != levels + 1):
+        wanted = f"{levels + 1} sizes, of the teacher's {levels} stages and its output, which the student has, too"
+        keys.problem("REVIEWKD.SHAPES", f"is {shapes}, expected {wanted}")
+    entry: dict[str, Any] = {"loss": "reviewkd", "student": [*range(max(0, own - levels), own), "embedding"]}
+    entry |= {"teacher": [*range(1, theirs), "embedding"], "width": 512}  # which MAX_MID_CHANNEL does not change there
     entry["warmup"] = _warmup(found, "REVIEWKD.WARMUP_EPOCHS", epochs)
     found.add_feature("ReviewKD after its warm-up", keys.number("REVIEWKD.REVIEWKD_WEIGHT", 1.0), entry)
     found.notes.append("reviewkd sees the teacher's maps after the ReLU that ends a stage, mdistiller those before it")
@@ -141,9 +146,12 @@ def _feature(found: Translation, kind: str) -> None:
 
 def _stages(found: Translation) -> list[int]:
     """The stages after the stem that both networks have: mdistiller's feats[1:]."""
-    whose = ("DISTILLER.STUDENT", "DISTILLER.TEACHER")
-    networks = [_network(found, key) for key in whose]
-    return list(range(1, min(stages for _, stages in networks)))
+    return list(range(1, min(stages for _, stages in _networks(found))))
+
+
+def _networks(found: Translation) -> list[tuple[str, int]]:
+    """Student and teacher: our names, and how many stages they have with the stem."""
+    return [_network(found, key) for key in ("DISTILLER.STUDENT", "DISTILLER.TEACHER")]
 
 
 def _network(found: Translation, key: str) -> tuple[str, int]:

@@ -19,6 +19,7 @@ REGRESSORS = "train.student.auxiliary_model_wrapper"  # of VIDLoss
 WIDE = {"16_1": "cifar_wrn_16_1", "16_2": "cifar_wrn_16_2", "40_1": "cifar_wrn_40_1", "40_2": "cifar_wrn_40_2"}
 DATASETS = {"CIFAR10": "uoft-cs/cifar10", "CIFAR100": "uoft-cs/cifar100"}
 OPTIMIZERS = {"SGD": ("sgd", 0.0), "Adam": ("adam", 0.0), "AdamW": ("adamw", 0.01)}  # default of weight_decay
+TRANSFORMS = {"RandomCrop": {"size", "padding"}, "RandomHorizontalFlip": {"p"}}  # the known ones' arguments
 NOT_TRANSLATED = {
     "SPKDLoss": "it divides rows by their L1 norm, so it is no multiple of sp; sp is the paper's loss",
     "CCKDLoss": "it is the distance of kernel matrices, so it is no multiple of cc",
@@ -105,9 +106,16 @@ def _loss(found: Translation, place: str, weight: float) -> None:
 def _cross_entropy(found: Translation, name: str, kwargs: str, weight: float) -> None:
     keys = found.keys
     keys.same(f"{kwargs}.reduction", "mean", why="the label loss is the mean over the batch")
-    if smoothing := keys.number(f"{kwargs}.label_smoothing", 0.0):
-        found.more["training"] = {"label_smoothing": float(smoothing)}
+    _smoothing(found, f"{kwargs}.label_smoothing", float(keys.number(f"{kwargs}.label_smoothing", 0.0)))
     found.add_labels(name, weight)
+
+
+def _smoothing(found: Translation, key: str, value: float) -> None:
+    """Note the label smoothing of a cross-entropy; a problem if an earlier one has another, as ours is one for all."""
+    known = found.more.setdefault("training", {}).setdefault("label_smoothing", value)
+    if known != value:
+        why = "training.label_smoothing is for all cross-entropies"
+        found.keys.problem(key, f"smooths labels by {value:g}, another cross-entropy by {known:g}; {why}")
 
 
 def _kd(found: Translation, name: str, kwargs: str, weight: float) -> None:
@@ -127,6 +135,7 @@ def _kd(found: Translation, name: str, kwargs: str, weight: float) -> None:
     if name == "LogitStdKDLoss":
         settings["standardize"] = True
     if alpha:
+        _smoothing(found, f"{kwargs}.alpha", 0.0)  # of its cross-entropy
         found.add_labels(f"{name}'s cross-entropy", weight * alpha)
         found.add_logits(kwargs, f"{name}'s KL", weight * beta, settings)
     else:
@@ -319,10 +328,11 @@ def _augmentation(keys: Keys, place: str, transforms: Any) -> dict[str, Any]:
         init = transform.get("init")
         given = (init if isinstance(init, dict) else transform).get("kwargs")
         given = given if isinstance(given, dict) else {}
-        padding = given.get("padding", 0)
-        if name == "RandomCrop" and given.get("size") in (32, [32, 32]) and type(padding) is int and 0 <= padding <= 32:
+        padding, known = given.get("padding", 0), given.keys() <= TRANSFORMS.get(name, given.keys())
+        is_padding = type(padding) is int and 0 <= padding <= 32
+        if name == "RandomCrop" and known and given.get("size") in (32, [32, 32]) and is_padding:
             found["crop_padding"] = padding
-        elif name == "RandomHorizontalFlip" and given.get("p", 0.5) == 0.5:
+        elif name == "RandomHorizontalFlip" and known and given.get("p", 0.5) == 0.5:
             found["flip"] = True
         elif name not in ("ToTensor", "Normalize"):
             why = "only a random crop of 32 pixels with padding, and flips of half of the images, are known"
@@ -335,7 +345,7 @@ def _training(found: Translation) -> dict[str, Any]:
     epochs = keys.whole("train.num_epochs")
     name, decay = keys.one_of(f"{optimizer}.key", OPTIMIZERS, "optimizer") or ("sgd", 0.0)
     training = {
-        **found.more.pop("training", {}),
+        **{key: value for key, value in found.more.pop("training", {}).items() if value},
         "max_epochs": epochs,
         "optimizer": name,
         "learning_rate": float(keys.number(f"{optimizer}.kwargs.lr", 0.001)),

@@ -31,6 +31,7 @@ class LossConfig(BaseModel):
     they are standardized.
     second_view: whether the loss has a part on a second, strongly augmented view of the images. Its last argument is
     then `second`, a SecondView or, where there is none, None. "required": in training it has to be there.
+    A parameter `gather` that is on: the last argument is `gather`, which maps values [B,...] to those of all processes.
     terms: the weights of its terms, not all of which may be 0.
     constant: numbers that cannot change over training.
     later: parameters that were added after a release, left out of recorded settings while they have their defaults.

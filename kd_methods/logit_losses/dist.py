@@ -4,8 +4,10 @@
 
 rho_kb is Pearson's correlation of q_s and q_t over the classes of sample b, rho_kc over the samples of the batch for
 class c. beta and gamma 1. The second term belongs to the batch as a whole, so each sample carries it in full; it sees
-the batch of one process.
+the batch of one process, with `gather` that of all.
 """
+
+from collections.abc import Callable
 
 from pydantic import Field
 
@@ -17,16 +19,26 @@ class Config(LossConfig):
     equation = "T^2 ({config.beta:g} inter-class + {config.gamma:g} intra-class DIST)"
     uses_labels = False
     terms = ("beta", "gamma")
+    later = ("gather",)
 
     beta: float = Field(default=1.0, ge=0, description="weight of the correlation over classes, within each sample")
     gamma: float = Field(default=1.0, ge=0, description="weight of the correlation over samples, within each class")
+    gather: bool = Field(default=False, description="correlate over the images of all processes within each class")
 
 
 def loss(
-    student: Tensor, teachers: Tensor, labels: Tensor, temperature: Temperature, progress: float, config: Config
+    student: Tensor,
+    teachers: Tensor,
+    labels: Tensor,
+    temperature: Temperature,
+    progress: float,
+    config: Config,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     p_s = soften(student, temperature).softmax(-1)
     p_t = soften(teachers, temperature).softmax(-1)
     inter = 1 - correlation(p_s, p_t, -1)  # [K,B]
+    if gather:
+        p_s, p_t = gather(p_s), gather(p_t.transpose(0, 1)).transpose(0, 1)
     intra = 1 - correlation(p_s, p_t, -2).mean(-1, keepdim=True)  # [K,1]
     return temperature**2 * (config.beta * inter + config.gamma * intra)

@@ -49,6 +49,7 @@ def test_a_recipe_is_recorded_as_far_as_it_is_set_and_is_another_run():
         (["--augment.erasing.ratio=[3, 0.3]"], r"erasing: ratio \[3.0, 0.3\] must be .*, above 0$"),
         (["--augment={trivialaugment: true, randaugment: {}}"], "randaugment and trivialaugment exclude each other"),
         (["--augment.fill=black"], "augment.fill: 'black' fills nothing without an operation"),
+        (["--augment.second={fill: black}"], "augment.second.fill: 'black' fills nothing without an operation"),
         (["--augment.mixup={}", "--data.batch_size=1"], "data.batch_size: 1 is one mixed label per step"),
         ([*KD, "--augment.erasing={}", "--cache.mode=lazy"],
          "cache.mode: 'lazy' keeps views that come back, and those of augment.erasing are too many for that; choose"),

@@ -103,6 +103,15 @@ def test_a_balanced_epoch_has_every_class_equally_often():
     assert not rows.equal(Sampler(ROWS, UNEVEN).order(0, 6, batch=20, processes=1)[0].flatten())
 
 
+def test_classes_come_alike_throughout_an_epoch():
+    """What chooses the images of large classes must not order the epoch, too."""
+    labels = torch.arange(5).repeat_interleave(torch.tensor([500, 250, 120, 60, 30]))
+    rows, _ = Sampler(torch.arange(960), labels).order(0, 1, batch=60, processes=1)
+    for half in rows.flatten().chunk(2):
+        counts = labels[half].bincount(minlength=5)
+        assert (counts - 96).abs().max() <= 27, counts  # 4 deviations of 192 balls in two halves
+
+
 def test_an_image_that_comes_again_has_another_view():
     whole = plan(Sampler(ROWS, UNEVEN)).whole(CPU)
     views: dict[int, list[int]] = {}

@@ -63,7 +63,7 @@ def predictions(split: str, count: int, right: float, seed: int, settings: confi
     )  # fmt: skip
     errors = found.teachers.argmax(-1) != labels
     found.weights = image_weights(
-        kd_methods.build(settings.kd, teacher_errors=errors), student, found.teachers, labels
+        kd_methods.build(settings.kd.without_features(), teacher_errors=errors), student, found.teachers, labels
     )
     return found
 
@@ -181,6 +181,21 @@ def test_distillation_that_hardly_counts(more, weight, key):
     rows = course(30, train_in_kd_weight=[weight] * 30)
     finding = found(run(*more, rows=rows))["no distillation term"]
     assert finding.key == key and finding.value == yaml.safe_load(finding_value(more, key))
+
+
+def test_features_are_distillation():
+    """Features alone, as most papers' feature losses: they count for what they are of the loss."""
+    more = ("--kd.type=average", "--kd.hard_weight=1", "--kd.soft_weight=0", "--kd.features=[{loss: mse}]")
+    for features, name in ((0.6, None), (1e-4, "no distillation term")):
+        rows = course(30, train_in_kd_weight=[0.0] * 30, train_in_loss_features=[features] * 30)
+        assert ("no distillation term" in found(run(*more, rows=rows))) == (name is not None)
+
+
+def test_temperatures_of_three_teachers_are_no_obstacle():
+    more = ("--kd.type=ca_mkd", "--kd.teacher_temperatures=[2, 4, 8]")
+    planted = run(*more)
+    planted["train"].weights = torch.full_like(planted["train"].weights, 1 / 3)
+    assert "uniform weights" in found(planted)
 
 
 def finding_value(more: list[str], key: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 import kd_methods
 from kd_methods import StudentOutput, TeacherOutputs
 from kd_methods._weights import label_confidence_weights, label_probability
+from kd_methods.feature_losses._base import with_own_rows
 from kd_methods.logit_losses import abkd, dist, dkd, kd, mlkd, nkd, rld, skd, ttm, wttm
 from kd_methods.logit_losses._base import LossConfig, correct, correlation, standardize
 
@@ -530,3 +531,28 @@ def test_dkd_of_overconfident_half_precision_teachers() -> None:
     )
     q_t, q_s = F.softmax(torch.tensor([0.0, 2.0]), 0), F.softmax(torch.tensor([1.0, 0.0]), 0)
     torch.testing.assert_close(exact.squeeze(), (q_t * (q_t / q_s).log()).sum())
+
+
+@pytest.mark.parametrize("weights", ["uniform", "fixed"])
+def test_dist_gathers_the_global_batch(weights: str) -> None:
+    """Two processes of half a batch have, in the mean, the loss and the gradient of the whole one."""
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(8, 5, generator=generator), 3 * torch.randn(2, 8, 5, generator=generator)
+    labels = torch.arange(8) % 5
+    kind = {"type": "average"} if weights == "uniform" else {"type": "fixed", "weights": [3.0, 1.0]}
+
+    def outcome(part: slice, process: int | None, gather: bool = True) -> tuple[Tensor, Tensor]:
+        method = kd_methods.build({**kind, "loss": "dist", "hard_weight": 0.0, "dist": {"gather": gather}})
+        if process is not None:
+            everyone = {(8, 5): (logits / 4).softmax(-1), (8, 2, 5): (taught / 4).softmax(-1).transpose(0, 1)}
+            method.gather = lambda own: with_own_rows(everyone[8, *own.shape[1:]], own, process)
+        own = logits[part].clone().requires_grad_()
+        loss, _ = method(StudentOutput(own), TeacherOutputs(taught[:, part]), labels[part], 1.0)
+        loss.backward()
+        return loss.detach(), own.grad
+
+    whole, gradient = outcome(slice(8), None)
+    parts = [outcome(slice(4), 0), outcome(slice(4, 8), 1)]
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, whole)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, gradient)
+    assert not torch.allclose(outcome(slice(4), 0, gather=False)[0], parts[0][0], rtol=1e-3)

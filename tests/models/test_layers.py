@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import kd_methods
 from kd_core.errors import UserError
 from kd_core.models.build import create_model
-from kd_core.models.features import WithFeatures, layers_of, without_features
+from kd_core.models.features import WithFeatures, layers_of
 from kd_core.models.predict import Images
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -156,6 +156,22 @@ def test_such_a_loss_gets_the_map_that_the_head_pools():
         WithFeatures(network, [-1], 32, "net", {"cat_kd": [-1]})
 
 
+def test_every_entry_of_a_loss_has_its_layers_checked():
+    entries = [{"loss": "cat_kd", "student": [place], "teacher": [place]} for place in (-1, "act1")]
+    layers = layers_of(kd_methods.config_class("average").model_validate({"features": entries}), 1)
+    assert layers.student_head == {"cat_kd": [-1, "act1"]} == layers.teacher_head[0]
+    with pytest.raises(UserError, match="layer -1 of net: is not what the head pools"):
+        WithFeatures(network_of("cifar_wrn_16_1"), layers.student, 32, "net", layers.student_head)
+
+
+def test_settings_without_features_have_no_schedules_of_them():
+    weight = {"from": 1.0, "to": 0.0}
+    values = {"features": [{"loss": "mse", "weight": weight}], "temperature": {"from": 4.0, "to": 1.0}}
+    kd = kd_methods.config_class("average").model_validate(values).without_features()
+    assert kd.features == [] and kd.at(1.0).temperature == 1.0
+    assert kd.model_dump()["temperature"] == {"from": 4.0, "to": 1.0, "shape": "linear"}
+
+
 def test_layers_become_places_and_the_users_settings_stay():
     entries = [
         {"loss": "at", "student": [1, 2], "teacher": [-2, -1]},
@@ -168,7 +184,7 @@ def test_layers_become_places_and_the_users_settings_stay():
     assert first.student == [0, 1] and first.teacher == [[0, 1], [0, 1]]
     assert second.student == [1, 2] and second.teacher == [[1, 0], [2, 3]]
     assert kd.features[0].student == [1, 2] and kd.features[1].teacher[1] == ["a", "b"]
-    assert without_features(kd).features == [] and layers_of(without_features(kd), 2) is None
+    assert kd.without_features().features == [] and layers_of(kd.without_features(), 2) is None
 
 
 def test_places_of_rows_in_a_split():

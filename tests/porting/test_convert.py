@@ -181,6 +181,17 @@ def test_a_cross_entropy_that_is_scaled_alone_is_said(text_of: Any) -> None:
     assert "their cross-entropy counts 0.1; alone it counts 1 here, so its gradient is 10 times theirs" in text
 
 
+def test_stages_of_reviewkd_count_from_the_last(text_of: Any, mistakes_of: Any) -> None:
+    shapes = "REVIEWKD: {SHAPES: [1, 8, 16, 32], MAX_MID_CHANNEL: 256}"
+    entry = kd_of(text_of(md("REVIEWKD", shapes, student="vgg8")))["features"][0]
+    assert entry["student"] == [2, 3, 4, "embedding"] and entry["teacher"] == [1, 2, 3, "embedding"]
+    assert entry["width"] == 512  # mdistiller never uses its MAX_MID_CHANNEL
+    entry = kd_of(text_of(md("REVIEWKD", teacher="vgg13")))["features"][0]
+    assert entry["student"] == [0, 1, 2, 3, "embedding"] and entry["teacher"] == [1, 2, 3, 4, "embedding"]
+    [mistake] = mistakes_of(md("REVIEWKD", "REVIEWKD: {SHAPES: [1, 8, 16, 32, 32]}"))
+    assert mistake.startswith("REVIEWKD.SHAPES: is [1, 8, 16, 32, 32], expected 4 sizes")
+
+
 def test_stages_that_both_networks_have(text_of: Any) -> None:
     layers = [[kd_of(text_of(md("AT", "", *pair)))["features"][0]["student"]][0] for pair in (
         ("vgg8", "vgg13"), ("ShuffleV1", "ResNet50"), ("MobileNetV2", "vgg13"),
@@ -257,6 +268,21 @@ def test_regressors_of_vid(text_of: Any, tmp_path: Path) -> None:
         for i in (1, 2)
     ]
     assert loaded(text, tmp_path).kd.hard_weight == 1
+
+
+def test_cross_entropies_that_smooth_labels_differently_are_refused(mistakes_of: Any) -> None:
+    smooth = LABELS.replace("reduction: mean", "reduction: mean, label_smoothing: 0.1")
+    kd = term("KDLoss", "temperature: 4, alpha: 0.5")
+    for terms in ({"ce": smooth, "kd": kd}, {"kd": kd, "ce": smooth}, {"ce": smooth, "other": LABELS}):
+        [mistake] = mistakes_of(td(**terms))
+        assert "training.label_smoothing is for all cross-entropies" in mistake
+
+
+@pytest.mark.parametrize("more", ["padding_mode: reflect", "fill: 3", "pad_if_needed: True"])
+def test_arguments_of_transforms_are_not_dropped(more: str, mistakes_of: Any) -> None:
+    text = td(kd=term("KDLoss", "temperature: 4, alpha: 0.5")).replace("padding: 4}", f"padding: 4, {more}}}")
+    [mistake] = mistakes_of(text)
+    assert "'RandomCrop' with" in mistake and more.split(":")[0] in mistake
 
 
 def test_label_smoothing_goes_with_the_losses(text_of: Any) -> None:
