@@ -93,6 +93,11 @@ def test_features_train_identically_on_two_processes(home):
     compare_method(home / "p1-ca_weighted-sample-test_vit-features", home / "p2-ca_weighted-sample-test_vit-features")
 
 
+@pytest.mark.slow
+def test_dist_that_gathers_trains_identically_on_two_processes(home):
+    compare_vit(home, "average", None, loss="dist", dist={"gather": True})
+
+
 def compare_method(*outputs):
     """What the method itself has learned: projectors, and rows of the banks."""
     states = []
