@@ -22,6 +22,7 @@ from kd_core.errors import UserError
 from kd_core.files import write_text
 from kd_sweeps.sweep_file import Sweep
 
+ROOT = Path(__file__).resolve().parents[1]
 # Sections of the printed settings that do not affect results: where files lie, and how runs are recorded.
 ELSEWHERE = ("output_dir", "wandb", "cache")
 
@@ -94,10 +95,22 @@ def command_again(sweep: Sweep, settings: Path) -> str:
     return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings)])
 
 
-def environment(run_id: str) -> dict[str, str]:
+def words_to_fork(sweep: Sweep, command: list[str]) -> list[str]:
+    """The script and its arguments of a trial's `command` that can be forked; empty if it cannot.
+
+    It can if the script is this project's train_kd.py and nothing but this Python starts it, on Linux.
+    """
+    start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else ["?"]
+    own = Path(sweep.program).resolve() == ROOT / "train_kd.py"
+    plain = [word for word in start if word != "${env}"] == ["${interpreter}"]
+    return command[len(start) :] if own and plain and sys.platform == "linux" else []
+
+
+def environment(run_id: str | None = None) -> dict[str, str]:
     """A trial's environment.  `python` on its PATH is the interpreter of this process."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {"WANDB_MODE": "offline", **os.environ, "PATH": path, "KD_TRIAL": run_id}
+    trial = {"KD_TRIAL": run_id} if run_id else {}
+    return {"WANDB_MODE": "offline", **os.environ, "PATH": path, **trial}
 
 
 def hashed(*parts: Any) -> str:

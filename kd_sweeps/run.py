@@ -21,10 +21,13 @@ from kd_sweeps.trial import Signals, default_storage
 from kd_sweeps.worker import Worker
 
 
-def run_sweep(sweep: Sweep, extra: list[str], *, limit: int, parallel: int, storage: Path | None) -> int:
+def run_sweep(
+    sweep: Sweep, extra: list[str], *, limit: int, parallel: int, storage: Path | None, fork: bool = True
+) -> int:
     """Run trials, `parallel` at a time, until `limit` of the study have ended; the exit status.
 
-    `extra` are extra arguments for every trial's command, `storage` is the study's journal file.
+    `extra` are extra arguments for every trial's command, `storage` is the study's journal file.  `fork`: whether
+    trials are forked from one process where that is possible.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep, output_dir, max_epochs = probe(sweep, extra)
@@ -40,7 +43,7 @@ def run_sweep(sweep: Sweep, extra: list[str], *, limit: int, parallel: int, stor
     with Signals() as signals:
         try:
             with display:
-                why = Worker(shared, output_dir, limit, parallel, display).run(signals)
+                why = Worker(shared, output_dir, limit, parallel, display, fork=fork).run(signals)
         finally:
             shared.leave()
     best = write_results(shared, output_dir)

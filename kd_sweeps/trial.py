@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import io
 import json
 import math
 import os
@@ -11,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kd_core.errors import UserError
 from kd_sweeps.command import environment, expand, grid_run_id, probe
+from kd_sweeps.fork_server import end_with_parent, signal_child
 from kd_sweeps.sweep_file import Sweep
 
 if TYPE_CHECKING:
@@ -87,39 +87,45 @@ class TrialMetrics:
                         self.values.append(math.nan if value is None else float(value))
 
 
-def start(command: list[str], run_id: str, log: io.BufferedWriter | None) -> subprocess.Popen[bytes]:
-    """A trial's process in its own process group, which Ctrl-C at the terminal does not reach."""
-    parent = os.getpid()
+class Process(Protocol):
+    """A trial's process, in a process group of its own, which Ctrl-C at the terminal does not reach."""
 
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    pid: int
 
-    def end_with_parent() -> None:  # Linux: SIGTERM when this script is killed, so that no trial is left behind
-        if libc:
-            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(143)
+    def poll(self) -> int | None:
+        """The exit status, negative after a signal; None while it runs."""
 
-    return subprocess.Popen(
-        command,
-        env=environment(run_id),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT if log else None,
-        process_group=0,
-        preexec_fn=end_with_parent if libc else None,
-    )
+    def send(self, number: int) -> None:
+        """Send a signal: see `signal_child`."""
 
 
-def send(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to the trial: SIGKILL to all its processes, others to the main process only.
+class Separate:
+    """A process that begins as a command does."""
 
-    A data worker that dies of SIGTERM would break the step that the trial is about to finish.
-    """
-    with suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+    def __init__(self, command: list[str], run_id: str, log: Path | None):
+        """OSError if there is no such command."""
+        parent, is_linux = os.getpid(), sys.platform == "linux"
+        with ExitStack() as cleanup:
+            file = cleanup.enter_context(open(log, "ab")) if log else None
+            self._process = subprocess.Popen(
+                command,
+                env=environment(run_id),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT if file else None,
+                process_group=0,
+                # so that no trial is left behind when this script is killed
+                preexec_fn=partial(end_with_parent, parent) if is_linux else None,
+            )
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            if self._process.poll() is None:
+                signal_child(self.pid, number)
 
 
 @dataclass
@@ -132,7 +138,7 @@ class Running:
     values: dict[str, Any]
     metrics: TrialMetrics
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Process
     log_start: int = 0
     started: float = field(default_factory=time.monotonic)
     reported: int = 0
@@ -142,7 +148,7 @@ class Running:
     def stop(self, why: str) -> None:
         if not self.stopping:
             self.stopping, self.kill_at = why, time.monotonic() + KILL_AFTER
-            send(self.process, signal.SIGTERM)
+            self.process.send(signal.SIGTERM)
 
     def last_line(self) -> str:
         """The last line of the log that this process wrote."""
@@ -191,11 +197,11 @@ def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
         return 0
     command = [*expand(sweep, values, default_storage(sweep, output_dir).parent / f"args/{run_id}.json"), *extra]
     with Signals() as signals:
-        process = start(command, run_id, None)
+        process = Separate(command, run_id, None)
         sent = 0
         while (status := process.poll()) is None:
             if signals.count > sent:
                 sent = signals.count
-                send(process, signals.number)
+                process.send(signals.number)
             time.sleep(0.05)
     return status if status >= 0 else 128 - status

@@ -12,12 +12,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from kd_sweeps.command import expand, grid_run_id, hashed
+from kd_sweeps.command import expand, grid_run_id, hashed, words_to_fork
 from kd_sweeps.display import Display, number
+from kd_sweeps.forked import ForkServer
 from kd_sweeps.results import write_results
 from kd_sweeps.samplers import draw
 from kd_sweeps.study import LOST_RACE, TOUCH_EVERY, SharedStudy, done
-from kd_sweeps.trial import KILL_AFTER, Running, Signals, TrialMetrics, send, start
+from kd_sweeps.trial import KILL_AFTER, Process, Running, Separate, Signals, TrialMetrics
 
 POLL_EVERY = 0.3  # seconds
 STOPPED = {130, 138, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1}  # exit statuses of a trial that can resume
@@ -27,7 +28,11 @@ MAX_STOPS = 3  # times that a trial is continued at once after a signal that thi
 class Worker:
     """Runs trials until the study has enough."""
 
-    def __init__(self, shared: SharedStudy, output_dir: Path, limit: int, parallel: int, display: Display):
+    def __init__(
+        self, shared: SharedStudy, output_dir: Path, limit: int, parallel: int, display: Display, *, fork: bool = True
+    ):
+        self.fork = fork  # whether trials may be forked; no longer once that has failed
+        self.server: ForkServer | None = None
         self.shared, self.output_dir, self.limit, self.parallel = shared, output_dir, limit, parallel
         self.sweep, self.study, self.display = shared.sweep, shared.study, display
         self.max_epochs = shared.max_epochs
@@ -36,6 +41,13 @@ class Worker:
 
     def run(self, signals: Signals) -> str:
         """Work; returns why it ended: 'done', 'failures' or 'stopped'."""
+        try:
+            return self._run(signals)
+        finally:
+            if self.server:
+                self.server.close()
+
+    def _run(self, signals: Signals) -> str:
         next_look, waiting = 0.0, False
         while True:
             if signals.count:
@@ -101,18 +113,34 @@ class Worker:
         command = [*expand(self.sweep, values, folder / f"args/{run_id}.json"), *self.shared.extra]
         log = folder / "logs" / f"{index:03d}-{run_id}.log"
         log.parent.mkdir(exist_ok=True)
-        with open(log, "ab") as file:
-            start_of_log = file.tell()
-            try:
-                process = start(command, run_id, file)
-            except OSError as error:
-                self.conclude(trial, metrics, f"{command[0]}: {error.strerror}")
-                return
+        start_of_log = log.stat().st_size if log.exists() else 0
+        try:
+            process = self.start(command, run_id, log)
+        except OSError as error:
+            self.conclude(trial, metrics, f"{command[0]}: {error.strerror}")
+            return
         self.running.append(Running(trial, index, run_id, values, metrics, log, process, start_of_log))
         with suppress(*LOST_RACE):
             trial.set_user_attr("lease", self.shared.lease(process.pid))
         again = " again" if "continues" in trial.user_attrs else ""
         self.display.say(f"trial {index} ({run_id}) starts{again}: {self.display.described(values)}")
+
+    def start(self, command: list[str], run_id: str, log: Path) -> Process:
+        """A trial's process, forked if that is possible; OSError if there is no such command."""
+        words = words_to_fork(self.sweep, command)
+        if self.fork and not words:
+            self.display.say("each trial is a process of its own, since it is more than 'python train_kd.py' on Linux")
+            self.fork = False
+        if self.fork:
+            try:
+                if not self.server:
+                    self.display.say("importing once what all trials need (--separate lets each import it itself)")
+                    self.server = ForkServer(log.parent / "fork-server.log")
+                return self.server.start(words, run_id, log)
+            except OSError as error:
+                self.display.say(f"{error}; each trial is a process of its own from here on")
+                self.fork = False
+        return Separate(command, run_id, log)
 
     def poll(self) -> bool:
         """Check the running trials; whether one has ended."""
@@ -131,7 +159,7 @@ class Worker:
                 ended.append(run)
                 self.end(run, status)
             elif time.monotonic() > run.kill_at:
-                send(run.process, signal.SIGKILL)
+                run.process.send(signal.SIGKILL)
         self.running = [run for run in self.running if run not in ended]
         return bool(ended)
 

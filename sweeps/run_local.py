@@ -17,6 +17,9 @@ OUTPUT_DIR/sweeps/NAME/study.journal, are logs/, trials.csv, best.yaml, parallel
 --config may be given several times, in the file's command and after --; later files win.  Files named after -- replace
 those of the sweep file's command.
 
+On Linux, trials of `python train_kd.py` are forked from one process that has imported what all of them need, which is
+what most of a short trial's time goes to; --separate lets each start on its own.
+
 Ctrl-C, SIGTERM and SIGUSR1 stop the trials; the same command continues them.  If a worker dies, the others take over
 its trials.  To retry the failed points of a grid, delete the storage: finished runs are not repeated.
 
@@ -58,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        usage="run_local.py SWEEP.yaml [--count N] [--parallel P] [--storage FILE] [--trial N] [-- ARGUMENTS...]",
+        usage="run_local.py SWEEP.yaml [--count N] [--parallel P] [--storage FILE] [--separate] [-- ARGUMENTS...]\n"
+        "       run_local.py SWEEP.yaml --trial N [-- ARGUMENTS...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--parallel", type=int, default=1, metavar="P", help="number of concurrent trials (default: 1)")
     made.add_argument("--storage", type=Path, metavar="FILE", help="the study's journal; workers that name the same "
                       "file share a sweep")  # fmt: skip
+    made.add_argument("--separate", action="store_true", help="let each trial start and import everything itself")
     made.add_argument("--trial", type=int, metavar="N", help="run only point N of the grid, without a storage")
     return made
 
@@ -88,7 +93,9 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     limit = trials_to_run(sweep, options.count)
     from kd_sweeps.run import run_sweep
 
-    return run_sweep(sweep, extra, limit=limit, parallel=options.parallel, storage=options.storage)
+    return run_sweep(
+        sweep, extra, limit=limit, parallel=options.parallel, storage=options.storage, fork=not options.separate
+    )
 
 
 def trials_to_run(sweep: Sweep, count: int | None) -> int:

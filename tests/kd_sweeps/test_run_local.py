@@ -125,3 +125,16 @@ def test_the_real_program(tmp_path: Path) -> None:
     (results / "study.journal").unlink()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("has already finished") == 2
+    apart = [word.replace("/runs", "/apart") for word in command]
+    apart.insert(3, "--separate")
+    separate = subprocess.run(apart, cwd=ROOT, capture_output=True, text=True)
+    assert separate.returncode == 0 and "importing once" in first.stdout and "importing once" not in separate.stdout
+    trained = [
+        {
+            yaml.safe_load(file.read_text())["training"]["learning_rate"]:
+                (file.parent / "student" / "model.safetensors").read_bytes()
+            for file in (tmp_path / folder).glob("*-*/config.yaml")
+        }
+        for folder in ("runs", "apart")
+    ]  # fmt: skip
+    assert trained[0] == trained[1] and len(trained[0]) == 2
