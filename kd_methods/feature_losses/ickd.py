@@ -14,6 +14,9 @@ from kd_methods._torch import Tensor, torch
 from kd_methods.feature_losses._base import LAST, Batch, FeatureLoss, Layer, MapConfig, as_map, sum_layers, unit
 from kd_methods.feature_losses._projectors import conv_bn, seeded
 
+# Length of a row of S S' that is rounding alone: BatchNorm makes values about 1, or of equal ones what rounding left.
+NOISE = 1e-5
+
 
 class Config(MapConfig):
     equation = "inter-channel correlation"
@@ -41,12 +44,13 @@ class Loss(FeatureLoss):
     def forward(self, student: tuple[Tensor, ...], kept: tuple[Tensor, ...], batch: Batch) -> Tensor:
         layers = zip(self.projectors, student, kept, strict=True)
         return sum_layers(
-            (correlation(project(as_map(own))) - correlation(other)).square().sum(2).mean(1)
+            (correlation(project(as_map(own)), NOISE) - correlation(other)).square().sum(2).mean(1)
             for project, own, other in layers
         )
 
 
-def correlation(map_: Tensor) -> Tensor:
-    """Rows of length 1 [B,C,C] of a map [B,C,H,W]."""
+def correlation(map_: Tensor, least: float = 0.0) -> Tensor:
+    """Rows of length 1 [B,C,C] of a map [B,C,H,W]; those no longer than `least` are zeros without gradient."""
     flat = map_.flatten(2)
-    return unit(flat @ flat.mT, 2)
+    rows = flat @ flat.mT
+    return unit(rows.masked_fill(torch.linalg.vector_norm(rows, dim=2, keepdim=True) <= least, 0.0), 2)

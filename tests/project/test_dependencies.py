@@ -105,7 +105,9 @@ ALLOWED = {
     ("kd_methods/feature_losses/__init__.py", "importlib.import_module"): "names of files in feature_losses alone",
     ("kd_methods/logit_losses/__init__.py", "importlib.import_module"): "names of files in logit_losses alone",
     ("kd_core/loop/processes.py", "ctypes.CDLL"): "the C library that is loaded already",
-    ("kd_sweeps/trial.py", "ctypes.CDLL"): "the C library that is loaded already",
+    ("kd_sweeps/fork_server.py", "ctypes.CDLL"): "the C library that is loaded already",
+    ("kd_sweeps/fork_server.py", "importlib.import_module"): "the list in this file, given on its command line",
+    ("kd_sweeps/fork_server.py", "runpy.run_path"): "the program of a sweep, as python runs it otherwise",
 }
 GUARDS = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 
