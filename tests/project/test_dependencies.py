@@ -19,7 +19,7 @@ OWN = {path.stem for folder in (ROOT, ROOT / "tests" / "tools") for path in fold
 RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "kd_sweeps", "sweeps")
 DEVELOPMENT = ("tests", "benchmarks")
 UNIMPORTED = {"torchvision"}  # timm imports it; pinned to match torch
-COMMANDS = {"pytest-xdist": " -n auto ", "ruff": "/ruff check", "mypy": "/mypy"}  # used by the Makefile, not imported
+COMMANDS = {"pytest-xdist": " -n 4 ", "ruff": "/ruff check", "mypy": "/mypy"}  # used by the Makefile, not imported
 
 
 def sources(*parts: str) -> Iterator[Path]:
