@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from kd_sweeps.command import ROOT, environment
@@ -36,7 +38,7 @@ class ForkServer:
     """
 
     def __init__(self, log: Path, modules: Sequence[str] = PRELOADED):
-        parent, self._log = os.getpid(), log
+        self._log = log
         with open(log, "wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, str(ROOT / "kd_sweeps" / "fork_server.py"), *modules],
@@ -45,7 +47,7 @@ class ForkServer:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 process_group=0,
-                preexec_fn=lambda: end_with_parent(parent),
+                preexec_fn=partial(end_with_parent, os.getpid()),
                 bufsize=0,
             )
         assert self._process.stdin and self._process.stdout
@@ -76,8 +78,9 @@ class ForkServer:
         return self._ended.get(pid)
 
     def send(self, pid: int, number: int) -> None:
-        """Send a signal to a child; nothing happens if it has ended."""
-        self._ask(pid=pid, signal=number)
+        """Send a signal to a child; nothing happens if it has ended, or the server has, whose children got SIGTERM."""
+        with suppress(BrokenPipeError):
+            self._ask(pid=pid, signal=number)
 
     def close(self) -> None:
         """End the server."""

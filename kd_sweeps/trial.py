@@ -104,7 +104,6 @@ class Separate:
 
     def __init__(self, command: list[str], run_id: str, log: Path | None):
         """OSError if there is no such command."""
-        parent, is_linux = os.getpid(), sys.platform == "linux"
         with ExitStack() as cleanup:
             file = cleanup.enter_context(open(log, "ab")) if log else None
             self._process = subprocess.Popen(
@@ -115,7 +114,7 @@ class Separate:
                 stderr=subprocess.STDOUT if file else None,
                 process_group=0,
                 # so that no trial is left behind when this script is killed
-                preexec_fn=partial(end_with_parent, parent) if is_linux else None,
+                preexec_fn=partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,
             )
         self.pid = self._process.pid
 

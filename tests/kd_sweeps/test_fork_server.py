@@ -89,6 +89,8 @@ def test_without_the_server_children_end_gracefully(server: ForkServer, tmp_path
     child = start(server, tmp_path, "sleep")
     until_it_sleeps(tmp_path / "abc.log")
     os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{server.pid}/fd/0"), "the server has ended")
+    child.send(signal.SIGTERM)  # before the worker has noticed
     assert ended(child) == -signal.SIGTERM  # a status after which a worker continues the trial
     wait_for(lambda: "asked to end" in (tmp_path / "abc.log").read_text(), "it gets SIGTERM")
     with pytest.raises(OSError, match="the process that trials are forked from has ended|Broken pipe"):
