@@ -131,7 +131,10 @@ def check_export(options: argparse.Namespace) -> None:
 if __name__ == "__main__":  # before the imports below, which take seconds
     answer_early(parse, "evaluate_kd.py")
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 import kd_core.zoo  # noqa: F401 - registers the cifar_ networks with timm
 import kd_methods
@@ -264,7 +267,7 @@ def measure(
 
     kd = config.kd.without_features()
     method = kd_methods.build(kd, num_classes=data.num_classes, teacher_errors=errors).to(accelerator.device)
-    alone = from_export(baseline, data, predict, "--baseline") if baseline else None
+    alone = alone_of(from_export(baseline, data, predict, "--baseline"), predict) if baseline else None
     observe = Observer(predict, data, network, nobody if teacher_logits is None else teachers, method, alone)
     found = observe(options.split, split, images=images, teacher_logits=teacher_logits)
     fitted = found if options.split == "val" else None  # temperature scaling is fitted on validation images
@@ -282,6 +285,11 @@ def measure(
                 channels_last=config.training.channels_last,
             )
         record(config, student, measured, found, use_wandb=not options.no_wandb)
+
+
+def alone_of(network: Network, predict: Predictor) -> Callable[[Images, str], Tensor]:
+    """Gives the logits of the student alone for images and the name of their split."""
+    return lambda images, name: predict(network.model, images, network.views, f"student alone on {name}")
 
 
 def record(

@@ -74,7 +74,7 @@ from kd_core.data.plan import EpochPlan, Sampler, augmentation_of, epoch_seed
 from kd_core.evaluation import TeacherCheck
 from kd_core.loop.meter import Meter, NonFinite, Speed, StepLog
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate, take_step
-from kd_core.models import AVERAGED, Images, Network, Predictor, Views, WeightAverage, WithFeatures
+from kd_core.models import AVERAGED, Images, Network, Predictor, Views, WeightAverage, WithFeatures, takes_average
 from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder, open_folder, read_metrics, teacher_lock
 from kd_core.run.job import Job, handled_signals
@@ -121,6 +121,7 @@ class Setup:
     guard: NonFiniteSteps | None
     speed: Speed
     average: WeightAverage | None  # of the student's weights, with `training.ema`
+    selected: dict[int, torch.Tensor]  # the epoch whose student is selected so far: its logits on validation images
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +134,12 @@ class Setup:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.training.max_epochs
+
+    def keep_selected(self, epoch: int, logits: torch.Tensor | None) -> None:
+        """Keep what the best student so far, that of `epoch`, gave on validation images: `finish` need not run it."""
+        self.selected.clear()
+        if logits is not None:
+            self.selected[epoch] = logits
 
 
 # ============================================================================================ the stages of a run
@@ -229,6 +236,7 @@ def prepare(config: Config, job: Job, members: list[Teacher], *, cached: bool = 
         guard=NonFiniteSteps(optimizer.optimizer, buffers, method.take_back) if training.skip_nonfinite else None,
         speed=Speed(device),
         average=average,
+        selected={},
     )
 
 
@@ -347,7 +355,7 @@ def epochs(
                 if setup.features:
                     job.share_buffers(setup.method)
                 checkpoints.require_sound((progress.epoch + 1) * setup.steps_per_epoch)  # before it is logged or kept
-                validation = validate(setup, (progress.epoch + 1) / training.max_epochs)
+                validation, logits = validate(setup, (progress.epoch + 1) / training.max_epochs)
             except NonFinite as error:
                 raise explained(error, setup, checkpoints.folder) from None
             row = {
@@ -368,6 +376,7 @@ def epochs(
             better = progress.add_epoch(row, offset=tracker.offset, skipped=skipped, averaged=averaged)
             checkpoints.save_epoch(progress, better=better)
             if better:
+                setup.keep_selected(progress.epoch, logits)
                 tracker.store_best()
             job.stop_if_asked()
             yield row
@@ -492,27 +501,28 @@ def student_outputs(setup: Setup, inputs: torch.Tensor, seconds: torch.Tensor | 
     return StudentOutput(logits, maps, setup.features.classifier if setup.features else None, second)
 
 
-def validate(setup: Setup, progress: float) -> dict[str, float]:
-    """val/* of the student as it is, val/ema_* of its average; nothing without a validation split.
+def validate(setup: Setup, progress: float) -> tuple[dict[str, float], torch.Tensor | None]:
+    """val/* of the student as it is, val/ema_* of its average, and logits [n,C] of the one that would be exported.
 
-    `progress` is the share of training done.
+    Nothing without a validation split.  `progress` is the share of training done.
     """
     if setup.val is None:
-        return {}
+        return {}, None
     images, batch_size = setup.val, setup.config.part
 
-    def scores(model: nn.Module) -> dict[str, float]:
+    def scores(model: nn.Module) -> tuple[dict[str, float], torch.Tensor]:
         logits = setup.predict(model, images, setup.network.views)
         row = models.score(
             setup.method, logits, setup.checked.logits, images.labels, batch_size=batch_size, progress=progress
         )
-        return {f"val/{name}": value for name, value in row.items()}
+        return {f"val/{name}": value for name, value in row.items()}, logits
 
-    row = scores(setup.network.model)
+    row, logits = scores(setup.network.model)
     if setup.average:
-        own = scores(setup.average.model)
+        own, averages = scores(setup.average.model)
         row |= {average: own[name] for name, average in AVERAGED.items()}
-    return row
+        logits = averages if takes_average(row) else logits
+    return row, logits
 
 
 def hit_rate(setup: Setup) -> float:
@@ -540,35 +550,37 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
     """Evaluate the selected student; write its export, summary and report, and send what W&B lacks."""
     job, config, network = setup.job, setup.config, setup.network
     accelerator, inspected = job.accelerator, job.is_student and config.evaluation.report
+    members = setup.teachers.members
     accelerator.wait_for_everyone()
     best = folder.checkpoint("best") / "student"
     network.load_weights(best)
     observe = evaluation.observer(setup.predict, job.data, network, setup.teachers, setup.method, alone)
     epochs = folder.kept_epochs() if config.evaluation.test_epochs else {}
-    seen, test, test_epochs = evaluation.observe_splits(observe, setup.checked.logits, epochs, job.say)
+    val = setup.selected.get(progress.best["epoch"])
+    seen, test, test_epochs = evaluation.observe_splits(observe, val, setup.checked.logits, epochs, job.say)
     if test:
         tracker.log({"epoch": progress.epoch, **test})
     for row in test_epochs:
         tracker.log(row)
-    evaluations = {name: evaluation.evaluate(found, seen.get("val")) for name, found in seen.items()}
-    summary = report.summarize(
-        config, job.data, network, setup.teachers.members, setup.checked.metrics, asdict(progress), test, evaluations
-    )
-    summary |= report.over_test_epochs(test_epochs)
-    summary["baseline_run"] = str(alone) if alone else None
     sample = evaluation.sample(observe, job.say) if inspected else None
     if accelerator.is_main_process:
+        evaluations = {name: evaluation.evaluate(found, seen.get("val")) for name, found in seen.items()}
+        summary = report.summarize(
+            config, job.data, network, members, setup.checked.metrics, asdict(progress), test, evaluations
+        )
+        summary |= {**report.over_test_epochs(test_epochs), "baseline_run": str(alone) if alone else None}
         folder.keep_student(best)
         if inspected:
-            rows, val, steps = read_metrics(folder.metrics_file), seen.get("val"), setup.steps_per_epoch
-            summary |= report.inspect(config, network, folder, rows, val, sample, steps, accelerator)
+            rows, steps = read_metrics(folder.metrics_file), setup.steps_per_epoch
+            summary |= report.inspect(config, network, folder, rows, seen.get("val"), sample, steps, accelerator)
         with folder.writing():
+            if not members:
+                evaluation.keep_logits(folder.path, best, setup.predict, seen)
             summary = folder.write_summary(**summary, status="finished", exit_status=0)
             if inspected:
                 report.write_page(config, folder, summary, rows, evaluations, seen)
-    tracker.record_results(summary, setup.checked.rows)
+        tracker.record_results(summary, setup.checked.rows)
     accelerator.wait_for_everyone()
-    accelerator.free_memory()
 
 
 def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ PARTS = {
     "processes": "processes",
     "scaling": "scaling",
     "memory": "memory",
+    "finish": "finish",
 }
 M_ARENA_MAX = -8  # of malloc.h
 
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> None:
                 quick=given.quick,
                 scratch=Path(scratch) / part,
                 data_path=given.data_path,
+                against=given.against.resolve() if given.against else None,
             )
             results = importlib.import_module(f"benchmarks.{PARTS[part]}").run(options)
             report.add(part, results, time.perf_counter() - start)

@@ -26,6 +26,7 @@ class Options:
     quick: bool
     scratch: Path
     data_path: Path | None = None
+    against: Path | None = None  # another checkout of this project
 
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -379,6 +380,9 @@ def command_line(description: str, parts: Mapping[str, str]) -> argparse.Argumen
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the ratios to this PNG file")
     parser.add_argument(
         "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for part input (default: noise)"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with this other checkout, in parts finish and trials"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, as a test; the results mean nothing")
     return parser

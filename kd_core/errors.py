@@ -22,6 +22,8 @@ class NonFinite(UserError):
 
 def printable(text: str) -> str:
     """`text` with control characters escaped: names in untrusted files may hold terminal escape sequences."""
+    if text.isprintable():  # most text, which may be long: a page's pictures
+        return text
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

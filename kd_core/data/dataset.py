@@ -53,6 +53,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def digest(self) -> str:
+        """Of its rows, in their order, and of the whole source split."""
+        chosen = hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest()
+
+    def apart(self) -> Split:
+        """Copies of these rows alone, in their order, as a split of its own."""
+        return Split(self.images[self.rows], self.labels[self.rows], torch.arange(len(self)), self.name, self.digest)
+
 
 @dataclass
 class Data:

@@ -37,6 +37,7 @@ class Predictions:
         alone: logits float32 [N,C] of the same student, trained without teachers.
         weights: float [K,N], the method's weight of each teacher for each image; they sum to 1 over K.
         superclasses: the superclass number of each class; names are `superclass_names`.  CIFAR-100's are known.
+        digest: of the split.
         pixels: gives the images uint8 [n,H,W,3] at positions int64 [n], to look at some of them.
     """
 
@@ -50,6 +51,7 @@ class Predictions:
     weights: Tensor | None = None
     superclasses: list[int] | None = None
     superclass_names: list[str] | None = None
+    digest: str = ""
     pixels: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:

@@ -13,15 +13,16 @@ from kd_core import metrics
 from kd_core.data.dataset import Data, Split
 from kd_core.data.plan import epoch_order
 from kd_core.errors import UserError
+from kd_core.evaluation.alone import Alone
 from kd_core.evaluation.figures import Predictions
-from kd_core.models.build import load_export
 from kd_core.models.method_on_split import image_weights, score
-from kd_core.models.network import Network, export_in, from_export
+from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import KDMethod
 
-SAMPLE = 2000  # training images that are evaluated where all would take too long
+TRAIN = "train"  # of which some images are evaluated, ...
+SAMPLE = 2000  # ... so many, since all would take too long
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Observer:
     """Evaluates all networks of a run on a split; all processes call it together.
 
     Args:
-        alone: the same student trained without teachers, if there is one.
+        alone: gives the logits float32 [n,C] of the same student, trained without teachers, for images and the name of
+            their split.
     """
 
     predict: Predictor
@@ -37,7 +39,7 @@ class Observer:
     student: Network
     teachers: TeacherLogits
     method: KDMethod
-    alone: Network | None = None
+    alone: Callable[[Images, str], Tensor] | None = None
 
     def __call__(
         self,
@@ -45,26 +47,26 @@ class Observer:
         split: Split,
         *,
         images: Images | None = None,
+        logits: Tensor | None = None,
         teacher_logits: Tensor | None = None,
-        keep: bool = True,
     ) -> Predictions:
-        """The predictions of all networks on a split; `images` are its own, if they are on the device already.
+        """The predictions of all networks on a split.
 
-        `teacher_logits` [K,n,C]: those of the teachers, if they are known; else they are read or computed, and `keep`
-        is that of `TeacherLogits.clean_logits`.
+        Args:
+            images: its images, if they are on the device already.
+            logits: [n,C] of the student, if they are known.
+            teacher_logits: [K,n,C] of the teachers, if they are known; else they are read or computed.
         """
         predict = self.predict
         if images is None:
             images = Images(split, predict.accelerator.device, predict.config.data.store)
-
-        def logits_of(network: Network, who: str) -> Tensor:
-            return predict(network.model, images, network.views, f"{who} on {name}")
-
-        logits, labels = logits_of(self.student, "student"), images.labels
+        labels, batch_size, is_sample = images.labels, predict.config.part, name == TRAIN
+        if logits is None:
+            logits = predict(self.student.model, images, self.student.views, f"student on {name}")
         if teacher_logits is None:
-            teacher_logits = self.teachers.clean_logits(images, f"on {name}:", keep=keep)
-        alone = logits_of(self.alone, "student alone").cpu() if self.alone else None
-        batch_size = predict.config.part
+            teacher_logits = self.teachers.clean_logits(images, f"on {name}:", apart=is_sample)
+        # Nothing looks at the student alone on training images.
+        alone = self.alone(images, name).cpu() if self.alone and not is_sample else None
         weights = image_weights(self.method, logits, teacher_logits, labels, batch_size=batch_size)
         return Predictions(
             split=name,
@@ -75,40 +77,42 @@ class Observer:
             teacher_names=[teacher.name for teacher in self.teachers.members],
             alone=alone,
             weights=None if weights is None else weights.cpu(),
+            digest=split.digest,
             pixels=lambda positions: split.images[split.rows[positions]],
         )
 
     def sample(self) -> Predictions:
         """The predictions on some training images, without augmentation."""
         split = self.data.truth
-        return self("train", replace(split, rows=epoch_order(0, 0, split.rows)[:SAMPLE]), keep=False)
+        return self(TRAIN, replace(split, rows=epoch_order(0, 0, split.rows)[:SAMPLE]))
 
 
 def observer(
     predict: Predictor, data: Data, student: Network, teachers: TeacherLogits, method: KDMethod, alone: Path | None
 ) -> Observer:
     """Evaluates the student beside its teachers and, from run folder `alone`, the same student trained without them."""
-    observe = Observer(predict, data, student, teachers, method)
-    if alone:
-        export = export_in(alone)
-        observe.alone = from_export(load_export(export), data, predict, f"the student alone: {export}")
-    return observe
+    return Observer(predict, data, student, teachers, method, Alone(alone, data, predict) if alone else None)
 
 
 Row = dict[str, float]
 
 
 def observe_splits(
-    observe: Observer, val_teachers: Tensor | None, epochs: dict[int, Path], say: Callable[[str], None]
+    observe: Observer,
+    val: Tensor | None,
+    val_teachers: Tensor | None,
+    epochs: dict[int, Path],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Predictions], Row, list[Row]]:
     """Predictions of the selected student and its teachers by split name, the metrics test/*, and test_epochs/* of
     `epochs`, the exported students of each.
 
-    `val_teachers` are the teachers' logits [K,n,C] on the validation split.  The test split is opened only with
+    `val` and `val_teachers` are the logits [n,C] of the student and [K,n,C] of the teachers on the validation split, if
+    they are known.  The test split is opened only with
     `evaluation.test_at_end`.  All processes call this together.
     """
     data, test, rows = observe.data, Row(), list[Row]()
-    seen = {"val": observe("val", data.val, teacher_logits=val_teachers)} if data.val else {}
+    seen = {"val": observe("val", data.val, logits=val, teacher_logits=val_teachers)} if data.val else {}
     if observe.predict.config.evaluation.test_at_end and (opened := open_test_split(observe, epochs, say)):
         seen["test"], test, rows = opened
     return seen, test, rows

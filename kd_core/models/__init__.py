@@ -1,7 +1,7 @@
 """Networks: built, loaded, exported and run over a split, and the features of their layers."""
 
 from kd_core.data.views import Views
-from kd_core.models.average import AVERAGED, WeightAverage
+from kd_core.models.average import AVERAGED, WeightAverage, takes_average
 from kd_core.models.features import (
     StudentAndMethod,
     WithFeatures,
@@ -17,4 +17,5 @@ from kd_core.models.predict import Images, Predictor
 __all__ = [
     "AVERAGED", "Images", "Network", "Predictor", "StudentAndMethod", "Views", "WeightAverage", "WithFeatures",
     "build_method", "build_network", "export_in", "from_export", "layers_of", "score", "share_over_processes",
+    "takes_average",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -12,6 +13,12 @@ from kd_core.config import EmaConfig
 
 # What is measured of the average, too: the student's metric -> the average's.
 AVERAGED = {"val/accuracy": "val/ema_accuracy", "val/auroc": "val/ema_auroc", "val/loss_ce": "val/ema_loss_ce"}
+
+
+def takes_average(row: dict[str, Any]) -> bool:
+    """Whether the average is exported, by an epoch's row of metrics: unless the student is better by validation."""
+    return bool(row.get("val/ema_accuracy", 0.0) >= row.get("val/accuracy", 0.0))
+
 
 Pairs = tuple[list[Tensor], list[Tensor]]
 

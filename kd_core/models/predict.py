@@ -135,6 +135,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def apart(self) -> Images:
+        """Copies of these images alone, as a split of its own."""
+        return Images(self.split.apart(), self.labels.device, "auto")
+
     def show(self, plan: EpochPlan, step: int) -> tuple[Pixels, Tensor]:
         """The images of a step of training, and their labels: int64 [B], or float32 [B,C] where they are mixed."""
         if self.recipe is not None:

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
@@ -29,7 +29,7 @@ from kd_core.run.selection import of_export
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-GRAY = "#8A8A8A"
+GRAY, OTHER = "#8A8A8A", "#D9D9D9"
 # colors of lines that share a panel; markers differ, too
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX"
@@ -504,7 +504,7 @@ def mistakes(
         )
     axes.text(0.1, 0.22, "image", fontsize=9, weight="bold", va="center")
     tops = [each.topk(min(3, each.shape[1]), dim=1) for each in probabilities]
-    pixels = images.numpy()
+    pixels, bars = images.numpy(), list[Any]()
     for line in range(count):
         y, label = head + line * (side + gap), int(labels[line])
         axes.imshow(pixels[line], extent=(0.1, 0.1 + side - 0.1, y + side - 0.1, y), aspect="auto",
@@ -518,11 +518,12 @@ def mistakes(
             values, classes = top.values[line].tolist(), top.indices[line].tolist()
             for place, (value, guess) in enumerate(zip(values, classes, strict=True)):
                 middle, hit = y + 0.06 + (place + 1) * step, guess == label
-                axes.barh(middle, (wide - 0.12) * value, step * 0.86, left=x, color=GREEN if hit else "#D9D9D9",
-                          alpha=0.55 if hit else 1.0)  # fmt: skip
+                bars.append((middle, (wide - 0.12) * value, x, to_rgba(*((GREEN, 0.55) if hit else (OTHER, 1.0)))))
                 axes.text(x + 0.04, middle, short(class_names[guess], letters - 3 * hit) + " ✓" * hit, fontsize=8,
                           va="center", weight="bold" if hit else "normal")  # fmt: skip
                 axes.text(x + wide - 0.14, middle, f"{value:.0%}", fontsize=8, va="center", ha="right")
+    middles, widths, lefts, colors = zip(*bars, strict=True)
+    axes.barh(middles, widths, side / 4 * 0.86, left=lefts, color=colors)  # one call for all: each takes a millisecond
     # imshow sets limits of its own
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(height, 0)

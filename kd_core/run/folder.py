@@ -9,6 +9,7 @@ runs/<name>-<run_id>/
     checkpoints/epochs/    each epoch's student, with evaluation.test_epochs
     checkpoints/.latest.previous/    the checkpoint before, in case `latest` is damaged
     student/               the selected student in timm's own format
+    logits.safetensors     of a student without teachers: its logits on each split, for runs compared with it
 """
 
 from __future__ import annotations

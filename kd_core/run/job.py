@@ -53,8 +53,9 @@ class Job:
 
     def reset_device(self) -> None:
         """Free the memory and reset the loss scale that an earlier run of this process left behind."""
-        gc.collect()
+        self.accelerator.free_memory()
         if self.accelerator.device.type == "cuda":
+            gc.collect()  # once more, without what Accelerate held
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_core.files import read_object
-from kd_core.models.average import AVERAGED
+from kd_core.models.average import AVERAGED, takes_average
 
 AVERAGE = "average"  # its folder in a checkpoint, and its mark in the metrics of an export
-
-
-def takes_average(row: dict[str, Any]) -> bool:
-    """Whether the average is exported: unless the student is better by validation."""
-    return bool(row.get("val/ema_accuracy", 0.0) >= row.get("val/accuracy", 0.0))
 
 
 def of_average(row: dict[str, Any]) -> dict[str, Any]:

@@ -225,12 +225,13 @@ class TeacherLogits:
             if bad[index]
         )
 
-    def clean_logits(self, images: Images, label: str, *, keep: bool = True) -> Tensor | None:
+    def clean_logits(self, images: Images, label: str, *, apart: bool = False) -> Tensor | None:
         """Clean-view logits float32 [K,n,C] of a split; None without teachers.
 
         Args:
             label: begins the label of the progress bars.
-            keep: store the logits in the cache.  Without it, an existing store of the training split is still read.
+            apart: images are few of their split's: unless training reads clean views, which holds them already, they
+                have a small store of their own.
 
         Raises:
             UserError: logits that are not finite, or too large for fp16.
@@ -239,16 +240,17 @@ class TeacherLogits:
         for index, teacher in enumerate(self.members):
             title = f"{label} teacher {index} ({teacher.name})"
             training = self._cached[index]
-            stored = keep or (training is not None and not training.per_view)
+            whole = not apart or (training is not None and not training.per_view)
             if teacher.file:
                 own = teacher.file.clean(images.split)
-            elif self._predict.config.cache.mode == "off" or not stored:
+            elif self._predict.config.cache.mode == "off":
                 assert teacher.views is not None
                 own = self._predict(self._network(index), images, teacher.views, title).half()
             else:
-                clean = self._open_store(teacher, images, views=1, shared=False)
-                self._fill(index, clean, images, title)
-                own = clean.store.read(images.split.rows)
+                shown = images if whole else images.apart
+                clean = self._open_store(teacher, shown, views=1, shared=False)
+                self._fill(index, clean, shown, title)
+                own = clean.store.read(shown.split.rows)
             everything.append(own.to(images.labels.device).float())
             if not bool(everything[-1].isfinite().all()):
                 raise _not_finite(teacher)
