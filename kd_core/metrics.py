@@ -15,6 +15,7 @@ from torch import Tensor
 from kd_core.errors import NonFinite, UserError, first_line
 
 BINS = 15  # of calibration errors and reliability diagrams
+BLOCK = 2**21  # values that are worked on at a time: temporary tensors of large splits would take many times the logits
 COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures that `fit_temperature` returns
 
 
@@ -28,6 +29,16 @@ def require_sound(logits: Tensor, labels: Tensor) -> Tensor:
         first = int(bad.int().argmax())
         raise NonFinite(f"logits of {int(bad.sum())} of {len(bad)} images not finite, number {first} the first")
     return logits
+
+
+def in_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, which gives a row for each of theirs, computed in blocks of rows, which need less memory.
+
+    The first tensor [N,...] says how many rows a block has; all tensors have N.
+    """
+    step = max(1, BLOCK // max(1, tensors[0][:1].numel()))
+    parts = [function(*(one[start : start + step] for one in tensors)) for start in range(0, len(tensors[0]), step)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -45,21 +56,30 @@ def auroc(scores: Tensor, labels: Tensor) -> tuple[float, int]:
     (NaN if there is no such class) and the number of classes left out.  The area of class c is the Mann-Whitney
     statistic of its positives' ranks (Hanley and McNeil, Radiology 1982).
     """
-    count, classes = scores.shape
-    ordered, order = scores.float().t().contiguous().sort(dim=1)  # [C,N]
-    position = torch.arange(count, device=scores.device).expand(classes, count)
-    edge = torch.ones(classes, 1, dtype=torch.bool, device=scores.device)
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    area = in_blocks(lambda own, number: _areas(own, number, labels), scores.t(), classes)
+    valid = area.isfinite()
+    return (float(area[valid].mean()) if valid.any() else float("nan")), int(len(classes) - valid.sum())
+
+
+def _areas(scores: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+    """The area under the ROC curve of each class, NaN without positives or negatives: float64 [c].
+
+    scores [c,N] for the classes int64 [c]; labels int64 [N].
+    """
+    count = len(labels)
+    ordered, order = scores.float().contiguous().sort(dim=1)
+    position = torch.arange(count, device=scores.device).expand(len(classes), count)
+    edge = torch.ones(len(classes), 1, dtype=torch.bool, device=scores.device)
     changes = ordered[:, 1:] != ordered[:, :-1]
     first = torch.where(torch.cat([edge, changes], 1), position, 0).cummax(dim=1).values
     last = torch.where(torch.cat([changes, edge], 1), position, count).flip(1).cummin(dim=1).values.flip(1)
     rank = (first + last).double() / 2 + 1  # tied scores share their mean rank
-    positive = labels[order] == torch.arange(classes, device=scores.device)[:, None]
+    positive = labels[order] == classes[:, None]
     positives = positive.sum(1).double()
     negatives = count - positives
     u = (rank * positive).sum(1) - positives * (positives + 1) / 2
-    valid = (positives > 0) & (negatives > 0)
-    area = u[valid] / (positives[valid] * negatives[valid])
-    return (float(area.mean()) if len(area) else float("nan")), int(classes - valid.sum())
+    return u / (positives * negatives)  # 0 / 0 where there is none of either
 
 
 def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -72,12 +92,10 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
     NonFinite if logits are not finite.
     """
     logits = require_sound(logits, labels)
-    classes, own = torch.arange(logits.shape[1], device=logits.device), logits.gather(1, labels[:, None])
-    # Not topk, whose order of equal logits is unspecified.
-    rank = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(1)
+    rank = in_blocks(_ranks, logits, labels)
     correct, top5 = int((rank == 0).sum()), int((rank < 5).sum())
     calibrated = calibration(logits, labels)
-    area, left_out = auroc(logits.softmax(1), labels)
+    area, left_out = auroc(in_blocks(lambda own: own.softmax(1), logits), labels)
     return {
         "correct": correct,
         "total": len(labels),
@@ -89,6 +107,12 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "auroc": area,
         "auroc_classes_left_out": left_out,
     }
+
+
+def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are more probable than the label's: int64 [n].  topk would order ties in no specified way."""
+    classes, own = torch.arange(logits.shape[1], device=logits.device), logits.gather(1, labels[:, None])
+    return ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(1)
 
 
 def accuracy_by(right: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -123,20 +147,37 @@ def most_confused(predicted: Tensor, labels: Tensor, classes: int, at_most: int 
 # ------------------------------------------------------------------------------------------------------- calibration
 
 
-def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Calibration metrics of finite logits [N,C] for labels int64 [N].
+def calibration(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
+    """Calibration metrics of finite logits [N,C], divided by `temperature`, for labels int64 [N].
 
     `nll` is the mean cross-entropy in nats; `brier` the mean squared distance of probabilities to the one-hot label, 0
     to 2 (Brier, Monthly Weather Review 1950); `ece` and `ece_adaptive` the errors of `calibration_error` and
     `adaptive_calibration_error`.
     """
-    probabilities = logits.softmax(1)
+
+
+    def of_block(own: Tensor, label: Tensor) -> Tensor:
+        """Per image the Brier score, the top probability and its class: float64 [n,3]; in sum the cross-entropy."""
+        own = _cooled(own, temperature)
+        entropies.append(float(F.cross_entropy(own, label)) * len(label))  # exact: both have few digits
+        probabilities = own.softmax(1)
+        brier = (probabilities - F.one_hot(label, own.shape[1])).square().sum(1)
+        top = probabilities.max(1)
+        return torch.stack([brier.double(), top.values.double(), top.indices.double()], 1)
+
+    entropies: list[float] = []
+    brier, confidence, predicted = in_blocks(of_block, logits, labels).t().contiguous()
+    right = (predicted == labels).double()
     return {
-        "nll": float(F.cross_entropy(logits, labels)),
-        "brier": float((probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean()),
-        "ece": calibration_error(probabilities, labels),
-        "ece_adaptive": adaptive_calibration_error(probabilities, labels),
+        "nll": sum(entropies) / len(labels),
+        "brier": float(brier.float().mean()),
+        "ece": _equal_width_error(confidence, right, BINS),
+        "ece_adaptive": _adaptive_error(confidence, right, BINS),
     }
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
@@ -144,7 +185,10 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
 
     probabilities [N,C], labels int64 [N].  Sum over bins of the fraction of samples times |accuracy - confidence|.
     """
-    confidence, right = _top(probabilities, labels)
+    return _equal_width_error(*_top(probabilities, labels), bins)
+
+
+def _equal_width_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     return _gap(_sums(confidence, right, _equal_width(confidence, bins), bins))
 
 
@@ -154,7 +198,10 @@ def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
     Equal probabilities share the bin of the first of them, so that the order of the samples does not matter.
     """
-    confidence, right = _top(probabilities, labels)
+    return _adaptive_error(*_top(probabilities, labels), bins)
+
+
+def _adaptive_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     rank = torch.searchsorted(confidence.sort().values, confidence)
     return _gap(_sums(confidence, right, rank * bins // len(confidence), bins))
 
@@ -165,7 +212,16 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict
     `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` the mean top
     probability and `accuracy` the fraction that is right, both NaN in empty bins.
     """
-    confidence, right = _top(probabilities, labels)
+    return _reliability(*_top(probabilities, labels), bins)
+
+
+def reliability_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+    """`reliability` of the probabilities of logits [N,C], divided by `temperature`."""
+    confidence, predicted = most_probable(logits, temperature)
+    return _reliability(confidence, (predicted == labels).double(), BINS)
+
+
+def _reliability(confidence: Tensor, right: Tensor, bins: int) -> dict[str, Tensor]:
     count, summed, correct = _sums(confidence, right, _equal_width(confidence, bins), bins)
     edges = torch.arange(bins + 1, dtype=torch.float64, device=count.device) / bins
     return {
@@ -177,10 +233,21 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict
     }
 
 
+def most_probable(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The top probability float64 [N] of logits [N,C], divided by `temperature`, and its class int64 [N]."""
+
+    def of_block(own: Tensor) -> Tensor:
+        top = _cooled(own, temperature).softmax(1).max(1)
+        return torch.stack([top.values.double(), top.indices.double()], 1)
+
+    confidence, predicted = in_blocks(of_block, logits).t().contiguous()
+    return confidence, predicted.long()
+
+
 def _top(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The top probability float64 [N], and whether its class is the label: float64 [N]."""
-    confidence, predicted = probabilities.double().max(1)
-    return confidence, (predicted == labels).double()
+    confidence, predicted = probabilities.max(1)
+    return confidence.double(), (predicted == labels).double()
 
 
 def _equal_width(confidence: Tensor, bins: int) -> Tensor:
@@ -207,12 +274,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     from scipy.optimize import brentq  # not above: takes a second
 
-    logits = require_sound(logits, labels).double()
-    margins = logits - logits.gather(1, labels[:, None])
+    logits = require_sound(logits, labels)
 
     def slope(temperature: float) -> float:
         """Derivative of the cross-entropy with respect to 1/T."""
-        return float(((margins / temperature).softmax(1) * margins).sum(1).mean())
+
+        def of_block(own: Tensor, label: Tensor) -> Tensor:
+            margins = own.double() - own.double().gather(1, label[:, None])
+            return ((margins / temperature).softmax(1) * margins).sum(1)
+
+        return float(in_blocks(of_block, logits, labels).mean())
 
     if slope(1.0) == 0:
         return 1.0
@@ -236,8 +307,12 @@ def divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
     At temperature 1; measures a student's fidelity to its teacher (Stanton et al., arXiv:2106.05945).
     """
-    teacher, student = teacher_logits.float().log_softmax(-1), student_logits.float().log_softmax(-1)
-    return (teacher.exp() * (teacher - student)).sum(-1).mean(-1)
+
+    def of_block(own: Tensor, others: Tensor) -> Tensor:
+        teacher, student = own.movedim(0, -2).float().log_softmax(-1), others.float().log_softmax(-1)
+        return (teacher.exp() * (teacher - student)).sum(-1).movedim(-1, 0)
+
+    return in_blocks(of_block, teacher_logits.movedim(-2, 0), student_logits).mean(0)
 
 
 def against_teachers(predicted: Tensor, teachers: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -263,7 +338,9 @@ def against_teachers(predicted: Tensor, teachers: Tensor, labels: Tensor) -> dic
 
 def ensemble_logits(teacher_logits: Tensor) -> Tensor:
     """Log of the mean of the teachers' probabilities: [K,N,C] -> [N,C]."""
-    return teacher_logits.float().log_softmax(-1).logsumexp(0) - torch.tensor(float(len(teacher_logits))).log()
+    mean = torch.tensor(float(len(teacher_logits))).log()
+    by_image = teacher_logits.transpose(0, 1)  # [N,K,C]
+    return in_blocks(lambda own: own.transpose(0, 1).float().log_softmax(-1).logsumexp(0) - mean, by_image)
 
 
 # ------------------------------------------------------------------------------------ through Hugging Face's evaluate

@@ -19,7 +19,7 @@ from kd_core.loop.timing import wait_for
 from kd_core.models.build import count_parameters
 
 BATCHES = (1, 256)
-SECONDS = 0.5  # for which passes are timed at each batch size
+SECONDS = 0.25  # for which passes are timed at each batch size
 FEWEST = 3  # timed passes, if these take longer
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -79,7 +79,7 @@ def evaluate(
     predicted = metrics.predictions(logits)
     figures["temperature_scaling"] = _scaled(figures, logits, labels, fitted) if fitted else None
     figures["reliability"] = {
-        name: values.tolist() for name, values in metrics.reliability(logits.float().softmax(1), labels).items()
+        name: values.tolist() for name, values in metrics.reliability_of(logits, labels).items()
     }
     figures["per_class"] = _per_class(predictions, predicted)
     if predictions.superclasses:
@@ -128,7 +128,7 @@ def _scaled(before: dict[str, Any], logits: Tensor, labels: Tensor, fitted: Pred
     It helped if both cross-entropy and calibration error are lower than `before`.
     """
     temperature = metrics.fit_temperature(fitted.student, fitted.labels)
-    scaled = metrics.calibration(logits.float() / temperature, labels)
+    scaled = metrics.calibration(logits, labels, temperature)
     helped = all(scaled[name] < before[name] for name in ("nll", "ece"))
     return {"temperature": temperature, "fitted_on": fitted.split, **scaled, "helped": helped}
 

@@ -79,13 +79,17 @@ class Predictor:
         hidden = label is None or not accelerator.is_main_process
 
         def work(batch_size: int) -> Tensor:
-            parts = []
+            found, done = torch.empty(0), 0
             for rows in tqdm(mine.split(batch_size), desc=label, leave=False, disable=hidden or None):
                 pixels, _ = images.store.gather(rows)
                 view = show(pixels, rows) if show else views.clean(pixels, channels_last=channels_last)
                 with accelerator.autocast():
-                    parts.append(model(view).float())
-            return torch.cat(parts)
+                    logits = model(view).float()
+                if not done:  # all of it at once: joined at the end, the parts would take twice the memory
+                    found = logits.new_empty(len(mine), *logits.shape[1:])
+                found[done : done + len(rows)] = logits
+                done += len(rows)
+            return found
 
         own = self.in_batches(work)
         model.train(training)

@@ -33,6 +33,7 @@ GRAY, OTHER = "#8A8A8A", "#D9D9D9"
 # colors of lines that share a panel; markers differ, too
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX"
+FAST = 2  # level of zlib's compression
 WIDTH = 8.0  # inches; at 800 pixels a point is 1.4 pixels
 FEW = 20  # classes up to which each is named and written into its cell
 MANY = 6  # teachers up to which each is named
@@ -68,7 +69,8 @@ def save(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Characters that the font lacks become boxes; the page and summary.json hold the names as they are.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        # Full compression takes three times as long, for files that are 3% smaller.
+        figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": FAST})
 
 
 def short(name: str, limit: int = 18) -> str:
@@ -357,9 +359,9 @@ def confusion(
         middles = np.split(np.arange(len(order)), np.flatnonzero(np.diff(groups)) + 1)
         ticks = [members.mean() for members in middles]
         labels = [short(superclass_names[groups[members[0]]], 24) for members in middles]
-        for edge in edges:
-            axes.axhline(edge, color="white", linewidth=0.35, alpha=0.6)
-            axes.axvline(edge, color="white", linewidth=0.35, alpha=0.6)
+        limits = (-0.5, len(order) - 0.5)
+        axes.hlines(edges, *limits, color="white", linewidth=0.35, alpha=0.6)
+        axes.vlines(edges, *limits, color="white", linewidth=0.35, alpha=0.6)
         axes.set_xlabel("predicted class, by superclass")
         axes.set_ylabel("true class, by superclass")
     else:

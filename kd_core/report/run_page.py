@@ -192,12 +192,9 @@ def _of_split(figures: dict[str, Any], predictions: Predictions | None) -> dict[
             f"{html.shown(scaling['ece'], 'share')}."
         )
         if predictions:
-            probabilities = (predictions.student.float() / scaling["temperature"]).softmax(1)
-            after = (
-                scaling["temperature"],
-                metrics.reliability(probabilities, predictions.labels),
-                scaling["ece"],
-            )
+            temperature = scaling["temperature"]
+            bins = metrics.reliability_of(predictions.student, predictions.labels, temperature)
+            after = temperature, bins, scaling["ece"]
     drawn = {
         "reliability": Plot(
             plots.reliability(figures["reliability"], figures["ece"], after),
@@ -255,8 +252,8 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
             "teacher if all have the same.",
         )
     if predictions.pixels:
-        probabilities = predictions.student.float().softmax(1)
-        confidence, predicted = probabilities.max(1).values, metrics.predictions(predictions.student)
+        confidence, _ = metrics.most_probable(predictions.student)
+        predicted = metrics.predictions(predictions.student)
         wrong = (predicted != labels).nonzero().flatten()
         chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
         if len(chosen):
@@ -267,7 +264,7 @@ def _of_images(predictions: Predictions) -> dict[str, Plot]:
                 plots.mistakes(
                     predictions.pixels(chosen),
                     labels[chosen],
-                    [probabilities[chosen], *first_teachers],
+                    [predictions.student[chosen].float().softmax(1), *first_teachers],
                     ["student", *names[:BESIDE]],
                     predictions.class_names,
                 ),

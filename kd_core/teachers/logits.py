@@ -236,7 +236,7 @@ class TeacherLogits:
         Raises:
             UserError: logits that are not finite, or too large for fp16.
         """
-        everything = []
+        everything = torch.empty(0)
         for index, teacher in enumerate(self.members):
             title = f"{label} teacher {index} ({teacher.name})"
             training = self._cached[index]
@@ -251,10 +251,13 @@ class TeacherLogits:
                 clean = self._open_store(teacher, shown, views=1, shared=False)
                 self._fill(index, clean, shown, title)
                 own = clean.store.read(shown.split.rows)
-            everything.append(own.to(images.labels.device).float())
-            if not bool(everything[-1].isfinite().all()):
+            if not index:
+                shape = (len(self.members), *own.shape)
+                everything = torch.empty(shape, dtype=torch.float32, device=images.labels.device)
+            everything[index] = own
+            if not bool(everything[index].isfinite().all()):
                 raise _not_finite(teacher)
-        return torch.stack(everything) if everything else None
+        return everything if self.members else None
 
     # -------------------------------------------------------------------------------------------------- cache
 
