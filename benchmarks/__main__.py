@@ -32,6 +32,8 @@ PARTS = {
     "scaling": "scaling",
     "memory": "memory",
     "finish": "finish",
+    "evaluation": "evaluation",
+    "trials": "trials",
 }
 M_ARENA_MAX = -8  # of malloc.h
 

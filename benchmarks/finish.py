@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,22 +26,11 @@ TRAIN, VAL, TEST, CLASSES = 2_000, 5_000, 10_000, 100
 
 def run(options: Options) -> list[Result]:
     train, val, test = options.size(TRAIN, 400), options.size(VAL, 100), options.size(TEST, 100)
-    data = write_parquet(options.folder("data"), train + val + test, options.size(CLASSES, 10))
-    student: dict[str, Any] = {"name": "cifar_resnet8"} if not options.quick else _runs.TINY
-    network = {"name": "cifar_resnet8"} if not options.quick else _runs.TINY
-    common = [f"--data.test_size={test}", f"--data.batch_size={options.size(128, 32)}", "--no-wandb"]
-    teachers = _runs.trained_teachers(options.scratch, data, [network] * 3, val=val, epochs=8, more=common)
-
-    def words(name: str, team: list[Path]) -> list[str]:
-        more = [*common, "--cache.mode=fixed", "--cache.views=1", "--evaluation.test_at_end=true"]
-        return _runs.words(
-            options.scratch, name, data, student=student, teachers=team, epochs=2, val=val, method="dynamic", more=more
-        )
-
-    alone = _runs.train(words("alone", []))
-    trained = [word for word in words("student", teachers) if word != "--fresh"]
-    with _runs.turns({"student": trained}) as runs:
-        runs["student"].epoch()
+    network: dict[str, Any] = {"name": "cifar_resnet8"} if not options.quick else _runs.TINY
+    alone, trained = trained_run(
+        options.scratch, student=network, teacher=network, train=train, val=val, test=test,
+        classes=options.size(CLASSES, 10), batch=options.size(128, 32),
+    )  # fmt: skip
     checkouts = {"this": ROOT, **({"other": options.against} if options.against else {})}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
 
@@ -52,6 +43,28 @@ def run(options: Options) -> list[Result]:
 
     interleave({name: timed(name) for name in checkouts}, options.few(7))
     return results(times, options.few(7))
+
+
+def trained_run(
+    home: Path, *, student: dict[str, Any], teacher: dict[str, Any], train: int, val: int, test: int, classes: int,
+    batch: int,
+) -> tuple[Path, list[str]]:  # fmt: skip
+    """A run with three teachers of which the last of two epochs is left: that of the student alone, and its words."""
+    data = write_parquet(home / "data", train + val + test, classes)
+    common = [f"--data.test_size={test}", f"--data.batch_size={batch}", "--no-wandb"]
+    teachers = _runs.trained_teachers(home, data, [teacher] * 3, val=val, epochs=8, more=common)
+
+    def words(name: str, team: list[Path]) -> list[str]:
+        more = [*common, "--cache.mode=fixed", "--cache.views=1", "--evaluation.test_at_end=true"]
+        return _runs.words(
+            home, name, data, student=student, teachers=team, epochs=2, val=val, method="dynamic", more=more
+        )
+
+    alone = _runs.train(words("alone", []))
+    trained = [word for word in words("student", teachers) if word != "--fresh"]
+    with _runs.turns({"student": trained}) as runs:
+        runs["student"].epoch()
+    return alone, trained
 
 
 def results(times: dict[str, list[dict[str, float]]], pairs: int) -> list[Result]:
@@ -67,7 +80,7 @@ def results(times: dict[str, list[dict[str, float]]], pairs: int) -> list[Result
 
 
 def finish_once(checkout: Path, home: Path, alone: Path, words: list[str]) -> dict[str, float]:
-    """Finish a copy of the trained run with the code of a checkout; its seconds."""
+    """Finish a copy of the trained run with the code of a checkout; its seconds, and its peak memory in bytes."""
     runs = home / "runs"
     shutil.rmtree(runs, ignore_errors=True)
     shutil.copytree(_runs.folder_of(words).parent, runs)
@@ -76,8 +89,23 @@ def finish_once(checkout: Path, home: Path, alone: Path, words: list[str]) -> di
         *_runs.replaced([*words, f"--output_dir={runs}"]),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, cwd=checkout, env=environment, stdout=said, stderr=errors) as process:
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, anonymous_now(process.pid))
+                time.sleep(0.02)
+        for file in (said, errors):
+            file.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{errors.read()}")
+        return {**json.loads(said.read().splitlines()[-1]), "peak": peak}
+
+
+def anonymous_now(process: int) -> int:
+    """The anonymous memory of a process in bytes, from a counter: unlike a sum over its pages, it takes no time."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
