@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -33,6 +34,7 @@ def run_sweep(
     sweep, output_dir, max_epochs = probe(sweep, extra)
     create_pruner(sweep, max_epochs)  # finds mistakes before any file is written
     storage = (storage or default_storage(sweep, output_dir)).absolute()
+    os.environ["KD_SWEEP"] = str(storage)  # beside it trials keep what all of them share: a precision that is measured
     try:
         shared = SharedStudy(sweep, extra, storage, max_epochs)
     except OSError as error:

@@ -128,8 +128,8 @@ def with_seed(config: Config, seed: int) -> Config:
 
 
 def with_precision(config: Config, precision: str) -> Config:
-    """The same settings, with `precision` where they leave it to the launcher; UserError if it does not fit them."""
-    if config.training.mixed_precision is not None:
+    """The same settings, with `precision` where they leave it open; UserError if it does not fit them."""
+    if config.training.mixed_precision not in (None, "auto"):
         return config
     launchers = Layer("the launcher", {"training": {"mixed_precision": precision}})
     return resolve([Layer("the settings", config.model_dump(mode="json")), launchers], in_sweep=False).config

@@ -379,8 +379,10 @@ class TrainingConfig(Section):
         0, ge=0, description="how many steps with non-finite gradients a run may skip; 0: the first one stops it"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the label loss")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="autocast type of student and teachers; null: that of accelerate launch, else no"
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = Field(
+        None,
+        description="autocast type of student and teachers; auto: the fastest for the student here, measured before "
+        "training; null: that of accelerate launch, else no",
     )
     compile: bool = Field(False, description="torch.compile the student (no gain was measured on CPUs)")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(

@@ -26,6 +26,7 @@ from kd_core.models import interface
 from kd_core.models import network as networks
 from kd_core.models.features import layers_of
 from kd_core.models.predict import Predictor
+from kd_core.run import precision
 from kd_core.run.folder import open_run
 from kd_core.run.job import Job
 from kd_core.run.tracking import prepare as start_service
@@ -43,7 +44,11 @@ def start(options: Options, resolved: Resolved, signals: StopSignals | None = No
         wandb_mode(config)  # UserError for an unknown mode, before anything starts
         if is_first_process():
             start_service(config)
-    accelerator = create_accelerator(config.training.mixed_precision, deterministic=config.training.deterministic)
+    accelerator = create_accelerator(
+        config.training.mixed_precision,
+        deterministic=config.training.deterministic,
+        choose=lambda device: precision.choose(config, options.resume, device, print),
+    )
     config = with_precision(config, accelerator.mixed_precision)
     if is_first_process():
         if not options.config:

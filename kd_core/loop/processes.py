@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,11 +28,16 @@ PATIENCE = timedelta(hours=24)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def create_accelerator(mixed_precision: str | None, *, deterministic: bool = False) -> Accelerator:
+def create_accelerator(
+    mixed_precision: str | None,
+    *,
+    deterministic: bool = False,
+    choose: Callable[[torch.device], str] | None = None,
+) -> Accelerator:
     """The process's Accelerator: on a GPU if there is one, else on the CPU, for any number of processes.
 
     `mixed_precision` is that of the settings; if it is None, the first process's launcher decides for all, and the
-    Accelerator holds the result.
+    Accelerator holds the result.  If it is "auto", the first process asks `choose`.
 
     UserError if the device lacks the precision, if a launcher asks for a feature that the training loop does not
     support, or if its variables contradict each other (`launcher.check`).
@@ -51,10 +57,20 @@ def create_accelerator(mixed_precision: str | None, *, deterministic: bool = Fal
     # not used: they lack float64, in which metrics are summed.
     if several:
         _join(cpu=not on_gpu)
-        [precision] = broadcast_object_list([precision])
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu)
-    if accelerator.device.type == "cpu":
+    device = PartialState(cpu=not on_gpu).device
+    if device.type == "cpu":
         keep_freed_memory()
+    mistake = ""
+    if precision == "auto" and is_first_process():
+        try:
+            precision = choose(device) if choose else precision
+        except UserError as error:  # the others wait
+            mistake = str(error)
+    if several:
+        [precision, mistake] = broadcast_object_list([precision, mistake])
+    if precision == "auto":
+        raise UserError(mistake or "training.mixed_precision: auto is for training; give no, bf16 or fp16")
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

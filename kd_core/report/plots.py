@@ -70,8 +70,8 @@ def save(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Characters that the font lacks become boxes; the page and summary.json hold the names as they are.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        # Figure.savefig would draw twice, first without rendering.  Full compression takes three times as long and makes
-        # files 3% smaller.
+        # Figure.savefig would draw twice, first without rendering.  Full compression takes three times as long and
+        # makes files 3% smaller.
         canvas = FigureCanvasAgg(figure)
         canvas.print_png(path, metadata={"Software": None}, pil_kwargs={"compress_level": FAST})
 

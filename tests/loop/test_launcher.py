@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -305,10 +306,10 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def one_of_two(rank: int, port: int) -> subprocess.Popen[str]:
+def one_of_two(rank: int, port: int, code: str = MEET, **more: Any) -> subprocess.Popen[str]:
     ranks = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     environ = {**os.environ, **ranks, "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", MEET], env=environ, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=environ, stderr=subprocess.PIPE, text=True, **more)
 
 
 @pytest.mark.parametrize(
@@ -340,3 +341,31 @@ def test_a_port_that_is_taken_is_one_message():
     assert process.returncode == 2, told
     assert re.search(rf"^meet.py: MASTER_ADDR, MASTER_PORT: .* cannot meet at 127.0.0.1:{port}: ", told, re.M)
     assert "Traceback" not in told
+
+
+CHOOSE = """
+import os
+from kd_core.errors import UserError
+from kd_core.loop import processes
+
+def choose(device):
+    assert os.environ["RANK"] == "0", "the first process decides"
+    if asked:
+        raise UserError("no such network")
+    asked.append(device.type)
+    return "bf16"
+
+asked = []
+print(processes.create_accelerator("auto", choose=choose).mixed_precision)
+try:
+    processes.create_accelerator("auto", choose=choose)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_the_first_process_chooses_the_precision_of_all():
+    port = free_port()
+    both = [one_of_two(rank, port, CHOOSE, stdout=subprocess.PIPE) for rank in (0, 1)]
+    ended = [process.communicate(timeout=120) for process in both]
+    assert [out for out, _ in ended] == ["bf16\nno such network\n"] * 2, ended
