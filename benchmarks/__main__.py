@@ -27,6 +27,7 @@ PARTS = {
     "features": "features",
     "recipes": "recipes",
     "losses": "losses",
+    "precision": "precision",
     "metrics": "metrics",
     "processes": "processes",
     "scaling": "scaling",
@@ -34,6 +35,7 @@ PARTS = {
     "finish": "finish",
     "evaluation": "evaluation",
     "trials": "trials",
+    "gpu": "gpu",
 }
 M_ARENA_MAX = -8  # of malloc.h
 

@@ -73,7 +73,7 @@ def measure(config: Config, device: torch.device, types: list[str]) -> tuple[str
 def step_seconds(config: Config, device: torch.device, types: list[str]) -> dict[str, list[float]]:
     """Seconds of training steps of the student, by type: of each STEPS, or fewer if they are slow, in turns."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        step = _step(config, device)
+        step = training_step(config, device)
         for name in [*types] * WARM_UP:
             step(name)
         seconds: dict[str, list[float]] = {name: [] for name in types}
@@ -84,7 +84,7 @@ def step_seconds(config: Config, device: torch.device, types: list[str]) -> dict
     return seconds
 
 
-def _step(config: Config, device: torch.device) -> Callable[[str], float]:
+def training_step(config: Config, device: torch.device) -> Callable[[str], float]:
     """A training step in a given type; it returns its seconds."""
     wanted, training = config.model, config.training
     model: nn.Module = models.create_model(

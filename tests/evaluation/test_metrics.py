@@ -451,3 +451,47 @@ def test_divergence_equals_scipy_and_torchmetrics(name, count):
 def test_divergence_of_huge_logits_is_finite():
     logits, _ = case("huge")
     assert metrics.divergence(logits.roll(1, dims=1), logits).isfinite()
+
+
+# ---------------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("block", [1, 70, 1000])
+def test_large_splits_are_measured_in_blocks_with_the_same_results(block, monkeypatch):
+    logits, labels = sample(decimals=1)
+    logits, teachers = logits * 3, torch.stack([logits.roll(1, 1), logits.roll(1, 0)])
+
+    def everything():
+        return {
+            **metrics.classification(logits, labels),
+            **{f"cooled_{name}": value for name, value in metrics.calibration(logits, labels, 1.7).items()},
+            "temperature": metrics.fit_temperature(logits, labels),
+            "divergence": metrics.divergence(teachers, logits),
+            "ensemble": metrics.ensemble_logits(teachers),
+            **metrics.reliability_of(logits, labels, 1.7),
+        }
+
+    whole = everything()
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    largest = []
+    in_blocks = metrics.in_blocks
+
+    def watched(function, *tensors):
+        def each(*parts):
+            largest.append(parts[0].numel())
+            return function(*parts)
+
+        return in_blocks(each, *tensors)
+
+    monkeypatch.setattr(metrics, "in_blocks", watched)
+    for name, value in everything().items():
+        expected = torch.as_tensor(whole[name]).double()
+        assert torch.allclose(torch.as_tensor(value).double(), expected, rtol=1e-6, atol=1e-7, equal_nan=True), name
+    row = max(len(labels), teachers[:, 0].numel())
+    assert max(largest) <= max(block, row)
+
+
+def test_probabilities_and_logits_have_the_same_reliability():
+    logits, labels = sample()
+    of_logits, of_probabilities = metrics.reliability_of(logits, labels), metrics.reliability(logits.softmax(1), labels)
+    assert all(torch.equal(of_logits[name].nan_to_num(), of_probabilities[name].nan_to_num()) for name in of_logits)

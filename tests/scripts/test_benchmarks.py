@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import _data, _measure
 from benchmarks.__main__ import PARTS, first_line
@@ -63,6 +65,19 @@ def test_other_parts_run(part: str, tmp_path: Path) -> None:
     done = command(part, "--quick", "--json", str(tmp_path / "part.json"))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "part.json").read_text())["parts"][part]["results"]
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_runs_without_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh", tmp_path, "--quick"], env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for precision in ("no", "bf16"):
+        written = json.loads((tmp_path / f"gpu-{precision}.json").read_text())["parts"]["gpu"]["results"]
+        assert {f"{precision}: step / bare", f"{precision}, channels first"} <= {result["name"] for result in written}
+    assert ("no GPU" in (tmp_path / "gpu.txt").read_text()) == (not torch.cuda.is_available())
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones() -> None:
