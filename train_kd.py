@@ -139,7 +139,7 @@ class Setup:
         """Keep what the best student so far, that of `epoch`, gave on validation images: `finish` need not run it."""
         self.selected.clear()
         if logits is not None:
-            self.selected[epoch] = logits
+            self.selected[epoch] = logits.cpu()  # so that they take no memory of a GPU while it trains
 
 
 # ============================================================================================ the stages of a run

@@ -63,6 +63,7 @@ class Observer:
         labels, batch_size, is_sample = images.labels, predict.config.part, name == TRAIN
         if logits is None:
             logits = predict(self.student.model, images, self.student.views, f"student on {name}")
+        logits = logits.to(labels.device)
         if teacher_logits is None:
             teacher_logits = self.teachers.clean_logits(images, f"on {name}:", apart=is_sample)
         # Nothing looks at the student alone on training images.
