@@ -180,7 +180,8 @@ def main(arguments: list[str]) -> None:
         return
 
     config = student.config(given)
-    accelerator = create_accelerator(config.training.mixed_precision)
+    asked = config.training.mixed_precision
+    accelerator = create_accelerator(None if asked == "auto" else asked)  # which is measured before training
     config = configuration.with_precision(config, accelerator.mixed_precision)
     with accelerator.local_main_process_first():
         data = student.data(config)

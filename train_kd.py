@@ -101,7 +101,7 @@ class SecondViews:
 
 @dataclass(frozen=True)
 class Setup:
-    """What trains in a run: made by `prepare`, then left alone."""
+    """What trains in a run: made by `prepare`, then left alone (but `selected`, which `keep_selected` fills)."""
 
     config: Config
     job: Job

@@ -194,7 +194,9 @@ def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
     if metrics.finished:
         print(f"trial {index} has already finished: {metrics.folder}")
         return 0
-    command = [*expand(sweep, values, default_storage(sweep, output_dir).parent / f"args/{run_id}.json"), *extra]
+    storage = default_storage(sweep, output_dir).absolute()
+    os.environ["KD_SWEEP"] = str(storage)  # which need not exist: see run_sweep
+    command = [*expand(sweep, values, storage.parent / f"args/{run_id}.json"), *extra]
     with Signals() as signals:
         process = Separate(command, run_id, None)
         sent = 0

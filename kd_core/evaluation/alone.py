@@ -7,6 +7,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,7 +34,9 @@ class Alone:
 
     def __call__(self, images: Images, name: str) -> Tensor:
         """Logits float32 [n,C] of the images of split `name`: kept ones, or computed; all processes call this."""
-        kept = self._kept(images, name)
+        # The main process reads for all: where one finds nothing, all must compute, together.
+        main = self._predict.accelerator.is_main_process
+        [kept] = broadcast_object_list([self._kept(images, name) if main else None])
         if kept is not None:
             return kept
         return self._predict(self._network.model, images, self._network.views, f"student alone on {name}")

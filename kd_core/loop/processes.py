@@ -60,6 +60,10 @@ def create_accelerator(
     device = PartialState(cpu=not on_gpu).device
     if device.type == "cpu":
         keep_freed_memory()
+    if deterministic:  # before anything is computed: cuBLAS reads its setting once
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic  # batches all have one shape
     mistake = ""
     if precision == "auto" and is_first_process():
         try:
@@ -70,12 +74,7 @@ def create_accelerator(
         [precision, mistake] = broadcast_object_list([precision, mistake])
     if precision == "auto":
         raise UserError(mistake or "training.mixed_precision: auto is for training; give no, bf16 or fp16")
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic  # batches all have one shape
-    return accelerator
+    return Accelerator(mixed_precision=precision, cpu=not on_gpu)
 
 
 def keep_freed_memory() -> None:

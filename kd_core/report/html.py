@@ -97,3 +97,4 @@ def _create_environment() -> Environment:
 
 
 _environment = _create_environment()
+_environment.get_template("report.html")  # compiled once here, so that processes forked from this one need not

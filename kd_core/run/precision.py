@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_bf16_available
+from accelerate import PartialState
 from torch import nn
 from torch.nn import functional as F
 
-from kd_core.config import Config, identity_of, read_yaml, with_precision
+from kd_core.config import Config, code_digests, identity_of, in_trial, read_yaml, with_precision
 from kd_core.config.privacy import redacted
-from kd_core.errors import UserError
-from kd_core.files import held_lock, read_object, writable_folder, write_json
+from kd_core.errors import UserError, first_line
+from kd_core.files import held_lock, local_path, read_object, writable_folder, write_json, writing
 from kd_core.loop.optimizer import create_optimizer
 from kd_core.loop.timing import wait_for
 from kd_core.models import build as models
@@ -29,6 +29,7 @@ STEPS, WARM_UP = 10, 2  # timed, and before
 ENOUGH, FEWEST = 20.0, 3  # after so many seconds this many steps suffice: without units bf16 is slow
 BATCH, CLASSES = 64, 100  # at most so many images; the classes hardly matter
 PAYS = 0.9  # the share of the time in float32 below which another type, which rounds more, is taken
+ALL = ("no", "bf16", "fp16")
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NOTES = "precision.json"
 
@@ -40,18 +41,23 @@ def choose(config: Config, resume: str, device: torch.device, say: Callable[[str
     network on this machine before, or is measured now.  `resume` as in `folder.find_or_create`.
     """
     types = ["no", _other_type(config, device)]
-    if (known := _of_run(config, resume, types)) is not None:
+    if (known := _of_run(config, resume)) is not None:
         say(f"training.mixed_precision: auto is {known}, that of the run with these settings")
         return known
     file, key = _place(config, device)
     lock = held_lock(file.with_suffix(".lock"), lambda owner: say(f"{file}: {owner} measures; waiting for it"))
     try:
         notes = _read(file)
-        if (found := notes.get(key)) in types:
+        if (found := notes.get(key)) in ALL:
             say(f"training.mixed_precision: auto is {found}, as measured before ({file})")
             return str(found)
-        chosen, words = measure(config, device, types)
-        write_json(file, {**notes, key: chosen})
+        try:
+            chosen, words = measure(config, device, types)
+        except Exception as error:  # settings that cannot train: they are checked next, with better messages
+            say(f"training.mixed_precision: auto is no, as nothing could be measured: {first_line(error, 200)}")
+            return "no"
+        with writing(file.parent):
+            write_json(file, {**notes, key: chosen})
     finally:
         lock.release()
     say(f"training.mixed_precision: auto is {chosen}: {words} (remembered in {file})")
@@ -95,7 +101,7 @@ def training_step(config: Config, device: torch.device) -> Callable[[str], float
     model = model.to(device).to(memory_format=layout).train()
     optimizer = create_optimizer(model, training, device)
     side = models.input_size(wanted.name, wanted.img_size, wanted.stem, "model.name")
-    count = min(config.part, BATCH)
+    count = min(config.part // PartialState().num_processes, BATCH)
     images = torch.randn(count, 3, side, side).to(device).to(memory_format=layout)
     labels = torch.randint(CLASSES, (count,)).to(device)
     scaler = torch.amp.GradScaler(device.type)
@@ -121,38 +127,48 @@ def training_step(config: Config, device: torch.device) -> Callable[[str], float
 
 def _other_type(config: Config, device: torch.device) -> str:
     """The type that float32 is compared with."""
-    if device.type == "cuda" and not is_bf16_available(True) and not config.training.skip_nonfinite:
-        return "fp16"
-    return "bf16"
+    # An old GPU computes bf16 too, slowly, with the arithmetic of float32.
+    old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp16" if old and not config.training.skip_nonfinite else "bf16"
 
 
-def _of_run(config: Config, resume: str, types: list[str]) -> str | None:
+def _of_run(config: Config, resume: str) -> str | None:
     """The precision of the run that would be resumed, or whose result would be printed; the latest of several."""
     if resume == "never":
         return None
     if resume != "auto":
-        file = Path(resume) / "config.yaml"
+        file = local_path(resume, "--resume") / "config.yaml"
         kept = (read_yaml(file).get("training") or {}).get("mixed_precision") if file.is_file() else None
-        return kept if kept in types else None
-    wanted = {name: redacted(identity_of(with_precision(config, name), "")) for name in types}
+        return kept if kept in ALL else None
+    usual = [name for name in ALL if name != "fp16" or not config.training.skip_nonfinite]
+    wanted = {name: _comparable(redacted(identity_of(with_precision(config, name), ""))) for name in usual}
+    # A sweep's trial goes on under the id that the sweep gives it, and is no other run.
+    run_id = os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)
     found: list[tuple[float, str]] = []
-    for path in Path(config.output_dir).glob("*/identity.json"):
-        there = {**_read(path), "images": ""}
+    for path in Path(config.output_dir).glob(f"*-{run_id or '*'}/identity.json"):
+        there = _comparable(_read(path))
         found += [(path.stat().st_mtime, name) for name, own in wanted.items() if own == there]
     return max(found)[1] if found else None
 
 
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's identity without what is not known yet: the data, and the content of teachers that are downloaded."""
+    teachers = [{**teacher, "weights": None} for teacher in identity.get("teachers", ())]
+    return {**identity, "images": "", "teachers": teachers}
+
+
 def _place(config: Config, device: torch.device) -> tuple[Path, str]:
     """The file of notes, and the name there: of the sweep, or of the network and what it runs on."""
-    folder, wanted = config.cache.folder, config.model
+    wanted = config.model
     if storage := os.environ.get("KD_SWEEP"):  # the file that the workers of a local sweep share
-        return Path(storage).with_suffix(f".{NOTES}"), "sweep"
+        return writable_folder(Path(storage).parent, "KD_SWEEP") / f"{Path(storage).stem}.{NOTES}", "sweep"
     if sweep := os.environ.get("WANDB_SWEEP_ID"):
-        return writable_folder(folder, "cache.dir") / NOTES, f"sweep {sweep}"
+        return writable_folder(Path(config.output_dir), "output_dir") / f".sweep-{sweep}.{NOTES}", "sweep"
     network: dict[str, Any] = {"size": wanted.img_size, "stem": wanted.stem, **wanted.args}
     layout = "channels last" if config.training.channels_last else "channels first"
+    network |= code_digests(config.imports)  # which may be the network's
     key = f"{_processor(device)}, torch {torch.__version__}: {wanted.name} {network}, {layout}"
-    return writable_folder(folder, "cache.dir") / NOTES, key
+    return writable_folder(config.cache.folder, "cache.dir") / NOTES, key
 
 
 def _processor(device: torch.device) -> str:

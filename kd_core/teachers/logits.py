@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -474,11 +475,20 @@ class TeacherLogits:
             if accelerator.is_main_process:
                 cached.report_damage(lacking)
             accelerator.wait_for_everyone()  # nobody fills before all know what is missing
-            fill(lacking[accelerator.process_index :: accelerator.num_processes])
-            accelerator.wait_for_everyone()
-            if accelerator.is_local_main_process:
-                fill(cached.missing(slots))  # the shares of other machines, if they do not share the folder
-            accelerator.wait_for_everyone()
+            _together(partial(fill, lacking[accelerator.process_index :: accelerator.num_processes]))
+            # the shares of other machines, if they do not share the folder
+            _together(lambda: fill(cached.missing(slots)) if accelerator.is_local_main_process else None)
+
+
+def _together(work: Callable[[], None]) -> None:
+    """Do `work` in all processes, and wait for the others; UserError in all of them if one raises it."""
+    mistakes = [""]
+    try:
+        work()
+    except UserError as error:
+        mistakes = [str(error)]
+    if told := [mistake for mistake in gather_object(mistakes) if mistake]:
+        raise UserError(told[0])
 
 
 def _not_finite(teacher: Teacher, what: str = "logits") -> UserError:

@@ -19,16 +19,19 @@ TINY = "{name: test_vit, img_size: 32, args: {patch_size: 16}}"
 
 
 def words(home: Path, *more: str) -> list[str]:
+    (home / "defaults.yaml").write_text("{}")  # without a file, the quickstart's settings come first
     return [
+        f"--config={home / 'defaults.yaml'}",
         f"--output_dir={home / 'runs'}", f"--cache.dir={home / 'cache'}", f"--model={TINY}", "--name=run",
         "--teachers=[]", "--kd.type=baseline", "--training.max_epochs=1", "--data.source=digits",
         "--training.compare_with_baseline=false", "--evaluation.report=false", "--data.train_size=320",
+        "--data.batch_size=32",
         *(more or [AUTO]), "--no-wandb",
     ]  # fmt: skip
 
 
 def settings(home: Path, *more: str):
-    given = dict(word.removeprefix("--").split("=", 1) for word in words(home, *more) if word != "--no-wandb")
+    given = dict(word.removeprefix("--").split("=", 1) for word in words(home, *more)[1:-1])
     return resolve([parse_overrides([f"--{key}={value}" for key, value in given.items()])]).config
 
 
@@ -58,7 +61,7 @@ def test_it_is_measured_once_per_network_and_says_so(tmp_path, fastest):
     chosen, said = choose(settings(tmp_path))
     assert chosen == "bf16" and "takes 0.50 of its time in float32" in said and "precision.json" in said
     fastest("no")  # the machine seems to have changed its mind: what is known stays
-    chosen, said = choose(settings(tmp_path, AUTO, "--data.batch_size=16", "--training.learning_rate=0.1"))
+    chosen, said = choose(settings(tmp_path, AUTO, "--data.val_size=0.2", "--training.learning_rate=0.1"))
     assert chosen == "bf16" and "as measured before" in said and measured == ["test_vit"]
     assert choose(settings(tmp_path, AUTO, RESNET))[0] == "no"
     assert measured == ["test_vit", "cifar_resnet8"]
@@ -119,6 +122,32 @@ def test_the_run_holds_what_it_became_and_keeps_it(tmp_path, fastest, capsys):
     assert choose(settings(tmp_path), "never")[0] == "no"  # --fresh
     train_kd.main(words(tmp_path, "--training.mixed_precision=bf16"))
     assert "already finished" in capsys.readouterr().out  # the same run
+
+
+def test_settings_that_cannot_train_are_left_to_the_usual_checks(tmp_path):
+    chosen, said = choose(settings(tmp_path, AUTO, "--model={name: no_such_network}"))
+    assert chosen == "no" and "nothing could be measured: model.name: unknown" in said
+    assert not (tmp_path / "cache" / precision.NOTES).exists()
+
+
+def test_a_trial_keeps_the_precision_of_its_own_run_alone(tmp_path, fastest, monkeypatch):
+    fastest("bf16")
+    train_kd.main(words(tmp_path))
+    [folder] = (tmp_path / "runs").glob("run-*")
+    fastest("no")
+    monkeypatch.setenv("KD_SWEEP", str(tmp_path / "study.journal"))
+    monkeypatch.setenv("KD_TRIAL", "abcdefgh")
+    assert choose(settings(tmp_path))[0] == "no"
+    monkeypatch.setenv("KD_TRIAL", folder.name[-8:])
+    assert choose(settings(tmp_path))[0] == "bf16"
+
+
+def test_a_run_is_found_before_its_teachers_are_downloaded(tmp_path, fastest):
+    fastest("no")
+    for own in ("wandb:a/b/model-x:best", "0123456789abcdef"):
+        teacher = f"--teachers=[{{weights: '{own}'}}]"
+        one = precision.identity_of(settings(tmp_path, AUTO, teacher), "")
+        assert precision._comparable(one)["teachers"][0]["weights"] is None
 
 
 def test_the_printed_settings_leave_it_open(tmp_path, capsys):
