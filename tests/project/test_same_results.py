@@ -41,3 +41,10 @@ def test_every_method_is_trained_in_each_way():
     assert set(METHODS) == set(kd_methods.names())
     ways = ("one process", "two processes", "stopped and resumed")
     assert {f"{method}, {way}" for method in METHODS for way in ways} < set(cases(quick=False))
+
+
+def test_methods_that_the_other_checkout_lacks_are_left_out_and_said(tmp_path, capsys):
+    (tmp_path / "kd_methods").mkdir()
+    (tmp_path / "kd_methods" / "dynamic.py").touch()
+    assert {name.partition(",")[0] for name in cases(True, tmp_path)} == {"dynamic", "trial of a local sweep"}
+    assert "aekd, which the other lacks" in capsys.readouterr().out
