@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from shipped_configs import CONFIGS, EXPERIMENTS, TEACHERS, load
 
-from kd_core.config import digest, parse_overrides, resolve
+from kd_core.config import digest, parse_overrides, resolve, with_precision
 from kd_core.teachers import load as teachers
 
 KNOWN = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
@@ -20,6 +20,8 @@ def digests(path: Path) -> list[str]:
         run = resolve([parse_overrides(["--kd.type=average", recipe])]).config
         return [digest(teachers.training_config(run, 0), FINGERPRINT)]
     run = load(path)
+    if run.training.mixed_precision == "auto":  # as it was before it was measured
+        run = with_precision(run, "bf16")
     on_demand = [index for index, teacher in enumerate(run.teachers) if teacher.train]
     return [digest(own, FINGERPRINT) for own in (run, *(teachers.training_config(run, index) for index in on_demand))]
 

@@ -107,20 +107,20 @@ def test_a_sweep_decides_once_for_all_networks(tmp_path, fastest, monkeypatch):
 
 
 def test_the_run_holds_what_it_became_and_keeps_it(tmp_path, fastest, capsys):
-    measured = fastest("bf16")
+    measured = fastest("no")
     train_kd.main(words(tmp_path))
     [folder] = (tmp_path / "runs").glob("run-*")
-    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["mixed_precision"] == "bf16"
-    assert json.loads((folder / "identity.json").read_text())["training"]["mixed_precision"] == "bf16"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["mixed_precision"] == "no"
+    assert json.loads((folder / "identity.json").read_text())["training"]["mixed_precision"] == "no"
     (tmp_path / "cache" / precision.NOTES).unlink()  # as on another machine
-    fastest("no")
+    fastest("bf16")
     capsys.readouterr()
     train_kd.main(words(tmp_path))
     said = capsys.readouterr().out
-    assert "auto is bf16, that of the run with these settings" in said and "already finished" in said
-    assert choose(settings(tmp_path), str(folder))[0] == "bf16" and len(measured) == 1
-    assert choose(settings(tmp_path), "never")[0] == "no"  # --fresh
-    train_kd.main(words(tmp_path, "--training.mixed_precision=bf16"))
+    assert "auto is no, that of the run with these settings" in said and "already finished" in said
+    assert choose(settings(tmp_path), str(folder))[0] == "no" and len(measured) == 1
+    assert choose(settings(tmp_path), "never")[0] == "bf16"  # --fresh
+    train_kd.main(words(tmp_path, "--training.mixed_precision=no"))
     assert "already finished" in capsys.readouterr().out  # the same run
 
 
@@ -131,15 +131,15 @@ def test_settings_that_cannot_train_are_left_to_the_usual_checks(tmp_path):
 
 
 def test_a_trial_keeps_the_precision_of_its_own_run_alone(tmp_path, fastest, monkeypatch):
-    fastest("bf16")
+    fastest("no")
     train_kd.main(words(tmp_path))
     [folder] = (tmp_path / "runs").glob("run-*")
-    fastest("no")
+    fastest("bf16")
     monkeypatch.setenv("KD_SWEEP", str(tmp_path / "study.journal"))
     monkeypatch.setenv("KD_TRIAL", "abcdefgh")
-    assert choose(settings(tmp_path))[0] == "no"
-    monkeypatch.setenv("KD_TRIAL", folder.name[-8:])
     assert choose(settings(tmp_path))[0] == "bf16"
+    monkeypatch.setenv("KD_TRIAL", folder.name[-8:])
+    assert choose(settings(tmp_path))[0] == "no"
 
 
 def test_a_run_is_found_before_its_teachers_are_downloaded(tmp_path, fastest):
