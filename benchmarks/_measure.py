@@ -382,7 +382,10 @@ def command_line(description: str, parts: Mapping[str, str]) -> argparse.Argumen
         "--data-path", type=Path, metavar="FOLDER", help="CIFAR-100 as parquet, for part input (default: noise)"
     )
     parser.add_argument(
-        "--against", type=Path, metavar="CHECKOUT", help="compare with this other checkout, in parts finish and trials"
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="compare with this other checkout, in parts finish, evaluation and trials",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, as a test; the results mean nothing")
     return parser

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Comparison, Figure, Options, Result, Target, interleave
+from benchmarks.memory import anonymous
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN, VAL, TEST, CLASSES = 2_000, 5_000, 10_000, 100
@@ -93,19 +94,10 @@ def finish_once(checkout: Path, home: Path, alone: Path, words: list[str]) -> di
         with subprocess.Popen(command, cwd=checkout, env=environment, stdout=said, stderr=errors) as process:
             peak = 0
             while process.poll() is None:
-                peak = max(peak, anonymous_now(process.pid))
+                peak = max(peak, anonymous(process.pid))
                 time.sleep(0.02)
         for file in (said, errors):
             file.seek(0)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{errors.read()}")
         return {**json.loads(said.read().splitlines()[-1]), "peak": peak}
-
-
-def anonymous_now(process: int) -> int:
-    """The anonymous memory of a process in bytes, from a counter: unlike a sum over its pages, it takes no time."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)

@@ -21,8 +21,8 @@ STUDENT: dict[str, Any] = {"name": "test_vit", "img_size": 32, "args": {"patch_s
 
 
 def run(options: Options) -> list[Result]:
-    if not Path("/proc/self/smaps_rollup").is_file():
-        return [Note("not available: needs /proc/PID/smaps_rollup, on Linux")]
+    if not Path("/proc/self/status").is_file():
+        return [Note("not available: needs /proc/PID/status, on Linux")]
     least, *more = (2_000, 50_000, 1_000_000) if not options.quick else (500, 700)
     results: list[Result] = []
     footprint: dict[str, float] = {}
@@ -73,8 +73,9 @@ def family(process: int) -> list[int]:
 
 
 def anonymous(process: int) -> int:
+    """The anonymous memory of a process in bytes, from a counter: unlike a sum over its pages, it takes no time."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)

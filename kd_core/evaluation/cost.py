@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_core.loop.timing import wait_for
 from kd_core.models.build import count_parameters
+from kd_core.run.precision import TYPES
 
 BATCHES = (1, 256)
 SECONDS = 0.25  # for which passes are timed at each batch size
 FEWEST = 3  # timed passes, if these take longer
-AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def measure(
         return batch.to(memory_format=torch.channels_last) if channels_last else batch
 
     def run(batch: Tensor) -> None:
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        with torch.autocast(device.type, TYPES.get(precision), enabled=precision in TYPES):
             model(batch)
 
     with in_evaluation_mode(model):
