@@ -18,6 +18,7 @@ from kd_core.errors import UserError, first_line
 from kd_core.files import json_text, replacing_folder
 
 API_TIMEOUT = 30  # seconds; without it the client retries an unreachable server for minutes
+GRACE = 0.5  # seconds, see `let_service_settle`
 # The files that a model artifact may hold, and their maximum size in bytes.  Anything else is refused.
 STUDENT_FILES = {"config.json": 2**20, "config.yaml": 2**20, "metrics.json": 2**20, "model.safetensors": 2**36}
 
@@ -110,10 +111,25 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
 
 def explain(error: Exception) -> str:
     """One line about a W&B failure: the advice, if known, and W&B's own message."""
+    let_service_settle(error)
     words = first_line(error, 200)
     signs = re.sub(r"'[^']*'", "", str(error))  # drops quoted names, which could match a pattern
     advice = next((advice for sign, advice in CAUSES.items() if re.search(sign, signs, re.IGNORECASE)), None)
     return f"{advice} ({words})" if advice else words
+
+
+def let_service_settle(error: BaseException) -> None:
+    """Wait a moment if `error` comes from a request that timed out, so that W&B's client can end.
+
+    The client cancels such a request, and its service process replies to that.  If the client closes the connection
+    before the reply, as at the end of a process, the service drops it without reading the last message, which says
+    "end", and the client waits for the service for ever.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, TimeoutError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        time.sleep(GRACE)
 
 
 class Uploads:

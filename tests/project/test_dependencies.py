@@ -19,7 +19,8 @@ OWN = {path.stem for folder in (ROOT, ROOT / "tests" / "tools") for path in fold
 RUNTIME = ("train_kd.py", "evaluate_kd.py", "compare_kd.py", "kd_core", "kd_methods", "kd_sweeps", "sweeps")
 DEVELOPMENT = ("tests", "benchmarks")
 UNIMPORTED = {"torchvision"}  # timm imports it; pinned to match torch
-COMMANDS = {"pytest-xdist": " -n 4 ", "ruff": "/ruff check", "mypy": "/mypy"}  # used by the Makefile, not imported
+# Used by the Makefile, not imported.
+COMMANDS = {"pytest-xdist": " -n 4 ", "pytest-timeout": " --timeout ", "ruff": "/ruff check", "mypy": "/mypy"}
 
 
 def sources(*parts: str) -> Iterator[Path]:

@@ -334,13 +334,27 @@ def test_invalid_artifacts(stub, everything, model, client, name, text):
         ({"kind": "drop"}, "W&B cannot be reached"),
     ],
 )
-def test_servers_that_do_not_answer(stub, model, client, fault, text):
+def test_servers_that_do_not_answer(stub, model, client, monkeypatch, fault, text):
+    slept, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
     stub.fault(**fault, match="graphql")
     try:
         with pytest.raises(UserError, match=text):
             artifacts.download(f"{model}:best", client, "--artifact")
     finally:
         stub.lift_faults()
+    # After a request that timed out, the client's service needs a moment; otherwise this process might never end.
+    assert (artifacts.GRACE in slept) == ("status" not in fault or fault["status"] == 500)
+
+
+@pytest.mark.parametrize(("cause", "waits"), [(TimeoutError("late"), True), (ValueError("no"), False), (None, False)])
+def test_only_requests_that_timed_out_are_waited_for(monkeypatch, cause, waits):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    error = RuntimeError("failed")
+    error.__cause__ = cause
+    artifacts.let_service_settle(error)
+    assert slept == [artifacts.GRACE] * waits
 
 
 @pytest.mark.parametrize(
