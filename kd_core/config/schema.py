@@ -245,6 +245,11 @@ class DataConfig(Section):
     def _has_path(self) -> DataConfig:
         if self.source in get_args(OwnSource) and self.source not in ("hub", "digits") and self.path is None:
             raise ValueError(f"source {self.source!r} needs data.path, the local folder")
+        if self.source == "hub" and self.path is not None:
+            raise ValueError(
+                "source 'hub' reads no data.path; for files on this machine set data.source to parquet, "
+                "imagefolder, disk or cifar_python"
+            )
         if self.unlabeled and self.unlabeled.source == REST and self.train_size is None:
             raise ValueError(
                 f"unlabeled.source: {REST!r} are the images that data.train_size leaves out, and there is none; give "

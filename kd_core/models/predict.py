@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore, Split
 from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels, Recipe
 from kd_core.data.views import Augmentation, Views, fixed_views
+from kd_core.errors import progress
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
 BLOCK = 3 * 2**19  # bytes of images that a recipe renders at once: 512 of 32 pixels
@@ -80,7 +80,7 @@ class Predictor:
 
         def work(batch_size: int) -> Tensor:
             found, done = torch.empty(0), 0
-            for rows in tqdm(mine.split(batch_size), desc=label, leave=False, disable=hidden or None):
+            for rows in progress(mine.split(batch_size), label or "", hidden=hidden):
                 pixels, _ = images.store.gather(rows)
                 view = show(pixels, rows) if show else views.clean(pixels, channels_last=channels_last)
                 with accelerator.autocast():

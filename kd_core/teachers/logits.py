@@ -18,7 +18,7 @@ from kd_core.data.dataset import Split
 from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels
 from kd_core.data.views import Augmentation
-from kd_core.errors import UserError
+from kd_core.errors import UserError, progress
 from kd_core.models.features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor
 from kd_core.teachers import dry_run
@@ -452,7 +452,7 @@ class TeacherLogits:
         def compute(lacking: Tensor, batch_size: int) -> None:
             hidden = not accelerator.is_main_process
             parts = lacking.split(batch_size) if len(lacking) else ()
-            for part in tqdm(parts, desc=label, leave=False, disable=hidden or None):
+            for part in progress(parts, label, hidden=hidden):
                 if len(part) == 1:  # kernels may round a single image differently from a batch
                     part = torch.cat([part, slots[slots != part][:1]])
                 rows, numbers = part % store.rows, part // store.rows
