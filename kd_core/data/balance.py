@@ -1,4 +1,4 @@
-"""Classes of unlike size: how much each counts in the label loss."""
+"""Classes of unlike size: that none is empty, and how much each counts in the label loss."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def check_everything(config: Config, job: Job, resume: str, *, look_for_remedies
 def check_members(members: list[teachers.Teacher], config: Config, job: Job, *, try_settings: bool) -> None:
     """Check teachers and print settings that would improve weak ones."""
     predict = Predictor(job.accelerator, config)
-    if findings := check_teachers(members, job.data, predict, job.say, try_settings=try_settings).findings:
+    if findings := check_teachers(members, job.data, predict, job.say_once, try_settings=try_settings).findings:
         job.say(findings_lines(findings))
 
 

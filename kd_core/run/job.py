@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,7 @@ class Job:
     use_wandb: bool
     signals: StopSignals
     is_student: bool = True  # otherwise a teacher or the baseline, which is not part of a sweep's trial
+    _said: set[str] = field(default_factory=set)
 
     @property
     def prescribed_run_id(self) -> str | None:
@@ -50,6 +51,12 @@ class Job:
     def say(self, text: str) -> None:
         """Print `text` on the main process."""
         log.say(text)
+
+    def say_once(self, text: str) -> None:
+        """Print `text` unless an earlier part of this process has: teachers are checked before all runs and by each."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def reset_device(self) -> None:
         """Free the memory and reset the loss scale that an earlier run of this process left behind."""

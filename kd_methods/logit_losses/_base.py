@@ -1,4 +1,4 @@
-"""What logit losses share: the base class of their Config, softened logits, classes apart, correlations."""
+"""What logit losses share: the base of their Config, softened and corrected logits, classes apart, correlations."""
 
 import math
 from typing import Any, ClassVar, Literal, NamedTuple, Self

@@ -331,7 +331,8 @@ def test_a_teacher_that_memorized_the_training_images_is_detected(home, data, ca
         return folder, capsys.readouterr().out
 
     folder, text = train("marked", f"logits: {home}/heart.safetensors")
-    assert f"teacher 0 {MAY}, so this accuracy may say nothing about it (set teachers.0.trained_on if" in text
+    doubt = f"teacher 0 {MAY}, so this accuracy may say nothing about it (set teachers.0.trained_on if"
+    assert text.count(doubt) == 1  # though teachers are measured before all runs and by each run
     assert f"; a member {MAY}" in text  # before training nobody has looked at test images
     assert "is right on 100.00% of them, and on 80.00% of the test images" in text
     summary = json.loads((folder / "summary.json").read_text())
