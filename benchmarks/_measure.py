@@ -75,13 +75,16 @@ def interleave_beside(
     return values
 
 
-def seconds_of(action: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-    """A contestant: the mean duration of `action` in seconds over `repeats` calls."""
+def seconds_of(
+    action: Callable[[], Any], repeats: int = 1, wait: Callable[[], Any] = lambda: None
+) -> Callable[[], float]:
+    """A contestant: the mean duration of `action` in seconds over `repeats` calls; `wait` until their work is done."""
 
     def timed() -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             action()
+        wait()
         return (time.perf_counter() - start) / repeats
 
     return timed

@@ -7,20 +7,17 @@ backward and optimizer on the same device.  `benchmarks/gpu.sh` runs it in float
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Comparison, Figure, Options, Result, Target, interleave, seconds_of
-from kd_core.config import TrainingConfig
+from benchmarks.step import bare_step
 from kd_core.loop.launcher import PRECISION, uses_gpu
-from kd_core.loop.optimizer import create_optimizer
 from kd_core.loop.timing import wait_for
-from kd_core.models import build as models
-from kd_core.run.precision import TYPES
 
 BATCH, CLASSES, VAL = 64, 100, 200
 VARIANTS = {
@@ -54,9 +51,9 @@ def run(options: Options) -> list[Result]:
         for run in runs.values():
             run.epoch()
         contestants: dict[str, Callable[[], float]] = {name: run.step_seconds for name, run in runs.items()}
-        contestants["bare"] = seconds_of(bare_steps(student, device, precision, steps))
+        step = bare_step(student, BATCH, device, precision)
+        contestants["bare"] = seconds_of(step, steps, wait=partial(wait_for, device))
         values = interleave(contestants, options.pairs)
-    values["bare"] = [seconds / steps for seconds in values["bare"]]
     return results(values, precision)
 
 
@@ -74,24 +71,3 @@ def results(values: dict[str, list[float]], precision: str) -> list[Result]:
             if name != "channels last":
                 found.append(Comparison(f"{precision}: {name} / channels last", values[name], own, "s per step"))
     return found
-
-
-def bare_steps(student: dict[str, Any], device: torch.device, precision: str, count: int) -> Callable[[], None]:
-    """`count` minimal training steps on one batch, with the device's work done."""
-    more = {key: student[key] for key in ("img_size", "args") if key in student}
-    model = models.create_model(student["name"], num_classes=CLASSES, **more).to(device)
-    model = model.to(memory_format=torch.channels_last).train()
-    images = torch.randn(BATCH, 3, 32, 32).to(device).to(memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, (BATCH,)).to(device)
-    optimizer = create_optimizer(model, TrainingConfig(), device)
-
-    def steps() -> None:
-        for _ in range(count):
-            with torch.autocast(device.type, TYPES.get(precision), enabled=precision in TYPES):
-                loss = F.cross_entropy(model(images).float(), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        wait_for(device)
-
-    return steps

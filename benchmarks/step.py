@@ -18,6 +18,7 @@ from benchmarks._measure import Figure, Options, Result, Target, compare, interl
 from kd_core.config import TrainingConfig
 from kd_core.loop.optimizer import create_optimizer
 from kd_core.models import build as models
+from kd_core.run.precision import TYPES
 
 BATCH, CLASSES, VAL, LOG_EVERY = 128, 100, 200, 25
 STUDENTS = ("cifar_resnet8", "cifar_resnet20")
@@ -56,17 +57,22 @@ def run(options: Options) -> list[Result]:
     return results
 
 
-def bare_step(student: Mapping[str, Any]) -> Callable[[], None]:
-    """A minimal training step of this network."""
-    images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, (BATCH,))
+def bare_step(
+    student: Mapping[str, Any], batch: int = BATCH, device: torch.device | None = None, precision: str = "no"
+) -> Callable[[], None]:
+    """A minimal training step of this network; on a GPU it returns before its work is done."""
+    device = device or torch.device("cpu")
+    images = torch.randn(batch, 3, 32, 32).to(device).to(memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (batch,)).to(device)
     more = {key: student[key] for key in ("img_size", "args") if key in student}
-    model = models.create_model(student["name"], num_classes=CLASSES, **more)
+    model = models.create_model(student["name"], num_classes=CLASSES, **more).to(device)
     model = model.to(memory_format=torch.channels_last).train()
-    optimizer = create_optimizer(model, TrainingConfig(), torch.device("cpu"))
+    optimizer = create_optimizer(model, TrainingConfig(), device)
 
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast(device.type, TYPES.get(precision), enabled=precision in TYPES):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,4 +1,4 @@
-"""The feature term of a method: every entry of `kd.features` against every teacher."""
+"""The feature term of a method: every entry of `kd.features` against every teacher, built from features' shapes."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to which split and class, by their names alone; no file is read here.
+"""Which files of a folder, images or tables, belong to which split and class, by their names; no file is read here.
 
 Ambiguous names are refused, with the names found and the setting that decides: a wrong guess would silently train on
 test images or give images wrong labels.
