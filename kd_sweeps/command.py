@@ -1,4 +1,4 @@
-"""A trial's command line, from the sweep and the words after `--`; its environment; what identifies a sweep."""
+"""A trial's command line, from the sweep and the words after `--`; its environment; the ids of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Optuna study that the workers of a sweep share, and its trials."""
+"""The Optuna study that the workers of a sweep share: which sweep it belongs to, and its trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished runs, in folders or at W&B: found, loaded and validated, and their metrics."""
+"""Finished runs, in folders or at W&B: found, loaded and validated, which have the same data, and their metrics."""
 
 from __future__ import annotations
 
