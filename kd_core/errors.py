@@ -2,13 +2,8 @@
 
 import argparse
 import difflib
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn, TypeVar
-
-T = TypeVar("T")
-TOLD_EVERY = 60.0  # seconds between lines about long work where no bar is seen
+from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -37,25 +32,6 @@ def printable(text: str) -> str:
 def first_line(error: BaseException, limit: int | None = None) -> str:
     """The first line of an error's message, at most `limit` characters; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
-
-
-def progress(parts: Sequence[T], label: str, *, hidden: bool = False) -> Iterator[T]:
-    """`parts` one by one, with a progress bar; in a file or a pipe, with a line each minute in its place.
-
-    Both are written to stderr; `hidden`: neither is.
-    """
-    from tqdm import tqdm
-
-    if hidden or sys.stderr.isatty():
-        yield from tqdm(parts, desc=label, leave=False, disable=hidden)
-        return
-    start = told = time.monotonic()
-    for done, part in enumerate(parts):
-        now = time.monotonic()
-        if now - told >= TOLD_EVERY:
-            told, left = now, (now - start) / done * (len(parts) - done)
-            print(f"{label}: {done / len(parts):.0%}, {max(1, round(left / 60))} min left", file=sys.stderr, flush=True)
-        yield part
 
 
 USUAL_NAMES = {

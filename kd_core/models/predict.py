@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -12,17 +14,35 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data, ImageStore, Split
 from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels, Recipe
 from kd_core.data.views import Augmentation, Views, fixed_views
-from kd_core.errors import progress
 
 LARGEST = 2048  # images in an evaluation step on a GPU, while they fit
 BLOCK = 3 * 2**19  # bytes of images that a recipe renders at once: 512 of 32 pixels
+TOLD_EVERY = 60.0  # seconds between lines about long work where no bar is seen
 T = TypeVar("T")
+
+
+def progress(parts: Sequence[T], label: str, *, hidden: bool = False) -> Iterator[T]:
+    """`parts` one by one, with a progress bar; in a file or a pipe, with a line each minute in its place.
+
+    Both are written to stderr; `hidden`: neither is.
+    """
+    if hidden or sys.stderr.isatty():
+        yield from tqdm(parts, desc=label, leave=False, disable=hidden)
+        return
+    start = told = time.monotonic()
+    for done, part in enumerate(parts):
+        now = time.monotonic()
+        if now - told >= TOLD_EVERY:
+            told, left = now, (now - start) / done * (len(parts) - done)
+            print(f"{label}: {done / len(parts):.0%}, {max(1, round(left / 60))} min left", file=sys.stderr, flush=True)
+        yield part
 
 
 @dataclass

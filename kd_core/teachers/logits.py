@@ -18,9 +18,9 @@ from kd_core.data.dataset import Split
 from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels
 from kd_core.data.views import Augmentation
-from kd_core.errors import UserError, progress
+from kd_core.errors import UserError
 from kd_core.models.features import Layers, WithFeatures
-from kd_core.models.predict import Images, Predictor
+from kd_core.models.predict import Images, Predictor, progress
 from kd_core.teachers import dry_run
 from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, listed, logits_folder, open_store
 from kd_core.teachers.features import FeatureFacts, Kept, KeptFacts

@@ -488,7 +488,7 @@ def test_processes_decode_at_the_same_time(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    said = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0] and said[0] == said[1] != ""
     left = sorted(path.name for path in (tmp_path / "cache/images").iterdir() if not path.name.endswith(".lock"))
     assert len(left) == 2 and left[0].endswith("-32") and left[1].endswith(".json")
