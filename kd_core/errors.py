@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 
@@ -32,6 +32,15 @@ def printable(text: str) -> str:
 def first_line(error: BaseException, limit: int | None = None) -> str:
     """The first line of an error's message, at most `limit` characters; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what caused it, and so on, each once: an error can be its own cause."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 USUAL_NAMES = {

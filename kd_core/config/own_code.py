@@ -18,7 +18,7 @@ from types import TracebackType
 
 import kd_methods
 from kd_core.config import registry
-from kd_core.errors import UserError, first_line
+from kd_core.errors import UserError, causes, first_line
 from kd_core.files import local_path
 
 NETWORK, METHOD, LOSS, SOURCE = "network", "method", "loss", "source"
@@ -143,17 +143,14 @@ class Place:
 
 def place_of(error: BaseException | None) -> Place | None:
     """The innermost line of a user's file in the traceback of `error`, else of what caused it; None without any."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    for cause in causes(error):
         found = None
-        for trace in _traces(error.__traceback__):
+        for trace in _traces(cause.__traceback__):
             code = trace.tb_frame.f_code
             if code.co_filename in _paths:
                 found = Place(Path(code.co_filename), trace.tb_lineno, code.co_name)
         if found:
             return found
-        error = error.__cause__ or error.__context__
     return None
 
 

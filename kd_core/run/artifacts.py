@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from kd_core.config import registry
-from kd_core.errors import UserError, first_line
+from kd_core.errors import UserError, causes, first_line
 from kd_core.files import json_text, replacing_folder
 
 API_TIMEOUT = 30  # seconds; without it the client retries an unreachable server for minutes
@@ -110,7 +110,10 @@ def _is_intact(artifact: Any, folder: Path) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One line about a W&B failure: the advice, if known, and W&B's own message."""
+    """One line about a W&B failure: the advice, if known, and W&B's own message.
+
+    Every failure is explained, so here is where one that timed out is waited for; see `let_service_settle`.
+    """
     let_service_settle(error)
     words = first_line(error, 200)
     signs = re.sub(r"'[^']*'", "", str(error))  # drops quoted names, which could match a pattern
@@ -125,10 +128,7 @@ def let_service_settle(error: BaseException) -> None:
     before the reply, as at the end of a process, the service drops it without reading the last message, which says
     "end", and the client waits for the service for ever.
     """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, TimeoutError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:
+    if any(isinstance(cause, TimeoutError) for cause in causes(error)):
         time.sleep(GRACE)
 
 
