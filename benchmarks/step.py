@@ -23,6 +23,7 @@ from kd_core.run.precision import TYPES
 BATCH, CLASSES, VAL, LOG_EVERY = 128, 100, 200, 25
 STUDENTS = ("cifar_resnet8", "cifar_resnet20")
 TEACHERS = ("cifar_resnet8", "cifar_wrn_16_1", "cifar_resnet8")
+CPU = torch.device("cpu")
 
 
 def run(options: Options) -> list[Result]:
@@ -58,10 +59,9 @@ def run(options: Options) -> list[Result]:
 
 
 def bare_step(
-    student: Mapping[str, Any], batch: int = BATCH, device: torch.device | None = None, precision: str = "no"
+    student: Mapping[str, Any], batch: int = BATCH, device: torch.device = CPU, precision: str = "no"
 ) -> Callable[[], None]:
     """A minimal training step of this network; on a GPU it returns before its work is done."""
-    device = device or torch.device("cpu")
     images = torch.randn(batch, 3, 32, 32).to(device).to(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (batch,)).to(device)
     more = {key: student[key] for key in ("img_size", "args") if key in student}

@@ -142,6 +142,7 @@ def write(kind: str, loaded: LoadedModel, folder: Path, checks: Checks, card: Ca
 def about(loaded: LoadedModel) -> dict[str, Any]:
     """What a user of an ONNX file or a program needs: the preprocessing of images, and the names of classes."""
     wanted = loaded.preprocess
+    # The spelling of these keys stays: they are in files that other programs read.
     return {
         "architecture": loaded.architecture,
         "input": {"name": "images", "dtype": "float32", "shape": ["batch", 3, wanted.size, wanted.size]},

@@ -163,7 +163,7 @@ class KeptFacts:
         before, classifier = self._read()
         shapes = {**dict(before.shapes), **dict(zip(facts.layers, facts.shapes, strict=True))}
         known = _Known(list(shapes.items()), list(dict.fromkeys([*before.pooled, *pooled])))
-        last = zip(("weight", "bias"), facts.classifier or classifier or (), strict=False)
+        last = zip(("weight", "bias"), facts.classifier or classifier or (), strict=False)  # () where no loss needs it
         content = safetensors.torch.save({name: values.cpu() for name, values in last})
         check = self._checksum(known, hashlib.sha256(content).hexdigest())
         about = {"teacher": self._teacher.name, "view": "layers' shapes and last linear layer"}
