@@ -28,7 +28,8 @@ from torchvision import transforms
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, hand_over, interleave
 from kd_core.config import Config, DataConfig
-from kd_core.data.dataset import ImageStore, load_data
+from kd_core.data.dataset import load_data
+from kd_core.data.image_store import ImageStore
 from kd_core.data.plan import EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.views import NO_AUGMENTATION, Augmentation, Views

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kd_methods import logit_losses
 from kd_methods._config import SCOPE_WORDS, LogitConfig, MethodConfig
-from kd_methods._features import FeatureTerm, per_image
+from kd_methods._feature_term import FeatureTerm, per_image
 from kd_methods._module import LazyModule, identity
 from kd_methods._schedule import Schedule
 from kd_methods._torch import Tensor, torch

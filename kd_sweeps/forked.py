@@ -13,8 +13,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from kd_sweeps.command import ROOT, environment
 from kd_sweeps.fork_server import PRELOADED, end_with_parent
+from kd_sweeps.trial_command import ROOT, environment
 
 
 class Forked:

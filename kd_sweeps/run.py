@@ -11,7 +11,6 @@ from pathlib import Path
 import optuna
 
 from kd_core.errors import UserError
-from kd_sweeps.command import command_again, probe
 from kd_sweeps.display import Display
 from kd_sweeps.plots import plot
 from kd_sweeps.results import write_results
@@ -19,6 +18,7 @@ from kd_sweeps.samplers import create_pruner
 from kd_sweeps.study import SharedStudy, failed
 from kd_sweeps.sweep_file import Sweep
 from kd_sweeps.trial import Signals, default_storage
+from kd_sweeps.trial_command import command_again, probe
 from kd_sweeps.worker import Worker
 
 

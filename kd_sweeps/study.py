@@ -18,9 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kd_core.errors import UserError
-from kd_sweeps.command import hashed
 from kd_sweeps.samplers import create_pruner, create_sampler
 from kd_sweeps.sweep_file import Sweep
+from kd_sweeps.trial_command import hashed
 
 STALE_AFTER = 60.0  # seconds without a touch after which a worker on another host counts as dead
 TOUCH_EVERY = 3.0

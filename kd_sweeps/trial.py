@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kd_core.errors import UserError
-from kd_sweeps.command import environment, expand, grid_run_id, probe
 from kd_sweeps.fork_server import end_with_parent, signal_child
 from kd_sweeps.sweep_file import Sweep
+from kd_sweeps.trial_command import environment, expand, grid_run_id, probe
 
 if TYPE_CHECKING:
     import optuna

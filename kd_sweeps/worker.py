@@ -12,13 +12,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from kd_sweeps.command import expand, grid_run_id, hashed, words_to_fork
 from kd_sweeps.display import Display, number
 from kd_sweeps.forked import ForkServer
 from kd_sweeps.results import write_results
 from kd_sweeps.samplers import draw
 from kd_sweeps.study import LOST_RACE, TOUCH_EVERY, SharedStudy, done
 from kd_sweeps.trial import KILL_AFTER, Process, Running, Separate, Signals, TrialMetrics
+from kd_sweeps.trial_command import expand, grid_run_id, hashed, words_to_fork
 
 POLL_EVERY = 0.3  # seconds
 STOPPED = {130, 138, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1}  # exit statuses of a trial that can resume

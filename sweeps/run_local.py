@@ -38,8 +38,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kd_core.errors import UserError
-from kd_sweeps.command import check_extra, with_own_configs
 from kd_sweeps.sweep_file import Sweep, read_sweep
+from kd_sweeps.trial_command import check_extra, with_own_configs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

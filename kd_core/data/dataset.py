@@ -1,14 +1,13 @@
-"""Image classification data: decoded once, memory-mapped, split by class, and stored where batches are formed."""
+"""The data of a run: a source decoded, validation and test images cut where it has none, subsets of training taken."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from tqdm import tqdm
 
 from kd_core.config.schema import REST
 from kd_core.data import decoding, unlabeled
-from kd_core.data.balance import require_all_classes
+from kd_core.data.class_weights import require_all_classes
 from kd_core.data.decoding import Classes, LabelReader, Stored
+from kd_core.data.folder_layout import roles_in, split_for
 from kd_core.data.label_noise import with_noise
-from kd_core.data.raw import MAX_CLASSES, RawSplit, Source
+from kd_core.data.labels import alike, class_numbers
+from kd_core.data.raw import RawSplit, Source
 from kd_core.data.sources import open_source
-from kd_core.data.splits import roles_in, split_for
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError
 from kd_core.files import writable_folder
@@ -252,7 +252,7 @@ def _read_training(reader: _Reader, notes: list[str]) -> tuple[Stored, np.ndarra
     notes += [*raw.notes, f"train: split {raw.name!r}, {len(stored.labels):,} images, {len(names)} classes"]
     notes += [
         f"train: classes {first!r} and {second!r} differ by capital letters alone, and are two classes"
-        for first, second in _alike(names, str.lower)
+        for first, second in alike(names, str.lower)
     ]
     rows = _readable(stored, "train", notes)
     present = len(np.unique(stored.labels[rows]))
@@ -427,136 +427,7 @@ def _statistics(
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
 
-# --------------------------------------------------------------------------------------------- labels, sizes
-
-
-def class_numbers(
-    values: list[Any],
-    names: list[str] | None,
-    training: Classes | None,
-    where: str,
-    *,
-    split: str = "train",
-    train_split: str = "train",
-) -> tuple[np.ndarray, Classes]:
-    """Labels as class numbers int64 [N], and the classes.
-
-    Args:
-        values: labels of one kind: class numbers (also as whole floats), names, or true and false.
-        names: names of the class numbers, if the source has them.
-        training: the training split's classes, to which the labels of another split are translated by name; None for
-            the training split itself.
-        where: the source's name in messages; split, train_split: the names of this split and of the training split.
-
-    Raises:
-        UserError: a missing label, one that is no whole number or outside the range, one that training does not know,
-            labels of another kind than training has, class names that look the same.
-    """
-    here = f"data.label_column: {where}, split {split}"
-    if not values:
-        raise UserError(f"data.path: {where}, split {split}: has no images")
-    for row, value in enumerate(values):
-        if value is None or value == -1 or value != value or (isinstance(value, str) and not value.strip()):
-            raise UserError(f"{here}: row {row} has no label ({value!r})")
-    kind = _kind(values, names, here)
-    if kind == "boolean":
-        values, names = [int(value) for value in values], ["false", "true"]
-    elif kind == "text":
-        names = sorted(set(values))
-        position = {name: number for number, name in enumerate(names)}
-        values = [position[value] for value in values]
-    if names is not None:
-        count = len(names)
-    elif training and training.kind == kind:
-        count = len(training.names)
-    else:
-        count = max(int(max(values)) + 1, 1)
-    if count > MAX_CLASSES:
-        shown = f"{count:,}" if count < 1e20 else "more than 1e20"
-        raise UserError(f"{here}: {shown} classes, at most {MAX_CLASSES:,} are possible")
-    names = names or [str(number) for number in range(count)]
-    _check_range(values, count, here)
-    numbers = np.array(values, dtype=np.int64)
-    if training is None:
-        for first, second in _alike(names, _as_seen):
-            raise UserError(
-                f"{here}: classes {ascii(first)} and {ascii(second)} differ by spaces or Unicode forms alone; "
-                "give one class one name"
-            )
-        return numbers, Classes(names, kind)
-    if not _comparable(Classes(names, kind), training):
-        raise UserError(
-            f"data.label_column: {where}: in split {train_split} {_KINDS[training.kind]} (such as "
-            f"{training.names[0]!r}), in split {split} {_KINDS[kind]} (such as {names[numbers[0]]!r}); which class is "
-            "which cannot be known, so write both in the same way"
-        )
-    return _translated(numbers, names, training.names, here), training
-
-
-_KINDS = {
-    "text": "labels are class names",
-    "named": "labels are numbers of named classes",
-    "number": "labels are class numbers without names",
-    "boolean": "labels are true and false",
-}
-
-
-def _kind(values: list[Any], names: list[str] | None, here: str) -> str:
-    """The kind of labels, one of `_KINDS`.  UserError unless they are numbers, text, or true and false."""
-    types = {type(value) for value in values}
-    if types == {str}:
-        return "text"
-    if types == {bool}:
-        return "boolean"
-    if not types <= {int, float}:
-        listed = ", ".join(sorted(kind.__name__ for kind in types))
-        raise UserError(f"{here}: labels are of type {listed}; expected whole numbers, text, or true/false")
-    row = next((row for row, v in enumerate(values) if isinstance(v, float) and not v.is_integer()), None)
-    if row is not None:
-        raise UserError(
-            f"{here}: row {row} has label {values[row]!r}, of type float; class numbers must be whole, class names text"
-        )
-    return "number" if names is None else "named"
-
-
-def _check_range(values: list[Any], count: int, here: str) -> None:
-    row = next((row for row, value in enumerate(values) if not 0 <= value < count), None)
-    if row is not None:
-        shown = repr(values[row]) if abs(values[row]) < 1e20 else "beyond 1e20"
-        raise UserError(f"{here}: row {row} has label {shown}, outside the range 0 to {count - 1}")
-
-
-def _comparable(own: Classes, training: Classes) -> bool:
-    """Whether equal names mean equal classes: true for names, and for numbers that are also the names."""
-    kinds = {own.kind, training.kind}
-    if len(kinds) == 1 or kinds == {"text", "named"}:
-        return True
-    named = own if own.kind == "named" else training
-    return kinds == {"named", "number"} and named.names == [str(number) for number in range(len(named.names))]
-
-
-def _translated(numbers: np.ndarray, names: list[str], classes: list[str], here: str) -> np.ndarray:
-    """Class numbers int64 [N] of `names`, translated to numbers of `classes`; UserError for a name not among them."""
-    position = {name: number for number, name in enumerate(classes)}
-    for name in (names[number] for number in np.unique(numbers)):
-        if name not in position:
-            alike = next((other for other in classes if _as_seen(other).casefold() == _as_seen(name).casefold()), None)
-            hint = "" if alike is None else f", which has {ascii(alike)}: give one class one name"
-            shown = repr(name) if alike is None else ascii(name)
-            raise UserError(f"{here}: class {shown} does not occur in training{hint}")
-    return np.array([position.get(name, -1) for name in names], dtype=np.int64)[numbers]
-
-
-def _as_seen(name: str) -> str:
-    """A class name without spaces and invisible characters, and with accents in composed form."""
-    composed = unicodedata.normalize("NFC", name)
-    return "".join(letter for letter in composed if not letter.isspace() and unicodedata.category(letter) != "Cf")
-
-
-def _alike(names: list[str], form: Callable[[str], str]) -> list[tuple[str, str]]:
-    """Pairs of different names that `form` maps to the same text: each name with the first such name."""
-    first: dict[str, str] = {}
-    return [(there, name) for name in names if (there := first.setdefault(form(name), name)) != name]
+# --------------------------------------------------------------------------------------------- sizes
 
 
 def _val_count(config: DataConfig, labels: np.ndarray, side: int, num_classes: int) -> int:
@@ -593,54 +464,3 @@ def _count(key: str, size: int | float, labels: np.ndarray) -> int:
             f"must be {classes} to {most} images" + (", or 0 for no validation" if key == "val_size" else "")
         )
     return count
-
-
-# -------------------------------------------------------------------------------------------------- the store
-
-
-class ImageStore:
-    """A split's images, stored where batches are formed.
-
-    Args:
-        on_device: "device" copies the split's images to the device (on a CPU: into memory); "host" leaves them
-            memory-mapped; "auto" copies if they take less than 40% of a GPU's free memory.  On a CPU, "auto" leaves
-            them: a memory map in the page cache is as fast, and all processes share it.
-
-    index_device: the device of the rows for `gather`.  Rows on another device are copied, which synchronizes.
-    """
-
-    def __init__(self, split: Split, device: torch.device, *, on_device: Literal["auto", "device", "host"]):
-        self.device = torch.device(device)
-        if on_device == "auto":
-            size = split.images[0].numel() * len(split)
-            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-            on_device = "device" if size < 0.4 * free else "host"
-        if on_device == "device":
-            self.index_device = self.device
-            # Only the split's own rows are copied; `_position` maps source rows to them.
-            self._images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=self.device)
-            for start in range(0, len(split), 1024):
-                rows = split.rows[start : start + 1024]
-                self._images[start : start + len(rows)] = split.images.index_select(0, rows).to(self.device)
-            position = torch.full((len(split.labels),), -1)
-            position[split.rows] = torch.arange(len(split))
-            self._position: Tensor | None = position.to(self.device)
-        else:
-            self.index_device = torch.device("cpu")
-            self._images, self._position = split.images, None
-        self._labels = split.labels.to(self.index_device)
-
-    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B,H,W,3] and labels int64 [B] of rows int64 [B], all on the device.
-
-        From host memory the copy is asynchronous.  Rows outside the split are an error.
-        """
-        rows = rows.to(self.index_device)
-        labels = self._labels.index_select(0, rows)
-        if self._position is not None:
-            return self._images.index_select(0, self._position.index_select(0, rows)), labels
-        pinned = self.device.type == "cuda"  # a new buffer per batch: the allocator knows when a copy is done
-        images = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
-        torch.index_select(self._images, 0, rows, out=images)
-        labels = labels.pin_memory() if pinned else labels
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

@@ -19,7 +19,8 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from kd_core.data import splits as layout
+from kd_core.data import folder_layout as layout
+from kd_core.data.folder_layout import IMAGE
 from kd_core.data.raw import (
     LABEL_WORDS,
     MAX_CLASSES,
@@ -31,7 +32,6 @@ from kd_core.data.raw import (
     named_splits,
     walk,
 )
-from kd_core.data.splits import IMAGE
 from kd_core.errors import UserError, first_line
 from kd_core.files import local_path, read_object
 

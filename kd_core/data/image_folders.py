@@ -1,4 +1,4 @@
-"""Folders of images: one folder per class, within one per split, or a table of labels beside the images."""
+"""Folders of images as a source: their layout, and labels from a table beside them (metadata.csv) where one is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_core.data import splits as layout
+from kd_core.data import folder_layout as layout
 from kd_core.data.raw import LABEL_WORDS, Listing, RawSplit, Source, about_splits, digest, named_splits, walk
 from kd_core.errors import UserError, first_line
 

@@ -1,4 +1,4 @@
-"""What all sources of images share: the splits they give, what lies in a folder, and how names and keys are read."""
+"""What all sources of images share: `Source` and `RawSplit`, the listing of a folder, digests of files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_core.data import decoding
-from kd_core.data import splits as layout
-from kd_core.data.splits import IMAGE
+from kd_core.data import folder_layout as layout
+from kd_core.data.folder_layout import IMAGE
 from kd_core.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from kd_core.config import Config, RecipeConfig
 from kd_core.data import operations
-from kd_core.data.dataset import Data, ImageStore
+from kd_core.data.dataset import Data
+from kd_core.data.image_store import ImageStore
 from kd_core.data.operations import ONE
 from kd_core.data.views import NO_AUGMENTATION, Augmentation, random_bits
 from kd_core.errors import UserError

@@ -1,4 +1,4 @@
-"""Stratified subsets that depend on the seed and the rows alone."""
+"""Stratified subsets, classes in proportion: what is cut for validation, and `data.train_size`."""
 
 import numpy as np
 from torch import from_numpy

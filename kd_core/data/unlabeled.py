@@ -10,9 +10,9 @@ import numpy as np
 
 from kd_core.config import UnlabeledConfig
 from kd_core.data.decoding import Classes, Stored
+from kd_core.data.folder_layout import roles_in, split_for
 from kd_core.data.raw import RawSplit, digest
 from kd_core.data.sources import open_source
-from kd_core.data.splits import roles_in, split_for
 from kd_core.errors import UserError
 
 NONE = -1  # the label of an image that has none

@@ -24,7 +24,7 @@ from kd_core.config import Config, TeacherConfig
 from kd_core.errors import printable
 from kd_core.evaluation import uncertainty
 from kd_core.evaluation.figures import Predictions
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, paired_difference
 from kd_core.loop.optimizer import learning_rate_at
 from kd_core.models.method_on_split import image_weights

@@ -24,7 +24,7 @@ from kd_core.loop.signals import StopSignals
 from kd_core.models import build as models
 from kd_core.models import interface
 from kd_core.models import network as networks
-from kd_core.models.features import layers_of
+from kd_core.models.layer_features import layers_of
 from kd_core.models.predict import Predictor
 from kd_core.run import precision
 from kd_core.run.folder import open_run

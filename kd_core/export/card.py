@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from kd_core.config import Config
 from kd_core.config.privacy import redacted
 from kd_core.errors import printable
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.export.int8 import Int8
 from kd_core.export.kinds import ABOUT
 from kd_core.export.write import OPSET, in_stock_timm, registered_by

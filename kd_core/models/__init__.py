@@ -2,7 +2,7 @@
 
 from kd_core.data.views import Views
 from kd_core.models.average import AVERAGED, WeightAverage, takes_average
-from kd_core.models.features import (
+from kd_core.models.layer_features import (
     StudentAndMethod,
     WithFeatures,
     build_method,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_core.config import Config
-from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.dataset import Data, Split
+from kd_core.data.image_store import ImageStore
 from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels, Recipe
 from kd_core.data.views import Augmentation, Views, fixed_views

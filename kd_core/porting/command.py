@@ -30,7 +30,7 @@ from kd_core.config import Layer, resolve
 from kd_core.errors import CommandLine, UserError
 from kd_core.files import local_path
 from kd_core.porting import mdistiller, torchdistill
-from kd_core.porting.reading import read_experiment
+from kd_core.porting.experiment_file import read_experiment
 from kd_core.porting.translation import Translation
 from kd_core.run.script import show_help
 

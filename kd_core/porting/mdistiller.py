@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kd_core.porting.reading import Keys
+from kd_core.porting.experiment_file import Keys
 from kd_core.porting.translation import LAST_BATCH, TEACHER, Translation
 
 # theirs: (ours, number of stages with the stem)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_core.porting.reading import Keys, shown
+from kd_core.porting.experiment_file import Keys, shown
 from kd_core.porting.translation import LAST_BATCH, TEACHER, Translation
 
 TERMS = "train.criterion.kwargs.sub_terms"

@@ -10,7 +10,7 @@ import yaml
 import kd_methods
 from kd_core.config.yaml12 import Yaml12Dumper
 from kd_core.errors import printable
-from kd_core.porting.reading import Keys
+from kd_core.porting.experiment_file import Keys
 
 TEACHER = (
     "the teacher is trained first, by configs/teachers/papers.yaml; their checkpoint takes its place with "

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from kd_core.config import Config
 from kd_core.data.dataset import Data
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
 from kd_core.loop.timing import clock, peak_device_memory_mb, peak_host_memory_mb
 from kd_core.models.network import Network

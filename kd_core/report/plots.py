@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from kd_core.errors import printable
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.run.selection import of_export
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_core import metrics
 from kd_core.config.privacy import redacted
 from kd_core.evaluation.figures import OPTIONAL, Predictions
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.files import read_object, replacing_folder, write_json, write_text
 from kd_core.report import html, plots
 from kd_core.report.console import ONE_SEED, about_test_epochs, about_weights, next_steps, short

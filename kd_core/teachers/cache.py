@@ -7,7 +7,7 @@ A store holds fp16 logits [views, rows, classes] in a memory-mapped file, under 
 depend on.  A second file holds a checksum per row of logits, 0 for a row that is not filled.  So any number of
 processes can fill a store in any order, an interruption loses nothing, and a damaged or half-written row counts as
 missing.  What a feature loss needs of an image lies in a store of the same kind; its layers' shapes and its last linear
-layer are kept once per teacher (kd_core/teachers/features.py).
+layer are kept once per teacher (kd_core/teachers/kept_features.py).
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from kd_core.config import Config
-from kd_core.data.dataset import Data, ImageStore
+from kd_core.data.dataset import Data
+from kd_core.data.image_store import ImageStore
 from kd_core.errors import UserError, first_line
 from kd_core.loop.processes import random_state, set_random_state
-from kd_core.models.features import WithFeatures, build_method, layers_of
 from kd_core.models.interface import require_logits
+from kd_core.models.layer_features import WithFeatures, build_method, layers_of
 from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher

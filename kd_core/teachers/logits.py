@@ -19,14 +19,14 @@ from kd_core.data.plan import EpochPlan
 from kd_core.data.recipes import Pixels
 from kd_core.data.views import Augmentation
 from kd_core.errors import UserError
-from kd_core.models.features import Layers, WithFeatures
+from kd_core.models.layer_features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor, progress
 from kd_core.teachers import dry_run
 from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, listed, logits_folder, open_store
-from kd_core.teachers.features import FeatureFacts, Kept, KeptFacts
+from kd_core.teachers.kept_features import FeatureFacts, Kept, KeptFacts
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import TeacherOutputs
-from kd_methods._features import FeatureTerm
+from kd_methods._feature_term import FeatureTerm
 from kd_methods.feature_losses._base import Classifier
 
 

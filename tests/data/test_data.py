@@ -27,8 +27,9 @@ from PIL import Image
 from warm_process import WarmProcess
 
 from kd_core.data import decoding
-from kd_core.data.dataset import ImageStore, class_numbers
 from kd_core.data.decoding import Classes, decode
+from kd_core.data.image_store import ImageStore
+from kd_core.data.labels import class_numbers
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError
 

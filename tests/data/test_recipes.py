@@ -23,7 +23,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from kd_core.config import Config
 from kd_core.data import operations, recipes
-from kd_core.data.dataset import Data, ImageStore, Split
+from kd_core.data.dataset import Data, Split
+from kd_core.data.image_store import ImageStore
 from kd_core.data.plan import EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import LEVELS, MOVES, NAMES, NUMBER, POLICY, Recipe, amounts_of, strengths

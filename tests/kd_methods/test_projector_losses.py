@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import kd_methods
 from kd_methods import StudentOutput, TeacherOutputs, feature_losses
-from kd_methods._features import FeatureTerm
+from kd_methods._feature_term import FeatureTerm
 from kd_methods._weights import confidence_weights
 from kd_methods.feature_losses import Batch, FeatureLoss, cat_kd, ofa, reviewkd
 from kd_methods.logit_losses import dkd, kd

@@ -9,8 +9,8 @@ import yaml
 from sweep_sandbox import GOOD, Sandbox
 
 from kd_core.errors import UserError
-from kd_sweeps.command import check_extra
 from kd_sweeps.sweep_file import read_sweep
+from kd_sweeps.trial_command import check_extra
 from sweeps import run_local
 
 MISTAKES = {

@@ -21,9 +21,9 @@ from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer
 from kd_core.models import build as models
-from kd_core.models.features import WithFeatures
+from kd_core.models.layer_features import WithFeatures
 from kd_core.run.folder import read_metrics
-from kd_core.teachers.features import KeptFacts
+from kd_core.teachers.kept_features import KeptFacts
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
 

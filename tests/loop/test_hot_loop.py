@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kd_methods
 import train_kd
 from kd_core.config import Config
-from kd_core.data.dataset import Data, ImageStore, Split, load_data
+from kd_core.data.dataset import Data, Split, load_data
+from kd_core.data.image_store import ImageStore
 from kd_core.data.plan import Batch, EpochPlan, Sampler
 from kd_core.data.preprocess import Preprocess
 from kd_core.data.recipes import Recipe

@@ -21,7 +21,7 @@ from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
-from kd_core.models.features import layers_of
+from kd_core.models.layer_features import layers_of
 from kd_core.models.network import Network as ImageNetwork
 from kd_core.models.predict import Predictor
 from kd_core.run.folder import read_metrics

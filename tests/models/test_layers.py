@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import kd_methods
 from kd_core.errors import UserError
 from kd_core.models.build import create_model
-from kd_core.models.features import WithFeatures, layers_of
+from kd_core.models.layer_features import WithFeatures, layers_of
 from kd_core.models.predict import Images
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ import kd_methods
 from kd_core.config import Config, command_line, parse_yaml
 from kd_core.errors import UserError
 from kd_core.porting.command import convert, main
-from kd_core.porting.reading import MAX_UNFOLDED, read_experiment
+from kd_core.porting.experiment_file import MAX_UNFOLDED, read_experiment
 from kd_methods import StudentOutput, TeacherOutputs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import pytest
 import compare_kd
 import evaluate_kd
 from kd_core.config import Layer, command_line, find_file, parse_yaml, resolve
-from kd_sweeps.command import check_extra, with_own_configs
 from kd_sweeps.sweep_file import read_sweep
+from kd_sweeps.trial_command import check_extra, with_own_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

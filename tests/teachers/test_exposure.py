@@ -24,7 +24,7 @@ from kd_core.config import TeacherConfig
 from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import evaluate
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.evaluation.teacher_check import EXPOSED, errors_of, require_unseen_validation
 from kd_core.export import card
 from kd_core.models import build as models

@@ -14,7 +14,7 @@ import torch
 from kd_core.config import CacheConfig, Config, TeacherConfig
 from kd_core.models import build as models
 from kd_core.teachers import cache
-from kd_core.teachers.features import FeatureFacts, KeptFacts
+from kd_core.teachers.kept_features import FeatureFacts, KeptFacts
 from kd_core.teachers.load import Teacher, _from_timm
 
 SHAPES: dict[Any, tuple[int, ...]] = {-1: (6, 4, 4), "0": (9, 6), 0: (3, 8, 8), "embedding": (6,)}

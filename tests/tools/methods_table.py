@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import kd_methods
-from kd_core.teachers.features import Kept
+from kd_core.teachers.kept_features import Kept
 from kd_methods import StudentOutput, TeacherOutputs, feature_losses, logit_losses
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import yaml
 from sweep_sandbox import GOOD, Sandbox
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
-from kd_sweeps.command import command_again, expand, grid_run_id, hashed, with_own_configs
 from kd_sweeps.sweep_file import DEFAULT_COMMAND, MACROS, read_sweep
+from kd_sweeps.trial_command import command_again, expand, grid_run_id, hashed, with_own_configs
 
 
 @pytest.mark.parametrize("macro", [name for name in MACROS if name.startswith("args")])

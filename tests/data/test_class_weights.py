@@ -8,7 +8,7 @@ from torch import Tensor
 
 import kd_methods
 from kd_core.config import DataConfig, LabelNoiseConfig, Layer, resolve
-from kd_core.data.balance import class_weights
+from kd_core.data.class_weights import class_weights
 from kd_core.data.dataset import Data, load_data
 from kd_core.data.label_noise import with_noise
 from kd_core.data.plan import EpochPlan, Sampler, epoch_order

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kd_core.config import DataConfig
-from kd_core.data import splits as layout
+from kd_core.data import folder_layout as layout
 from kd_core.data.dataset import load_data
+from kd_core.data.folder_layout import IMAGE, TABLE, Layout
 from kd_core.data.sources import open_source
-from kd_core.data.splits import IMAGE, TABLE, Layout
 from kd_core.errors import UserError
 
 # A layout: what it is, its files ("train/{cat,dog}/*2" has two images for each class), further settings, and what is

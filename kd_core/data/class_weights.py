@@ -1,4 +1,4 @@
-"""Classes of unlike size: that none is empty, and how much each counts in the label loss."""
+"""How much each class counts in the label loss (`training.class_weights`), and a check that no class is empty."""
 
 from __future__ import annotations
 

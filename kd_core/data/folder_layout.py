@@ -1,4 +1,4 @@
-"""Which files of a folder, images or tables, belong to which split and class, by their names; no file is read here.
+"""Splits and classes of a folder guessed from the names of its files and folders, of images or tables; reads no file.
 
 Ambiguous names are refused, with the names found and the setting that decides: a wrong guess would silently train on
 test images or give images wrong labels.

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from kd_core.config import CacheConfig
 from kd_core.errors import UserError
 from kd_core.files import sha256_of, write_bytes, write_json, writing
-from kd_core.models.features import Layers, WithFeatures
+from kd_core.models.layer_features import Layers, WithFeatures
 from kd_core.models.weights import read_safetensors
 from kd_core.teachers.cache import described, key_of, logits_folder, make_room
 from kd_core.teachers.load import Reordered, Teacher
-from kd_methods._features import FeatureTerm
+from kd_methods._feature_term import FeatureTerm
 from kd_methods.feature_losses import Layer, Shape, loss_class
 from kd_methods.feature_losses._base import Classifier
 

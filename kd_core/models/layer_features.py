@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kd_methods
 from kd_core.config import Config
-from kd_core.data.balance import class_weights
+from kd_core.data.class_weights import class_weights
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError, did_you_mean, first_line
 from kd_core.loop.processes import gather_rows, random_state, set_random_state

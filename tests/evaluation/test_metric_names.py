@@ -8,7 +8,7 @@ import sample_run
 from html_tree import Tree
 
 from kd_core.evaluation.figures import evaluate
-from kd_core.evaluation.labels import LABELS
+from kd_core.evaluation.metric_names import LABELS
 from kd_core.export import card
 from kd_core.report import console
 
