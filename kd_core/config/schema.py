@@ -248,7 +248,7 @@ class DataConfig(Section):
         if self.source == "hub" and self.path is not None:
             raise ValueError(
                 "source 'hub' reads no data.path; for files on this machine set data.source to parquet, "
-                "imagefolder, disk or cifar_python"
+                "imagefolder, disk or cifar_python, for the Hub give --data.path=null"
             )
         if self.unlabeled and self.unlabeled.source == REST and self.train_size is None:
             raise ValueError(

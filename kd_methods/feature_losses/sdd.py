@@ -9,9 +9,9 @@ The authors give the sum as the mean over all regions of all scales. Kept of a t
 scale, of which the coarser ones are made.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from kd_methods import logit_losses
 from kd_methods._torch import Tensor, torch
@@ -42,6 +42,27 @@ class Config(FeatureConfig):
     complementary: float = Field(
         default=2.0, ge=0, description="how much a region counts that disagrees with the whole"
     )
+
+    @field_validator("base")
+    @classmethod
+    def _of_one_region(cls, value: str) -> str:
+        if not _suits(value):
+            allowed = ", ".join(name for name in logit_losses.OWN if _suits(name))
+            raise ValueError(f"is {value!r}, and a region needs a loss of one sample and one view; choose {allowed}")
+        return value
+
+    @model_validator(mode="after")
+    def _temperature_counts(self) -> Self:
+        stated = type(self).model_fields["temperature"].default
+        if not logit_losses.config_class(self.base).uses_temperature and self.temperature != stated:
+            raise ValueError(f"base {self.base!r} has no temperature; remove `temperature`")
+        return self
+
+
+def _suits(name: str) -> bool:
+    """Whether a logit loss can compare a region with itself alone: not with other samples, not with a second view."""
+    config = logit_losses.config_class(name)
+    return config.second_view == "unused" and not config.of_batch
 
 
 class Loss(FeatureLoss):

@@ -27,6 +27,7 @@ class LossConfig(BaseModel):
     equation: format string with the parameters as `{config.NAME:g}`.
     uses_labels: whether it needs the label of every image; off for a loss that images without labels can have.
     uses_temperature: off for a loss that has no temperature; setting one is a mistake then.
+    of_batch: on for a loss whose value of a sample depends on the others of its batch.
     takes_raw: on for a loss whose last argument is `raw`, the student's logits and the teachers' as they are before
     they are standardized.
     second_view: whether the loss has a part on a second, strongly augmented view of the images. Its last argument is
@@ -42,6 +43,7 @@ class LossConfig(BaseModel):
     equation: ClassVar[str]
     uses_labels: ClassVar[bool] = True
     uses_temperature: ClassVar[bool] = True
+    of_batch: ClassVar[bool] = False
     takes_raw: ClassVar[bool] = False
     second_view: ClassVar[UseOfSecondView] = "unused"
     later: ClassVar[tuple[str, ...]] = ()

@@ -18,6 +18,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature, correlation, 
 class Config(LossConfig):
     equation = "T^2 ({config.beta:g} inter-class + {config.gamma:g} intra-class DIST)"
     uses_labels = False
+    of_batch = True
     terms = ("beta", "gamma")
     later = ("gather",)
 

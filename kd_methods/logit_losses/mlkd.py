@@ -31,6 +31,7 @@ class Config(LossConfig):
         "{config.batch_weight:g} batch terms, at further T={config.shown_temperatures})"
     )
     uses_labels = False
+    of_batch = True
     terms = ("instance_weight", "class_weight", "batch_weight")
     takes_raw = True
     second_view = "optional"

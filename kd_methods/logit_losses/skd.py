@@ -20,6 +20,7 @@ from kd_methods.logit_losses._base import LossConfig, Temperature
 class Config(LossConfig):
     equation = "(T^2 KL + directions with ridge {config.ridge:g})"
     uses_labels = False
+    of_batch = True
 
     ridge: float = Field(default=0.1, gt=0, description="added to the diagonal of the covariance of directions")
 

@@ -494,6 +494,9 @@ def test_layers_of_another_kind_are_named() -> None:
         ({"loss": "sdd", "scales": [0]}, r"kd.features\[0\].scales\[0\]: 0 is wrong"),
         ({"loss": "sdd", "scales": []}, r"kd.features\[0\].scales: .* is wrong"),
         ({"loss": "sdd", "base": "hint"}, r"kd.features\[0\].base: 'hint' is wrong: .*'dkd'"),
+        ({"loss": "sdd", "base": "dist"}, r"kd.features\[0\].base: is 'dist', and .*one sample and one view.* kd, nkd"),
+        ({"loss": "sdd", "base": "crld"}, r"kd.features\[0\].base: is 'crld', and .*one sample and one view"),
+        ({"loss": "sdd", "base": "ttm", "temperature": 2.0}, r"base 'ttm' has no temperature; remove"),
         ({"loss": "ca_mkd", "form": "paper"}, r"kd.features\[0\].form: 'paper' is wrong: .*'sum1' or 'reference'"),
     ],
 )

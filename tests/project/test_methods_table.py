@@ -4,7 +4,7 @@ import methods_table
 import pytest
 
 import kd_methods
-from kd_methods import feature_losses
+from kd_methods import feature_losses, logit_losses
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,8 @@ def test_facts_that_are_found_by_trying():
     assert methods_table.weighting("min_ce") == ("teachers' logits, labels", "sample")
     assert methods_table.logit_loss("dkd") == ("logits, labels", "sample")
     assert methods_table.logit_loss("skd") == ("logits", "batch")
+    for name in logit_losses.OWN:
+        assert logit_losses.config_class(name).of_batch == (methods_table.logit_loss(name)[1] == "batch"), name
     assert methods_table.feature_loss("at")[:3] == ("maps, tokens", "a number per position", "every mode")
     assert methods_table.feature_loss("sp")[:4] == ("last map, tokens", "map, as one vector", "every mode", "batch")
     assert methods_table.feature_loss("fitnet")[1:3] == ("map at the size used", "`clean`, `fixed`")
