@@ -168,8 +168,11 @@ def test_numbers_become_the_declared_type():
         ("--kd.type=dynamc", "command line: kd.type: unknown method 'dynamc', did you mean 'dynamic'?"),
         ("--kd.type=dynamic", "kd.type 'dynamic' needs teachers"),
         ("--data.source=parquet", "source 'parquet' needs data.path"),
-        ("--data.path=photos", "source 'hub' reads no data.path; for files on this machine set data.source to parquet, imagefolder, disk or "
-            "cifar_python, for the Hub give --data.path=null"),
+        (
+            "--data.path=photos",
+            "source 'hub' reads no data.path; for files on this machine set data.source to parquet, imagefolder, disk or "
+            "cifar_python, for the Hub give --data.path=null",
+        ),
         ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights', 'train' and 'logits'"),
         ("--teachers=[{train: a}]", "teachers[0]: this teacher needs 'model'"),
         (
