@@ -7,13 +7,20 @@
     python compare_kd.py runs --rows kd.type --cols pair          a paper's table: methods by pairs of networks
 
 switches:
-    RUN ...              run folders, folders that hold run folders, ENTITY/PROJECT/ID or ENTITY/PROJECT of W&B
+    RUN ...              run folders, folders that hold run folders, records of runs (--record), ENTITY/PROJECT/ID or
+                         ENTITY/PROJECT of W&B
     --metric NAME        what to compare (default: test/accuracy if all runs have it, else val/accuracy), such as
                          val/ece, or with dots a key of summary.json: cost.latency_ms.1
     --also NAMES         further metrics to show, separated by commas
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
                          "alone" (default: the student without teachers, else the first group)
     --confidence LEVEL   confidence level of intervals and verdicts (default: 0.95)
+    --vary KEYS          settings besides the method's in which compared runs may differ, separated by commas: teachers,
+                         training.max_epochs, augment
+    --contrast A:B       also test group A against group B, named as for --baseline; may be given several times, and
+                         p-values are corrected for their number
+    --margin NUMBER      say of a difference whose interval lies within it that it does; in points of a percentage
+    --pooled             test with one variance for all groups of a table: exploratory, for few seeds and many groups
     --rows KEYS          with --cols: a table of mean and standard deviation by any keys of the configuration,
     --cols KEYS          separated by commas; "pair" stands for TEACHERS -> STUDENT.  Missing cells are listed with the
                          commands that train them
@@ -21,6 +28,7 @@ switches:
                          may be given several times
     --force              also compare runs that differ in more than the method, with a warning
     --import FILE.py     run a file of your own code first, with which runs were trained; repeatable (docs/own_code.md)
+    --record FILE.json   also write the runs there, without what makes them large: a file to keep and to compare again
     --out FOLDER         also write comparison.html, .csv, .md, .tex, .json and plots there
     --help               this text
 
@@ -46,13 +54,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line -> switches, checked.  Imports nothing heavy."""
     parser = CommandLine("compare_kd.py")
     parser.add_argument("runs", nargs="*")
-    for option in ("--metric", "--baseline", "--rows", "--cols", "--out"):
+    for option in ("--metric", "--baseline", "--rows", "--cols", "--out", "--margin", "--record"):
         parser.add_argument(option)
     parser.add_argument("--import", dest="imports", action="append", default=[])
-    parser.add_argument("--also", default="")
-    parser.add_argument("--same-data", action="append", default=[])
+    for option in ("--also", "--vary"):
+        parser.add_argument(option, default="")
+    for option in ("--same-data", "--contrast"):
+        parser.add_argument(option, action="append", default=[])
     parser.add_argument("--confidence", default="0.95")
-    for switch in ("--force", "--help", "-h"):
+    for switch in ("--force", "--pooled", "--help", "-h"):
         parser.add_argument(switch, action="store_true")
     options = parser.parse_intermixed_args(arguments)
     if options.help or options.h:
@@ -61,12 +71,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
     if bool(options.rows) != bool(options.cols):
         raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
-    if options.rows and (options.also or options.baseline):
-        raise UserError("--also, --baseline: cannot be used with --rows and --cols, whose table shows one metric")
-    try:
-        options.confidence = float(options.confidence)
-    except ValueError:
-        raise UserError(f"--confidence: is {options.confidence!r}, a number such as 0.95 is needed") from None
+    unused = ("also", "baseline", "vary", "contrast", "margin", "pooled")
+    if options.rows and (given := [f"--{name}" for name in unused if getattr(options, name)]):
+        raise UserError(f"{', '.join(given)}: cannot be used with --rows and --cols, whose table shows means alone")
+    for name, example in (("confidence", "0.95"), ("margin", "0.5")):
+        try:
+            value = getattr(options, name)
+            setattr(options, name, None if value is None else float(value))
+        except ValueError:
+            raise UserError(f"--{name}: is {value!r}, a number such as {example} is needed") from None
     for index, pair in enumerate(options.same_data):
         if not re.fullmatch("[0-9a-f]{8,64}=[0-9a-f]{8,64}", pair.lower()):
             raise UserError(
@@ -74,17 +87,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "characters 0-9, a-f"
             )
         options.same_data[index] = tuple(pair.lower().split("="))
-    options.also = [name.strip() for name in options.also.split(",") if name.strip()]
+    for name in ("also", "vary"):
+        setattr(options, name, [part.strip() for part in getattr(options, name).split(",") if part.strip()])
     if options.out:
         options.out = local_path(options.out, "--out")
         check_writable(options.out, "--out")
+    if options.record:
+        options.record = local_path(options.record, "--record")
+        if options.record.suffix != ".json":
+            raise UserError(f"--record: is {str(options.record)!r}, expected the name of a .json file")
+        check_writable(options.record.parent, "--record")
     return options
 
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     answer_early(parse, "compare_kd.py")
 
-from kd_core.comparison import compare, runs, tables
+from kd_core.comparison import compare, recorded, runs, tables
 from kd_core.config import own_code
 
 
@@ -98,12 +117,16 @@ def main(arguments: list[str]) -> None:
         result = compare.pivot(found, options.rows, options.cols, **settings)
         shown = [tables.table_of(result)]
     else:
-        result = compare.compare(found, also=options.also, baseline=options.baseline, **settings)
+        tests = dict(vary=options.vary, contrasts=options.contrast, margin=options.margin, pool=options.pooled)
+        result = compare.compare(found, also=options.also, baseline=options.baseline, **tests, **settings)
         shown = tables.tables_of(result)
     text = tables.text(result, shown)
     if options.out:
         written = tables.write(options.out, result, shown)
         text += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
+    if options.record:
+        recorded.write(options.record, found.runs)
+        text += f"\n\n{len(found.runs)} runs recorded; compare them by: python compare_kd.py {options.record}"
     print(text)
 
 

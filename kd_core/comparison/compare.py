@@ -1,4 +1,4 @@
-"""Runs side by side: groups of seeds, sets of groups that may be compared, and how certain a difference is.
+"""Runs side by side: groups of seeds, sets of groups that may be compared, and how they differ.
 
 What the numbers mean, with sources: docs/comparing.md.
 """
@@ -10,18 +10,16 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 import kd_methods
 from kd_core.comparison.runs import Found, Run, number
+from kd_core.comparison.significance import difference, holm, is_within, pooled, spread, verdict
 from kd_core.config import IMPORTS
-from kd_core.errors import UserError
-from kd_core.evaluation import uncertainty
+from kd_core.errors import UserError, did_you_mean
 from kd_core.run.folder import lookup
 
 ALONE = "alone"  # the group without teachers
@@ -53,91 +51,6 @@ def limits(metric: str) -> tuple[float, float]:
     if is_percent(metric) or re.fullmatch(r"auroc|ece\w*", last):
         return 0.0, 1.0
     return (0.0 if re.fullmatch(LOWER, last) else -math.inf), math.inf
-
-
-# ------------------------------------------------------------------------------------------------------ statistics
-
-ANY = (-math.inf, math.inf)
-
-
-def spread(values: Sequence[float], confidence: float, within: tuple[float, float] = ANY) -> dict[str, Any]:
-    """{n, mean, deviation, interval} of the values of several seeds, all `within` two limits.
-
-    deviation is the sample standard deviation (divisor n - 1), interval the t confidence interval of the mean, cut at
-    the limits; both None where n is 1, the interval also where all values are equal, which says nothing about how far
-    seeds spread.
-    """
-    from scipy import stats  # not above: `compare_kd.py --help` should not wait for it
-
-    array = np.asarray(values, dtype=np.float64)
-    several = len(array) > 1
-    interval = None
-    if several and not _constant(array, array):
-        low, high = stats.t.interval(confidence, len(array) - 1, loc=array.mean(), scale=stats.sem(array))
-        interval = _cut([low, high], within)
-    return {
-        "n": len(array),
-        "mean": float(array.mean()),
-        "deviation": float(array.std(ddof=1)) if several else None,
-        "interval": interval,
-    }
-
-
-def _cut(interval: Iterable[float], within: tuple[float, float]) -> list[float]:
-    """An interval of a mean, cut at the values that a mean can have; it covers the true one as often."""
-    low, high = within
-    return [float(min(max(edge, low), high)) for edge in interval]
-
-
-def difference(
-    own: dict[int, float], other: dict[int, float], confidence: float, within: tuple[float, float] = ANY
-) -> dict[str, Any]:
-    """How far one group's values are from another's; both are {seed: value}, all `within` two limits.
-
-    {kind, seeds, mean, interval, p, why}.  `paired`: of the seeds that both have, by the t test of their differences
-    (Student 1908); `unpaired`, if they share none: by Welch's t test (1947).  p is two-sided.  Where no test is
-    possible interval and p are None, and `why` says why.
-    """
-    from scipy import stats
-
-    common = sorted(own.keys() & other.keys())
-    if common:
-        a, b = (np.array([values[seed] for seed in common], dtype=np.float64) for values in (own, other))
-        result: dict[str, Any] = {"kind": "paired", "seeds": common, "mean": float((a - b).mean())}
-        why = "one seed" if len(common) < 2 else "equal differences" if _constant(a - b, a) else None
-        test = None if why else stats.ttest_rel(a, b)
-    else:
-        a, b = (np.array(list(values.values()), dtype=np.float64) for values in (own, other))
-        result = {"kind": "unpaired", "seeds": [], "mean": float(a.mean() - b.mean())}
-        one = min(len(a), len(b)) < 2
-        why = "one seed" if one else "equal values" if _constant(a, a) and _constant(b, b) else None
-        test = None if why else stats.ttest_ind(a, b, equal_var=False)
-    widest = within[1] - within[0]
-    interval = _cut(test.confidence_interval(confidence), (-widest, widest)) if test else None
-    return {**result, "interval": interval, "p": float(test.pvalue) if test else None, "why": why}
-
-
-def _constant(values: np.ndarray, scale: np.ndarray) -> bool:
-    """Whether values are equal but for rounding of numbers of this scale."""
-    return bool(np.ptp(values) <= 1e-12 * np.abs(scale).max())
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in the given order (Holm, Scandinavian Journal of Statistics 1979).
-
-    The i-th smallest of m is multiplied by m - i + 1, is at least its predecessor and at most 1.  The chance that any
-    true hypothesis is rejected stays below the level, whatever the dependence.
-    """
-    array = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(array, kind="stable")
-    adjusted = np.empty_like(array)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(array[order] * np.arange(len(array), 0, -1)))
-    return [float(value) for value in adjusted]
-
-
-def verdict(found: dict[str, Any], higher: bool, confidence: float) -> str:
-    """better, worse or inconclusive, by the corrected p-value `p_holm`."""
-    return uncertainty.verdict(found["mean"], found["p_holm"], higher=higher, confidence=confidence)
 
 
 # -------------------------------------------------------------------------------------------------------- grouping
@@ -216,24 +129,36 @@ def _key(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def comparable_sets(groups: list[Group]) -> list[list[Group]]:
-    """Sets of groups that differ only in their methods, the largest sets first.
+def comparable_sets(groups: list[Group], vary: Sequence[str] = ()) -> list[list[Group]]:
+    """Sets of groups that differ only in their methods, and in the settings that may `vary`, the largest sets first.
 
     A group without teachers joins every set of its kind.
     """
+
+    def surroundings(one: Group) -> str:
+        return _key({key: value for key, value in one.surroundings.items() if not _is_of(key, vary)})
+
+    def panel(one: Group) -> str:
+        return "" if "teachers" in vary else _key({k: value for k, value in one.panel.items() if not _is_of(k, vary)})
+
     sets: dict[tuple[str, str], list[Group]] = {}
     for one in groups:
         if not one.is_alone:
-            sets.setdefault((_key(one.surroundings), _key(one.panel)), []).append(one)
+            sets.setdefault((surroundings(one), panel(one)), []).append(one)
     for one in groups:
         if one.is_alone:
-            kind = _key(one.surroundings)
-            joined = [members for (surroundings, _), members in sets.items() if surroundings == kind]
+            kind = surroundings(one)
+            joined = [members for (around, _), members in sets.items() if around == kind]
             for members in joined:
                 members.insert(0, one)
             if not joined:
-                sets[kind, ""] = [one]
+                sets[kind, "alone"] = [one]
     return sorted(sets.values(), key=len, reverse=True)
+
+
+def _is_of(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of `names` or below one of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def differing(many: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -259,8 +184,12 @@ def _titles(sets: list[list[Group]]) -> list[str]:
 
 
 def label(groups: list[Group]) -> None:
-    """Name the groups of one set by their methods, and by settings that distinguish groups of one method."""
-    names = _distinct_labels([one.method for one in groups], [one.settings for one in groups])
+    """Name the groups of one set by method, by teachers if those differ, and by settings that tell equal ones apart."""
+    panels = {tuple(one.first.teachers) for one in groups if not one.is_alone}
+    methods = [one.method for one in groups]
+    if len(panels) > 1:
+        methods = [one.method if one.is_alone else f"{one.method}: {' + '.join(one.first.teachers)}" for one in groups]
+    names = _distinct_labels(methods, [one.settings for one in groups])
     for one, name in zip(groups, names, strict=True):
         one.label = name
 
@@ -330,13 +259,25 @@ def compare(
     baseline: str | None = None,
     confidence: float = 0.95,
     force: bool = False,
+    vary: Sequence[str] = (),
+    contrasts: Sequence[str] = (),
+    margin: float | None = None,
+    pool: bool = False,
 ) -> dict[str, Any]:
     """The comparison of the runs, ready for JSON; docs/comparing.md explains the keys.
 
-    UserError if there is nothing to compare, no such metric or baseline, or an invalid confidence level.
+    Args:
+        vary: settings in which groups of a set may differ besides the method, such as `teachers`.
+        contrasts: `A:B`, names of groups: these differences are tested too, and corrected among themselves.
+        margin: differences whose interval lies within it are marked; in points for shares of images.
+        pool: test differences with the variance of all groups of a set instead of the two that are compared.
+
+    UserError if there is nothing to compare, no such metric, setting, baseline or group, or an invalid level or margin.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence: is {confidence:g}, must lie between 0 and 1, such as 0.95")
+    if margin is not None and not 0 < margin < math.inf:
+        raise UserError(f"--margin: is {margin:g}, must be above 0, such as 0.5")
     if not found.runs:
         reasons = [f"  {name}: {why}" for name, why in found.left_out]
         raise UserError("\n".join(["no finished run to compare", *reasons]))
@@ -350,7 +291,8 @@ def compare(
         without = [run for run in one.runs.values() if run.figure(chosen) is None]
         left_out += [{"run": run.name, "reason": f"has no finite {chosen}"} for run in without]
     groups = [one for one in groups if one.values(chosen)]
-    apart = comparable_sets(groups)
+    _check_vary(groups, vary)
+    apart = comparable_sets(groups, vary)
     sets = [groups] if force else apart
     against = [_find_baseline(members, baseline) for members in sets]
     if baseline is not None and not any(against):
@@ -362,10 +304,13 @@ def compare(
             f"the data's fingerprints differ ({', '.join(fingerprints)}); if images and labels are the same, as where "
             f"an earlier version counted class names in: --same-data {fingerprints[0]}={fingerprints[-1]}"
         )
+    scaled = margin / 100 if margin is not None and is_percent(chosen) else margin
     return {
         "metric": chosen,
         "higher_is_better": higher_is_better(chosen),
         "also": list(also),
+        "margin": margin,
+        "contrasts": _contrasts(sets, contrasts, chosen, confidence, scaled),
         "confidence_level": confidence,
         "forced": force and len(apart) > 1,
         "left_out": left_out,
@@ -373,10 +318,59 @@ def compare(
         "differences": [{"key": key, "values": values} for key, values in differences.items()],
         "apart": _titles(apart),
         "sets": [
-            {"title": title, **_compare_set(members, base, chosen, also, confidence)}
+            {"title": title, **_compare_set(members, base, chosen, also, confidence, scaled, pool)}
             for title, members, base in zip(_titles(sets), sets, against, strict=True)
         ],
     }
+
+
+def _check_vary(groups: list[Group], vary: Sequence[str]) -> None:
+    """UserError for a name of `--vary` that is no setting of a run besides the method's."""
+    known = {key for one in groups for key in [*one.surroundings, *one.panel]} | {"teachers"}
+    for name in vary:
+        if not any(_is_of(key, [name]) for key in known):
+            hint = did_you_mean(name, known) or "; expected such as teachers, training.max_epochs or augment"
+            raise UserError(f"--vary: {name}: no run has such a setting{hint}")
+
+
+def _contrasts(
+    sets: list[list[Group]], wanted: Sequence[str], metric: str, confidence: float, margin: float | None
+) -> list[dict[str, Any]]:
+    """The differences `A:B` of two groups of one set, corrected for their number."""
+    found: list[dict[str, Any]] = []
+    for text in wanted:
+        first, second = _two_groups(sets, text)
+        test = difference(first.values(metric), second.values(metric), confidence, limits(metric))
+        found.append({"label": first.label, "against": second.label, **test})
+    _judge(found, metric, confidence, margin)
+    return found
+
+
+def _two_groups(sets: list[list[Group]], text: str) -> tuple[Group, Group]:
+    """The groups that `A:B` names; names may hold colons.  UserError unless one set has both."""
+    parts = text.split(":")
+    pairs = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
+    for names in pairs:
+        for members in sets:
+            first, second = (_named(members, name, "--contrast") for name in names)
+            if first and second and first is not second:
+                return first, second
+    known = list(dict.fromkeys(one.label for members in sets for one in members))
+    for names in (pair for pair in pairs if pair[0] != pair[1]):
+        if all(any(_named(members, name, "--contrast") for members in sets) for name in names):
+            raise UserError(
+                f"--contrast: {text!r}: the two are in no common set; --vary KEYS names settings that may differ in one"
+            )
+    raise UserError(f"--contrast: is {text!r}, expected two groups, A:B; there are {', '.join(map(repr, known))}")
+
+
+def _judge(tests: list[dict[str, Any]], metric: str, confidence: float, margin: float | None) -> None:
+    """Add p-values corrected among these tests, verdicts, and whether a difference lies within the margin."""
+    corrected = iter(holm([test["p"] for test in tests if test["p"] is not None]))
+    for test in tests:
+        test["p_holm"] = None if test["p"] is None else next(corrected)
+        test["verdict"] = verdict(test, bool(higher_is_better(metric)), confidence)
+        test["within_margin"] = is_within(test["interval"], margin)
 
 
 def _find_baseline(members: list[Group], name: str | None) -> Group | None:
@@ -384,10 +378,16 @@ def _find_baseline(members: list[Group], name: str | None) -> Group | None:
     label(members)
     if name is None:
         return next((one for one in members if one.is_alone), members[0])
+    return _named(members, name, "--baseline")
+
+
+def _named(members: list[Group], name: str, option: str) -> Group | None:
+    """The group of a set with this label, method or experiment.  UserError if several have the name."""
+    label(members)
     for names in (lambda one: (one.label,), lambda one: (one.method, one.first.config.kd.type), _experiments):
         fitting = [one for one in members if name in names(one)]
         if len(fitting) > 1:
-            raise UserError(f"--baseline: {name!r} may be each of {', '.join(repr(one.label) for one in fitting)}")
+            raise UserError(f"{option}: {name!r} may be each of {', '.join(repr(one.label) for one in fitting)}")
         if fitting:
             return fitting[0]
     return None
@@ -398,9 +398,16 @@ def _experiments(one: Group) -> set[str]:
 
 
 def _compare_set(
-    members: list[Group], baseline: Group | None, metric: str, also: Sequence[str], confidence: float
+    members: list[Group],
+    baseline: Group | None,
+    metric: str,
+    also: Sequence[str],
+    confidence: float,
+    margin: float | None,
+    pool: bool,
 ) -> dict[str, Any]:
-    higher = bool(higher_is_better(metric))
+    common = pooled([one.values(metric) for one in members]) if pool else None
+    test = common.difference if common else difference
     label(members)  # a group without teachers is in several sets
     ordered = sorted(members, key=lambda one: one is not baseline)
     rows = []
@@ -420,20 +427,20 @@ def _compare_set(
                     name: spread(found, confidence, limits(name)) if found else None for name, found in others.items()
                 },
                 "cost": _cost(one),
-                "against_baseline": difference(values, baseline.values(metric), confidence, limits(metric))
+                "against_baseline": test(values, baseline.values(metric), confidence, limits(metric))
                 if baseline and one is not baseline
                 else None,
             }
         )
-    tested = [row["against_baseline"] for row in rows if row["against_baseline"]]
-    corrected = iter(holm([test["p"] for test in tested if test["p"] is not None]))
-    for test in tested:
-        test["p_holm"] = None if test["p"] is None else next(corrected)
-        test["verdict"] = verdict(test, higher, confidence)
+    _judge([row["against_baseline"] for row in rows if row["against_baseline"]], metric, confidence, margin)
+    warnings = _warnings(rows, baseline.label if baseline else None)
+    if pool and common is None:
+        warnings.append("--pooled: needs two groups with two common seeds whose values differ; each is tested alone")
     return {
         "budget": " or ".join(dict.fromkeys(one.first.config.budget for one in members)),
         "baseline_label": baseline.label if baseline else None,
-        "warnings": _warnings(rows, baseline.label if baseline else None),
+        "pooled": None if common is None else asdict(common),
+        "warnings": warnings,
         "groups": rows,
     }
 

@@ -1,4 +1,4 @@
-"""Finished runs, in folders or at W&B: found, loaded and validated, which have the same data, and their metrics."""
+"""Finished runs, in folders, records or at W&B: found, loaded, checked, which have the same data, and their metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kd_core.comparison import recorded
 from kd_core.config import (
     MAX_NESTING,
     Config,
@@ -134,7 +135,7 @@ class Found:
 
 
 def find(names: Iterable[str]) -> Found:
-    """The finished runs under `names`: run folders, folders of run folders, runs or projects of W&B.
+    """The finished runs under `names`: run folders, folders of run folders, records, runs or projects of W&B.
 
     Unfinished or damaged runs are left out, with the reason; so are teachers that other runs trained on demand, unless
     they are named themselves.  UserError if there is nothing under a name, if W&B cannot be reached, or if a run needs
@@ -202,13 +203,17 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:
     """(folder or ENTITY/PROJECT/ID, function that reads it) of the runs under `name`."""
     path = local_path(name, "RUN")
+    if recorded.is_record(path):
+        modified = path.stat().st_mtime
+        return [(place, partial(_read_recorded, place, values, modified)) for place, values in recorded.read(path)]
     if path.is_dir():
         folders = [path] if _is_run(path) else _runs_in(path, levels=2)
         if not folders:
             raise UserError(f"{name}: holds no run folder (one with config.yaml and summary.json)")
         return [(str(folder), partial(read_folder, folder)) for folder in folders]
     if path.exists() or not WANDB_NAME.fullmatch(name) or Path(name.split("/")[0]).is_dir():
-        raise UserError(f"{name}: no such folder; expected run folders, folders of them, or ENTITY/PROJECT[/ID]")
+        raise UserError(f"{name}: no such folder; expected run folders, folders of them, records of them "
+            "(.json), or ENTITY/PROJECT[/ID]")
     return _at_wandb(name)
 
 
@@ -253,6 +258,20 @@ def read_folder(path: Path) -> Run:
         rows=rows,
         modified=folder.summary_file.stat().st_mtime,
         folder=path,
+    )
+
+
+def _read_recorded(place: str, values: dict[str, Any], modified: float) -> Run:
+    own = recorded.checked(values)
+    settings = {key: value for key, value in own["config"].items() if key != "import"}
+    return Run(
+        name=own["name"],
+        run_id=own["run_id"],
+        config=resolve([Layer(f"{place}, config", settings)], in_sweep=False).config,
+        identity=_checked(own["identity"]),
+        summary=own["summary"],
+        rows=own["rows"],
+        modified=modified,
     )
 
 

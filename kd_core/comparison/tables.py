@@ -86,7 +86,7 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
         rows = []
         for row in one["groups"]:
             cells = [Cell(row["label"]), Cell(str(row["n"]), row["n"]), mean_and_deviation(row, metric)]
-            cells += _test(row["against_baseline"], metric) if tested else []
+            cells += _test(row["against_baseline"], metric, compared["margin"]) if tested else []
             cells += [mean_and_deviation(row["also"][name], name) for name in also]
             seconds = row["cost"]["training_seconds"]
             if "training_seconds" in known:
@@ -94,11 +94,39 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
             cells += [_count(row["cost"][key]) for key in ("parameters", "multiply_adds") if key in known]
             rows.append(cells)
         several = f"set {number}: " if len(compared["sets"]) > 1 else ""
-        tables.append(Table(f"{several}{one['title']}", header, rows, [f"budget: {one['budget']}", *one["warnings"]]))
-    return tables
+        notes = [f"budget: {one['budget']}", *_pooled(one["pooled"], metric), *one["warnings"]]
+        tables.append(Table(f"{several}{one['title']}", header, rows, notes))
+    return [*tables, *_contrasts(compared, level)]
 
 
-def _test(test: dict[str, Any] | None, metric: str) -> list[Cell]:
+def _pooled(pooled: dict[str, Any] | None, metric: str) -> list[str]:
+    """What tests with a pooled variance assume, as a note."""
+    if pooled is None:
+        return []
+    unit = " points" if is_percent(metric) else ""
+    return [
+        f"exploratory: one variance for all {pooled['groups']} groups, of the {len(pooled['seeds'])} seeds that they "
+        f"share: a run deviates by {figure(pooled['deviation'], metric)}{unit} ({pooled['freedom']} degrees of freedom)"
+    ]
+
+
+def _contrasts(compared: dict[str, Any], level: str) -> list[Table]:
+    """The table of the differences that were asked for by name, if there are any."""
+    metric = compared["metric"]
+    rows = [
+        [Cell(f"{test['label']} against {test['against']}"), *_seeds(test), *_test(test, metric, compared["margin"])]
+        for test in compared["contrasts"]
+    ]
+    header = ["contrast", "seeds", f"{_heading(metric)}: difference [{level}]", "p (Holm)", "verdict"]
+    note = "p is corrected for the number of these contrasts alone"
+    return [Table("contrasts", header, rows, [note])] if rows else []
+
+
+def _seeds(test: dict[str, Any]) -> list[Cell]:
+    return [Cell(str(len(test["seeds"])), len(test["seeds"]))]
+
+
+def _test(test: dict[str, Any] | None, metric: str, margin: float | None) -> list[Cell]:
     if test is None:
         return [Cell(NOTHING)] * 3
     text = figure(test["mean"], metric, signed=True)
@@ -107,7 +135,8 @@ def _test(test: dict[str, Any] | None, metric: str) -> list[Cell]:
         text += f" [{', '.join(edges)}]"
     p = test["p_holm"]
     shown = NOTHING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
-    return [Cell(text, test["mean"]), Cell(shown, p), Cell(test["verdict"])]
+    within = f", within {margin:g}" if test["within_margin"] else ""
+    return [Cell(text, test["mean"]), Cell(shown, p), Cell(test["verdict"] + within)]
 
 
 def table_of(pivoted: dict[str, Any]) -> Table:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kd_core.comparison import tables
-from kd_core.comparison.compare import compare, difference, higher_is_better, holm, limits, pivot, spread, verdict
+from kd_core.comparison.compare import compare, higher_is_better, limits, pivot
 from kd_core.comparison.runs import Found, Run, as_same_data
+from kd_core.comparison.significance import difference, holm, pooled, spread, verdict
 from kd_core.config import command_line, group
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
@@ -331,6 +332,89 @@ def test_a_baseline_that_is_none_or_several():
         compare(Found(runs, []), baseline=A)
     with pytest.raises(UserError, match="--baseline: no group is called 'nobody'; there are"):
         compare(Found(runs, []), baseline="nobody")
+
+
+def taught_by(name: str, values=VALUES, method=A, **more) -> list[Run]:
+    return several(method, values, teachers=[{**TEACHER, "model": name, "weights": f"{name}.pth"}], **more)
+
+
+def test_what_may_vary_makes_one_set():
+    runs = [*taught_by("cifar_resnet56"), *taught_by("cifar_resnet20", OTHERS), *several(LABEL_ONLY)]
+    assert len(compare(Found(runs, []))["sets"]) == 2
+    [one] = compare(Found(runs, []), vary=["teachers"])["sets"]
+    assert [row["label"] for row in one["groups"]] == ["alone", f"{A}: cifar_resnet56", f"{A}: cifar_resnet20"]
+    longer = [*several(A), *several(A, OTHERS, training={"max_epochs": 9})]
+    assert len(compare(Found(longer, []))["sets"]) == 2
+    for vary in ("training", "training.max_epochs"):
+        [one] = compare(Found(longer, []), vary=[vary])["sets"]
+        assert {row["label"] for row in one["groups"]} == {
+            f"{A} (training.max_epochs=100)", f"{A} (training.max_epochs=9)"
+        }  # fmt: skip
+    assert len(compare(Found(longer, []), vary=["teachers"])["sets"]) == 2
+
+
+def test_a_setting_to_vary_that_is_none():
+    with pytest.raises(UserError, match="--vary: training.max_epoch: no run has such a setting, did you mean"):
+        compare(Found(several(A), []), vary=["training.max_epoch"])
+
+
+def test_contrasts_are_corrected_among_themselves():
+    third = [0.6, 0.7, 0.65, 0.61, 0.66]
+    runs = [*several(A), *several(B, OTHERS), *several(C, third), *several(LABEL_ONLY, OTHERS[::-1])]
+    found = compare(Found(runs, []), contrasts=[f"{A}:{B}", f"alone : {C}"], margin=2.0)
+    first, second = found["contrasts"]
+    own = difference(seeded(VALUES), seeded(OTHERS), 0.95, (0, 1))
+    assert {key: first[key] for key in own} == own and (first["label"], first["against"]) == (A, B)
+    assert [first["p_holm"], second["p_holm"]] == holm([first["p"], second["p"]])
+    assert first["within_margin"] == (first["interval"][0] >= -0.02 and first["interval"][1] <= 0.02)
+    *_, table = tables.tables_of(found)
+    assert table.title == "contrasts"
+    assert [row[0].text for row in table.rows] == [f"{A} against {B}", f"alone against {C}"]
+    assert (", within 2" in table.rows[0][-1].text) == first["within_margin"]
+
+
+def test_small_differences_are_said_to_be_small():
+    runs = [*several(A), *several(B, [value + 0.001 * (-1) ** n for n, value in enumerate(VALUES)])]
+    for margin, word in ((0.5, "inconclusive, within 0.5"), (0.1, "inconclusive")):
+        [table] = tables.tables_of(compare(Found(runs, []), margin=margin))
+        assert table.rows[1][table.header.index("verdict")].text == word
+
+
+def test_a_pooled_variance_is_of_all_groups_of_the_set():
+    values = {A: VALUES, B: OTHERS, C: [0.6, 0.7, 0.65, 0.61, 0.66]}
+    runs = [run for method, own in values.items() for run in several(method, own)]
+    compared = compare(Found(runs, []), pool=True)
+    [one] = compared["sets"]
+    common = pooled([seeded(own) for own in values.values()])
+    assert one["pooled"]["deviation"] == common.deviation and one["pooled"]["freedom"] == 8
+    wanted = common.difference(seeded(OTHERS), seeded(VALUES), 0.95, (0, 1))
+    found = one["groups"][1]["against_baseline"]
+    assert {key: found[key] for key in wanted} == wanted
+    [table] = tables.tables_of(compared)
+    assert any("exploratory: one variance for all 3 groups, of the 5 seeds" in note for note in table.notes)
+    lone = compare(Found(several(A)[:1] + several(B)[:1], []), pool=True)["sets"][0]
+    assert lone["pooled"] is None and any("--pooled: needs two groups" in text for text in lone["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("contrast", "text"),
+    [
+        ("nothing", "--contrast: is 'nothing', expected two groups, A:B; there are"),
+        (f"{A}:{A}", "expected two groups, A:B"),
+        (f"{A}:typo", f"is '{A}:typo', expected two groups"),
+        (f"{A}:{B}", "the two are in no common set; --vary KEYS names settings"),
+    ],
+)
+def test_contrasts_that_are_none(contrast, text):
+    runs = [*several(A), *several(B, training={"max_epochs": 9})]
+    with pytest.raises(UserError, match=text):
+        compare(Found(runs, []), contrasts=[contrast])
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, math.nan, math.inf])
+def test_a_margin_is_positive(margin):
+    with pytest.raises(UserError, match="--margin: is .*, must be above 0"):
+        compare(Found(several(A), []), margin=margin)
 
 
 def test_warnings_about_seeds():

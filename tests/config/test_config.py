@@ -170,8 +170,8 @@ def test_numbers_become_the_declared_type():
         ("--data.source=parquet", "source 'parquet' needs data.path"),
         (
             "--data.path=photos",
-            "source 'hub' reads no data.path; for files on this machine set data.source to parquet, imagefolder, disk or "
-            "cifar_python, for the Hub give --data.path=null",
+            "source 'hub' reads no data.path; for files on this machine set data.source to parquet, imagefolder, "
+            "disk or cifar_python, for the Hub give --data.path=null",
         ),
         ("--teachers=[{model: a}]", "teachers[0]: a teacher needs exactly one of 'weights', 'train' and 'logits'"),
         ("--teachers=[{train: a}]", "teachers[0]: this teacher needs 'model'"),

@@ -1,0 +1,109 @@
+"""Records of runs: what they keep, that they compare as the runs do, and damaged ones."""
+
+import json
+
+import pytest
+from compared_runs import LABEL_ONLY, OTHERS, A, B, make, several
+
+from kd_core.comparison import recorded, runs
+from kd_core.comparison.compare import compare
+from kd_core.comparison.runs import Found
+from kd_core.errors import UserError
+
+EVALUATION = {
+    "accuracy": 0.612345678912,
+    "per_class": [{"name": "cat", "count": 9, "accuracy": 0.25}, {"name": "dog", "count": 9, "accuracy": None}],
+    "most_confused": [{"label": "cat", "predicted": "dog"}],
+    "temperature_scaling": {"nll": 1.5},
+}
+SUMMARY = {
+    "evaluation": {"test": EVALUATION},
+    "environment": {"command": "python train_kd.py"},
+    "cost": {"multiply_adds": 5, "latency_ms": {"1": 3.0}},
+    "teachers": [{"name": "teacher.pth", "val_accuracy": 0.7}],
+}
+ROWS = [
+    {"train_step/step": 5, "train_step/loss_total": 3.0},
+    {"epoch": 1, "val/accuracy": 0.5, "perf/epoch_time": 12.3456, "perf/images_per_second": 900.0, "time": 1.7e9},
+    {"test/accuracy": 0.55, "epoch": 1},
+]
+
+
+def some_runs():
+    return [*several(A, summary=SUMMARY, rows=ROWS), *several(B, OTHERS, summary=SUMMARY), *several(LABEL_ONLY)]
+
+
+@pytest.fixture
+def record(tmp_path):
+    recorded.write(tmp_path / "runs.json", some_runs())
+    return tmp_path / "runs.json"
+
+
+def test_a_record_compares_as_its_runs_do(record):
+    options = {"also": ["test/accuracy"], "baseline": A, "margin": 0.5, "pool": True}
+    found = runs.find([str(record)])
+    assert not found.left_out and len(found.runs) == 15
+    own, other = compare(found, **options), compare(Found(some_runs(), []), **options)
+    for one in (own, other):
+        for row in one["sets"][0]["groups"]:
+            row["seeds"] = [(seed["seed"], seed["value"]) for seed in row["seeds"]]
+            row["cost"]["training_seconds"] = round(row["cost"]["training_seconds"] or 0, 1)  # as in the record
+            for values in filter(None, row["also"].values()):
+                values["mean"] = round(values["mean"], 6)
+    assert own == other
+
+
+def test_what_is_kept(record):
+    first = next(one for one in json.loads(record.read_text())["runs"] if one["config"]["kd"]["type"] == A)
+    epoch = {"epoch": 1, "val/accuracy": 0.5, "perf/epoch_time": 12.3}
+    assert first["rows"] == [epoch, {"test/accuracy": 0.55, "epoch": 1}]
+    kept = first["summary"]["evaluation"]["test"]
+    assert kept == {"accuracy": 0.6123457, "class_accuracy": [0.25, None], "temperature_scaling": {"nll": 1.5}}
+    assert first["summary"]["cost"] == {"multiply_adds": 5} and "environment" not in first["summary"]
+    assert (first["seed"], first["epochs"]) == (0, first["config"]["training"]["max_epochs"])
+    assert first["group"] == f"{A}-cifar_resnet20-1t" and "/" not in first["name"]
+
+
+def test_paths_are_names_alone(tmp_path):
+    place = "/data/of/somebody/teacher.pth"
+    summary = {"teachers": [{"name": place}]}
+    run = make(A, teachers=[{"model": "cifar_resnet56", "weights": place}], summary=summary)
+    recorded.write(tmp_path / "one.json", [run])
+    assert "somebody" not in (tmp_path / "one.json").read_text()
+    [again] = runs.find([str(tmp_path / "one.json")]).runs
+    assert again.config.teachers[0].weights == again.teachers[0] == "teacher.pth"
+
+
+def test_a_run_in_a_record_and_in_another_counts_once(record, tmp_path):
+    other = tmp_path / "again.json"
+    other.write_text(record.read_text())
+    found = runs.find([str(record), str(other)])
+    assert len(found.runs) == 15 and all("the same run as" in reason for _, reason in found.left_out)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda one: one.pop("config"), "config: damaged, expected an object {...}"),
+        (lambda one: one.update(rows={}), "rows: damaged, expected a list"),
+        (lambda one: one.update(rows=[3]), "rows: damaged, expected a list of objects"),
+        (lambda one: one.update(run_id=3), "run_id: damaged, expected text"),
+        (lambda one: one.update(identity={}), "identity.json: damaged"),
+        (lambda one: one["config"].update(typo=1), "typo: unknown key"),
+    ],
+)
+def test_a_damaged_run_is_left_out_with_the_reason(record, change, reason):
+    values = json.loads(record.read_text())
+    change(values["runs"][0])
+    record.write_text(json.dumps(values))
+    found = runs.find([str(record)])
+    assert len(found.runs) == 14 and reason in found.left_out[0][1]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"format": "kd runs, version 1", "runs": [3]}', '{"format": "other", "runs": []}']
+)
+def test_another_file_is_none(tmp_path, text):
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(UserError, match=r"one.json: is no record of runs \('kd runs, version 1'\)"):
+        runs.find([str(tmp_path / "one.json")])
