@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Write the tables of docs/results.md that come from records of runs, docs/results/*.json.
+
+    python tests/tools/results_page.py [--check]
+
+Each is what compare_kd.py makes of a record with the options below; `compare_kd.py RUNS --record FILE.json` adds runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import generated_page
+
+import compare_kd
+from kd_core.comparison import compare, runs, tables
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+# By the name of the table: the record without its suffix, and options of compare_kd.py.
+TABLES = {
+    "strong views": ("strong_views", "--vary augment --also train/accuracy,test/ece --pooled --margin 0.5"),
+}
+
+
+def table(record: str, options: str) -> str:
+    """The command and its tables in Markdown."""
+    given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
+    found = runs.find([str(RECORDS / f"{record}.json")])
+    compared = compare.compare(
+        found, metric=given.metric, also=given.also, baseline=given.baseline, confidence=given.confidence,
+        vary=given.vary, contrasts=given.contrast, margin=given.margin, pool=given.pooled,
+    )  # fmt: skip
+    command = f"```bash\npython compare_kd.py docs/results/{record}.json {options}\n```"
+    return "\n\n".join([command, *map(tables.markdown, tables.tables_of(compared))])
+
+
+def filled_in(text: str) -> str:
+    """The page with its tables as they should be."""
+    return generated_page.filled_in(text, "results_page.py", {name: table(*given) for name, given in TABLES.items()})
+
+
+if __name__ == "__main__":
+    sys.exit(generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:]))
