@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kd_core.data.dataset import Data, Split
 from kd_core.errors import UserError
@@ -28,6 +27,7 @@ from kd_core.export.kinds import CARD
 from kd_core.export.write import OPSET, Checks, about, tracing, unnormalized, write_about, write_onnx
 from kd_core.files import json_text, replacing_folder, write_text, writing
 from kd_core.models.build import LoadedModel
+from kd_core.models.predict import progress
 
 KIND = "onnx-int8"
 NAMES = ("float32", "int8")  # the order of pairs
@@ -153,7 +153,7 @@ def _drawn(split: Split) -> Tensor:
 def batches(loaded: LoadedModel, split: Split, label: str) -> Iterator[Tensor]:
     """The clean images of a split in its order, float32 [B,3,size,size] in [0,1]; a progress bar names `label`."""
     views = unnormalized(loaded, split.images.shape[1])
-    for rows in tqdm(split.rows.split(BATCH), desc=label, leave=False, disable=None):
+    for rows in progress(split.rows.split(BATCH), label):
         yield views.clean(split.images[rows])
 
 
