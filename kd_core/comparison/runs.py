@@ -26,7 +26,7 @@ from kd_core.config import (
 from kd_core.config.privacy import redacted
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
-from kd_core.models.network import export_in
+from kd_core.models.exported import export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, lookup, read_metrics
 from kd_core.run.selection import AVERAGE, of_average

@@ -1,4 +1,4 @@
-"""The images of each step of an epoch, in their order, with the views that are shown of them."""
+"""Which images each step of an epoch shows, labeled and unlabeled, in which order, and their views."""
 
 from __future__ import annotations
 

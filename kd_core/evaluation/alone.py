@@ -18,7 +18,8 @@ from kd_core.errors import first_line
 from kd_core.evaluation.figures import Predictions
 from kd_core.files import sha256_of, write_bytes
 from kd_core.models.build import load_export
-from kd_core.models.network import Network, export_in, from_export
+from kd_core.models.exported import export_in
+from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
 
 FILE = "logits.safetensors"  # in the run folder: logits float32 [n,C] by split name; metadata: what they are of

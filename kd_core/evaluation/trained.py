@@ -14,7 +14,7 @@ from kd_core.errors import UserError, first_line
 from kd_core.files import local_path, read_object, sha256_of
 from kd_core.loop.ranks import is_first_process
 from kd_core.models import build as models
-from kd_core.models.network import check_classes, export_in
+from kd_core.models.exported import check_classes, export_in
 from kd_core.teachers.load import EXPOSED, Teacher, find_teacher, load
 
 

@@ -2,6 +2,7 @@
 
 from kd_core.data.views import Views
 from kd_core.models.average import AVERAGED, WeightAverage, takes_average
+from kd_core.models.exported import export_in
 from kd_core.models.layer_features import (
     StudentAndMethod,
     WithFeatures,
@@ -10,7 +11,7 @@ from kd_core.models.layer_features import (
     share_over_processes,
 )
 from kd_core.models.method_on_split import score
-from kd_core.models.network import Network, export_in, from_export
+from kd_core.models.network import Network, from_export
 from kd_core.models.network import build as build_network
 from kd_core.models.predict import Images, Predictor
 

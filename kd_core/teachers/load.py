@@ -1,4 +1,4 @@
-"""Teachers: loading their weights or logits, and their preprocessing."""
+"""Teachers: weights or logits loaded, trained on demand, and whether they may have seen the validation images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kd_core.files import read_json, read_object, sha256_of, write_json
 from kd_core.models import build as models
 from kd_core.models import network as networks
 from kd_core.models import weights
-from kd_core.models.network import check_classes, export_in
+from kd_core.models.exported import check_classes, export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import find_run
 from kd_core.teachers.class_order import outputs_in_order

@@ -31,8 +31,8 @@ from kd_core.evaluation.diagnosis import CHECKS, Finding, diagnose, findings_lin
 from kd_core.evaluation.figures import Predictions
 from kd_core.models import build as models
 from kd_core.models.build import Preprocess
+from kd_core.models.exported import check_classes
 from kd_core.models.method_on_split import CHUNK, image_weights, per_image
-from kd_core.models.network import check_classes
 from kd_core.teachers import class_order
 from kd_core.teachers.load import Facts
 from kd_core.teachers.logits_file import write_logits

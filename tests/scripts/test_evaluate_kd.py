@@ -23,7 +23,7 @@ from kd_core.config import TeacherConfig, read_layers, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
-from kd_core.models.network import export_in
+from kd_core.models.exported import export_in
 from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.run.script import run_script
 
