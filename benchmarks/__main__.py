@@ -12,9 +12,10 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks._measure import Options, Report, command_line, machine_facts, plot
+from benchmarks._measure import Options, Report, Result, command_line, machine_facts, plot
 
 # The parts in the order in which they run, and their modules.  Each module has `run(options)`; the first line of its
 # docstring describes the part in --help.
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
                 data_path=given.data_path,
                 against=given.against.resolve() if given.against else None,
             )
-            results = importlib.import_module(f"benchmarks.{PARTS[part]}").run(options)
+            results = told(importlib.import_module(f"benchmarks.{PARTS[part]}").run(options))
             report.add(part, results, time.perf_counter() - start)
             print(report.table(part), flush=True)
             if given.json:
@@ -80,6 +81,17 @@ def main(arguments: list[str]) -> None:
         print(f"\n{report.verdicts()}")
         if given.plot:
             plot(report, given.plot)
+
+
+def told(results: Iterable[Result]) -> list[Result]:
+    """The results of a part; each that took more than a minute is told at once, on stderr, before the table of all."""
+    found, last = [], time.monotonic()
+    for result in results:
+        found.append(result)
+        if time.monotonic() - last > 60:
+            print(f"  {result.line(0)}", file=sys.stderr, flush=True)
+        last = time.monotonic()
+    return found
 
 
 def use_one_heap() -> None:

@@ -39,7 +39,7 @@ TEXTBOOK = "textbook"
 IN_THE_LOOP = {("at", "no"): 3.0, ("at", "bf16"): None, ("reviewkd", "no"): 1.7, ("reviewkd", "bf16"): 2.8}
 
 
-def run(options: Options) -> list[Result]:
+def run(options: Options) -> Iterator[Result]:
     quick = options.quick
     data = write_parquet(options.folder("data"), options.size(IMAGES, 2 * BATCH) + VAL, CLASSES, noise=0)
     student, network = (_runs.TINY, _runs.TINY) if quick else (STUDENT, TEACHER)
@@ -67,17 +67,15 @@ def run(options: Options) -> list[Result]:
     losses = LOSSES[: options.size(len(LOSSES), 2)]
     forget_precision()
     _runs.train(words("fill", *losses, count=len(teachers), epochs=1))  # what all of them need, in one pass
-    results: list[Result] = []
     for loss in losses:
-        results += three_teachers(loss, options, partial(words, count=len(teachers)))
+        yield from three_teachers(loss, options, partial(words, count=len(teachers)))
         if not quick:
-            results.append(bound(loss, len(teachers)))
+            yield bound(loss, len(teachers))
     for loss in dict.fromkeys(loss for loss, _ in IN_THE_LOOP):
-        results += against_textbook(loss, options, data, teachers[0], student, partial(words, count=1))
+        yield from against_textbook(loss, options, data, teachers[0], student, partial(words, count=1))
         if not quick:
-            results.append(bound(loss, 1))
+            yield bound(loss, 1)
     forget_precision()
-    return results
 
 
 def three_teachers(loss: str, options: Options, words: Callable[..., list[str]]) -> list[Result]:

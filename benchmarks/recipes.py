@@ -6,6 +6,8 @@ plain run of ResNet-20 with that setting alone.  `teachers` are three, whose log
 them.
 """
 
+from collections.abc import Iterator
+
 from benchmarks import _runs
 from benchmarks._data import write_parquet
 from benchmarks._measure import Options, Result, Target, compare, interleave
@@ -23,7 +25,7 @@ STRONG = ["--augment.randaugment={}", "--augment.cutmix={}", "--cache.mode=fixed
 SWITCH, CACHED = Target(1.03), Target(1.05)
 
 
-def run(options: Options) -> list[Result]:
+def run(options: Options) -> Iterator[Result]:
     data = write_parquet(options.folder("data"), options.size(STEPS, 2) * BATCH + VAL, CLASSES)
     student = STUDENT if not options.quick else _runs.TINY
     networks = [{"name": name} if not options.quick else _runs.TINY for name in TEACHERS]
@@ -35,13 +37,11 @@ def run(options: Options) -> list[Result]:
             batch=BATCH, val=VAL, more=["--no-wandb", *more],
         )  # fmt: skip
 
-    results: list[Result] = []
     for name, more in SETTINGS.items():
         runs = {name: words(name, more), "plain": words(f"plain-{name}", [])}
-        results.append(_compared(runs, "plain", options.pairs, None if options.quick else SWITCH))
+        yield _compared(runs, "plain", options.pairs, None if options.quick else SWITCH)
     runs = {"teachers": words("teachers", STRONG, taught=True), "alone": words("alone", STRONG)}
-    results.append(_compared(runs, "alone", options.pairs, None if options.quick else CACHED))
-    return results
+    yield _compared(runs, "alone", options.pairs, None if options.quick else CACHED)
 
 
 def _compared(runs: dict[str, list[str]], reference: str, pairs: int, target: Target | None) -> Result:

@@ -6,7 +6,8 @@
 Each case is a run of two short epochs with teachers of two kinds.  Its exit status, its rows and its summary are
 checked.  Then, for every weighting with `kd`, every logit loss with `average` and every feature loss, a run of the same
 settings is stopped by SIGTERM within its second epoch and resumed: it has to end bit for bit as the one that was not.
-One case of each kind runs in two processes too, and has to train as in one.
+One case of each kind runs in two processes too, and has to train as in one; stopped within an epoch and resumed in two,
+as in two.
 
 exit status: 0 all cases are as expected, 1 some are not
 """
@@ -44,6 +45,7 @@ DROPOUT = {"drop_rate": 0.2, "proj_drop_rate": 0.1}
 STUDENT = {**VIT, "args": {"patch_size": 8, "depth": 3, **DROPOUT}}
 CONVOLUTIONAL = {"name": "cifar_resnet8"}
 STEPS, STOP_AFTER = 4, 6  # steps of an epoch; the step after which a run is stopped
+LONG, STOP_LONG_AFTER = 12, 14  # the same for several processes, which agree to stop every ten steps
 STOPPED = 143
 # Settings of some feature losses: few negatives, and what the heads of both teachers pool.
 FEATURES: dict[str, dict[str, Any]] = {"crd": {"width": 16, "negatives": 32}}
@@ -69,6 +71,7 @@ class Case:
     student: dict[str, Any] = field(default_factory=lambda: STUDENT)
     resumed: bool = False
     team: tuple[int, int] = (0, 1)  # places in TEACHERS
+    steps: int = STEPS
 
     def words(self, home: Path, teachers: list[Path]) -> list[str]:
         """The arguments of train_kd.py for a run in `home`."""
@@ -77,7 +80,7 @@ class Case:
         return [
             f"--output_dir={home / 'runs'}", f"--cache.dir={home.parent / 'cache'}", "--name=run", "--no-wandb",
             f"--model={json.dumps(self.student)}", f"--teachers={json.dumps(team)}", f"--kd={json.dumps(self.kd)}",
-            f"--data.train_size={STEPS * 32}", "--data.batch_size=32", "--training.max_epochs=2",
+            f"--data.train_size={self.steps * 32}", "--data.batch_size=32", "--training.max_epochs=2",
             "--training.log_every=1", "--training.compare_with_baseline=false",
             "--evaluation.report=false",
         ]  # fmt: skip
@@ -176,10 +179,15 @@ def try_case(case: Case, home: Path, teachers: list[Path]) -> str:
         if "features" in kd:
             kd["features"] = [{**kd["features"][0], **own}]
         student = {**STUDENT, "args": {**STUDENT["args"], **dict.fromkeys(DROPOUT, 0.0)}}
-        plain = replace(case, kd=kd, student=student)
+        plain = replace(case, kd=kd, student=student, steps=LONG)
         for processes in (1, 2):
             run(plain.words(home / f"in-{processes}", teachers), processes=processes)
         require_close(result(home / "in-1")[0], result(home / "in-2")[0])
+        words = plain.words(home / "in-2-resumed", teachers)
+        run(words, status=STOPPED, script=("tests/tools/stopped_after.py", str(STOP_LONG_AFTER)), processes=2)
+        run(words, processes=2)
+        if wrong := differences(result(home / "in-2"), result(home / "in-2-resumed")):
+            raise Failed(f"stopped and resumed in two processes, other {', '.join(wrong)}")
     return ", ".join(ways)
 
 
