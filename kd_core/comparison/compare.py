@@ -474,7 +474,8 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None) -> list[str]:
             found.append(f"{row['label']}: {test['why']} in all seeds, so no test is possible")
     few = [name for name, own in seeds.items() if len(own) < 3]
     if few:
-        found.append(f"fewer than three seeds: {', '.join(few)}; expect wide intervals, or train more seeds")
+        names = "all groups" if len(few) == len(seeds) > 2 else ", ".join(few)
+        found.append(f"fewer than three seeds: {names}; expect wide intervals, or train more seeds")
     return found
 
 

@@ -426,6 +426,8 @@ def test_warnings_about_seeds():
     text = warnings(*several(A, VALUES[:2]), *several(B, OTHERS[:2], first=5))
     assert f"{B} and {A} have no seed in common: compared by Welch's test" in text
     assert f"fewer than three seeds: {A}, {B}" in text
+    three = warnings(*several(A, VALUES[:2]), *several(B, OTHERS[:2]), *several(C, OTHERS[2:4]))
+    assert "fewer than three seeds: all groups; expect" in three
     assert f"{B}: equal differences in all seeds" in warnings(*several(A), *several(B))
 
 

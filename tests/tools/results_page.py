@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 # By the name of the table: the record without its suffix, and options of compare_kd.py.
 TABLES = {
+    "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
+    "losses against average": (
+        "losses_and_weightings", "--baseline 'average (loss=kd)' --also test/nll,test/ece --pooled --margin 0.5"
+    ),
     "strong views": ("strong_views", "--vary augment --also train/accuracy,test/ece --pooled --margin 0.5"),
 }
 
