@@ -210,9 +210,14 @@ def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[s
                 keys.append(key)
         nested = [key for key in keys if key.count(".") > 1 and key.startswith("kd.")]
         shown = [key for key in keys if key not in nested or own.get(key) is not None]
-        details = ", ".join(f"{key.removeprefix('kd.')}={short(own.get(key))}" for key in shown)
+        details = ", ".join(f"{_short_key(key)}={short(own.get(key))}" for key in shown)
         labels.append(f"{name} ({details})" if details else name)
     return labels
+
+
+def _short_key(key: str) -> str:
+    """A setting's key in a label: `kd.features.1.loss` is `feature`, since its value names the loss."""
+    return re.sub(r"^kd\.(features\.\d+\.loss$)?", lambda found: "feature" if found[1] else "", key)
 
 
 def _distinct(settings: list[dict[str, Any]], keys: list[str]) -> int:

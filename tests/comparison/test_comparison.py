@@ -209,6 +209,12 @@ def test_settings_of_the_method_make_distinct_groups_of_one_set():
     assert list(found) == [f"{A} (temperature=4.0)", f"{A} (temperature=8.0)", B]
 
 
+def test_feature_losses_are_named_shortly():
+    features = [None, [{"loss": "at"}], [{"loss": "rkd"}], [{"loss": "at"}, {"loss": "rkd"}]]
+    runs = [run for own in features for run in several(A, kd={"features": own} if own else {})]
+    assert set(groups_of(*runs)) == {A, f"{A} (feature=at)", f"{A} (feature=rkd)", f"{A} (feature=at, feature=rkd)"}
+
+
 def test_losses_are_named_without_all_that_they_alone_have():
     """Their own settings are shown where equal losses differ in them."""
     changes = {
