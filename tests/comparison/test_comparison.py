@@ -221,8 +221,8 @@ def test_losses_are_named_without_all_that_they_alone_have():
         "loss=kd": {},
         "loss=rld": {"loss": "rld"},
         "loss=rld, rld.beta=4.0": {"loss": "rld", "rld": {"beta": 4.0}},
-        "loss=kd, features.0.loss=rkd": {"features": [{"loss": "rkd"}]},
-        "loss=kd, features.0.loss=at": {"features": [{"loss": "at"}]},
+        "loss=kd, feature=rkd": {"features": [{"loss": "rkd"}]},
+        "loss=kd, feature=at": {"features": [{"loss": "at"}]},
     }
     found = groups_of(*(run for kd in changes.values() for run in several(B, **({"kd": kd} if kd else {}))))
     assert [label.replace(", rld.beta=8.0", "") for label in found] == [f"{B} ({words})" for words in changes]
