@@ -8,7 +8,7 @@ the folders that paths name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -62,21 +62,18 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
 
 def _record(run: Run) -> dict[str, Any]:
     training = run.config.training
-    return _portable(
-        redacted(
-            {
-                "group": run.config.experiment,
-                "seed": training.seed,
-                "epochs": training.max_epochs,
-                "name": PurePath(run.name).name,
-                "run_id": run.run_id,
-                "config": run.config.model_dump(mode="json"),
-                "identity": run.identity,
-                "summary": _rounded(_summary(run.summary)),
-                "rows": [_rounded(row) for row in map(_row, run.rows) if row],
-            }
-        )
-    )
+    values = {
+        "group": run.config.experiment,
+        "seed": training.seed,
+        "epochs": training.max_epochs,
+        "name": PurePath(run.name).name,
+        "run_id": run.run_id,
+        "config": run.config.model_dump(mode="json"),
+        "identity": run.identity,
+        "summary": _mapped(_summary(run.summary), _seven_digits),
+        "rows": [_mapped(row, _seven_digits) for row in map(_row, run.rows) if row],
+    }
+    return _mapped(redacted(values), _name_of_path)
 
 
 def _summary(summary: dict[str, Any]) -> dict[str, Any]:
@@ -100,22 +97,23 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     if any(key.startswith("train_step/") for key in row):
         return {}
     kept = {key: value for key, value in row.items() if not MEASURED.search(key)}
-    return kept | ({EPOCH_TIME: round(row[EPOCH_TIME], 1)} if EPOCH_TIME in row else {})
+    taken = row.get(EPOCH_TIME)
+    return kept | ({EPOCH_TIME: round(taken, 1)} if isinstance(taken, (int, float)) else {})
 
 
-def _rounded(value: Any) -> Any:
-    """Metrics with seven digits."""
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Plain data whose values, in objects and lists at any depth, are changed."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _mapped(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [_mapped(item, change) for item in value]
+    return change(value)
+
+
+def _seven_digits(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _portable(value: Any) -> Any:
-    """Values with paths reduced to the names of what they lead to."""
-    if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_portable(item) for item in value]
-    return PurePath(value).name if isinstance(value, str) and re.match(r"(/|~/|[A-Za-z]:\\)", value) else value
+def _name_of_path(value: Any) -> Any:
+    is_path = isinstance(value, str) and re.match(r"(/|~/|[A-Za-z]:\\)", value)
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value

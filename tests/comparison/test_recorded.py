@@ -64,8 +64,8 @@ def test_what_is_kept(record):
     assert first["group"] == f"{A}-cifar_resnet20-1t" and "/" not in first["name"]
 
 
-def test_paths_are_names_alone(tmp_path):
-    place = "/data/of/somebody/teacher.pth"
+@pytest.mark.parametrize("place", ["/of/somebody/teacher.pth", "C:\\somebody\\teacher.pth", "~/somebody/teacher.pth"])
+def test_paths_are_names_alone(tmp_path, place):
     summary = {"teachers": [{"name": place}]}
     run = make(A, teachers=[{"model": "cifar_resnet56", "weights": place}], summary=summary)
     recorded.write(tmp_path / "one.json", [run])
