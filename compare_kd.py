@@ -71,8 +71,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
     if bool(options.rows) != bool(options.cols):
         raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
-    unused = ("also", "baseline", "vary", "contrast", "margin", "pooled")
-    if options.rows and (given := [f"--{name}" for name in unused if getattr(options, name)]):
+    unused = ("--also", "--baseline", "--vary", "--contrast", "--margin", "--pooled")
+    if options.rows and (given := [name for name in unused if getattr(options, name[2:])]):
         raise UserError(f"{', '.join(given)}: cannot be used with --rows and --cols, whose table shows means alone")
     for name, example in (("confidence", "0.95"), ("margin", "0.5")):
         try:
