@@ -74,12 +74,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unused = ("--also", "--baseline", "--vary", "--contrast", "--margin", "--pooled")
     if options.rows and (given := [name for name in unused if getattr(options, name[2:])]):
         raise UserError(f"{', '.join(given)}: cannot be used with --rows and --cols, whose table shows means alone")
-    for name, example in (("confidence", "0.95"), ("margin", "0.5")):
+    for name, example in (("--confidence", "0.95"), ("--margin", "0.5")):
         try:
-            value = getattr(options, name)
-            setattr(options, name, None if value is None else float(value))
+            value = getattr(options, name[2:])
+            setattr(options, name[2:], None if value is None else float(value))
         except ValueError:
-            raise UserError(f"--{name}: is {value!r}, a number such as {example} is needed") from None
+            raise UserError(f"{name}: is {value!r}, a number such as {example} is needed") from None
     for index, pair in enumerate(options.same_data):
         if not re.fullmatch("[0-9a-f]{8,64}=[0-9a-f]{8,64}", pair.lower()):
             raise UserError(
