@@ -67,11 +67,16 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 def finite(value: Any) -> Any:
     """Plain values with None for each number that is not finite, which JSON cannot hold."""
+    return mapped(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Plain data whose values, in objects and lists at any depth, are changed."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [mapped(item, change) for item in value]
+    return change(value)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

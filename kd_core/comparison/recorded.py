@@ -8,13 +8,13 @@ the folders that paths name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from kd_core.config.privacy import redacted
 from kd_core.errors import UserError
-from kd_core.files import json_text, read_object, write_text
+from kd_core.files import json_text, mapped, read_object, write_text
 
 if TYPE_CHECKING:
     from kd_core.comparison.runs import Run
@@ -70,10 +70,10 @@ def _record(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "config": run.config.model_dump(mode="json"),
         "identity": run.identity,
-        "summary": _mapped(_summary(run.summary), _seven_digits),
-        "rows": [_mapped(row, _seven_digits) for row in map(_row, run.rows) if row],
+        "summary": mapped(_summary(run.summary), _seven_digits),
+        "rows": [mapped(row, _seven_digits) for row in map(_row, run.rows) if row],
     }
-    return _mapped(redacted(values), _name_of_path)
+    return mapped(redacted(values), _name_of_path)
 
 
 def _summary(summary: dict[str, Any]) -> dict[str, Any]:
@@ -99,15 +99,6 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in row.items() if not MEASURED.search(key)}
     taken = row.get(EPOCH_TIME)
     return kept | ({EPOCH_TIME: round(taken, 1)} if isinstance(taken, (int, float)) else {})
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Plain data whose values, in objects and lists at any depth, are changed."""
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
-    return change(value)
 
 
 def _seven_digits(value: Any) -> Any:

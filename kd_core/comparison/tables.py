@@ -114,16 +114,16 @@ def _contrasts(compared: dict[str, Any], level: str) -> list[Table]:
     """The table of the differences that were asked for by name, if there are any."""
     metric = compared["metric"]
     rows = [
-        [Cell(f"{test['label']} against {test['against']}"), *_seeds(test), *_test(test, metric, compared["margin"])]
+        [
+            Cell(f"{test['label']} against {test['against']}"),
+            Cell(str(len(test["seeds"])), len(test["seeds"])),
+            *_test(test, metric, compared["margin"]),
+        ]
         for test in compared["contrasts"]
     ]
     header = ["contrast", "seeds", f"{_heading(metric)}: difference [{level}]", "p (Holm)", "verdict"]
     note = "p is corrected for the number of these contrasts alone"
     return [Table("contrasts", header, rows, [note])] if rows else []
-
-
-def _seeds(test: dict[str, Any]) -> list[Cell]:
-    return [Cell(str(len(test["seeds"])), len(test["seeds"]))]
 
 
 def _test(test: dict[str, Any] | None, metric: str, margin: float | None) -> list[Cell]:
