@@ -13,6 +13,8 @@ from shipped_configs import (
     EXPERIMENTS,
     LOSS_FILES,
     PAIR_FILES,
+    PROTOCOL,
+    RESULT_FILES,
     ROOT,
     STRONG_FILES,
     TEACHERS,
@@ -315,6 +317,23 @@ def test_every_trio_combines_with_every_weighting(trio: Path, weighting: Path) -
     assert (training.learning_rate, training.nesterov, training.weight_decay) == (0.01 if small else 0.05, True, 5e-4)
     without = combine([trio])
     assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], training)
+
+
+@pytest.mark.parametrize("path", RESULT_FILES, ids=label)
+def test_every_row_of_the_results_follows_the_protocol(path: Path) -> None:
+    """A row names its teachers; what it trains with is the protocol's."""
+    assert path.read_text().startswith("# ")
+    config, protocol = combine([PROTOCOL, path]), combine([PROTOCOL])
+    assert config.name == f"results-{path.stem}"
+    assert (config.data, config.model) == (protocol.data, protocol.model)
+    assert config.training.model_copy(update={"learning_rate": protocol.training.learning_rate}) == protocol.training
+    *teams, view = path.stem.split("-") if path.stem.endswith("-shared") else (*path.stem.split("-"), "clean")
+    files = {"micronet": "teachers/micronet.safetensors"}
+    wanted = [files.get(team, f"teachers/cifar100_resnet{team}.pth") for team in teams if team != "alone"]
+    assert [teacher.logits or teacher.weights for teacher in config.teachers] == wanted
+    assert {teacher.view for teacher in config.teachers if teacher.weights} <= {view}
+    assert all(teacher.logits or teacher.model in teacher.weights.replace("100_", "_") for teacher in config.teachers)
+    assert config.kd.type == ("average" if wanted else kd_methods.LABEL_ONLY)
 
 
 def test_there_is_an_experiment_for_every_weighting() -> None:

@@ -16,9 +16,11 @@ from kd_core.errors import UserError
 from kd_methods import logit_losses
 from kd_methods._config import SWITCHES
 from kd_methods._weighted import WeightedMethod
+from kd_sweeps.sweep_file import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+RESULTS = sorted((ROOT / "sweeps" / "results").glob("*.yaml"))
 ABLATIONS = {"use_soft_loss", "use_hard_loss", "teacher", "matrix"}  # and what replaces measurements
 PURPOSES = {"all_methods", "seeds", "grid", "random", "bayes", "losses", "switches", "weightings", "features"}
 BOUNDED = {"uniform", "log_uniform_values", "int_uniform"}
@@ -95,6 +97,23 @@ def test_every_sweep_is_run_as_documented(path):
     assert set(stopping) <= {"type", "min_iter", "max_iter", "s", "eta"}
     is_comparison = "training.seed" in sweep["parameters"]  # searches must not see the test split
     assert sweep["parameters"]["evaluation.test_at_end"] == {"value": is_comparison}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_trial_of_the_measured_results_is_valid(path, monkeypatch):
+    """All points of the grid; those that open the test split have seeds, the others a validation split."""
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(path)
+    assert path.read_text().startswith("# ") and sweep.content["name"] == f"results-{path.stem}"
+    assert "configs/results/protocol.yaml" in sweep.command
+    identities = set()
+    for index in range(sweep.grid_size()):
+        config = command_line.parse(arguments({"command": sweep.command}, sweep.grid_values(index)))[1].config
+        opened = config.evaluation.test_at_end
+        assert (sweep.metric, config.data.val_size) == (("test/accuracy", 0) if opened else ("val/accuracy", 5000))
+        assert opened == (config.training.seed < 100), "seeds below 100 are those of the results"
+        identities.add(config.model_dump_json())
+    assert len(identities) == sweep.grid_size()
 
 
 def test_there_is_a_sweep_for_each_purpose():

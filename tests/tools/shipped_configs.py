@@ -12,7 +12,10 @@ LOSS_FILES = sorted((CONFIGS / "papers" / "losses").glob("*.yaml"))
 STRONG_FILES = sorted((CONFIGS / "papers" / "strong").glob("*.yaml"))
 TRIO_FILES = sorted((CONFIGS / "papers" / "trios").glob("*.yaml"))
 WEIGHTING_FILES = sorted((CONFIGS / "papers" / "weightings").glob("*.yaml"))
-PARTS = {*TEACHERS, *PAIR_FILES, *LOSS_FILES, *STRONG_FILES, *TRIO_FILES, *WEIGHTING_FILES}
+PROTOCOL, RESULT_FILES = CONFIGS / "results" / "protocol.yaml", sorted((CONFIGS / "results").glob("*/*.yaml"))
+PARTS = {
+    *TEACHERS, *PAIR_FILES, *LOSS_FILES, *STRONG_FILES, *TRIO_FILES, *WEIGHTING_FILES, PROTOCOL, *RESULT_FILES
+}  # fmt: skip
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - PARTS)
 
 
