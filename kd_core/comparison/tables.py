@@ -323,6 +323,17 @@ def csv_of(compared: dict[str, Any]) -> str:
     return text_table.csv_text([header, *rows])
 
 
+def csv_of_contrasts(compared: dict[str, Any]) -> str:
+    """One line for each contrast, numbers as they are."""
+    header = ["label", "against", "metric", "seeds", "test", "difference", "difference_low", "difference_high"]
+    judged = ["p", "p_holm", "verdict", "within_margin"]
+    rows = []
+    for one in compared["contrasts"]:
+        cells = [one["label"], one["against"], compared["metric"], " ".join(map(str, one["seeds"])), one["kind"]]
+        rows.append([*cells, one["mean"], *(one["interval"] or (None, None)), *(one[key] for key in judged)])
+    return text_table.csv_text([[*header, *judged], *rows])
+
+
 def csv_of_pivot(pivoted: dict[str, Any]) -> str:
     """One line for each cell of the paper's table, numbers as they are."""
     rows: list[list[Any]] = []
@@ -363,7 +374,9 @@ def of_folders(folders: list[str]) -> str:
 
 
 def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Path]:
-    """Write comparison.json, .csv, .md, .tex and .html, and the plots of the page, into `folder`; the files' paths.
+    """Write comparison.json, .csv, .md, .tex and .html, the plots of the page, and contrasts.csv where there are any.
+
+    Returns the paths of the files but the plots.
 
     UserError if the folder cannot be written.
     """
@@ -375,6 +388,7 @@ def write(folder: Path, result: dict[str, Any], tables: list[Table]) -> list[Pat
         "comparison.csv": csv_of(result) if "sets" in result else csv_of_pivot(result),
         "comparison.md": "\n\n".join(map(markdown, tables)) + "\n",
         "comparison.tex": "\n\n".join(map(latex, tables)) + "\n",
+        **({"contrasts.csv": csv_of_contrasts(result)} if result.get("contrasts") else {}),
     }
     with writing(folder):
         drawn = _plots(folder, result)

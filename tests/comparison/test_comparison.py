@@ -715,6 +715,18 @@ def test_the_files(tmp_path):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
 
 
+def test_contrasts_are_a_file_of_their_own(tmp_path):
+    runs = [*several(A), *several(B, OTHERS)]
+    found = compare(Found(runs, []), contrasts=[f"{A}:{B}"], margin=50.0)
+    written = tables.write(tmp_path / "out", found, tables.tables_of(found))
+    assert tmp_path / "out" / "contrasts.csv" in written
+    [row] = csv.DictReader(io.StringIO((tmp_path / "out" / "contrasts.csv").read_text()))
+    [test] = found["contrasts"]
+    assert (row["label"], row["against"], row["test"], row["within_margin"]) == (A, B, "paired", "True")
+    assert float(row["difference"]) == pytest.approx(np.mean(VALUES) - np.mean(OTHERS))
+    assert [float(row[f"difference_{end}"]) for end in ("low", "high")] == pytest.approx(test["interval"])
+
+
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
 def test_no_cell_of_text_is_a_formula(start):
     text = csv_text([["name", "value"], [f"{start}1", -1.5]])
