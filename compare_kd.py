@@ -44,6 +44,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import argparse
 import re
+from typing import Any
 
 from kd_core.errors import CommandLine, UserError
 from kd_core.files import check_writable, local_path
@@ -112,14 +113,7 @@ def main(arguments: list[str]) -> None:
     own_code.run(options.imports)
     found = runs.find(options.runs)
     runs.as_same_data(found, options.same_data)
-    settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
-    if options.rows:
-        result = compare.pivot(found, options.rows, options.cols, **settings)
-        shown = [tables.table_of(result)]
-    else:
-        tests = dict(vary=options.vary, contrasts=options.contrast, margin=options.margin, pool=options.pooled)
-        result = compare.compare(found, also=options.also, baseline=options.baseline, **tests, **settings)
-        shown = tables.tables_of(result)
+    result, shown = compared(found, options)
     text = tables.text(result, shown)
     if options.out:
         written = tables.write(options.out, result, shown)
@@ -128,6 +122,17 @@ def main(arguments: list[str]) -> None:
         recorded.write(options.record, found.runs)
         text += f"\n\n{len(found.runs)} runs recorded; compare them by: python compare_kd.py {options.record}"
     print(text)
+
+
+def compared(found: runs.Found, options: argparse.Namespace) -> tuple[dict[str, Any], list[tables.Table]]:
+    """What the options ask of the runs, and its tables."""
+    settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
+    if options.rows:
+        result = compare.pivot(found, options.rows, options.cols, **settings)
+        return result, [tables.table_of(result)]
+    tests = dict(vary=options.vary, contrasts=options.contrast, margin=options.margin, pool=options.pooled)
+    result = compare.compare(found, also=options.also, baseline=options.baseline, **tests, **settings)
+    return result, tables.tables_of(result)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
 # -------------------------------------------------------------------------------------------------------- comparisons
 
 
-def _look(number: int) -> tuple[str, str]:
+def look(number: int) -> tuple[str, str]:
     """Color and marker of a group, of which no two among the first 49 are the same pair."""
     round_number, place = divmod(number, len(CYCLE))
     return CYCLE[place], MARKERS[(place + round_number) % len(MARKERS)]
@@ -233,7 +233,7 @@ def seeds(
     """Each seed's value, by group, and below it the group's mean with its interval (low, high), if any."""
     figure, [axes] = _figure(1.3 + 0.45 * len(points))
     for row, ((_, values), (mean, interval)) in enumerate(zip(points.items(), means, strict=True)):
-        color, marker = _look(row)
+        color, marker = look(row)
         axes.plot(values, [row + 0.15] * len(values), "o", color=color, markersize=4.5, alpha=0.55)
         if interval:
             axes.plot(interval, [row - 0.12] * 2, "-", color=color, linewidth=2)
@@ -259,7 +259,7 @@ def against_cost(
     longest = max(seconds for seconds, _, _ in costs.values())
     scale, unit = (3600, "hours") if longest >= 7200 else (60, "minutes") if longest >= 120 else (1, "seconds")
     for row, (name, (seconds, mean, deviation)) in enumerate(costs.items()):
-        color, marker = _look(row)
+        color, marker = look(row)
         bars = None if deviation is None else [[min(deviation, abs(mean - limit))] for limit in within]
         axes.errorbar(seconds / scale, mean, yerr=bars, fmt=marker, color=color, markersize=8, capsize=4,
                       linestyle="none", label=short(name, 40))  # fmt: skip

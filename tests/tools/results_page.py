@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import generated_page
 
 import compare_kd
-from kd_core.comparison import compare, runs, tables
+from kd_core.comparison import runs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
@@ -34,13 +34,9 @@ TABLES = {
 def table(record: str, options: str) -> str:
     """The command and its tables in Markdown."""
     given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
-    found = runs.find([str(RECORDS / f"{record}.json")])
-    compared = compare.compare(
-        found, metric=given.metric, also=given.also, baseline=given.baseline, confidence=given.confidence,
-        vary=given.vary, contrasts=given.contrast, margin=given.margin, pool=given.pooled,
-    )  # fmt: skip
+    _, shown = compare_kd.compared(runs.find([str(RECORDS / f"{record}.json")]), given)
     command = f"```bash\npython compare_kd.py docs/results/{record}.json {options}\n```"
-    return "\n\n".join([command, *map(tables.markdown, tables.tables_of(compared))])
+    return "\n\n".join([command, *map(tables.markdown, shown)])
 
 
 def filled_in(text: str) -> str:
