@@ -70,6 +70,7 @@ class Group:
 
     runs: dict[int, Run]
     label: str = ""
+    name: str = ""  # the label without the settings that tell groups of one name apart
 
     @property
     def first(self) -> Run:
@@ -186,12 +187,23 @@ def _titles(sets: list[list[Group]]) -> list[str]:
 def label(groups: list[Group]) -> None:
     """Name the groups of one set by method, by teachers if those differ, and by settings that tell equal ones apart."""
     panels = {tuple(one.first.teachers) for one in groups if not one.is_alone}
-    methods = [one.method for one in groups]
+    names = [one.method for one in groups]
     if len(panels) > 1:
-        methods = [one.method if one.is_alone else f"{one.method}: {' + '.join(one.first.teachers)}" for one in groups]
-    names = _distinct_labels(methods, [one.settings for one in groups])
-    for one, name in zip(groups, names, strict=True):
-        one.label = name
+        names = [one.method if one.is_alone else f"{one.method}: {' + '.join(one.first.teachers)}" for one in groups]
+    labels = _distinct_labels(names, [one.settings for one in groups])
+    for one, name, text in zip(groups, names, labels, strict=True):
+        one.name, one.label = name, text
+
+
+def _in_order(groups: list[Group], baseline: Group | None) -> list[Group]:
+    """The baseline, then names in the order in which they occur, and groups of one name by their settings' values."""
+    names = list(dict.fromkeys(one.name for one in groups))
+
+    def by_value(text: str) -> list[tuple[float, str]]:
+        parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
+        return [(float(digits or "inf"), words) for digits, words in parts]
+
+    return sorted(groups, key=lambda one: (one is not baseline, names.index(one.name), by_value(one.label)))
 
 
 def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
@@ -414,9 +426,8 @@ def _compare_set(
     common = pooled([one.values(metric) for one in members]) if pool else None
     test = common.difference if common else difference
     label(members)  # a group without teachers is in several sets
-    ordered = sorted(members, key=lambda one: one is not baseline)
     rows = []
-    for one in ordered:
+    for one in _in_order(members, baseline):
         values = one.values(metric)
         others = {name: list(one.values(name).values()) for name in also}
         rows.append(
