@@ -225,7 +225,7 @@ def test_losses_are_named_without_all_that_they_alone_have():
         "loss=kd, feature=at": {"features": [{"loss": "at"}]},
     }
     found = groups_of(*(run for kd in changes.values() for run in several(B, **({"kd": kd} if kd else {}))))
-    assert [label.replace(", rld.beta=8.0", "") for label in found] == [f"{B} ({words})" for words in changes]
+    assert {label.replace(", rld.beta=8.0", "") for label in found} == {f"{B} ({words})" for words in changes}
 
 
 @pytest.mark.parametrize(
@@ -357,6 +357,18 @@ def test_what_may_vary_makes_one_set():
             f"{A} (training.max_epochs=100)", f"{A} (training.max_epochs=9)"
         }  # fmt: skip
     assert len(compare(Found(longer, []), vary=["teachers"])["sets"]) == 2
+
+
+def test_groups_of_one_method_are_in_the_order_of_their_settings():
+    rates = [0.4, 0.05, 5e-3, 0.1]
+    runs = [run for rate in rates for run in several(A, training={"learning_rate": rate})]
+    runs = [*several(B), *runs, *several(LABEL_ONLY)]
+    baseline = f"{A} (training.learning_rate=0.1)"
+    [one] = compare(Found(runs, []), vary=["training.learning_rate"], baseline=baseline)["sets"]
+    first, *labels = [row["label"] for row in one["groups"]]
+    own = [label for label in labels if label.startswith(A)]
+    assert first == baseline and labels[-len(own) :] == own and {"alone", B} == set(labels) - set(own)
+    assert [float(label.partition("=")[2].rstrip(")")) for label in own] == sorted(set(rates) - {0.1})
 
 
 def test_a_setting_to_vary_that_is_none():

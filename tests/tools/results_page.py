@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 # By the name of the table: the record without its suffix, and options of compare_kd.py.
 TABLES = {
+    "learning rates": (
+        "rate", "--metric val/accuracy --vary teachers,training.learning_rate --also train/accuracy,val/nll"
+    ),
     "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
     "losses against average": (
         "losses_and_weightings", "--baseline 'average (loss=kd)' --also test/nll,test/ece --pooled --margin 0.5"
