@@ -7,8 +7,9 @@ size.  Choices between bytes are made by masks of bits: `torch.where` on bytes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,7 +61,19 @@ def crops(images: Tensor, boxes: Tensor, padding: int) -> Tensor:
 
 def planar(images: Tensor) -> Tensor:
     """[n,H,W,3] -> [n,3,H,W]."""
-    return torch.stack(images.unbind(3), 1)
+    return _stacked(images.unbind(3), 1)
+
+
+def interleaved(planes: Tensor) -> Tensor:
+    """[n,3,H,W] -> [n,H,W,3]."""
+    return _stacked(planes.unbind(1), 3)
+
+
+def _stacked(parts: Sequence[Tensor], dimension: int) -> Tensor:
+    """Bytes stacked.  On a CPU NumPy does it, which takes a third of torch's time where they are not contiguous."""
+    if parts[0].device.type != "cpu":
+        return torch.stack(list(parts), dimension)
+    return torch.from_numpy(np.stack([part.numpy() for part in parts], dimension))
 
 
 def affine(images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:

@@ -334,7 +334,7 @@ class Recipe:
         planes = self.render(stored, looks)
         if draws.partners is not None:
             planes, labels = self._mixed(planes, labels, draws, added)
-        return Pixels(stored[:count], torch.stack(planes.unbind(1), 3)), labels
+        return Pixels(stored[:count], operations.interleaved(planes)), labels
 
     def _mixed(self, planes: Tensor, labels: Tensor, draws: Draws, added: np.ndarray) -> tuple[Tensor, Tensor]:
         """The images with their partners in them, uint8 [n,3,H,W], and labels float32 [n,C].
