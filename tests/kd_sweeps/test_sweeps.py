@@ -104,7 +104,7 @@ def test_every_trial_of_the_measured_results_is_valid(path, monkeypatch):
     """All points of the grid; those that open the test split have seeds, the others a validation split."""
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(path)
-    assert path.read_text().startswith("# ") and sweep.content["name"] == f"results-{path.stem}"
+    assert path.read_text().startswith("# ") and load(path)["name"] == f"results-{path.stem}"
     assert "configs/results/protocol.yaml" in sweep.command
     identities = set()
     for index in range(sweep.grid_size()):
