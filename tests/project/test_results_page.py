@@ -5,6 +5,7 @@ import re
 
 import pytest
 import results_page
+from PIL import Image
 
 RECORDS = sorted(results_page.RECORDS.glob("*.json"))
 
@@ -12,6 +13,12 @@ RECORDS = sorted(results_page.RECORDS.glob("*.json"))
 def test_the_page_is_up_to_date():
     text = results_page.PAGE.read_text()
     assert results_page.filled_in(text) == text, "run: python tests/tools/results_page.py"
+
+
+def test_the_plot_can_be_drawn_again(tmp_path):
+    results_page.draw(tmp_path)
+    with Image.open(tmp_path / "teachers.png") as drawn, Image.open(results_page.RECORDS / "teachers.png") as kept:
+        assert drawn.size == kept.size and drawn.getextrema() != ((255, 255),) * len(drawn.getbands())
 
 
 def test_every_record_has_a_table_and_all_are_small():

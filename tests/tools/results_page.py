@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the tables of docs/results.md that come from records of runs, docs/results/*.json.
+"""Write the tables and the plot of docs/results.md that come from records of runs, docs/results/*.json.
 
     python tests/tools/results_page.py [--check]
 
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import generated_page
+import results_plots
 
 import compare_kd
 from kd_core.comparison import runs, tables
@@ -25,6 +26,9 @@ PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 TABLES = {
     "learning rates": (
         "rate", "--metric val/accuracy --vary teachers,training.learning_rate --also train/accuracy,val/nll"
+    ),
+    "teachers": (
+        "teachers", "--vary teachers --also train/accuracy,test/ece,test/nll,test/ensemble.agreement --margin 0.5"
     ),
     "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
     "losses against average": (
@@ -47,5 +51,12 @@ def filled_in(text: str) -> str:
     return generated_page.filled_in(text, "results_page.py", {name: table(*given) for name, given in TABLES.items()})
 
 
+def draw(folder: Path) -> None:
+    """Write the page's plot into `folder`."""
+    results_plots.teachers(runs.find([str(RECORDS / "teachers.json")]).runs, folder / "teachers.png")
+
+
 if __name__ == "__main__":
+    if "--check" not in sys.argv:
+        draw(RECORDS)
     sys.exit(generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:]))
