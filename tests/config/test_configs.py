@@ -325,8 +325,7 @@ def test_every_row_of_the_results_follows_the_protocol(path: Path) -> None:
     assert path.read_text().startswith("# ")
     config, protocol = combine([PROTOCOL, path]), combine([PROTOCOL])
     assert config.name == f"results-{path.stem}"
-    assert (config.data, config.model) == (protocol.data, protocol.model)
-    assert config.training.model_copy(update={"learning_rate": protocol.training.learning_rate}) == protocol.training
+    assert (config.data, config.model, config.training) == (protocol.data, protocol.model, protocol.training)
     *teams, view = path.stem.split("-") if path.stem.endswith("-shared") else (*path.stem.split("-"), "clean")
     files = {"micronet": "teachers/micronet.safetensors"}
     wanted = [files.get(team, f"teachers/cifar100_resnet{team}.pth") for team in teams if team != "alone"]

@@ -57,6 +57,7 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    status = generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:])
     if "--check" not in sys.argv:
         draw(RECORDS)
-    sys.exit(generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:]))
+    sys.exit(status)

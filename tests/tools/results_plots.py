@@ -47,7 +47,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
 
 def name(one: Group) -> str:
     """The row: depths of the ResNets and their views, and teachers of other families."""
-    return ", ".join(["+".join(_team(one)) or "alone", *([_kind(one)] if _team(one) else [])])
+    return f"{'+'.join(_team(one))}, {_kind(one)}"
 
 
 def _team(one: Group) -> list[str]:
@@ -78,11 +78,7 @@ def _classes(axes: Axes, one: Group, alone: Group, look: dict[str, str]) -> None
     """The gain of each class, sorted, as the mean over the common seeds."""
     common = sorted(one.runs.keys() & alone.runs.keys())
     own, other = (
-        np.mean([_class_accuracy(group.runs[seed]) for seed in common], axis=0) for group in (one, alone)
+        np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
+        for side in (one, alone)
     )
     axes.plot(np.sort(100 * (own - other)), color=look["color"], linewidth=1.4)
-
-
-def _class_accuracy(run: Run) -> list[float]:
-    values: list[float] = run.summary["evaluation"]["test"]["class_accuracy"]
-    return values
