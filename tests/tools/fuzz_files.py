@@ -151,7 +151,7 @@ def sweep(folder: Path) -> Reader:
 
     def read() -> object:
         problems = []
-        for path in sorted((folder / "sweeps").iterdir()):
+        for path in sorted((folder / "sweeps").rglob("*.yaml")):
             try:
                 found = read_sweep(path)
                 if found.method == "grid":
