@@ -1,9 +1,10 @@
-"""The pooled variance of a blocked design, against least squares with a column for each group and seed."""
+"""The pooled variance of a blocked design, against statsmodels' least squares with a term for each group and seed."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from compared_runs import OTHERS, VALUES
-from scipy import stats
 
 from kd_core.comparison.significance import difference, is_within, pooled
 
@@ -11,21 +12,13 @@ THIRD = [0.690, 0.701, 0.703, 0.699, 0.704]
 GROUPS = [dict(enumerate(values)) for values in (VALUES, OTHERS, THIRD)]
 
 
-def least_squares(groups: list[dict[int, float]], first: int, second: int) -> tuple[float, float, int]:
-    """(difference of two groups, its standard error, degrees of freedom) of value = group + seed + error."""
-    seeds = sorted(groups[0])
-    rows = [(g, s) for g in range(len(groups)) for s in range(len(seeds))]
-    design = np.array(
-        [[*(g == k for k in range(len(groups))), *(s == k for k in range(1, len(seeds)))] for g, s in rows], float
-    )
-    values = np.array([groups[g][seeds[s]] for g, s in rows])
-    found, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    freedom = len(values) - rank
-    variance = ((values - design @ found) ** 2).sum() / freedom
-    contrast = np.zeros(design.shape[1])
-    contrast[first], contrast[second] = 1, -1
-    error = np.sqrt(variance * contrast @ np.linalg.inv(design.T @ design) @ contrast)
-    return float(contrast @ found), float(error), freedom
+def least_squares(groups: list[dict[int, float]], first: int, second: int) -> tuple[float, list[float], float, int]:
+    """statsmodels, value = group + seed + error: (difference of two groups, its 90% interval, p, freedom)."""
+    rows = [(str(number), str(seed), value) for number, one in enumerate(groups) for seed, value in one.items()]
+    data = pd.DataFrame(rows, columns=["group", "seed", "value"])
+    fit = smf.ols(f"value ~ C(group, Treatment('{second}')) + C(seed)", data).fit()
+    name = f"C(group, Treatment('{second}'))[T.{first}]"
+    return fit.params[name], list(fit.conf_int(0.1).loc[name]), fit.pvalues[name], int(fit.df_resid)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (2, 1)])
@@ -34,14 +27,12 @@ def test_it_is_least_squares(pair, count):
     groups = GROUPS[:count]
     if max(pair) >= count:
         pytest.skip("two groups have no third")
-    mean, error, freedom = least_squares(groups, *pair)
+    mean, interval, p, freedom = least_squares(groups, *pair)
     found = pooled(groups)
     assert (found.freedom, found.groups, found.seeds) == (freedom, count, [0, 1, 2, 3, 4])
     test = found.difference(groups[pair[0]], groups[pair[1]], 0.9)
-    half = stats.t.ppf(0.95, freedom) * error
     assert test["kind"] == "pooled" and test["mean"] == pytest.approx(mean)
-    assert test["interval"] == pytest.approx([mean - half, mean + half])
-    assert test["p"] == pytest.approx(2 * stats.t.sf(abs(mean) / error, freedom))
+    assert test["interval"] == pytest.approx(interval) and test["p"] == pytest.approx(p)
 
 
 def test_with_two_groups_it_is_the_paired_test():

@@ -3,9 +3,12 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 import results_page
+import statsmodels.formula.api as smf
 from PIL import Image
+from statsmodels.stats.multitest import multipletests
 
 RECORDS = sorted(results_page.RECORDS.glob("*.json"))
 
@@ -13,6 +16,36 @@ RECORDS = sorted(results_page.RECORDS.glob("*.json"))
 def test_the_page_is_up_to_date():
     text = results_page.PAGE.read_text()
     assert results_page.filled_in(text) == text, "run: python tests/tools/results_page.py"
+
+
+def recomputed(one: dict, table: dict) -> tuple[float, float, float, float]:
+    """statsmodels: (difference to the baseline, both ends of its 95% interval, p); with `pooled` of all groups."""
+    values = {row["label"]: {str(run["seed"]): run["value"] for run in row["seeds"]} for row in table["groups"]}
+    base, seeds = values[table["baseline_label"]], (table["pooled"] or {}).get("seeds")
+    if seeds:
+        several = {label: own for label, own in values.items() if len(own) > 1}
+        rows = [(label, seed, own[seed]) for label, own in several.items() for seed in map(str, seeds)]
+        data = pd.DataFrame(rows, columns=["group", "seed", "value"])
+        group = f"C(group, Treatment({table['baseline_label']!r}))"
+        fit, name = smf.ols(f"value ~ {group} + C(seed)", data).fit(), f"{group}[T.{one['label']}]"
+    else:
+        own = values[one["label"]]
+        data = pd.DataFrame({"value": [own[seed] - base[seed] for seed in own.keys() & base.keys()]})
+        fit, name = smf.ols("value ~ 1", data).fit(), "Intercept"
+    return fit.params[name], *fit.conf_int().loc[name], fit.pvalues[name]
+
+
+@pytest.mark.parametrize("name", results_page.TABLES)
+def test_an_independent_computation_finds_the_same_statistics(name):
+    result, _ = results_page.compared(*results_page.TABLES[name])
+    for table in result["sets"]:
+        tested = [row for row in table["groups"] if (row["against_baseline"] or {}).get("p") is not None]
+        found = [recomputed(row, table) for row in tested]
+        holm = multipletests([p for *_, p in found], method="holm")[1] if found else []
+        for row, wanted, p_holm in zip(tested, found, holm, strict=True):
+            test = row["against_baseline"]
+            own = (test["mean"], *test["interval"], test["p"], test["p_holm"])
+            assert own == pytest.approx((*wanted, p_holm), abs=1e-12, rel=1e-9)
 
 
 def test_the_plot_can_be_drawn_again(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -38,10 +39,15 @@ TABLES = {
 }
 
 
+def compared(record: str, options: str) -> tuple[dict[str, Any], list[tables.Table]]:
+    """What compare_kd.py finds in a record, and its tables."""
+    given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
+    return compare_kd.compared(runs.find([str(RECORDS / f"{record}.json")]), given)
+
+
 def table(record: str, options: str) -> str:
     """The command and its tables in Markdown."""
-    given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
-    _, shown = compare_kd.compared(runs.find([str(RECORDS / f"{record}.json")]), given)
+    _, shown = compared(record, options)
     command = f"```bash\npython compare_kd.py docs/results/{record}.json {options}\n```"
     return "\n\n".join([command, *map(tables.markdown, shown)])
 
