@@ -20,12 +20,13 @@ def filled_in(text: str, tool: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def main(page: Path, wanted: Callable[[str], str], doc: str | None, arguments: list[str]) -> int:
-    """Write the page, or with --check say by the status whether it is current; `wanted` maps its text to what it is."""
+def main(pages: Mapping[Path, Callable[[str], str]], doc: str | None, arguments: list[str]) -> int:
+    """Write the pages, or with --check say by the status whether all are current; each maps its text to what it is."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if the page is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is not current")
     options = parser.parse_args(arguments)
-    text = page.read_text()
+    stale = {page: new for page, wanted in pages.items() if (new := wanted(text := page.read_text())) != text}
     if not options.check:
-        page.write_text(wanted(text))
-    return int(options.check and wanted(text) != text)
+        for page, new in stale.items():
+            page.write_text(new)
+    return int(options.check and bool(stale))

@@ -205,4 +205,4 @@ def filled_in(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:]))
+    sys.exit(generated_page.main({PAGE: filled_in}, __doc__, sys.argv[1:]))

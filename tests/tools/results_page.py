@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the tables and the plot of docs/results.md that come from records of runs, docs/results/*.json.
+"""Write what comes from records of runs, docs/results/*.json: tables and plot of docs/results.md, a table of README.md.
 
     python tests/tools/results_page.py [--check]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,9 +21,10 @@ import results_plots
 
 import compare_kd
 from kd_core.comparison import runs, tables
+from kd_core.comparison.compare import Group
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, RECORDS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "results"
 # By the name of the table: the record without its suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
@@ -52,18 +54,57 @@ def table(record: str, options: str) -> str:
     return "\n\n".join([command, *map(tables.markdown, shown)])
 
 
+def summary() -> str:
+    """The teachers in short: mean accuracy, and the gain over the student alone with its 95% interval."""
+    alone, taught = results_plots.rows(recorded("teachers"))
+    lines = ["| teachers | seeds | test accuracy | gain over the student alone [95%] |", "| --- | ---: | ---: | ---: |"]
+    for one in (alone, *taught):
+        values = one.values(results_plots.METRIC)
+        lines.append(f"| {'none' if one is alone else results_plots.name(one)} | {len(values)} | ")
+        lines[-1] += f"{100 * fmean(values.values()):.2f}% | {'' if one is alone else _gain(one, alone)} |"
+    return "\n".join(lines)
+
+
+def _gain(one: Group, alone: Group) -> str:
+    found = results_plots.gain(one, alone)
+    interval = found["interval"] and " [{:+.2f}, {:+.2f}]".format(*(100 * edge for edge in found["interval"]))
+    return f"{100 * found['mean']:+.2f}{interval or ''}"
+
+
+def hours() -> str:
+    """What the training of each record took."""
+    lines = ["| record | runs | hours |", "| --- | ---: | ---: |"]
+    for path in sorted(RECORDS.glob("*.json")):
+        found = recorded(path.stem)
+        total = sum(run.training_seconds or 0 for run in found) / 3600
+        lines.append(f"| [{path.stem}](results/{path.name}) | {len(found)} | {total:.1f} |")
+    return "\n".join(lines)
+
+
+def recorded(record: str) -> list[runs.Run]:
+    return runs.find([str(RECORDS / f"{record}.json")]).runs
+
+
 def filled_in(text: str) -> str:
     """The page with its tables as they should be."""
-    return generated_page.filled_in(text, "results_page.py", {name: table(*given) for name, given in TABLES.items()})
+    made = {name: table(*given) for name, given in TABLES.items()} | {"hours": hours()}
+    return generated_page.filled_in(text, "results_page.py", made)
+
+
+def filled_in_readme(text: str) -> str:
+    return generated_page.filled_in(text, "results_page.py", {"teachers in short": summary()})
+
+
+PAGES = {PAGE: filled_in, README: filled_in_readme}
 
 
 def draw(folder: Path) -> None:
     """Write the page's plot into `folder`."""
-    results_plots.teachers(runs.find([str(RECORDS / "teachers.json")]).runs, folder / "teachers.png")
+    results_plots.teachers(recorded("teachers"), folder / "teachers.png")
 
 
 if __name__ == "__main__":
-    status = generated_page.main(PAGE, filled_in, __doc__, sys.argv[1:])
+    status = generated_page.main(PAGES, __doc__, sys.argv[1:])
     if "--check" not in sys.argv:
         draw(RECORDS)
     sys.exit(status)

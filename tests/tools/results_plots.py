@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,9 +22,7 @@ METRIC = "test/accuracy"
 
 def teachers(runs: Sequence[Run], path: Path) -> None:
     """Write the plot of groups that differ in their teachers; one of them has none."""
-    groups, _ = group(runs)
-    [alone] = [one for one in groups if one.is_alone]
-    taught = sorted((one for one in groups if one is not alone), key=lambda one: (_kind(one), len(_team(one))))
+    alone, taught = rows(runs)
     figure = Figure(figsize=(plots.WIDTH, 8.5), layout="constrained")
     (by_number, by_time), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
@@ -45,6 +44,18 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     plots.save(figure, path)
 
 
+def rows(runs: Sequence[Run]) -> tuple[Group, list[Group]]:
+    """The student alone, and the others in the order of their views and number of teachers."""
+    groups, _ = group(runs)
+    [alone] = [one for one in groups if one.is_alone]
+    return alone, sorted((one for one in groups if one is not alone), key=lambda one: (_kind(one), len(_team(one))))
+
+
+def gain(one: Group, alone: Group) -> dict[str, Any]:
+    """The difference in accuracy, paired by seed, with its 95% interval."""
+    return difference(one.values(METRIC), alone.values(METRIC), 0.95, (0, 1))
+
+
 def name(one: Group) -> str:
     """The row: depths of the ResNets and their views, and teachers of other families."""
     return f"{'+'.join(_team(one))}, {_kind(one)}"
@@ -60,7 +71,7 @@ def _kind(one: Group) -> str:
 
 
 def _gain(axes: Axes, one: Group, alone: Group, look: dict[str, str]) -> None:
-    found = difference(one.values(METRIC), alone.values(METRIC), 0.95, (0, 1))
+    found = gain(one, alone)
     low, high = found["interval"] or [found["mean"]] * 2
     bars = [[100 * (found["mean"] - low)], [100 * (high - found["mean"])]]
     shift = 0.08 if _kind(one) == "shared views" else -0.08  # so that neither hides the other
