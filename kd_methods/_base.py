@@ -60,9 +60,10 @@ class KDMethod(LazyModule):
 
     Its instances are nn.Modules: parameters, `to`, `state_dict` and the like work as usual.
 
-    `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until
-    a training loop with several processes replaces it; a step calls it at most once. `gather` maps values [B,...] to
-    those of all processes [P*B,...], as `with_own_rows` of an all-gather does, for logit losses that ask for it.
+    `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until a training
+    loop with several processes replaces it; a step calls it at most once, and once more for `kd.features`. `gather`
+    maps values [B,...] to those of all processes [P*B,...], as `with_own_rows` of an all-gather does, for logit losses
+    that ask for it.
     """
 
     requires_teachers: ClassVar[bool] = True

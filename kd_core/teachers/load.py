@@ -30,7 +30,7 @@ from kd_core.models.exported import check_classes, export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import find_run
 from kd_core.teachers.class_order import outputs_in_order
-from kd_core.teachers.logits_file import LogitsFile
+from kd_core.teachers.logits_file import LogitsFile, no_such_file
 
 ON_DEMAND = "teachers"  # W&B group of teachers trained on demand
 # The only settings that a teacher trained on demand inherits from the run: the identity of the data and of the split,
@@ -182,8 +182,11 @@ def find_teacher(run: Config, index: int, data: Data) -> Path | None:
 
 
 def input_sizes(run: Config) -> list[int]:
-    """The side of each teacher's input in pixels; artifacts are downloaded for it."""
-    return [_input_size(teacher, f"teachers[{index}]", run) for index, teacher in enumerate(run.teachers)]
+    """The side of each teacher's input in pixels; artifacts are downloaded for it.  UserError lists missing files."""
+    entries = [(teacher, f"teachers[{index}]") for index, teacher in enumerate(run.teachers)]
+    if problems := [problem for entry in entries if (problem := _missing(*entry))]:
+        raise UserError("\n".join(problems))
+    return [_input_size(teacher, where, run) for teacher, where in entries]
 
 
 def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
@@ -200,7 +203,21 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
     if source.startswith("hf-hub:"):
         return models.input_size(source, where=f"{where}.weights")
     folder = Path(source).expanduser()
-    return models.export_size(export_in(folder)) if folder.is_dir() else 0  # `load` reports missing files
+    return models.export_size(export_in(folder)) if folder.is_dir() else 0
+
+
+def _missing(config: TeacherConfig, where: str) -> str | None:
+    """What is wrong if the entry names a local file or folder that is not there."""
+    if config.logits:
+        return no_such_file(Path(config.logits).expanduser(), f"{where}.logits")
+    source = config.weights or "pretrained"
+    elsewhere = source == "pretrained" or source.startswith(("wandb:", "hf-hub:")) or _known(source)
+    if elsewhere or Path(source).expanduser().exists():
+        return None
+    return (
+        f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
+        "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
+    )
 
 
 def untrained(run: Config, index: int, data: Data) -> Teacher:
@@ -251,6 +268,8 @@ def load(config: TeacherConfig, index: int, data: Data, run: Config, trained: Pa
         UserError: weights that are missing, damaged, or for another architecture, class count or class order.
     """
     where = f"teachers[{index}]"
+    if problem := _missing(config, where):
+        raise UserError(problem)
     if isinstance(config.class_order, list) and len(config.class_order) != data.num_classes:
         raise UserError(
             f"{where}.class_order: has {len(config.class_order)} numbers, the data have {data.num_classes} classes"
@@ -369,13 +388,8 @@ def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data,
         raise UserError(f"{where}.model: a checkpoint file does not say its architecture; name it")
     if known:
         path = download_from_hub(source.removeprefix("hf-hub:"), known.filename, f"{where}.weights")
-    elif Path(source).expanduser().is_file():
-        path = Path(source).expanduser()
     else:
-        raise UserError(
-            f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
-            "a checkpoint file, wandb:ENTITY/PROJECT/NAME:ALIAS, hf-hub:ORG/NAME, pretrained"
-        )
+        path = Path(source).expanduser()
 
     remarks: list[str] = []
 

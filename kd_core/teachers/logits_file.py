@@ -28,6 +28,11 @@ from kd_core.metrics import ensemble_logits
 FP16_MAX = torch.finfo(torch.float16).max
 
 
+def no_such_file(path: Path, where: str) -> str | None:
+    """What is wrong if there is no such file."""
+    return None if path.is_file() else f"{where}: {path}: no such file; evaluate_kd.py --dump-logits writes one"
+
+
 class LogitsFile:
     """An opened file of logits, with all tensors checked.
 
@@ -38,8 +43,8 @@ class LogitsFile:
 
     def __init__(self, path: Path, where: str, num_classes: int):
         self.path, self._where = path, f"{where}: {path}"
-        if not path.is_file():
-            raise UserError(f"{self._where}: no such file; evaluate_kd.py --dump-logits writes one")
+        if problem := no_such_file(path, where):
+            raise UserError(problem)
         try:
             with safe_open(path, framework="pt") as file:
                 self.about: dict[str, str] = file.metadata() or {}

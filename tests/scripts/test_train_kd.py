@@ -26,6 +26,7 @@ import train_kd
 from kd_core.config import command_line
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError
+from kd_core.evaluation import preflight
 from kd_core.loop.meter import Meter
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.models import build as models
@@ -474,6 +475,16 @@ def test_bad_input_is_one_message_before_any_training(home, more, text, monkeypa
     with pytest.raises(UserError) as caught:
         train_kd.main(arguments(home, "--no-wandb", *more))
     assert text in str(caught.value)
+
+
+def test_all_missing_teachers_are_named_before_the_data_are_read(home, monkeypatch):
+    monkeypatch.setattr(preflight, "load_data", lambda *a, **k: pytest.fail("data were read"))
+    entries = "[{model: cifar_resnet8, weights: a.pth}, {logits: b.safetensors}]"
+    with pytest.raises(UserError) as caught:
+        train_kd.main(arguments(home, "--no-wandb", f"--teachers={entries}"))
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("teachers[0].weights: no such file or folder: a.pth; allowed: a run folder")
+    assert second == "teachers[1].logits: b.safetensors: no such file; evaluate_kd.py --dump-logits writes one"
 
 
 def test_a_teachers_file_may_not_touch_the_data_or_the_precision(home, tmp_path):
