@@ -24,6 +24,7 @@ from kd_core.run.folder import lookup
 
 ALONE = "alone"  # the group without teachers
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
+MAX_PAIRS = 3  # named in the title of a set
 DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
 HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
 LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
@@ -176,12 +177,16 @@ def _shared(members: list[Group]) -> dict[str, Any]:
 
 
 def _titles(sets: list[list[Group]]) -> list[str]:
-    """A name for each set: its networks, and settings that distinguish sets with the same."""
-    pairs = [
-        "; ".join(dict.fromkeys(one.first.pair for one in members if not one.is_alone)) or members[0].first.pair
-        for members in sets
-    ]
-    return _distinct_labels(pairs, [_shared(members) for members in sets])
+    """A name for each set: its networks, or if they are many their number, and settings that tell equal names apart."""
+    return _distinct_labels([_title(members) for members in sets], [_shared(members) for members in sets])
+
+
+def _title(members: list[Group]) -> str:
+    pairs = dict.fromkeys(one.first.pair for one in members if not one.is_alone) or [members[0].first.pair]
+    if len(pairs) <= MAX_PAIRS:
+        return "; ".join(pairs)
+    students = {one.first.config.model.name for one in members}
+    return f"{len(pairs)} sets of teachers -> {students.pop()}" if len(students) == 1 else f"{len(pairs)} pairs"
 
 
 def label(groups: list[Group]) -> None:
@@ -222,13 +227,20 @@ def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[s
                 keys.append(key)
         nested = [key for key in keys if key.count(".") > 1 and key.startswith("kd.")]
         shown = [key for key in keys if key not in nested or own.get(key) is not None]
-        details = ", ".join(f"{_short_key(key)}={short(own.get(key))}" for key in shown)
+        details = ", ".join(dict.fromkeys(f"{_short_key(key, own)}={short(own.get(key))}" for key in shown))
         labels.append(f"{name} ({details})" if details else name)
     return labels
 
 
-def _short_key(key: str) -> str:
-    """A setting's key in a label: `kd.features.1.loss` is `feature`, since its value names the loss."""
+def _short_key(key: str, own: dict[str, Any]) -> str:
+    """A setting's key in a label of a group with the settings `own`.
+
+    `kd.features.1.loss` is `feature`, since its value names the loss; `teachers.0.view` is `view` if all teachers have
+    the same.
+    """
+    if found := re.fullmatch(r"teachers\.\d+\.(.+)", key):
+        same = re.compile(rf"teachers\.\d+\.{re.escape(found[1])}")
+        return found[1] if len({json.dumps(own[name]) for name in own if same.fullmatch(name)}) == 1 else key
     return re.sub(r"^kd\.(features\.\d+\.loss$)?", lambda found: "feature" if found[1] else "", key)
 
 
@@ -367,6 +379,12 @@ def _two_groups(sets: list[list[Group]], text: str) -> tuple[Group, Group]:
     """The groups that `A:B` names; names may hold colons.  UserError unless one set has both."""
     parts = text.split(":")
     pairs = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
+    for members in sets:
+        label(members)
+        own = {one.label: one for one in members}
+        for first, second in pairs:  # labels first: parts of one with colons may also name other groups
+            if first in own and second in own and first != second:
+                return own[first], own[second]
     for names in pairs:
         for members in sets:
             first, second = (_named(members, name, "--contrast") for name in names)

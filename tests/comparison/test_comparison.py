@@ -348,7 +348,10 @@ def test_what_may_vary_makes_one_set():
     runs = [*taught_by("cifar_resnet56"), *taught_by("cifar_resnet20", OTHERS), *several(LABEL_ONLY)]
     assert len(compare(Found(runs, []))["sets"]) == 2
     [one] = compare(Found(runs, []), vary=["teachers"])["sets"]
-    assert [row["label"] for row in one["groups"]] == ["alone", f"{A}: cifar_resnet56", f"{A}: cifar_resnet20"]
+    labels = [row["label"] for row in one["groups"]]
+    assert labels == ["alone", f"{A}: cifar_resnet56", f"{A}: cifar_resnet20"]
+    [contrast] = compare(Found(runs, []), vary=["teachers"], contrasts=[f"{labels[1]}:{labels[2]}"])["contrasts"]
+    assert (contrast["label"], contrast["against"]) == (labels[1], labels[2])
     longer = [*several(A), *several(A, OTHERS, training={"max_epochs": 9})]
     assert len(compare(Found(longer, []))["sets"]) == 2
     for vary in ("training", "training.max_epochs"):
@@ -357,6 +360,25 @@ def test_what_may_vary_makes_one_set():
             f"{A} (training.max_epochs=100)", f"{A} (training.max_epochs=9)"
         }  # fmt: skip
     assert len(compare(Found(longer, []), vary=["teachers"])["sets"]) == 2
+
+
+def test_many_teams_of_teachers_have_a_short_title_and_name_what_all_teachers_share():
+    teams = [[name] for name in ("cifar_resnet56", "cifar_resnet44", "cifar_resnet20")]
+    runs = [run for team in teams for run in taught_by(*team)]
+    [one] = compare(Found(runs, []), vary=["teachers"])["sets"]
+    assert one["title"].count(";") == 2
+    for view in ("clean", "shared"):
+        both = [{"model": name, "weights": f"{name}.pth", "view": view} for name in ("cifar_resnet56", "vgg8")]
+        runs += several(teachers=both)
+    [one] = compare(Found(runs, []), vary=["teachers"])["sets"]
+    assert one["title"] == "4 sets of teachers -> cifar_resnet20"
+    assert {row["label"] for row in one["groups"][-2:]} == {
+        f"{A}: cifar_resnet56 + vgg8 (view={view})" for view in ("clean", "shared")
+    }
+    other = several(teachers=[{**both[0], "view": "clean"}, both[1]])
+    [one] = compare(Found([*runs, *other], []), vary=["teachers"])["sets"]
+    views = {row["label"].partition(" (")[2] for row in one["groups"] if "vgg8" in row["label"]}
+    assert views == {"view=clean)", "view=shared)", "teachers.0.view=clean, teachers.1.view=shared)"}
 
 
 def test_groups_of_one_method_are_in_the_order_of_their_settings():
