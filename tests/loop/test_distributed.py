@@ -160,7 +160,7 @@ def test_sigterm_reaches_all_processes_and_the_run_resumes(home):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)  # returns once no process holds its output any more
+    process.communicate(timeout=300)  # returns once no process holds its output any more
     [folder] = (home / "stopped").glob("*-*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)

@@ -326,7 +326,7 @@ def test_a_process_that_waits_for_others_ends_at_the_first_signal(number, status
                 break
         assert line == f"{waiting} (process {rank} of 2)\n"
         process.send_signal(number)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     assert process.returncode == status
     assert f"stopped by {number.name}, {waiting}\n" in told
 

@@ -113,7 +113,7 @@ def test_a_signal_within_an_epoch_loses_no_step(tmp_path, digits_teachers, whole
     run = Run(tmp_path, digits_teachers, 1, STUDENTS[0])
     process = begun(run)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + number, text
     state = json.loads((folder_of(run) / "checkpoints" / "latest" / "state.json").read_text())
     text = output_of(run)

@@ -117,6 +117,6 @@ class Browser:
     def close(self) -> None:
         self._session = None
         self.call("Browser.close")
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=120)
         os.close(self._in)
         os.close(self._out)

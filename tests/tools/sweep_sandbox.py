@@ -117,7 +117,7 @@ class Sandbox:
             return list(csv.DictReader(file))
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> None:
     """Wait until `condition` holds; fails after a timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
