@@ -91,7 +91,7 @@ def test_slurm_script(form: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPat
     job = subprocess.Popen(["bash", str(ROOT / "sweeps/slurm.sh"), *words], cwd=ROOT, env=environment)
     wait_for(lambda: list(sandbox.output.glob("*/metrics.jsonl")), "a trial starts")
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(60) == 143
+    assert job.wait(300) == 143
     assert (sandbox.folder / "scontrol.txt").read_text() == "requeue 7_1\n"
     assert [start[4] for start in sandbox.starts] == ["2" if form == "array" else "1"]
     assert storage.exists() == (form == "workers")

@@ -174,7 +174,7 @@ def test_a_baseline_that_another_run_trains_is_waited_for(home, tmp_path):
     [line] = told
     assert re.fullmatch(rf"{tmp_path} is being trained by process \d+ on .*; waiting for it", line)
     held.release()
-    waiting.join(60)
+    waiting.join(300)
     assert told[1:] == ["locked"]
 
 
