@@ -28,7 +28,9 @@ PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT /
 # By the name of the table: the record without its suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
-        "rate", "--metric val/accuracy --vary teachers,training.learning_rate --also train/accuracy,val/nll"
+        "rate",
+        "--metric val/accuracy --vary teachers,training.learning_rate --baseline 'alone (training.learning_rate=0.4)' "
+        "--also train/accuracy,val/nll",
     ),
     "teachers": (
         "teachers", "--vary teachers --also train/accuracy,test/ece,test/nll,test/ensemble.agreement --margin 0.5"

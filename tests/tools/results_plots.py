@@ -11,13 +11,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.stats import norm
 
 from kd_core.comparison.compare import Group, group
 from kd_core.comparison.runs import Run
 from kd_core.comparison.significance import difference
 from kd_core.report import plots
 
-METRIC = "test/accuracy"
+METRIC, CLEAN, SHARED = "test/accuracy", "clean views", "shared views"
+IMAGES = 100  # of each class, among CIFAR-100's test images
 
 
 def teachers(runs: Sequence[Run], path: Path) -> None:
@@ -26,21 +28,26 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(plots.WIDTH, 8.5), layout="constrained")
     (by_number, by_time), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
+    largest = {_kind(one): one for one in taught}  # the last of each kind: of the most teachers
     for number, one in enumerate(taught):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
-        _gain(by_number, one, alone, look)
+        look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
+        place = [other for other in taught if len(_team(other)) == len(_team(one))]
+        shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
+        _gain(by_number, one, alone, shift, look)
         _time(by_time, one, look)
-        _classes(by_class, one, alone, look)
-    _time(by_time, alone, {"color": plots.GRAY, "marker": "o"})
+        if one in largest.values():
+            _classes(by_class, one, alone, look["color"])
+    _time(by_time, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
-    by_time.set(xlabel="minutes of training", ylabel=METRIC)
+    by_time.set(xlabel="minutes of training, of unlike machines", ylabel=METRIC)
     by_time.yaxis.set_major_formatter(PercentFormatter(1))
     by_class.set(xlabel="classes, by gain", ylabel="gain of the class, points")
-    by_class.axhline(0, color=plots.BLACK, linewidth=0.8)
     for axes in (by_number, by_time, by_class):
         axes.grid(True)
-    handles, labels = by_number.get_legend_handles_labels()
-    unused.legend(handles, labels, loc="upper left")
+    by_class.legend()
+    found = [axes.get_legend_handles_labels() for axes in (by_number, by_time)]
+    unused.legend(*map(sum, zip(*found, strict=True), ([], [])), loc="upper left")
     plots.save(figure, path)
 
 
@@ -67,29 +74,35 @@ def _team(one: Group) -> list[str]:
 
 def _kind(one: Group) -> str:
     views = {teacher.view for teacher in one.first.config.teachers if not teacher.logits}
-    return "shared views" if "shared" in views else "clean views"
+    return SHARED if "shared" in views else CLEAN
 
 
-def _gain(axes: Axes, one: Group, alone: Group, look: dict[str, str]) -> None:
+def _gain(axes: Axes, one: Group, alone: Group, shift: float, look: dict[str, str]) -> None:
+    """The gain, with its interval if there is one: a single seed has none."""
     found = gain(one, alone)
-    low, high = found["interval"] or [found["mean"]] * 2
-    bars = [[100 * (found["mean"] - low)], [100 * (high - found["mean"])]]
-    shift = 0.08 if _kind(one) == "shared views" else -0.08  # so that neither hides the other
-    axes.errorbar(
-        len(_team(one)) + shift, 100 * found["mean"], yerr=bars, linestyle="none", capsize=4, label=name(one), **look
-    )
+    bars = found["interval"] and np.abs(100 * (np.array(found["interval"])[:, None] - found["mean"]))
+    place = len(_team(one)) + shift
+    axes.errorbar(place, 100 * found["mean"], yerr=bars, linestyle="none", capsize=4, label=name(one), **look)
 
 
 def _time(axes: Axes, one: Group, look: dict[str, str]) -> None:
-    seconds = fmean(run.training_seconds or np.nan for run in one.runs.values())
-    axes.plot(seconds / 60, fmean(one.values(METRIC).values()), linestyle="none", **look)
+    seconds = [run.training_seconds for run in one.runs.values() if run.training_seconds is not None]
+    if seconds:
+        own = {key: value for key, value in look.items() if key != "label" or one.is_alone}
+        axes.plot(fmean(seconds) / 60, fmean(one.values(METRIC).values()), linestyle="none", **own)
 
 
-def _classes(axes: Axes, one: Group, alone: Group, look: dict[str, str]) -> None:
-    """The gain of each class, sorted, as the mean over the common seeds."""
+def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
+    """The gains of the classes, sorted, and dotted those that chance would give if all classes gained the same."""
     common = sorted(one.runs.keys() & alone.runs.keys())
+    if not common:
+        return
     own, other = (
         np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
         for side in (one, alone)
     )
-    axes.plot(np.sort(100 * (own - other)), color=look["color"], linewidth=1.4)
+    gains = 100 * (own - other)
+    axes.plot(np.sort(gains), color=color, linewidth=1.4, label=name(one))
+    deviation = 100 * np.sqrt(np.mean(own * (1 - own) + other * (1 - other)) / (IMAGES * len(common)))
+    quantiles = norm.ppf((np.arange(len(gains)) + 0.5) / len(gains))
+    axes.plot(gains.mean() + deviation * quantiles, color=color, linestyle=":", linewidth=1.2, label="the same, if all classes gained alike")
