@@ -106,4 +106,5 @@ def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
     axes.plot(np.sort(gains), color=color, linewidth=1.4, label=name(one))
     deviation = 100 * np.sqrt(np.mean(own * (1 - own) + other * (1 - other)) / (IMAGES * len(common)))
     quantiles = norm.ppf((np.arange(len(gains)) + 0.5) / len(gains))
-    axes.plot(gains.mean() + deviation * quantiles, color=color, linestyle=":", linewidth=1.2, label="the same, if all classes gained alike")
+    alike = gains.mean() + deviation * quantiles
+    axes.plot(alike, color=color, linestyle=":", linewidth=1.2, label="the same, if all classes gained alike")
