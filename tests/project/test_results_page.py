@@ -2,10 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import results_page
+import results_plots
 import statsmodels.formula.api as smf
 from PIL import Image
 from statsmodels.stats.multitest import multipletests
@@ -53,6 +55,18 @@ def test_the_plot_can_be_drawn_again(tmp_path):
     results_page.draw(tmp_path)
     with Image.open(tmp_path / "teachers.png") as drawn, Image.open(results_page.RECORDS / "teachers.png") as kept:
         assert drawn.size == kept.size and drawn.getextrema() != ((255, 255),) * len(drawn.getbands())
+
+
+def test_groups_that_lack_seeds_or_times_are_drawn_too(tmp_path):
+    alone, taught = results_plots.rows(results_page.recorded("teachers"))
+    [first, *others] = [run for one in (alone, *taught) for run in one.runs.values() if run.seed == 0]
+    last = others.pop()
+    training = last.config.training.model_copy(update={"seed": 7})  # a seed that the student alone lacks
+    others.append(replace(last, config=last.config.model_copy(update={"training": training})))
+    others[0] = replace(others[0], rows=[])
+    results_plots.teachers([first, *others], tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as drawn:
+        assert drawn.getextrema() != ((255, 255),) * len(drawn.getbands())
 
 
 def test_every_record_has_a_table_and_all_are_small():

@@ -45,7 +45,8 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     by_class.set(xlabel="classes, by gain", ylabel="gain of the class, points")
     for axes in (by_number, by_time, by_class):
         axes.grid(True)
-    by_class.legend(loc="lower right")
+    if by_class.lines:
+        by_class.legend(loc="lower right")
     by_number.set_ylim(bottom=min(0, by_number.get_ylim()[0]))  # a gain that begins at 2 would look large
     found = [axes.get_legend_handles_labels() for axes in (by_number, by_time)]
     unused.legend(*map(sum, zip(*found, strict=True), ([], [])), loc="upper left")
