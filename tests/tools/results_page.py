@@ -32,6 +32,10 @@ TABLES = {
         "--metric val/accuracy --vary teachers,training.learning_rate --baseline 'alone (training.learning_rate=0.4)' "
         "--also train/accuracy,val/nll",
     ),
+    "weight and temperature": (
+        "tuning_kd",
+        "--metric val/accuracy --baseline 'average (temperature=4.0, soft_weight=1.0)' --also train/accuracy,val/nll",
+    ),
     "teachers": (
         "teachers", "--vary teachers --also train/accuracy,test/ece,test/nll,test/ensemble.agreement --margin 0.5"
     ),
@@ -74,13 +78,18 @@ def _gain(one: Group, alone: Group) -> str:
 
 
 def hours() -> str:
-    """What the training of each record took."""
+    """What the training of each record took, and of all, where a run that two records hold counts once."""
     lines = ["| record | runs | hours |", "| --- | ---: | ---: |"]
+    every: dict[str, runs.Run] = {}
     for path in sorted(RECORDS.glob("*.json")):
-        found = recorded(path.stem)
-        total = sum(run.training_seconds or 0 for run in found) / 3600
-        lines.append(f"| [{path.stem}](results/{path.name}) | {len(found)} | {total:.1f} |")
-    return "\n".join(lines)
+        found = {run.run_id: run for run in recorded(path.stem)}
+        lines.append(f"| [{path.stem}](results/{path.name}) | {_time(found)} |")
+        every |= found
+    return "\n".join([*lines, f"| all | {_time(every)} |"])
+
+
+def _time(found: dict[str, runs.Run]) -> str:
+    return f"{len(found)} | {sum(run.training_seconds or 0 for run in found.values()) / 3600:.1f}"
 
 
 def recorded(record: str) -> list[runs.Run]:
