@@ -24,7 +24,7 @@ from kd_core.run.folder import lookup
 
 ALONE = "alone"  # the group without teachers
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
-MAX_PAIRS = 3  # named in the title of a set
+MAX_PAIRS = 2  # named in the title of a set
 DEFAULT_METRICS = ("test/accuracy", "val/accuracy")
 HIGHER = r"(\w*accuracy|top5|auroc|agreement|oracle|gain|correct|images_per_second)"
 LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\w*bytes|latency_ms)"
