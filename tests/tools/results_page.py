@@ -37,7 +37,9 @@ TABLES = {
         "--metric val/accuracy --baseline 'average (temperature=4.0, soft_weight=1.0)' --also train/accuracy,val/nll",
     ),
     "teachers": (
-        "teachers", "--vary teachers --also train/accuracy,test/ece,test/nll,test/ensemble.agreement --margin 0.5"
+        "teachers",
+        "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement "
+        "--contrast results-56-44-32:results-56",
     ),
     "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
     "losses against average": (
