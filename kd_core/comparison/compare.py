@@ -381,10 +381,10 @@ def _two_groups(sets: list[list[Group]], text: str) -> tuple[Group, Group]:
     pairs = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
     for members in sets:
         label(members)
-        own = {one.label: one for one in members}
-        for first, second in pairs:  # labels first: parts of one with colons may also name other groups
-            if first in own and second in own and first != second:
-                return own[first], own[second]
+        own = {member.label: member for member in members}
+        for one, other in pairs:  # labels first: parts of one with colons may also name other groups
+            if one in own and other in own and one != other:
+                return own[one], own[other]
     for names in pairs:
         for members in sets:
             first, second = (_named(members, name, "--contrast") for name in names)
