@@ -212,7 +212,8 @@ def _missing(config: TeacherConfig, where: str) -> str | None:
         return no_such_file(Path(config.logits).expanduser(), f"{where}.logits")
     source = config.weights or "pretrained"
     elsewhere = source == "pretrained" or source.startswith(("wandb:", "hf-hub:")) or _known(source)
-    if elsewhere or Path(source).expanduser().exists():
+    path = Path(source).expanduser()
+    if elsewhere or path.is_file() or path.is_dir():  # nothing else that a path may name, such as a pipe
         return None
     return (
         f"{where}.weights: no such file or folder: {source}; allowed: a run folder, an exported student, "
