@@ -58,7 +58,7 @@ def test_the_plot_can_be_drawn_again(tmp_path):
 
 
 def test_groups_that_lack_seeds_or_times_are_drawn_too(tmp_path):
-    alone, taught = results_plots.rows(results_page.recorded("teachers"))
+    alone, taught = results_plots.rows(results_page.recorded("teachers").runs)
     [first, *others] = [run for one in (alone, *taught) for run in one.runs.values() if run.seed == 0]
     last = others.pop()
     training = last.config.training.model_copy(update={"seed": 7})  # a seed that the student alone lacks

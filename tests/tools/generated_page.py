@@ -25,7 +25,7 @@ def main(pages: Mapping[Path, Callable[[str], str]], doc: str | None, arguments:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is not current")
     options = parser.parse_args(arguments)
-    stale = {page: new for page, wanted in pages.items() if (new := wanted(text := page.read_text())) != text}
+    stale = {page: new for page, wanted in pages.items() if (new := wanted(page.read_text())) != page.read_text()}
     if not options.check:
         for page, new in stale.items():
             page.write_text(new)

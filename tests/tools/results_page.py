@@ -52,7 +52,7 @@ TABLES = {
 def compared(record: str, options: str) -> tuple[dict[str, Any], list[tables.Table]]:
     """What compare_kd.py finds in a record, and its tables."""
     given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
-    return compare_kd.compared(runs.find([str(RECORDS / f"{record}.json")]), given)
+    return compare_kd.compared(recorded(record), given)
 
 
 def table(record: str, options: str) -> str:
@@ -64,7 +64,7 @@ def table(record: str, options: str) -> str:
 
 def summary() -> str:
     """The teachers in short: mean accuracy, and the gain over the student alone with its 95% interval."""
-    alone, taught = results_plots.rows(recorded("teachers"))
+    alone, taught = results_plots.rows(recorded("teachers").runs)
     lines = ["| teachers | seeds | test accuracy | gain over the student alone [95%] |", "| --- | ---: | ---: | ---: |"]
     for one in (alone, *taught):
         values = one.values(results_plots.METRIC)
@@ -84,7 +84,7 @@ def hours() -> str:
     lines = ["| record | runs | hours |", "| --- | ---: | ---: |"]
     every: dict[str, runs.Run] = {}
     for path in sorted(RECORDS.glob("*.json")):
-        found = {run.run_id: run for run in recorded(path.stem)}
+        found = {run.run_id: run for run in recorded(path.stem).runs}
         lines.append(f"| [{path.stem}](results/{path.name}) | {_time(found)} |")
         every |= found
     return "\n".join([*lines, f"| all | {_time(every)} |"])
@@ -94,8 +94,8 @@ def _time(found: dict[str, runs.Run]) -> str:
     return f"{len(found)} | {sum(run.training_seconds or 0 for run in found.values()) / 3600:.1f}"
 
 
-def recorded(record: str) -> list[runs.Run]:
-    return runs.find([str(RECORDS / f"{record}.json")]).runs
+def recorded(record: str) -> runs.Found:
+    return runs.find([str(RECORDS / f"{record}.json")])
 
 
 def filled_in(text: str) -> str:
@@ -113,7 +113,7 @@ PAGES = {PAGE: filled_in, README: filled_in_readme}
 
 def draw(folder: Path) -> None:
     """Write the page's plot into `folder`."""
-    results_plots.teachers(recorded("teachers"), folder / "teachers.png")
+    results_plots.teachers(recorded("teachers").runs, folder / "teachers.png")
 
 
 if __name__ == "__main__":

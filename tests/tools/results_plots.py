@@ -90,8 +90,7 @@ def _gain(axes: Axes, one: Group, alone: Group, shift: float, look: dict[str, st
 def _time(axes: Axes, one: Group, look: dict[str, str]) -> None:
     seconds = [run.training_seconds for run in one.runs.values() if run.training_seconds is not None]
     if seconds:
-        own = {key: value for key, value in look.items() if key != "label" or one.is_alone}
-        axes.plot(fmean(seconds) / 60, fmean(one.values(METRIC).values()), linestyle="none", **own)
+        axes.plot(fmean(seconds) / 60, fmean(one.values(METRIC).values()), linestyle="none", **look)
 
 
 def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
