@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import results_cost
 import results_page
 import results_plots
 import statsmodels.formula.api as smf
@@ -67,6 +68,25 @@ def test_groups_that_lack_seeds_or_times_are_drawn_too(tmp_path):
     results_plots.teachers([first, *others], tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as drawn:
         assert drawn.getextrema() != ((255, 255),) * len(drawn.getbands())
+
+
+def test_passes_are_counted_by_view():
+    [run, *_] = [run for run in results_page.recorded("teachers").runs if len(run.teachers) == 3]
+    network = run.config.teachers[0].model
+
+    def cost(*teachers: dict, **cache) -> results_cost.Cost:
+        changed = [run.config.teachers[0].model_copy(update=values) for values in teachers]
+        settings = {"teachers": changed, "cache": run.config.cache.model_copy(update=cache)}
+        return results_cost.of(replace(run, config=run.config.model_copy(update=settings)))
+
+    clean, file = {"view": "clean"}, {"model": None, "weights": None, "logits": "file.safetensors"}
+    assert cost().teacher_passes == cost().teachers == 0
+    assert cost(clean, file).teacher_passes == 1
+    assert cost({"view": "shared"}, clean, mode="fixed", views=4).teacher_passes == 5
+    assert cost(clean).teachers == pytest.approx(results_cost.multiply_adds(network) * 50_000 / 1e12)
+    assert cost().student == pytest.approx(15 * 3 * run.figure("cost.multiply_adds") * 50_000 / 1e12)
+    with pytest.raises(ValueError, match="every epoch"):
+        cost({"view": "shared"}, mode="lazy")
 
 
 def test_every_record_has_a_table_and_all_are_small():

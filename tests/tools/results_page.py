@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import generated_page
+import results_cost
 import results_plots
 
 import compare_kd
@@ -79,6 +80,21 @@ def _gain(one: Group, alone: Group) -> str:
     return f"{100 * found['mean']:+.2f}{interval or ''}"
 
 
+def costs() -> str:
+    """What each set of teachers costs in one training of the student."""
+    lines = ["| teachers | student's passes | teachers' passes | student's arithmetic | teachers' | minutes |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    alone, taught = results_plots.rows(recorded("teachers").runs)
+    for one in (alone, *taught):
+        cost, times = results_cost.of(one.first), [run.training_seconds for run in one.runs.values()]
+        known = sorted({f"{seconds / 60:.0f}" for seconds in times if seconds is not None}, key=int)
+        cells = [results_plots.name(one) if one.first.teachers else "none", f"{cost.student_passes}"]
+        cells += [f"{cost.teacher_passes}", f"{cost.student:.1f}", f"{cost.teachers:.1f}"]
+        cells.append(" to ".join(dict.fromkeys((known[0], known[-1]))) if known else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def hours() -> str:
     """What the training of each record took, and of all, where a run that two records hold counts once."""
     lines = ["| record | runs | hours |", "| --- | ---: | ---: |"]
@@ -100,7 +116,7 @@ def recorded(record: str) -> runs.Found:
 
 def filled_in(text: str) -> str:
     """The page with its tables as they should be."""
-    made = {name: table(*given) for name, given in TABLES.items()} | {"hours": hours()}
+    made = {name: table(*given) for name, given in TABLES.items()} | {"hours": hours(), "costs": costs()}
     return generated_page.filled_in(text, "results_page.py", made)
 
 

@@ -1,4 +1,4 @@
-"""The plots of docs/results.md: what teachers add by their number, against time, and class by class."""
+"""The plots of docs/results.md: what teachers add by their number, against arithmetic, and class by class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import results_cost
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -26,7 +27,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     """Write the plot of groups that differ in their teachers; one of them has none."""
     alone, taught = rows(runs)
     figure = Figure(figsize=(plots.WIDTH, 8.5), layout="constrained")
-    (by_number, by_time), (by_class, unused) = figure.subplots(2, 2)
+    (by_number, by_cost), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
     largest = {_kind(one): one for one in taught}  # the last of each kind: of the most teachers
     for number, one in enumerate(taught):
@@ -35,20 +36,20 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
         place = [other for other in taught if len(_team(other)) == len(_team(one))]
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, alone, shift, look)
-        _time(by_time, one, look)
+        _cost(by_cost, one, look)
         if one in largest.values():
             _classes(by_class, one, alone, look["color"])
-    _time(by_time, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
+    _cost(by_cost, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
-    by_time.set(xlabel="minutes of training, of unlike machines", ylabel=METRIC)
-    by_time.yaxis.set_major_formatter(PercentFormatter(1))
+    by_cost.set(xlabel="multiply-adds of student and teachers, 10¹²", ylabel="test accuracy", xlim=(0, None))
+    by_cost.yaxis.set_major_formatter(PercentFormatter(1))
     by_class.set(xlabel="classes, by gain", ylabel="gain of the class, points")
-    for axes in (by_number, by_time, by_class):
+    for axes in (by_number, by_cost, by_class):
         axes.grid(True)
     if by_class.lines:
         by_class.legend(loc="lower right")
     by_number.set_ylim(bottom=min(0, by_number.get_ylim()[0]))  # a gain that begins at 2 would look large
-    found = [axes.get_legend_handles_labels() for axes in (by_number, by_time)]
+    found = [axes.get_legend_handles_labels() for axes in (by_number, by_cost)]
     unused.legend(*map(sum, zip(*found, strict=True), ([], [])), loc="upper left")
     plots.save(figure, path)
 
@@ -87,10 +88,8 @@ def _gain(axes: Axes, one: Group, alone: Group, shift: float, look: dict[str, st
     axes.errorbar(place, 100 * found["mean"], yerr=bars, linestyle="none", capsize=4, label=name(one), **look)
 
 
-def _time(axes: Axes, one: Group, look: dict[str, str]) -> None:
-    seconds = [run.training_seconds for run in one.runs.values() if run.training_seconds is not None]
-    if seconds:
-        axes.plot(fmean(seconds) / 60, fmean(one.values(METRIC).values()), linestyle="none", **look)
+def _cost(axes: Axes, one: Group, look: dict[str, str]) -> None:
+    axes.plot(results_cost.of(one.first).total, fmean(one.values(METRIC).values()), linestyle="none", **look)
 
 
 def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
