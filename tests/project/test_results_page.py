@@ -32,10 +32,17 @@ def recomputed(one: dict, table: dict) -> tuple[float, float, float, float]:
         data = pd.DataFrame(rows, columns=["group", "seed", "value"])
         group = f"C(group, Treatment({table['baseline_label']!r}))"
         fit, name = smf.ols(f"value ~ {group} + C(seed)", data).fit(), f"{group}[T.{one['label']}]"
-    else:
-        own = values[one["label"]]
-        data = pd.DataFrame({"value": [own[seed] - base[seed] for seed in own.keys() & base.keys()]})
-        fit, name = smf.ols("value ~ 1", data).fit(), "Intercept"
+        return found_by(fit, name)
+    return paired(values[one["label"]], base)
+
+
+def paired(own: dict[str, float], base: dict[str, float]) -> tuple[float, float, float, float]:
+    """As `recomputed`, of the seeds that both have."""
+    data = pd.DataFrame({"value": [own[seed] - base[seed] for seed in own.keys() & base.keys()]})
+    return found_by(smf.ols("value ~ 1", data).fit(), "Intercept")
+
+
+def found_by(fit, name: str) -> tuple[float, float, float, float]:
     return fit.params[name], *fit.conf_int().loc[name], fit.pvalues[name]
 
 
@@ -44,12 +51,22 @@ def test_an_independent_computation_finds_the_same_statistics(name):
     result, _ = results_page.compared(*results_page.TABLES[name])
     for table in result["sets"]:
         tested = [row for row in table["groups"] if (row["against_baseline"] or {}).get("p") is not None]
-        found = [recomputed(row, table) for row in tested]
-        holm = multipletests([p for *_, p in found], method="holm")[1] if found else []
-        for row, wanted, p_holm in zip(tested, found, holm, strict=True):
-            test = row["against_baseline"]
-            own = (test["mean"], *test["interval"], test["p"], test["p_holm"])
-            assert own == pytest.approx((*wanted, p_holm), abs=1e-12, rel=1e-9)
+        require_same([row["against_baseline"] for row in tested], [recomputed(row, table) for row in tested])
+    tested = [test for test in result["contrasts"] if test["p"] is not None]
+    values = {row["label"]: {run["seed"]: run["value"] for run in row["seeds"]} for row in all_groups(result)}
+    require_same(tested, [paired(values[test["label"]], values[test["against"]]) for test in tested])
+
+
+def all_groups(result: dict) -> list[dict]:
+    return [row for table in result["sets"] for row in table["groups"]]
+
+
+def require_same(tests: list[dict], wanted: list[tuple[float, float, float, float]]):
+    """The same differences, intervals and p as wanted, and those corrected by Holm."""
+    holm = multipletests([p for *_, p in wanted], method="holm")[1] if wanted else []
+    for test, one, p_holm in zip(tests, wanted, holm, strict=True):
+        own = (test["mean"], *test["interval"], test["p"], test["p_holm"])
+        assert own == pytest.approx((*one, p_holm), abs=1e-12, rel=1e-9)
 
 
 def test_the_plot_can_be_drawn_again(tmp_path):
