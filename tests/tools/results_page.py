@@ -37,6 +37,9 @@ TABLES = {
         "tuning_kd",
         "--metric val/accuracy --baseline 'average (temperature=4.0, soft_weight=1.0)' --also train/accuracy,val/nll",
     ),
+    "micronet's temperature": (
+        "tuning_micronet", "--metric val/accuracy --baseline 'average (temperature=1.0)' --also train/accuracy,val/nll"
+    ),
     "teachers": (
         "teachers",
         "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement "
