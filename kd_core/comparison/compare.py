@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -441,9 +441,14 @@ def _compare_set(
     margin: float | None,
     pool: bool,
 ) -> dict[str, Any]:
-    common = pooled([one.values(metric) for one in members]) if pool else None
-    test = common.difference if common else difference
     label(members)  # a group without teachers is in several sets
+    common = pooled({one.label: one.values(metric) for one in members}) if pool else None
+
+    def against(one: Group, other: Group) -> dict[str, Any]:
+        if common:
+            return common.difference(one.label, other.label, confidence, limits(metric))
+        return difference(one.values(metric), other.values(metric), confidence, limits(metric))
+
     rows = []
     for one in _in_order(members, baseline):
         values = one.values(metric)
@@ -461,19 +466,17 @@ def _compare_set(
                     name: spread(found, confidence, limits(name)) if found else None for name, found in others.items()
                 },
                 "cost": _cost(one),
-                "against_baseline": test(values, baseline.values(metric), confidence, limits(metric))
-                if baseline and one is not baseline
-                else None,
+                "against_baseline": against(one, baseline) if baseline and one is not baseline else None,
             }
         )
     _judge([row["against_baseline"] for row in rows if row["against_baseline"]], metric, confidence, margin)
-    warnings = _warnings(rows, baseline.label if baseline else None)
+    warnings = _warnings(rows, baseline.label if baseline else None, common is not None)
     if pool and common is None:
         warnings.append("--pooled: needs two groups with two common seeds whose values differ; each is tested alone")
     return {
         "budget": " or ".join(dict.fromkeys(one.first.config.budget for one in members)),
         "baseline_label": baseline.label if baseline else None,
-        "pooled": None if common is None else asdict(common),
+        "pooled": common and common.summary(),
         "warnings": warnings,
         "groups": rows,
     }
@@ -494,12 +497,13 @@ def _cost(one: Group) -> dict[str, float | None]:
     }
 
 
-def _warnings(rows: list[dict[str, Any]], baseline: str | None) -> list[str]:
+def _warnings(rows: list[dict[str, Any]], baseline: str | None, is_pooled: bool) -> list[str]:
     found = []
     seeds = {row["label"]: [one["seed"] for one in row["seeds"]] for row in rows}
     if len({tuple(own) for own in seeds.values()}) > 1:
         listed = "; ".join(f"{name}: {_numbers(own)}" for name, own in seeds.items())
-        found.append(f"the seeds differ ({listed}): differences are of the seeds that both groups have")
+        of = "least squares over all runs" if is_pooled else "the seeds that both groups have"
+        found.append(f"the seeds differ ({listed}): differences are of {of}")
     for row in rows:
         test = row["against_baseline"]
         if test and test["kind"] == "unpaired":

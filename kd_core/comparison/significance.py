@@ -76,57 +76,74 @@ def difference(
 
 @dataclass(frozen=True)
 class Pooled:
-    """What is left of the values when each group's mean and each seed's are taken out: its variance, over all groups.
+    """Least squares of value = group + seed + error, where the error has one variance in all groups.
 
-    deviation: the square root of that variance; freedom: its degrees of freedom; seeds: those that all groups have.
+    deviation: the square root of that variance; freedom: its degrees of freedom; groups: the values, {name: {seed:
+    value}}; effects [m+n]: of the m groups, then of the n seeds; inverse [m+n,m+n]: of the normal equations, a
+    generalized one; known [m+n,m+n]: takes any sum of effects that the values determine to itself.
     """
 
     deviation: float
     freedom: int
-    seeds: list[int]
-    groups: int
+    groups: Mapping[str, Mapping[int, float]]
+    effects: np.ndarray
+    inverse: np.ndarray
+    known: np.ndarray
 
     def difference(
-        self, own: Mapping[int, float], other: Mapping[int, float], confidence: float, within: tuple[float, float] = ANY
+        self, own: str, other: str, confidence: float, within: tuple[float, float] = ANY
     ) -> dict[str, Any]:
-        """As `difference`, of kind `pooled`: the t test with the pooled variance, of groups that have all the seeds."""
+        """As `difference`, of kind `pooled`: the t test of two groups, given by name, with the pooled variance.
+
+        Seeds that one of them lacks count through groups that have them, so a group of one seed is tested as well.
+        """
         from scipy import stats
 
-        result = {"kind": "pooled", "seeds": self.seeds, "interval": None, "p": None}
-        common = [seed for seed in self.seeds if seed in own and seed in other]
-        if len(common) < len(self.seeds):
-            known = sorted(own.keys() & other.keys())
-            mean = np.mean([own[seed] - other[seed] for seed in known]) if known else _mean(own) - _mean(other)
-            return {**result, "seeds": known, "mean": float(mean), "why": "lacks seeds of the others"}
-        mean = float(np.mean([own[seed] - other[seed] for seed in common]))
-        error = self.deviation * math.sqrt(2 / len(common))
+        a, b = self.groups[own], self.groups[other]
+        result = {"kind": "pooled", "seeds": sorted(a.keys() & b.keys()), "interval": None, "p": None}
+        wanted = np.zeros(len(self.effects))
+        wanted[list(self.groups).index(own)], wanted[list(self.groups).index(other)] = 1, -1
+        if not np.allclose(wanted @ self.known, wanted):
+            apart = float(np.mean(list(a.values())) - np.mean(list(b.values())))
+            return {**result, "mean": apart, "why": "no common seeds, nor by way of other groups"}
+        # Rounded, since sums of these differ in the last bits from one processor to another, and tables round halves.
+        mean = round(float(wanted @ self.effects), 12) + 0.0
+        error = self.deviation * math.sqrt(float(wanted @ self.inverse @ wanted))
         widest = within[1] - within[0]
         reach = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * error
         interval = _cut((mean - reach, mean + reach), (-widest, widest))
         p = 2 * float(stats.t.sf(abs(mean) / error, self.freedom))
         return {**result, "mean": mean, "interval": interval, "p": p, "why": None}
 
+    def summary(self) -> dict[str, Any]:
+        """{deviation, freedom, groups, runs}, how many of the last two."""
+        runs = sum(map(len, self.groups.values()))
+        return {"deviation": self.deviation, "freedom": self.freedom, "groups": len(self.groups), "runs": runs}
 
-def _mean(values: Mapping[int, float]) -> float:
-    return float(np.mean(list(values.values())))
 
+def pooled(groups: Mapping[str, Mapping[int, float]]) -> Pooled | None:
+    """The variance pooled over groups, {name: {seed: value}}, in a block design whose blocks are the seeds.
 
-def pooled(groups: Sequence[Mapping[int, float]]) -> Pooled | None:
-    """The variance pooled over groups, each {seed: value}, in a randomized block design whose blocks are the seeds.
-
-    With m groups and n seeds it has (m - 1) (n - 1) degrees of freedom (Fisher, The Design of Experiments, 1935).
-    Groups with one seed do not count.  None with less than two groups or two common seeds, or where nothing is left.
+    Where m groups have the same n seeds it has (m - 1) (n - 1) degrees of freedom (Fisher, The Design of Experiments,
+    1935); where seeds are missing, as many as there are values beyond the effects that they determine (Searle, Linear
+    Models, 1971).  None where no values are left for an error, or all errors are zero.
     """
-    several = [one for one in groups if len(one) > 1]
-    seeds = sorted(set.intersection(*map(set, several))) if several else []
-    if len(several) < 2 or len(seeds) < 2:
+    seeds = sorted({seed for one in groups.values() for seed in one})
+    cells = [(row, len(groups) + seeds.index(seed)) for row, one in enumerate(groups.values()) for seed in one]
+    values = np.array([value for one in groups.values() for value in one.values()], dtype=np.float64)
+    design = np.zeros((len(cells), len(groups) + len(seeds)))
+    for number, columns in enumerate(cells):
+        design[number, columns] = 1
+    freedom = len(cells) - int(np.linalg.matrix_rank(design)) if cells else 0
+    if freedom < 1:
         return None
-    table = np.array([[one[seed] for seed in seeds] for one in several], dtype=np.float64)
-    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    freedom = (len(several) - 1) * (len(seeds) - 1)
-    if _constant(left, table):
+    inverse = np.linalg.pinv(design.T @ design, hermitian=True)
+    effects = inverse @ design.T @ (values - values.mean())
+    left = values - values.mean() - design @ effects
+    if _constant(left, values):
         return None
-    return Pooled(float(np.sqrt((left**2).sum() / freedom)), freedom, seeds, len(several))
+    deviation = float(np.sqrt((left**2).sum() / freedom))
+    return Pooled(deviation, freedom, groups, effects, inverse, inverse @ design.T @ design)
 
 
 def is_within(interval: Sequence[float] | None, margin: float | None) -> bool:

@@ -105,8 +105,8 @@ def _pooled(pooled: dict[str, Any] | None, metric: str) -> list[str]:
         return []
     unit = " points" if is_percent(metric) else ""
     return [
-        f"exploratory: one variance for all {pooled['groups']} groups, of the {len(pooled['seeds'])} seeds that they "
-        f"share: a run deviates by {figure(pooled['deviation'], metric)}{unit} ({pooled['freedom']} degrees of freedom)"
+        f"exploratory: one variance for all {pooled['groups']} groups, of {pooled['runs']} runs: a run deviates by "
+        f"{figure(pooled['deviation'], metric)}{unit} ({pooled['freedom']} degrees of freedom)"
     ]
 
 

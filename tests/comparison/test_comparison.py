@@ -424,13 +424,13 @@ def test_a_pooled_variance_is_of_all_groups_of_the_set():
     runs = [run for method, own in values.items() for run in several(method, own)]
     compared = compare(Found(runs, []), pool=True)
     [one] = compared["sets"]
-    common = pooled([seeded(own) for own in values.values()])
+    common = pooled({method: seeded(own) for method, own in values.items()})
     assert one["pooled"]["deviation"] == common.deviation and one["pooled"]["freedom"] == 8
-    wanted = common.difference(seeded(OTHERS), seeded(VALUES), 0.95, (0, 1))
+    wanted = common.difference(B, A, 0.95, (0, 1))
     found = one["groups"][1]["against_baseline"]
     assert {key: found[key] for key in wanted} == wanted
     [table] = tables.tables_of(compared)
-    assert any("exploratory: one variance for all 3 groups, of the 5 seeds" in note for note in table.notes)
+    assert any("exploratory: one variance for all 3 groups, of 15 runs" in note for note in table.notes)
     lone = compare(Found(several(A)[:1] + several(B)[:1], []), pool=True)["sets"][0]
     assert lone["pooled"] is None and any("--pooled: needs two groups" in text for text in lone["warnings"])
 

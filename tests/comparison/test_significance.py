@@ -9,70 +9,82 @@ from compared_runs import OTHERS, VALUES
 from kd_core.comparison.significance import difference, is_within, pooled
 
 THIRD = [0.690, 0.701, 0.703, 0.699, 0.704]
-GROUPS = [dict(enumerate(values)) for values in (VALUES, OTHERS, THIRD)]
+GROUPS = {name: dict(enumerate(values)) for name, values in zip("abc", (VALUES, OTHERS, THIRD), strict=True)}
+# Seeds are missing here and there; d has one alone, and e's second is nobody else's.
+UNEVEN = {
+    "a": GROUPS["a"], "b": {seed: value for seed, value in GROUPS["b"].items() if seed != 1},
+    "c": {2: 0.703, 3: 0.699}, "d": {0: 0.72}, "e": {4: 0.68, 9: 0.5},
+}  # fmt: skip
 
 
-def least_squares(groups: list[dict[int, float]], first: int, second: int) -> tuple[float, list[float], float, int]:
+def least_squares(groups: dict[str, dict[int, float]], own: str, other: str) -> tuple[float, list[float], float, int]:
     """statsmodels, value = group + seed + error: (difference of two groups, its 90% interval, p, freedom)."""
-    rows = [(str(number), str(seed), value) for number, one in enumerate(groups) for seed, value in one.items()]
+    rows = [(name, str(seed), value) for name, one in groups.items() for seed, value in one.items()]
     data = pd.DataFrame(rows, columns=["group", "seed", "value"])
-    fit = smf.ols(f"value ~ C(group, Treatment('{second}')) + C(seed)", data).fit()
-    name = f"C(group, Treatment('{second}'))[T.{first}]"
+    fit = smf.ols(f"value ~ C(group, Treatment('{other}')) + C(seed)", data).fit()
+    name = f"C(group, Treatment('{other}'))[T.{own}]"
     return fit.params[name], list(fit.conf_int(0.1).loc[name]), fit.pvalues[name], int(fit.df_resid)
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (2, 1)])
-@pytest.mark.parametrize("count", [2, 3])
-def test_it_is_least_squares(pair, count):
-    groups = GROUPS[:count]
-    if max(pair) >= count:
-        pytest.skip("two groups have no third")
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [("ab", "ab"), ("abc", "ac"), ("abc", "cb"), ("abcde", "ab"), ("abcde", "ca"), ("abcde", "da"), ("abcde", "ed")],
+)
+def test_it_is_least_squares(names, pair):
+    groups = {name: (UNEVEN if len(names) > 3 else GROUPS)[name] for name in names}
     mean, interval, p, freedom = least_squares(groups, *pair)
     found = pooled(groups)
-    assert (found.freedom, found.groups, found.seeds) == (freedom, count, [0, 1, 2, 3, 4])
-    test = found.difference(groups[pair[0]], groups[pair[1]], 0.9)
+    runs = sum(map(len, groups.values()))
+    assert found.summary() == {"deviation": found.deviation, "freedom": freedom, "groups": len(names), "runs": runs}
+    test = found.difference(*pair, 0.9)
     assert test["kind"] == "pooled" and test["mean"] == pytest.approx(mean)
     assert test["interval"] == pytest.approx(interval) and test["p"] == pytest.approx(p)
 
 
 def test_with_two_groups_it_is_the_paired_test():
-    found = pooled(GROUPS[:2]).difference(*GROUPS[:2], 0.95)
-    paired = difference(*GROUPS[:2], 0.95)
+    two = {name: GROUPS[name] for name in "ab"}
+    found, paired = pooled(two).difference("a", "b", 0.95), difference(two["a"], two["b"], 0.95)
     assert found["p"] == pytest.approx(paired["p"]) and found["interval"] == pytest.approx(paired["interval"])
 
 
-def test_seeds_are_those_that_all_groups_have():
-    part = {seed: value for seed, value in GROUPS[2].items() if seed != 1}
-    lone = {0: 0.5}  # does not count, and is not tested
-    found = pooled([*GROUPS[:2], part, lone])
-    assert (found.seeds, found.groups, found.freedom) == ([0, 2, 3, 4], 3, 6)
-    test = found.difference(lone, GROUPS[0], 0.95)
-    assert test["p"] is None and test["interval"] is None and test["why"] == "lacks seeds of the others"
-    assert test["mean"] == pytest.approx(0.5 - VALUES[0])
-    apart = found.difference({9: 0.5}, {8: 0.4}, 0.95)
-    assert apart["mean"] == pytest.approx(0.1) and apart["seeds"] == []
+def test_with_the_same_seeds_it_is_the_difference_of_the_means():
+    test = pooled(GROUPS).difference("a", "c", 0.95)
+    assert test["mean"] == pytest.approx(np.mean(VALUES) - np.mean(THIRD)) and test["seeds"] == [0, 1, 2, 3, 4]
+
+
+def test_groups_that_no_seeds_link_are_not_tested():
+    found = pooled(GROUPS | {"apart": {8: 0.5, 9: 0.6}})
+    test = found.difference("apart", "a", 0.95)
+    assert test["p"] is None and test["interval"] is None and test["seeds"] == []
+    assert test["why"] == "no common seeds, nor by way of other groups"
+    assert test["mean"] == pytest.approx(0.55 - np.mean(VALUES))
+    assert found.freedom == pooled(GROUPS).freedom and found.deviation == pytest.approx(pooled(GROUPS).deviation)
 
 
 @pytest.mark.parametrize(
     "groups",
     [
-        [], GROUPS[:1], [{0: 0.5}, {0: 0.6}], [{0: 0.5, 1: 0.6}, {2: 0.5, 3: 0.6}],
+        [], [GROUPS["a"]], [{0: 0.5}, {0: 0.6}], [{0: 0.5, 1: 0.6}, {2: 0.5, 3: 0.6}],
         [{0: 0.5, 1: 0.6}, {0: 0.7, 1: 0.8}],  # equal differences
     ],
 )  # fmt: skip
 def test_without_what_it_needs_there_is_none(groups):
-    assert pooled(groups) is None
+    assert pooled(dict(enumerate(groups))) is None
 
 
-def test_its_intervals_cover_the_truth_at_their_nominal_rate_and_are_narrower_with_two_seeds():
-    generator, hits, narrower = np.random.default_rng(1), 0, 0
+@pytest.mark.parametrize("lacks", [set(), {(1, 1), (4, 0), (5, 1)}], ids=["even", "uneven"])
+def test_its_intervals_cover_the_truth_at_their_nominal_rate_and_are_narrower_with_two_seeds(lacks):
+    generator, hits, narrower, means = np.random.default_rng(1), 0, 0, (0, 0.5, 1, 2, 4, 0, 1, 0)
     for _ in range(400):
-        seeds = generator.normal(0, 3, 2)
-        groups = [dict(enumerate(seeds + mean + generator.normal(0, 1, 2))) for mean in (0, 0.5, 1, 2, 4, 0, 1, 0)]
-        low, high = pooled(groups).difference(groups[1], groups[0], 0.9)["interval"]
+        values = generator.normal(0, 3, 2) + np.array(means)[:, None] + generator.normal(0, 1, (8, 2))
+        groups = {
+            str(row): {seed: value for seed, value in enumerate(own) if (row, seed) not in lacks}
+            for row, own in enumerate(values)
+        }
+        low, high = pooled(groups).difference("1", "0", 0.9)["interval"]
         hits += low < 0.5 < high
-        alone = difference(groups[1], groups[0], 0.9)["interval"]
-        narrower += high - low < alone[1] - alone[0]
+        alone = difference(groups["1"], groups["0"], 0.9)["interval"]
+        narrower += alone is None or high - low < alone[1] - alone[0]
     assert 0.86 < hits / 400 < 0.94 and narrower > 240
 
 

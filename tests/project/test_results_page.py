@@ -25,10 +25,9 @@ def test_the_page_is_up_to_date(page):
 def recomputed(one: dict, table: dict) -> tuple[float, float, float, float]:
     """statsmodels: (difference to the baseline, both ends of its 95% interval, p); with `pooled` of all groups."""
     values = {row["label"]: {str(run["seed"]): run["value"] for run in row["seeds"]} for row in table["groups"]}
-    base, seeds = values[table["baseline_label"]], (table["pooled"] or {}).get("seeds")
-    if seeds:
-        several = {label: own for label, own in values.items() if len(own) > 1}
-        rows = [(label, seed, own[seed]) for label, own in several.items() for seed in map(str, seeds)]
+    base = values[table["baseline_label"]]
+    if table["pooled"]:
+        rows = [(label, seed, value) for label, own in values.items() for seed, value in own.items()]
         data = pd.DataFrame(rows, columns=["group", "seed", "value"])
         group = f"C(group, Treatment({table['baseline_label']!r}))"
         fit, name = smf.ols(f"value ~ {group} + C(seed)", data).fit(), f"{group}[T.{one['label']}]"
