@@ -29,7 +29,8 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(plots.WIDTH, 8.5), layout="constrained")
     (by_number, by_cost), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
-    largest = {_kind(one): one for one in taught}  # the last of each kind: of the most teachers
+    kinds = [[one for one in taught if _kind(one) == kind] for kind in (CLEAN, SHARED)]
+    surest = [max(members, key=lambda one: (len(one.runs), len(_team(one)))) for members in kinds if members]
     for number, one in enumerate(taught):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
         look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
@@ -37,7 +38,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, alone, shift, look)
         _cost(by_cost, one, look)
-        if one in largest.values():
+        if one in surest:
             _classes(by_class, one, alone, look["color"])
     _cost(by_cost, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
