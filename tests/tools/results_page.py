@@ -22,7 +22,6 @@ import results_plots
 
 import compare_kd
 from kd_core.comparison import runs, tables
-from kd_core.comparison.compare import Group
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "results"
@@ -76,15 +75,14 @@ def summary() -> str:
     """The teachers in short: mean accuracy, and the gain over the student alone with its 95% interval."""
     alone, taught = results_plots.rows(recorded("teachers").runs)
     lines = ["| teachers | seeds | test accuracy | gain over the student alone [95%] |", "| --- | ---: | ---: | ---: |"]
-    for one in (alone, *taught):
+    for one, found in zip((alone, *taught), (None, *results_plots.gains(alone, taught)), strict=True):
         values = one.values(results_plots.METRIC)
         lines.append(f"| {'none' if one is alone else results_plots.name(one)} | {len(values)} | ")
-        lines[-1] += f"{100 * fmean(values.values()):.2f}% | {'' if one is alone else _gain(one, alone)} |"
+        lines[-1] += f"{100 * fmean(values.values()):.2f}% | {_gain(found) if found else ''} |"
     return "\n".join(lines)
 
 
-def _gain(one: Group, alone: Group) -> str:
-    found = results_plots.gain(one, alone)
+def _gain(found: dict[str, Any]) -> str:
     interval = found["interval"] and " [{:+.2f}, {:+.2f}]".format(*(100 * edge for edge in found["interval"]))
     return f"{100 * found['mean']:+.2f}{interval or ''}"
 

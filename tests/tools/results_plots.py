@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from kd_core.comparison.compare import Group, group
 from kd_core.comparison.runs import Run
-from kd_core.comparison.significance import difference
+from kd_core.comparison.significance import difference, pooled
 from kd_core.report import plots
 
 METRIC, CLEAN, SHARED = "test/accuracy", "clean views", "shared views"
@@ -31,12 +31,12 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     unused.axis("off")
     kinds = [[one for one in taught if _kind(one) == kind] for kind in (CLEAN, SHARED)]
     surest = [max(members, key=lambda one: (len(one.runs), len(_team(one)))) for members in kinds if members]
-    for number, one in enumerate(taught):
+    for number, (one, found) in enumerate(zip(taught, gains(alone, taught), strict=True)):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
         look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
         place = [other for other in taught if len(_team(other)) == len(_team(one))]
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
-        _gain(by_number, one, alone, shift, look)
+        _gain(by_number, one, found, shift, look)
         _cost(by_cost, one, look)
         if one in surest:
             _classes(by_class, one, alone, look["color"])
@@ -62,9 +62,13 @@ def rows(runs: Sequence[Run]) -> tuple[Group, list[Group]]:
     return alone, sorted((one for one in groups if one is not alone), key=lambda one: (_kind(one), len(_team(one))))
 
 
-def gain(one: Group, alone: Group) -> dict[str, Any]:
-    """The difference in accuracy, paired by seed, with its 95% interval."""
-    return difference(one.values(METRIC), alone.values(METRIC), 0.95, (0, 1))
+def gains(alone: Group, taught: Sequence[Group]) -> list[dict[str, Any]]:
+    """The differences in accuracy to the student alone with their 95% intervals: with one variance for all groups."""
+    values = {str(number): one.values(METRIC) for number, one in enumerate((alone, *taught))}
+    common = pooled(values)
+    if common is None:
+        return [difference(one.values(METRIC), alone.values(METRIC), 0.95, (0, 1)) for one in taught]
+    return [common.difference(str(number), "0", 0.95, (0, 1)) for number in range(1, len(values))]
 
 
 def name(one: Group) -> str:
@@ -81,9 +85,8 @@ def _kind(one: Group) -> str:
     return SHARED if "shared" in views else CLEAN
 
 
-def _gain(axes: Axes, one: Group, alone: Group, shift: float, look: dict[str, str]) -> None:
-    """The gain, with its interval if there is one: a single seed has none."""
-    found = gain(one, alone)
+def _gain(axes: Axes, one: Group, found: dict[str, Any], shift: float, look: dict[str, str]) -> None:
+    """The gain, with its interval if there is one."""
     bars = found["interval"] and np.abs(100 * (np.array(found["interval"])[:, None] - found["mean"]))
     place = len(_team(one)) + shift
     axes.errorbar(place, 100 * found["mean"], yerr=bars, linestyle="none", capsize=4, label=name(one), **look)
