@@ -138,8 +138,9 @@ def pooled(groups: Mapping[str, Mapping[int, float]]) -> Pooled | None:
     if freedom < 1:
         return None
     inverse = np.linalg.pinv(design.T @ design, hermitian=True)
-    effects = inverse @ design.T @ (values - values.mean())
-    left = values - values.mean() - design @ effects
+    centered = values - values.mean()
+    effects = inverse @ design.T @ centered
+    left = centered - design @ effects
     if _constant(left, values):
         return None
     deviation = float(np.sqrt((left**2).sum() / freedom))

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from kd_core.comparison.runs import Run
-from kd_core.config import Config
+from kd_core.config import Config, TeacherConfig
 from kd_core.evaluation.cost import count_multiply_adds, in_evaluation_mode
 from kd_core.models.build import create_model
 
@@ -32,17 +32,15 @@ class Cost:
 
 def of(run: Run) -> Cost:
     config = run.config
-    passes = {number: _passes(config, number) for number in range(len(config.teachers))}
-    own = config.training.max_epochs * STEP * multiply_adds(config.model.name)
-    others = sum(count and count * multiply_adds(config.teachers[number].model) for number, count in passes.items())
-    return Cost(
-        config.training.max_epochs, sum(passes.values()), own * IMAGES / 1e12, others * IMAGES / 1e12
-    )
+    epochs, passes = config.training.max_epochs, [_passes(config, teacher) for teacher in config.teachers]
+    student = epochs * STEP * multiply_adds(config.model.name)
+    taught = zip(config.teachers, passes, strict=True)
+    teachers = sum(count * multiply_adds(teacher.model) for teacher, count in taught if count)
+    return Cost(epochs, sum(passes), student * IMAGES / 1e12, teachers * IMAGES / 1e12)
 
 
-def _passes(config: Config, number: int) -> int:
+def _passes(config: Config, teacher: TeacherConfig) -> int:
     """A teacher's passes over an image: as many as there are views of it that it sees, since all are cached."""
-    teacher = config.teachers[number]
     if teacher.logits:
         return 0
     if teacher.view == "clean":

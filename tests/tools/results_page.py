@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -77,7 +78,7 @@ def summary() -> str:
     lines = ["| teachers | seeds | test accuracy | gain over the student alone [95%] |", "| --- | ---: | ---: | ---: |"]
     for one, found in zip((alone, *taught), (None, *results_plots.gains(alone, taught)), strict=True):
         values = one.values(results_plots.METRIC)
-        lines.append(f"| {'none' if one is alone else results_plots.name(one)} | {len(values)} | ")
+        lines.append(f"| {results_plots.name(one)} | {len(values)} | ")
         lines[-1] += f"{100 * fmean(values.values()):.2f}% | {_gain(found) if found else ''} |"
     return "\n".join(lines)
 
@@ -95,8 +96,8 @@ def costs() -> str:
     for one in (alone, *taught):
         cost, times = results_cost.of(one.first), [run.training_seconds for run in one.runs.values()]
         known = sorted({f"{seconds / 60:.0f}" for seconds in times if seconds is not None}, key=int)
-        cells = [results_plots.name(one) if one.first.teachers else "none", f"{cost.student_passes}"]
-        cells += [f"{cost.teacher_passes}", f"{cost.student:.1f}", f"{cost.teachers:.1f}"]
+        cells = [results_plots.name(one), f"{cost.student_passes}", f"{cost.teacher_passes}"]
+        cells += [f"{cost.student:.1f}", f"{cost.teachers:.1f}"]
         cells.append(" to ".join(dict.fromkeys((known[0], known[-1]))) if known else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -117,6 +118,7 @@ def _time(found: dict[str, runs.Run]) -> str:
     return f"{len(found)} | {sum(run.training_seconds or 0 for run in found.values()) / 3600:.1f}"
 
 
+@cache  # several tables, the plot and the hours are of one record
 def recorded(record: str) -> runs.Found:
     return runs.find([str(RECORDS / f"{record}.json")])
 

@@ -72,8 +72,8 @@ def gains(alone: Group, taught: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def name(one: Group) -> str:
-    """The row: depths of the ResNets and their views, and teachers of other families."""
-    return f"{'+'.join(_team(one))}, {_kind(one)}"
+    """The row: depths of the ResNets and their views, and teachers of other families; none for the student alone."""
+    return "none" if one.is_alone else f"{'+'.join(_team(one))}, {_kind(one)}"
 
 
 def _team(one: Group) -> list[str]:
