@@ -502,7 +502,7 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None, is_pooled: bool)
     seeds = {row["label"]: [one["seed"] for one in row["seeds"]] for row in rows}
     if len({tuple(own) for own in seeds.values()}) > 1:
         listed = "; ".join(f"{name}: {_numbers(own)}" for name, own in seeds.items())
-        of = "least squares over all runs" if is_pooled else "the seeds that both groups have"
+        of = "a least-squares fit to all runs" if is_pooled else "the seeds that both groups have"
         found.append(f"the seeds differ ({listed}): differences are of {of}")
     for row in rows:
         test = row["against_baseline"]
