@@ -11,6 +11,7 @@ the configuration.  `evaluate_kd.py --dump-logits` writes such files.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -149,8 +150,25 @@ def about_views(augmentation: Augmentation) -> dict[str, str]:
 
 
 def write_logits(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write logits by split name, with `about` as metadata; atomic."""
+    """Write logits by split name, with `about` as metadata; atomic.  Equal logits give equal bytes."""
     writable_folder(path.parent, "--dump-logits")
     fresh = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, fresh, metadata=about)
+    _sort_metadata(fresh)
     fresh.replace(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata, which safetensors writes in random order, into that of its keys.
+
+    Else runs with the same logits, written twice, would count as runs with other teachers: a run's identity has the
+    file's digest.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")  # of the header, JSON that spaces may follow
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "the header has changed its size"
+        file.seek(8)
+        file.write(text)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import evaluate_kd
@@ -20,7 +21,7 @@ from kd_core.config import DataConfig, command_line
 from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
 from kd_core.models import build as models
-from kd_core.teachers.logits_file import LogitsFile
+from kd_core.teachers.logits_file import LogitsFile, write_logits
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = [
@@ -188,6 +189,20 @@ def test_mistakes_in_the_settings(home, words, message):
 def test_mistakes_in_the_command(home, words, message):
     with pytest.raises(UserError, match=message):
         evaluate_kd.main(["--checkpoint", str(folder(home, "t")), "--no-wandb", *words])
+
+
+def test_equal_logits_written_twice_are_the_same_file_and_so_the_same_run(tmp_path):
+    """safetensors alone writes metadata in random order; of twelve names twice the same has a chance of 1 in 12!."""
+    names = [f"é{number}" for number in range(12)]
+    tensors = {name: torch.arange(6.0).view(2, 3) + number for number, name in enumerate(names)}
+    about = {name: f'"\\ü\n{name}' for name in names} | {"flip": "true"}
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        write_logits(file, tensors, about)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with safe_open(files[0], framework="pt") as kept:
+        assert kept.metadata() == about
+        assert all(torch.equal(kept.get_tensor(name), tensors[name].half()) for name in names)
 
 
 def test_another_file_is_another_run(home):
