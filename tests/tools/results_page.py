@@ -26,12 +26,13 @@ from kd_core.comparison import runs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "results"
-# Of the six that were fixed in advance, those whose runs are there.
+# The six that were fixed in advance.
 CONTRASTS = (
     "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
-    "results-micronet-56-44-32:results-micronet",
+    "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
 )  # fmt: skip
-# By the name of the table: the record without its suffix, and options of compare_kd.py.
+MEAN_OF_THREE = "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll"
+# By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
         "rate",
@@ -47,9 +48,12 @@ TABLES = {
     ),
     "teachers": (
         "teachers",
-        "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement "
-        + " ".join(f"--contrast {one}" for one in CONTRASTS),
+        "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement",
     ),
+    "contrasts": (
+        "teachers weightings", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in CONTRASTS)
+    ),
+    "weightings": ("weightings", MEAN_OF_THREE),
     "teachers against one": ("teachers", "--vary teachers --baseline results-56 --pooled --margin 0.5"),
     "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
     "losses against average": (
@@ -59,17 +63,22 @@ TABLES = {
 }
 
 
-def compared(record: str, options: str) -> tuple[dict[str, Any], list[tables.Table]]:
-    """What compare_kd.py finds in a record, and its tables."""
-    given = compare_kd.parse([f"docs/results/{record}.json", *shlex.split(options)])
-    return compare_kd.compared(recorded(record), given)
+def compared(records: str, options: str) -> tuple[dict[str, Any], list[tables.Table]]:
+    """What compare_kd.py finds in records, and its tables; if contrasts were asked for, their table alone."""
+    given = compare_kd.parse([*_paths(records), *shlex.split(options)])
+    result, found = compare_kd.compared(recorded(records), given)
+    return result, found[-1:] if given.contrast else found
 
 
-def table(record: str, options: str) -> str:
+def table(records: str, options: str) -> str:
     """The command and its tables in Markdown."""
-    _, shown = compared(record, options)
-    command = f"```bash\npython compare_kd.py docs/results/{record}.json {options}\n```"
+    _, shown = compared(records, options)
+    command = f"```bash\npython compare_kd.py {' '.join(_paths(records))} {options}\n```"
     return "\n\n".join([command, *map(tables.markdown, shown)])
+
+
+def _paths(records: str) -> list[str]:
+    return [f"docs/results/{name}.json" for name in records.split()]
 
 
 def summary() -> str:
@@ -119,8 +128,8 @@ def _time(found: dict[str, runs.Run]) -> str:
 
 
 @cache  # several tables, the plot and the hours are of one record
-def recorded(record: str) -> runs.Found:
-    return runs.find([str(RECORDS / f"{record}.json")])
+def recorded(records: str) -> runs.Found:
+    return runs.find([str(RECORDS / f"{name}.json") for name in records.split()])
 
 
 def filled_in(text: str) -> str:
