@@ -249,6 +249,8 @@ def main(arguments: list[str]) -> int:
     chosen = [case for case in cases() if options.only in case.name][:: options.every]
     if not chosen:
         parser.error(f"--only {options.only}: no case has this in its name, such as {cases()[0].name!r}")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         home = Path(scratch)
         teachers = trained_teachers(home, TEACHERS)
