@@ -31,10 +31,6 @@ CONTRASTS = (
     "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
     "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
 )  # fmt: skip
-MEAN_OF_THREE = (
-    "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,"
-    "train/teacher/0/weight,train/teacher/1/weight,train/teacher/2/weight"
-)
 # By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
@@ -56,7 +52,11 @@ TABLES = {
     "contrasts": (
         "teachers weightings", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in CONTRASTS)
     ),
-    "weightings": ("weightings", MEAN_OF_THREE),
+    "weightings": (
+        "weightings",
+        "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,train/kd_weight,"
+        "train/teacher/0/weight,train/teacher/1/weight,train/teacher/2/weight",
+    ),
     "teachers against one": ("teachers", "--vary teachers --baseline results-56 --pooled --margin 0.5"),
     "losses": ("losses_and_weightings", "--also test/nll,test/ece --pooled --margin 0.5"),
     "losses against average": (
