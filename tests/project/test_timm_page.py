@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+from timm.data.auto_augment import LEVEL_TO_ARG
+
 import kd_methods
 from kd_core.config import Config, Layer, parse_yaml, resolve
+from kd_core.data.recipes import POLICY, strengths
 from kd_methods import feature_losses, logit_losses
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "timm.md").read_text()
@@ -40,6 +44,17 @@ def test_every_key_of_the_table_exists() -> None:
                 value = getattr(value, part)
             found += 1
     assert found > 30
+
+
+def test_randaugment_is_as_strong_as_timms() -> None:
+    settings = configuration().augment.randaugment
+    assert settings and "--aa rand-m9-mstd0" in PAGE
+    table = strengths(wide=False, side=331)[..., settings.magnitude].abs()
+    for own, timms in {"rotate": "Rotate", "shear_x": "ShearX", "shear_y": "ShearY"}.items():
+        [angle] = LEVEL_TO_ARG[timms](9, {})
+        assert table[POLICY.index(own)].tolist() == pytest.approx([abs(angle)] * 2), own
+    [share] = LEVEL_TO_ARG["TranslateXRel"](9, {})
+    assert table[POLICY.index("translate_x")].tolist() == pytest.approx([abs(share) * 331] * 2, rel=0.01)
 
 
 def test_the_counts_of_losses() -> None:
