@@ -31,6 +31,11 @@ CONTRASTS = (
     "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
     "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
 )  # fmt: skip
+# Each set of ResNets against the one with a teacher less.
+STEPS = (
+    "results-56:results-alone", "results-56-44:results-56", "results-56-44-32:results-56-44",
+    "results-56-44-32-20:results-56-44-32",
+)  # fmt: skip
 # By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
@@ -52,6 +57,7 @@ TABLES = {
     "contrasts": (
         "teachers weightings", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in CONTRASTS)
     ),
+    "one teacher more": ("teachers", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in STEPS)),
     "weightings": (
         "weightings",
         "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,train/kd_weight,"
