@@ -2,7 +2,7 @@
 # Guess: kornia's augmentations are modules, so a network that begins with them stops augmenting after eval(), as dropout and Keras's
 #   augmentation layers do.
 # Happens: they augment in every mode. A network with its augmentation inside is evaluated on augmented images, with other results each time.
-# Source: no augmentation reads `self.training`: kornia/augmentation/base.py. Its documentation calls them modules and names no mode.
+# Source: no augmentation reads `self.training`: kornia/augmentation.
 # Seen: in training and in eval mode a flip of probability 1 gives 3, 2, 1, 0
 set -euo pipefail
 home=$(mktemp -d)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Guess: the lambda beside two labels of a mixed image is the share of the first, the image's own, as in the papers, timm and torchvision.
 # Happens: RandomMixUpV2 and RandomCutMixV2 give (own label, other label, share of the other). A loss that weights the first label by it
-#   learns the wrong class wherever the share is not one half, and still falls.
+#   learns the wrong shares wherever they are not one half.
 # Source: loss_mixup in the documentation of RandomMixUpV2, kornia.augmentation.
 # Seen: images of 0 and 1 mixed: value 0.132, labels 0 and 1, lambda 0.132
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guess: more random numbers from one seed begin with those that fewer would be, in either precision, as with torch.rand or NumPy.
 # Happens: on the CPU normal numbers are made one by one up to 15, and from 16 on in blocks of 16 by another formula, where the last block
-#   is drawn again if it is not full. So 15, 16 and 17 numbers have no beginning in common, and fp32 and fp64 differ from 16 on: a layer or a
-#   batch with one row more gets other values in all rows.
+#   is drawn again if it is not full. So 15 and 16 numbers have no beginning in common, 16 and 17 only the first, and fp32 and fp64 differ
+#   from 16 on: a small layer or batch with one row more gets other values in the rows before it, too.
 # Source: issues 80202 and 79703 of pytorch/pytorch, open; normal_fill in aten/src/ATen/native/cpu/DistributionTemplates.h.
 # Seen: second number of 15, 16, 17: -0.2934, -1.1524, -1.6959
 set -euo pipefail

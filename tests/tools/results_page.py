@@ -26,16 +26,13 @@ from kd_core.comparison import runs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "results"
-# The six that were fixed in advance.
-CONTRASTS = (
-    "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
-    "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
-)  # fmt: skip
-# Each set of ResNets against the one with a teacher less.
-STEPS = (
-    "results-56:results-alone", "results-56-44:results-56", "results-56-44-32:results-56-44",
-    "results-56-44-32-20:results-56-44-32",
-)  # fmt: skip
+
+
+def contrasts(*pairs: str) -> str:
+    """The options of compare_kd.py that test these differences between sets of teachers."""
+    return "--vary teachers --margin 0.5 " + " ".join(f"--contrast {pair}" for pair in pairs)
+
+
 # By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
@@ -54,10 +51,20 @@ TABLES = {
         "teachers",
         "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement",
     ),
-    "contrasts": (
-        "teachers weightings", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in CONTRASTS)
+    "contrasts": (  # the six that were fixed in advance
+        "teachers weightings",
+        contrasts(
+            "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
+            "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
+        ),
     ),
-    "one teacher more": ("teachers", "--vary teachers --margin 0.5 " + " ".join(f"--contrast {one}" for one in STEPS)),
+    "one teacher more": (  # each set of ResNets against the one with a teacher less
+        "teachers",
+        contrasts(
+            "results-56:results-alone", "results-56-44:results-56", "results-56-44-32:results-56-44",
+            "results-56-44-32-20:results-56-44-32",
+        ),
+    ),
     "weightings": (
         "weightings",
         "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,train/kd_weight,"
