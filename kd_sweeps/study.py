@@ -79,10 +79,8 @@ class SharedStudy:
         direction = StudyDirection.MAXIMIZE if sweep.maximize else StudyDirection.MINIMIZE
         names = optuna.get_all_study_names(journal)
         if not names:
-            # a unique name: if two workers create a study at the same time, the first in the journal counts
-            optuna.create_study(
-                storage=journal, study_name=f"{fingerprint}-{secrets.token_hex(4)}", direction=direction
-            )
+            # Hyperband takes a trial's bracket from the study's name, so the same sweep has the same name in any folder
+            optuna.create_study(storage=journal, study_name=fingerprint, direction=direction, load_if_exists=True)
             names = optuna.get_all_study_names(journal)
         if not names[0].startswith(fingerprint):
             raise UserError(
@@ -102,6 +100,10 @@ class SharedStudy:
         self._workers.mkdir(exist_ok=True)
         self._touched = self._workers / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._next_touch = 0.0
+        with self.deciding():
+            if "id" not in self.study.user_attrs:
+                self.study.set_user_attr("id", secrets.token_hex(8))
+        self.id: str = self.study.user_attrs["id"]  # of this study alone: the same sweep elsewhere draws other values
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

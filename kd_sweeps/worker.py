@@ -97,7 +97,7 @@ class Worker:
         if not run_id and self.sweep.method == "grid":
             run_id = grid_run_id(self.sweep, self.shared.extra, index)
         elif not run_id:
-            run_id = hashed(self.sweep.content, self.study.study_name, index)
+            run_id = hashed(self.sweep.content, self.shared.id, index)
         try:
             values = draw(self.sweep, trial)
             trial.set_user_attr("run_id", run_id)

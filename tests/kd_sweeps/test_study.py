@@ -14,9 +14,9 @@ from kd_sweeps.study import STALE_AFTER, SharedStudy
 from kd_sweeps.sweep_file import read_sweep
 
 
-def shared_study(sandbox: Sandbox) -> SharedStudy:
+def shared_study(sandbox: Sandbox, journal: str = "study.journal") -> SharedStudy:
     sweep = read_sweep(sandbox.file)
-    return SharedStudy(sweep, [], sandbox.folder / "study.journal", 3)
+    return SharedStudy(sweep, [], sandbox.folder / journal, 3)
 
 
 def test_leases(sandbox: Sandbox) -> None:
@@ -49,3 +49,21 @@ def test_a_worker_that_died_while_deciding_loses_no_point(sandbox: Sandbox) -> N
     while trial := shared.next_trial(3):
         indices.append(trial.user_attrs["index"])
     assert indices == [0, 1, 2]
+
+
+def test_a_sweep_in_another_folder_stops_the_same_trials_in_runs_of_its_own(sandbox: Sandbox) -> None:
+    """Hyperband draws a trial's bracket from the study's name; ids of runs come from the study's own id."""
+    sandbox.sweep({"x": {"values": list(range(20))}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3})
+    here, again, there = (shared_study(sandbox, f"{folder}/study.journal") for folder in ("here", "here", "there"))
+    assert stopped_trials(here) == stopped_trials(there) != []
+    assert here.id == again.id != there.id
+
+
+def stopped_trials(shared: SharedStudy) -> list[int]:
+    """Trials that Hyperband stops after one epoch if each is worse than those before."""
+    stopped = []
+    while trial := shared.next_trial(20):
+        trial.report(-trial.number, 1)
+        if trial.should_prune():
+            stopped.append(trial.number)
+    return stopped
