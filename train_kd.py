@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train an image classifier by distillation from several teachers.
 
-    python train_kd.py                                    quickstart: digits, three teachers, two minutes
+    python train_kd.py                                    quickstart: digits, three teachers, a few minutes
     python train_kd.py --config configs/cifar32/X.yaml    one of the shipped experiments
     accelerate launch train_kd.py --config X.yaml --kd.temperature=8      several GPUs
     python train_kd.py --config X.yaml --check            build everything, time 20 steps, estimate the cost
