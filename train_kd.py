@@ -345,7 +345,7 @@ def epochs(
             if training.patience is not None and progress.waited >= training.patience:
                 job.say(f"stopping: no better val/accuracy in {training.patience} epochs")
                 return
-            began = time.perf_counter()
+            began = time.perf_counter() - progress.seconds  # those before a stop within the epoch
             try:
                 means = train_epoch(setup, progress, checkpoints, tracker, log)
                 seconds = time.perf_counter() - began

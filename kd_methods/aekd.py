@@ -10,6 +10,7 @@ after; the cap holds before. For the logit loss kd, g_kb = T (softmax(s_b / T) -
 is computed by differentiation. With several processes it is the gradient of the global batch.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,11 +89,25 @@ class Method(WeightedMethod):
                 return self.loss_of_views(list(zip(own, some, strict=True)), labels, progress)
 
             if self._temperatures is None:
-                losses = torch.vmap(losses_to)([others.unsqueeze(1) for others in all_teachers], own)
+                each = [others.unsqueeze(1) for others in all_teachers]
+                losses = self._vmap(losses_to, (0, 0))(each, own)
             else:  # which the logit loss knows by the teacher's place: to all teachers, and of these the own one
-                losses = torch.vmap(losses_to, (None, 0))(all_teachers, own).diagonal()
+                losses = self._vmap(losses_to, (None, 0))(all_teachers, own).diagonal()
             gradients = torch.autograd.grad(losses.sum(), own)
         return (torch.cat(gradients, -1) if len(gradients) > 1 else gradients[0]).detach()
+
+    def _vmap(self, function: Callable[..., Tensor], in_dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
+        """torch.vmap of a function of lists of tensors; one call after another where the logit loss gathers."""
+        if not getattr(self.config.loss_config, "gather", False):
+            return torch.vmap(function, in_dims)
+
+        def mapped(*lists: list[Tensor]) -> Tensor:  # torch.vmap has no rule for an all-gather
+            def of(k: int) -> list[list[Tensor]]:
+                return [some if dim is None else [x[k] for x in some] for some, dim in zip(lists, in_dims, strict=True)]
+
+            return torch.stack([function(*of(k)) for k in range(len(lists[-1][0]))])
+
+        return mapped
 
     def _is_plain_kd(self) -> bool:
         """Whether the logit loss is `kd` and no setting changes its logits, labels or weights."""

@@ -49,6 +49,8 @@ def limits(metric: str) -> tuple[float, float]:
     last = re.split(r"[/.]", metric)[-1]
     if re.fullmatch(r"gain", last):
         return -1.0, 1.0
+    if re.fullmatch(r"loss_(total|distill|features|kl|soft)", last):  # a distillation loss can be negative, as VID is
+        return -math.inf, math.inf
     if is_percent(metric) or re.fullmatch(r"auroc|ece\w*", last):
         return 0.0, 1.0
     return (0.0 if re.fullmatch(LOWER, last) else -math.inf), math.inf
@@ -227,7 +229,10 @@ def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[s
                 keys.append(key)
         nested = [key for key in keys if key.count(".") > 1 and key.startswith("kd.")]
         shown = [key for key in keys if key not in nested or own.get(key) is not None]
-        details = ", ".join(dict.fromkeys(f"{_short_key(key, own)}={short(own.get(key))}" for key in shown))
+        parts = [(key, f"{_short_key(key, own)}={short(own.get(key))}") for key in shown]
+        texts = [text for _, text in parts]
+        shared = [text in texts[:i] and key.startswith("teachers.") for i, (key, text) in enumerate(parts)]  # said once
+        details = ", ".join(text for text, again in zip(texts, shared, strict=True) if not again)
         labels.append(f"{name} ({details})" if details else name)
     return labels
 

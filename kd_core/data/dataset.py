@@ -451,7 +451,7 @@ def validation_size(config: DataConfig, data: Data) -> int:
 def _count(key: str, size: int | float, labels: np.ndarray) -> int:
     """The number of images that a count or a fraction stands for; UserError if it cannot be stratified."""
     classes = len(np.unique(labels))
-    count = round(size * len(labels)) if isinstance(size, float) and size < 1 else int(size)
+    count = round(size * len(labels)) if isinstance(size, float) else int(size)
     most = len(labels) - (classes if key in ("val_size", "test_size") else 0)
     if most < classes:
         raise UserError(

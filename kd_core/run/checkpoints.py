@@ -29,6 +29,7 @@ class Progress:
 
     epoch: int = 0  # completed epochs
     position: int = 0  # steps done in the next epoch, for a checkpoint within an epoch
+    seconds: float = 0.0  # that they took
     waited: int = 0  # epochs since the best one
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last epoch
     best: dict[str, Any] = field(default_factory=dict)  # of the selected epoch, as `selection.of_export` has them
@@ -73,6 +74,7 @@ class Checkpoints:
         self._keep_epochs = keep_epochs
         self._within: dict[str, Any] | None = None  # this process's own state, when a run resumes within an epoch
         self._saved_at = time.monotonic()
+        self._began = time.perf_counter()  # when the steps of the epoch began, earlier by what they took before a stop
 
     @property
     def _accelerator(self) -> Accelerator:
@@ -124,6 +126,7 @@ class Checkpoints:
             set_random_state(self._within["random"], self._accelerator.device)
             self._meter.load_state(self._within["meter"], self._accelerator.device)
         done, progress.position, self._within = progress.position, 0, None
+        self._began, progress.seconds = time.perf_counter() - progress.seconds, 0.0
         return done
 
     def after_step(self, progress: Progress, step: int, *, steps_per_epoch: int, logged: bool, offset: int) -> None:
@@ -158,8 +161,9 @@ class Checkpoints:
             "meter": self._meter.state(),
         }
         progress.position, progress.metrics_offset = position, offset
+        progress.seconds = time.perf_counter() - self._began
         self._save(progress, gather_object([own]))
-        progress.position = 0
+        progress.position, progress.seconds = 0, 0.0
 
     def save_epoch(self, progress: Progress, *, better: bool) -> None:
         """Save at the end of an epoch; the checkpoint becomes `best` if it is `better`."""

@@ -39,7 +39,7 @@ def loss(
     p_s = soften(student, temperature).softmax(-1)
     p_t = soften(teachers, temperature).softmax(-1)
     inter = 1 - correlation(p_s, p_t, -1)  # [K,B]
-    if gather:
-        p_s, p_t = gather(p_s), gather(p_t.transpose(0, 1)).transpose(0, 1)
+    if gather:  # of [B,C] or [K,B,C], along B
+        p_s, p_t = (gather(p.movedim(-2, 0)).movedim(0, -2) for p in (p_s, p_t))
     intra = 1 - correlation(p_s, p_t, -2).mean(-1, keepdim=True)  # [K,1]
     return temperature**2 * (config.beta * inter + config.gamma * intra)

@@ -57,6 +57,7 @@ def test_one_value_has_no_standard_deviation_and_equal_values_no_interval():
         ("val/accuracy", [0.97, 1.0], 0.0, 1.0), ("test/top5", [0.999, 1.0, 0.97], 0.0, 1.0),
         ("val/auroc", [0.999, 0.9], 0.0, 1.0), ("val/ece", [0.001, 0.03], 0.0, 1.0), ("val/gain", [0.9, -0.9], -1, 1),
         ("val/nll", [0.001, 2.0], 0.0, math.inf), ("val/kappa", [0.97, 1.0], -math.inf, math.inf),
+        ("train/loss_ce", [0.001, 2.0], 0.0, math.inf), ("train/loss_total", [-0.3, -0.31], -math.inf, math.inf),
     ],
 )  # fmt: skip
 def test_intervals_end_at_the_limits_of_the_metric(metric, values, low, high):
@@ -213,6 +214,13 @@ def test_feature_losses_are_named_shortly():
     features = [None, [{"loss": "at"}], [{"loss": "rkd"}], [{"loss": "at"}, {"loss": "rkd"}]]
     runs = [run for own in features for run in several(A, kd={"features": own} if own else {})]
     assert set(groups_of(*runs)) == {A, f"{A} (feature=at)", f"{A} (feature=rkd)", f"{A} (feature=at, feature=rkd)"}
+
+
+def test_two_entries_of_one_feature_loss_are_not_one():
+    """Groups of equal labels would be taken for one wherever results are kept by label."""
+    features = [None, [{"loss": "at"}], [{"loss": "at", "student": [-1]}, {"loss": "at", "student": [-2]}]]
+    runs = [run for own in features for run in several(A, kd={"features": own} if own else {})]
+    assert set(groups_of(*runs)) == {A, f"{A} (feature=at)", f"{A} (feature=at, feature=at)"}
 
 
 def test_losses_are_named_without_all_that_they_alone_have():

@@ -554,6 +554,7 @@ def test_validation_and_subset_sizes(tmp_path: Path) -> None:
         message = refuse(tmp_path, source="parquet", path=folder, val_size=size)
         assert "data.val_size" in message and words in message
     assert "data.train_size" in refuse(tmp_path, source="parquet", path=folder, train_size=59)
+    assert len(load(tmp_path, source="parquet", path=folder, train_size=1.0).train) == 54  # a sweep's largest share
 
 
 def test_a_test_split_is_cut_before_the_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -533,26 +534,57 @@ def test_dkd_of_overconfident_half_precision_teachers() -> None:
     torch.testing.assert_close(exact.squeeze(), (q_t * (q_t / q_s).log()).sum())
 
 
-@pytest.mark.parametrize("weights", ["uniform", "fixed"])
-def test_dist_gathers_the_global_batch(weights: str) -> None:
+def gather_of(everyone: list[Tensor], process: int) -> Callable[[Tensor], Tensor]:
+    """What gathers the rows of two processes: of the values [2B,...] in `everyone` those that hold a process's own."""
+
+    def gather(own: Tensor) -> Tensor:
+        assert not torch._C._functorch.is_batchedtensor(own), "as torch.vmap makes them, which no all-gather takes"
+        rows = slice(process * len(own), (process + 1) * len(own))
+        alike = [all_ for all_ in everyone if all_.dtype == own.dtype and all_[rows].shape == own.shape]
+        return with_own_rows(next(all_ for all_ in alike if torch.allclose(all_[rows], own)), own, process)
+
+    return gather
+
+
+GATHERED = [
+    {"type": "average"},
+    {"type": "fixed", "weights": [3.0, 1.0]},
+    {"type": "average", "teacher_temperatures": [4.0, 2.0]},
+    {"type": "aekd"},
+    {"type": "aekd", "aekd": {"gradient": "flat"}, "teacher_temperatures": [4.0, 2.0]},
+]
+
+
+@pytest.mark.parametrize("kind", GATHERED, ids=lambda kind: "-".join(kind))
+def test_dist_gathers_the_global_batch(kind: dict[str, Any]) -> None:
     """Two processes of half a batch have, in the mean, the loss and the gradient of the whole one."""
     generator = torch.Generator().manual_seed(0)
     logits, taught = torch.randn(8, 5, generator=generator), 3 * torch.randn(2, 8, 5, generator=generator)
     labels = torch.arange(8) % 5
-    kind = {"type": "average"} if weights == "uniform" else {"type": "fixed", "weights": [3.0, 1.0]}
+    temperatures = torch.tensor(kind.get("teacher_temperatures", [4.0, 4.0]))[:, None, None]
+    p_s, p_t = ((of / temperatures).softmax(-1).transpose(0, 1) for of in (logits, taught))  # [8,2,5]
+    everyone = [values[:, part] for values in (p_s, p_t) for part in (0, slice(0, 1), slice(1, 2), slice(2))]
+    everyone = [*everyone, *(values.double() for values in everyone)]  # AEKD's own, in fp64
+    shared: list[Tensor] = []
 
-    def outcome(part: slice, process: int | None, gather: bool = True) -> tuple[Tensor, Tensor]:
+    def outcome(
+        part: slice, process: int | None, gather: bool = True, mean: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         method = kd_methods.build({**kind, "loss": "dist", "hard_weight": 0.0, "dist": {"gather": gather}})
         if process is not None:
-            everyone = {(8, 5): (logits / 4).softmax(-1), (8, 2, 5): (taught / 4).softmax(-1).transpose(0, 1)}
-            method.gather = lambda own: with_own_rows(everyone[8, *own.shape[1:]], own, process)
+            method.gather = gather_of(everyone, process)
+            method.reduce_mean = lambda values: (shared.append(values), values if mean is None else mean)[1]
         own = logits[part].clone().requires_grad_()
         loss, _ = method(StudentOutput(own), TeacherOutputs(taught[:, part]), labels[part], 1.0)
         loss.backward()
         return loss.detach(), own.grad
 
     whole, gradient = outcome(slice(8), None)
-    parts = [outcome(slice(4), 0), outcome(slice(4, 8), 1)]
+    halves = [(slice(4), 0), (slice(4, 8), 1)]
+    parts = [outcome(*half) for half in halves]
+    if kind["type"] == "aekd":  # the weights are known once all processes have told their part
+        mean = torch.stack(shared).mean(0)
+        parts = [outcome(*half, mean=mean) for half in halves]
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, whole)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, gradient)
     assert not torch.allclose(outcome(slice(4), 0, gather=False)[0], parts[0][0], rtol=1e-3)

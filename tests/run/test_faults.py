@@ -120,6 +120,10 @@ def test_a_signal_within_an_epoch_loses_no_step(tmp_path, digits_teachers, whole
     steps = f" and {state['position']} steps" if state["position"] else ""
     assert f"after epoch {state['epoch']}{steps}\n" in text
     assert not kill_campaign.differences(whole, run.result())
+    assert (state["seconds"] > 0) is (state["position"] > 0)
+    rows = [json.loads(line) for line in (folder_of(run) / "metrics.jsonl").read_text().splitlines()]
+    again = next(row for row in rows if row.get("epoch") == state["epoch"] + 1 and "perf/epoch_time" in row)
+    assert again["perf/epoch_time"] > state["seconds"], "the time before the stop counts"
 
 
 # --------------------------------------------------------------------------------------------------- disks, folders
