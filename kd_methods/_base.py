@@ -98,12 +98,6 @@ class KDMethod(LazyModule):
         self.unlabeled = unlabeled
         if unlabeled and (needing := config.needing_labels()):
             raise ValueError(f"{needing[0]} needs the label of every image; images without labels are for others")
-        flattened = [key for key in ("standardize", "norm_temperature") if getattr(config, key, False)]
-        if num_classes == 2 and flattened:
-            raise ValueError(
-                f"kd.{flattened[0]}: with two classes all standardized logits are the same two numbers, which teach "
-                "nothing; leave it out"
-            )
         self.register_buffer("_class_weights", class_weights, persistent=False)
         self.seed = seed
         self.reduce_mean = self.gather = identity

@@ -18,6 +18,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the mark in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: tests that share a fixture of their module run in one process, which makes it once.
+
+    The longest tests, of the public teachers, are the first of those that are by themselves.
+    """
+    items.sort(key=lambda item: "public_teachers" not in item.fixturenames)
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 @pytest.fixture(scope="session")
 def digits_teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Run folders of two small teachers, trained on digits once for all workers; no test may change them."""

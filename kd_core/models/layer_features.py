@@ -312,10 +312,16 @@ def build_method(
     teacher_shapes: Sequence[list[Shape]],
     errors: Tensor | None,
 ) -> KDMethod:
-    """The method of a run; UserError where the teachers' `errors` [K,N] or the features do not fit.
+    """The method of a run; UserError where the classes, the teachers' `errors` [K,N] or the features do not fit.
 
     teacher_shapes: of one image's features of each teacher, with `kd.features`.
     """
+    standardized = [key for key in ("standardize", "norm_temperature") if getattr(config.kd, key, False)]
+    if standardized and data.num_classes == 2:
+        raise UserError(
+            f"kd.{standardized[0]}: with two classes all standardized logits are the same two numbers, which teach "
+            "nothing; leave it out"
+        )
     labels, shown = data.train.labels[data.train.rows], data.shown
     more: dict[str, Any] = {}
     if layers and student:

@@ -233,15 +233,6 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("switch", ["standardize", "norm_temperature"])
-def test_standardized_logits_of_two_classes_are_refused(switch: str) -> None:
-    config = {"type": "average", switch: True}
-    with pytest.raises(ValueError, match=rf"kd.{switch}: with two classes .* teach nothing; leave it out"):
-        kd_methods.build(config, num_classes=2)
-    kd_methods.build(config, num_classes=3)
-    kd_methods.build({"type": "average"}, num_classes=2)
-
-
 def test_label_smoothing_is_checked() -> None:
     with pytest.raises(ValueError, match=r"label_smoothing: 1.0 is not in \[0, 1\)"):
         kd_methods.build({"type": "baseline"}, label_smoothing=1.0)

@@ -63,7 +63,7 @@ def measure(
 def measure_all(config: dict[str, Any], students: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     """`measure` for many inputs at once, students [N,B,C] and teachers [N,K,B,C]: gradients [N,B,C]."""
     method = built(json.dumps(config), teachers.shape[1], students.shape[-1], torch.float32)
-    if method.shared_weights:  # those of aekd come from gradients, which torch.func.grad does not nest
+    if config["type"] in ("aekd", RANDOM):  # torch.func.grad nests no gradients, and changes no count of steps
         return torch.stack([measure(config, *pair, labels)[1] for pair in zip(students, teachers, strict=True)])
 
     def loss_of(student: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

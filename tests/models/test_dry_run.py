@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.loop.processes import create_accelerator
 from kd_core.models import build as models
+from kd_core.models import layer_features
 from kd_core.models.layer_features import layers_of
 from kd_core.models.network import Network as ImageNetwork
 from kd_core.models.predict import Predictor
@@ -71,6 +73,15 @@ def try_training(network: nn.Module, data: Data, config: Config, processes: int 
             num_processes=processes, device=torch.device("cpu"), autocast=nullcontext
         )
     dry_run.train_once(student, config, data, predict, dry_run.Subject("net", 32, usual))
+
+
+@pytest.mark.parametrize("switch", ["standardize", "norm_temperature"])
+def test_standardized_logits_of_two_classes_are_refused(data, switch):
+    config = settings(kd={"type": "average", switch: True}, teachers=[{"model": "cifar_resnet8", "weights": "a.pt"}])
+    layer_features.build_method(config, data, None, None, [], None)
+    two = replace(data, num_classes=2)
+    with pytest.raises(UserError, match=f"^kd.{switch}: with two classes .* teach nothing; leave it out$"):
+        layer_features.build_method(config, two, None, None, [], None)
 
 
 BATCH_NORM = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())

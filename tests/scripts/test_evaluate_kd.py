@@ -202,7 +202,7 @@ def taught(folder) -> Path:
         f"--output_dir={folder.parent}", f"--cache.dir={folder.parent / 'cache'}", "--name=taught", "--kd.type=average",
         f"--teachers=[{{model: test_resnet, img_size: 32, train: {recipe}}}, {{weights: {folder}}}]",
         "--model={name: test_resnet, img_size: 32}", "--training.max_epochs=2", "--no-wandb",
-        "--training.compare_with_baseline=false",
+        "--training.compare_with_baseline=false", "--evaluation.report=false",
     ])  # fmt: skip
     [path] = folder.parent.glob("taught-*")
     return path
