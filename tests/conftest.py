@@ -18,17 +18,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the mark in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: tests that share a fixture of their module run in one process, which makes it once.
+LONG = (  # the modules that take longest
+    "test_wandb_server", "test_train_kd", "test_numerics", "test_method_contract", "test_faults", "test_distributed",
+    "test_public_teachers", "test_cache", "test_evaluate_kd", "test_feature_training", "test_average", "test_hot_loop",
+)  # fmt: skip
 
-    The longest tests, of the public teachers, are the first of those that are by themselves.
-    """
-    items.sort(key=lambda item: "public_teachers" not in item.fixturenames)
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(definitions[-1].scope == "module" for definitions in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first: `--dist loadscope` hands out whole modules, and short ones fill the gaps at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
