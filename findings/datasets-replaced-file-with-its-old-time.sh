@@ -2,7 +2,7 @@
 # Guess: a local file that was replaced by another is read again; at least if the new one has another size.
 # Happens: `datasets` knows local files by path and modification time alone. Where the time is kept, as `cp -p`, `rsync -t` and
 #   unpacking an archive do, load_dataset gives the rows of the old file, without a word.
-# Source: datasets/data_files.py, `_get_single_origin_metadata`: the path and os.path.getmtime for a local file.
+# Source: datasets/data_files.py, `_get_single_origin_metadata`: "for local we simply check mtime".
 # Seen: 2 rows; after the file was replaced by one of 4 rows and 4 times the size, its time kept: 2 rows
 set -euo pipefail
 home=$(mktemp -d)

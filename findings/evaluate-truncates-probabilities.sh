@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Guess: a metric that takes class numbers, as accuracy does, refuses probabilities or rounds them.
-# Happens: each goes through int(), so 0.9 becomes class 0. Predictions that are all right give an accuracy of 0 for the
-#   positive class, without a word. The same cast of the same column raises elsewhere (ClassLabel: "was truncated").
+# Happens: each goes through int(), so 0.9 becomes class 0 without a word. Predictions that are all right get an accuracy of 1/3.
 # Source: datasets/features/features.py, `Value.encode_example`: "return int(value)", called by EvaluationModule.add_batch.
 #   The metric below is the Hub's `accuracy` (evaluate-metric/accuracy), without scikit-learn and the network.
 # Seen: classes [1, 1, 0]: 1.0; probabilities [0.9, 0.8, 0.2] are taken as [0, 0, 0]: 0.3333333333333333

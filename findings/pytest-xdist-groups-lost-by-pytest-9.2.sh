@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Guess: `pytest -n 2 --dist loadgroup` runs tests of one xdist_group in one process, as its help says; with an unsupported pytest it fails.
+# Guess: `pytest -n 2 --dist loadgroup` runs all tests of one xdist_group in one process, as its help says, or fails if this pytest is too new.
 # Happens: with pytest 9.2 the mark does nothing and nothing is said. Tests that share a device or a port run side by side, and each process
 #   makes the group's fixtures. `--dist loadscope`, which goes by the names of modules, still keeps these together.
 # Source: issue 1386 of pytest-dev/pytest-xdist, open: it changes a field of a test's id that pytest no longer reads.

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Guess: what `safetensors.torch.load_file` returns is in memory: the file may change afterwards, as with `torch.load`.
-# Happens: on a CPU the tensors are views of the mapped file. If something writes into that very file (`cp` over it, `rsync --inplace`,
-#   `open(path, "r+b")`), tensors that were loaded before have the new values; a file that becomes shorter ends the process when they
-#   are read. `save_file` to the same path is harmless, since it makes a new file; so is safetensors.numpy.load_file, which copies. A
-#   network that is filled by load_state_dict has copies, too, but not with assign=True.
-# Source: safetensors, issue 164 and pull request 759 (mmap as the default way to read); safetensors/numpy.py reads bytes instead.
+# Happens: on a CPU the tensors are views of the file, which is mapped into memory. If something writes into that same file (`cp` over it,
+#   `rsync --inplace`, `open(path, "r+b")`), tensors that were loaded before get the new values. save_file to the same path is safe, since
+#   it makes a new file; so are safetensors.numpy.load_file and load_state_dict without assign=True, which copy.
+# Source: `backend` of load_file in safetensors/torch.py, "mmap" by default (pull request 760 of safetensors/safetensors).
 # Seen: loaded before the file was overwritten: torch 1.0, numpy 0.0; before save_file: torch 0.0
 set -euo pipefail
 home=$(mktemp -d)

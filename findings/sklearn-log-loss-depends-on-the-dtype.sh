@@ -3,7 +3,7 @@
 # Happens: probabilities are clipped to the eps of their own type first, so that a class of probability 0 costs 7 in fp16, 16 in fp32 and 36 in
 #   fp64. Softmax of a sure network holds such zeros: its negative log-likelihood is then mostly a matter of the type.
 # Source: documentation of sklearn.metrics.log_loss, on clipping; finfo(y_proba.dtype).eps in sklearn/metrics/_classification.py.
-# Seen: one of two images wrong with probability 0: 3.812 in float16, 8.318 in float32, 18.368 in float64
+# Seen: log loss of the same probabilities: {'float16': 3.81, 'float32': 8.32, 'float64': 18.37}
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Guess: `import timm`, a library of networks, imports W&B only where somebody logs to it (`timm.utils.update_summary(log_wandb=True)`).
 # Happens: wherever W&B is installed `import timm` imports all of it, so a script that lists networks or prints its help waits for it;
-#   a program that must not import W&B, or wants to set its environment variables first, has to do so before it imports timm.
+#   whoever blocks W&B, or sets its environment variables, has to do that before importing timm.
 # Source: timm/data/readers/reader_image_folder.py imports timm.utils, whose summary.py has "try: import wandb" at its top.
 # Seen: W&B is imported by timm: True
 set -euo pipefail

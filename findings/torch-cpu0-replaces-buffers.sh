@@ -10,7 +10,7 @@ home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT
 cd "$home"
 "${PYTHON:-python3}" -m venv venv
-venv/bin/pip install --quiet torch==2.14.1 numpy
+venv/bin/pip install --quiet torch==2.14.1 numpy==2.4.6
 venv/bin/python - <<'PY'
 import sys
 

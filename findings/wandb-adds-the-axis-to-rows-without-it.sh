@@ -2,8 +2,8 @@
 # Guess: define_metric("val/*", step_metric="epoch") names the axis of plots; a row that is logged without `epoch` has none.
 # Happens: the client adds the axis to each such row: the last value that was logged, and 0 in a run that logged none. So a
 #   run that only evaluates has an epoch 0 in its history and summary, which filters and tables then show.
-# Source: docstring of wandb.Run.define_metric, `step_sync`: "insert the last value of step_metric into the history if not
-#   already present", by default where a step metric is named. That 0 stands for a value that was never logged, it does not say.
+# Source: docstring of wandb.Run.define_metric, `step_sync`: "Automatically insert the last value of step_metric", where a row has none, by
+#   default. It does not say what is inserted where no value was ever logged.
 # Seen: logged {'val/accuracy': 0.5}; recorded: val/accuracy 0.5, epoch 0
 set -euo pipefail
 home=$(mktemp -d)
