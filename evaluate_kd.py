@@ -152,7 +152,7 @@ from kd_core.evaluation.trained import CommandSettings, TrainedStudent, find_bas
 from kd_core.export.command import export_student
 from kd_core.export.dump_logits import dump_logits
 from kd_core.export.predict_files import print_predictions
-from kd_core.files import writable_folder, write_json
+from kd_core.files import writable_folder, write_json, writing
 from kd_core.loop.processes import create_accelerator
 from kd_core.loop.ranks import is_first_process
 from kd_core.models.build import count_parameters
@@ -251,9 +251,17 @@ def measure(
         if accelerator.is_main_process:
             print(printable(text))
 
+    # by each process, so that none waits for another that has ended
+    check_writable(student.run or Path(config.output_dir), "--checkpoint" if student.run else "output_dir")
     split = select_split(data, options.split)
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
-    baseline = find_baseline(student, config, data, options.baseline)
+    try:
+        baseline = find_baseline(student, config, data, options.baseline)
+    except UserError as error:
+        if options.baseline:
+            raise
+        say(f"the student alone is not measured: {first_line(error).removeprefix('--baseline: ')}")
+        baseline = None
     members = []
     if not options.no_teachers:
         members = find_teachers(student, config, data, given, validation=options.split == "val", notify=say)
@@ -311,7 +319,8 @@ def record(
     }
     target = home.path / f"evaluation-{split}.json"
     own_teachers = {"measured_teachers": measured["teachers"]} if "teachers" in measured else {}
-    write_json(target, redacted({**measured, **own_teachers, **about}))  # `teachers`: as configured
+    with writing(home.path):
+        write_json(target, redacted({**measured, **own_teachers, **about}))  # `teachers`: as configured
 
     page = None
     if config.evaluation.report and (run is None or (run.finished and run.has_selected(student.export))):
@@ -323,7 +332,8 @@ def record(
             "kd_type": about["kd_method"],
             "seed": config.training.seed,
         }
-        page = renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
+        with writing(home.path):
+            page = renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
     tracker = start_tracking(
         config,
         home,

@@ -213,7 +213,8 @@ def idle_teachers(evidence: Evidence) -> Iterator[Finding]:
     count = len(evidence.config.teachers)
     for index in range(count):
         weights = evidence.course(f"train/teacher/{index}/weight")
-        if count > 1 and weights and (mean := sum(weights) / len(weights)) < IDLE / count:
+        # a negative weight, as covariance may give, is not idle
+        if count > 1 and weights and abs(mean := sum(weights) / len(weights)) < IDLE / count:
             yield evidence.finding(
                 "idle teacher",
                 f"{_named(evidence.val, index)} had a weight of {mean:.3f} over the run, where an equal share is "

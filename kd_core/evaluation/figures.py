@@ -20,6 +20,7 @@ GAIN = ("gain", "gain_images", "gain_error", "gain_p", "gain_verdict")
 # keys that an evaluation has only with such networks or classes, or that older evaluations lack
 OPTIONAL = (
     "teachers", "ensemble", "against_teachers", "alone", *GAIN, "superclasses", "confusion", "accuracy_interval",
+    "images",
 )  # fmt: skip
 MATRIX_CLASSES = 1000  # with more classes there is no confusion matrix: it would be a file of millions of zeros
 
@@ -75,6 +76,8 @@ def evaluate(
     """
     logits, labels, names = predictions.student, predictions.labels, predictions.class_names
     figures: dict[str, Any] = {"split": predictions.split, **classify(logits, labels)}
+    if predictions.digest:
+        figures["images"] = predictions.digest
     figures["accuracy_interval"] = list(wilson(figures["correct"], figures["total"]))
     predicted = metrics.predictions(logits)
     figures["temperature_scaling"] = _scaled(figures, logits, labels, fitted) if fitted else None

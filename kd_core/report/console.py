@@ -20,7 +20,7 @@ from kd_core.report import text_table
 from kd_core.run.selection import AVERAGE
 from kd_core.teachers.load import EXPOSED, Teacher, worst_of
 
-LARGE = ("confusion", "reliability")  # entries of an evaluation that only the report's own files hold
+LARGE = ("confusion", "reliability", "images")  # entries of an evaluation that only the report's own files hold
 MISTAKES = 5  # number of the most confused pairs of classes that an evaluation prints
 ONE_SEED = "one seed each, so another may differ: compare_kd.py compares several"
 
@@ -30,8 +30,10 @@ def epoch_line(row: dict[str, Any], max_epochs: int, left: float, best: bool) ->
     validation = f"  val {row['val/accuracy']:.2%}" if "val/accuracy" in row else ""
     validation += f", average {row['val/ema_accuracy']:.2%}" if "val/ema_accuracy" in row else ""
     training = f"  train {row['train/accuracy']:.2%}" if "train/accuracy" in row else ""  # images may have no labels
+    # with training.skip_nonfinite all steps of an epoch may have been skipped
+    loss = f"{row['train/loss_total']:.3f}" if "train/loss_total" in row else "- (every step was skipped)"
     return (
-        f"epoch {row['epoch']}/{max_epochs}  loss {row['train/loss_total']:.3f}{training}"
+        f"epoch {row['epoch']}/{max_epochs}  loss {loss}{training}"
         f"{validation}  lr {row['learning_rate']:.2g}  {row['perf/epoch_time']:.1f} s  left {clock(left)}"
         f"{'  best' if best and validation else ''}"
     )

@@ -203,7 +203,9 @@ def method_metrics(rows: list[dict[str, Any]], teachers: Sequence[str]) -> Figur
     for axes, (title, series) in zip(grid, panels.items(), strict=False):  # the last cell of the grid may stay empty
         _lines(axes, rows, series, title)
         if title in (SHARES, WEIGHT, USAGE):
-            axes.set_ylim(-0.02, 1.02)
+            values = np.array([row.get(name, 0.0) for row in rows for name in series], dtype=np.float64)
+            values = values[np.isfinite(values)]  # a method may give weights beyond 0 and 1
+            axes.set_ylim(values.min(initial=0.0) - 0.02, values.max(initial=1.0) + 0.02)
         if title == WEIGHT and len(series) > 1:
             axes.axhline(1 / len(series), color=GRAY, linewidth=1.2, linestyle=":", label="all alike")
         widest = max(map(len, series.values()))
@@ -442,15 +444,16 @@ def gains(names: Sequence[str], values: Sequence[float], errors: Sequence[float]
 def teacher_weights(weights: Tensor, right: Tensor, names: Sequence[str]) -> Figure:
     """How the method weighs each teacher where that teacher is right, and where it is wrong.
 
-    weights [K,N] in [0,1], right bool [K,N], K names.  A method that recognizes good teachers has its right images
-    further to the right.
+    weights [K,N], right bool [K,N], K names.  A method that recognizes good teachers has its right images further to
+    the right.
     """
     count = len(weights)
     columns = min(3, count)
     lines = -(-count // columns)
     figure, grid = _figure(0.3 + 2.7 * lines, lines, columns, sharex=True, sharey=True)
-    top = min(1.0, max(0.1, float(np.ceil(float(weights.max()) * 10.5) / 10)))
-    edges = np.linspace(0, top, 31)
+    least, most = (round(float(weight), 6) for weight in (weights.min(), weights.max()))
+    top = max(0.1, float(np.ceil(most * 10.5) / 10))
+    edges = np.linspace(min(0.0, float(np.floor(least * 10) / 10)), top if most > 1 else min(1.0, top), 31)
     for i, axes in enumerate(grid):
         if i >= count:
             axes.set_axis_off()

@@ -118,7 +118,9 @@ def renew_report(
             file = run.path / "report" / f"evaluation-{name}.json"
             before = read_object(file) if file.is_file() else {}
             if before.keys() >= measured.keys() - {"cost", *OPTIONAL}:
-                evaluations[name] = {**before, **evaluations.get(name, {})}
+                now = evaluations.get(name, {})
+                same = before.get("images", now.get("images")) == now.get("images", before.get("images"))
+                evaluations[name] = {**before, **now} if same else now  # what was measured on other images goes
         known = run.summary().get("evaluation")
         known = known if isinstance(known, dict) else {}
         new["evaluation"] = known | {name: short(each) for name, each in evaluations.items()}

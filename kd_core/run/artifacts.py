@@ -104,7 +104,7 @@ def _download(name: str, cache: Path, where: str) -> tuple[Path, str]:
 def _is_intact(artifact: Any, folder: Path) -> bool:
     try:
         artifact.verify(str(folder))
-    except ValueError:
+    except (ValueError, OSError):  # another content, or a file that is missing
         return False
     return {path.name for path in folder.iterdir()} == set(artifact.manifest.entries)
 

@@ -411,12 +411,26 @@ def listed(folder: Path) -> list[Listed]:
         about, store = described(path.parent), path.parent
         shape = about.get("shape")
         sound = isinstance(shape, dict) and set(shape) == SHAPE and _has_files(store, shape)
-        # size on disk: holes of sparse files take nothing
-        size = sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
         teacher, view = (str(about.get(name, "damaged")) for name in ("teacher", "view"))
         filled = Store(store, **shape).filled() if sound and shape else float("facts" in about)  # not in rows
-        found.append(Listed(store.name, teacher, view, size, filled, path.stat().st_mtime))
+        found.append(Listed(store.name, teacher, view, _on_disk(store), filled, path.stat().st_mtime))
     return sorted(found, key=lambda store: -store.used)
+
+
+def stored_gigabytes(folder: Path, wanted: list[dict[str, Any]]) -> float:
+    """What the stores in `folder` take on the disk whose parts, apart from `features`, are among the `wanted`."""
+    wanted = json.loads(json.dumps(wanted))  # as `about.json` returns them
+    found = 0.0
+    for path in folder.glob("*/about.json"):
+        parts = described(path.parent).get("parts")
+        if isinstance(parts, dict) and {key: parts[key] for key in parts if key != "features"} in wanted:
+            found += _on_disk(path.parent)
+    return found
+
+
+def _on_disk(store: Path) -> float:
+    """Gigabytes; holes of sparse files take nothing."""
+    return sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
 
 
 def make_room(folder: Path, max_gb: float, wanted: int) -> None:

@@ -22,7 +22,15 @@ from kd_core.errors import UserError
 from kd_core.models.layer_features import Layers, WithFeatures
 from kd_core.models.predict import Images, Predictor, progress
 from kd_core.teachers import dry_run
-from kd_core.teachers.cache import GIGABYTE, CachedTeacher, Store, free_gigabytes, listed, logits_folder, open_store
+from kd_core.teachers.cache import (
+    GIGABYTE,
+    CachedTeacher,
+    Store,
+    free_gigabytes,
+    logits_folder,
+    open_store,
+    stored_gigabytes,
+)
 from kd_core.teachers.kept_features import FeatureFacts, Kept, KeptFacts
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import TeacherOutputs
@@ -318,7 +326,7 @@ class TeacherLogits:
         if cache.mode != "auto" or not shared:
             return "clean" if cache.mode == "auto" else cache.mode
         gigabytes = {views: self._gigabytes(shared, views, split) for views in (count, cache.views)}
-        room = min(cache.max_gb, free_gigabytes(cache.folder))
+        room = self._room(shared, split)
         if reason := self._views_that_are_new(gigabytes[cache.views], room):
             notify(f"teachers run in every step: {reason}")
             return "clean"
@@ -343,9 +351,7 @@ class TeacherLogits:
 
     def _mode_for_features(self, split: Split, notify: Callable[[str], None], any_shared: bool) -> str:
         """The same where features are kept too."""
-        cache = self._predict.config.cache
-        stored = sum(store.gigabytes for store in listed(logits_folder(cache.folder)))  # deleted if need be
-        room = min(cache.max_gb, free_gigabytes(cache.folder) + stored)
+        cache, room = self._predict.config.cache, self._room(self.members, split)
         if cache.mode != "auto":
             if problem := self._too_large(cache.mode, split, room):
                 raise UserError(f"cache.mode: {problem}")
@@ -356,6 +362,14 @@ class TeacherLogits:
                 return mode
             notify(f"teachers run in every step: {problem}")
         return "off"
+
+    def _room(self, teachers: list[Teacher], split: Split) -> float:
+        """Gigabytes for the caches of these teachers: what is free, with what their own caches take already."""
+        config = self._predict.config
+        drawn = {**asdict(Augmentation.of(config.data)), "fixed": None}
+        parts = [self._parts(own, split, seen) for own in teachers if own.views for seen in ("clean", drawn)]
+        stored = stored_gigabytes(logits_folder(config.cache.folder), parts)
+        return min(config.cache.max_gb, free_gigabytes(config.cache.folder) + stored)
 
     def _too_large(self, mode: str, split: Split, room: float) -> str:
         """Why logits and features do not fit into `room` gigabytes in this mode, in words; empty if they do."""
@@ -390,6 +404,21 @@ class TeacherLogits:
         ]
         return sum(Store.size(views, len(split.rows), width) for width in widths) / GIGABYTE
 
+    def _parts(self, teacher: Teacher, split: Split, seen: Any) -> dict[str, Any]:
+        """All that a teacher's logits of a split depend on; `seen`: which views."""
+        accelerator = self._predict.accelerator
+        assert teacher.views is not None
+        return {
+            "teacher": teacher.digest,
+            "preprocess": teacher.views.recipe(accelerator.device),
+            "images": split.fingerprint,
+            "view": seen,
+            # rounding depends on these
+            "precision": accelerator.mixed_precision,
+            "channels_last": self._predict.config.training.channels_last,
+            "device": accelerator.device.type,
+        }
+
     def _open_store(
         self, teacher: Teacher, images: Images, *, views: int, shared: bool, kept: Kept | None = None
     ) -> CachedTeacher:
@@ -397,24 +426,13 @@ class TeacherLogits:
 
         They hold `views` augmented views if `shared`, else the clean view.
         """
-        config, accelerator = self._predict.config, self._predict.accelerator
-        training, split = config.training, images.split
-        assert teacher.views is not None
+        config, split = self._predict.config, images.split
         seen: Any = "clean"
         if shared:
             fixed = views if config.cache.mode == "fixed" else None
             drawn = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
             seen = {**drawn, "fixed": fixed}
-        parts = {
-            "teacher": teacher.digest,
-            "preprocess": teacher.views.recipe(accelerator.device),
-            "images": split.fingerprint,
-            "view": seen,
-            # rounding depends on these
-            "precision": accelerator.mixed_precision,
-            "channels_last": training.channels_last,
-            "device": accelerator.device.type,
-        }
+        parts = self._parts(teacher, split, seen)
         view = f"{views} views" if shared else "clean view"
 
         def opened(width: int, about: str, **more: Any) -> Store:

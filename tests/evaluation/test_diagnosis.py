@@ -366,6 +366,12 @@ def test_a_teacher_that_is_worse_or_has_no_weight():
     assert findings["idle teacher"].value["model"] == "mobilenetv3_small_050"
 
 
+def test_a_negative_weight_is_not_idle():
+    """Of `covariance` without limits: the teacher pushes the student away."""
+    rows = course(30, **{"train_in_teacher/1/weight": [-0.59] * 30})
+    assert "idle teacher" not in found(run("--kd.type=covariance", "--kd.unconstrained=true", rows=rows))
+
+
 def test_a_weight_that_somebody_chose_is_no_finding():
     rows = course(30, **{"train_in_teacher/1/weight": [0.0] * 30})
     assert "idle teacher" not in found(run("--kd.type=best", rows=rows))

@@ -13,6 +13,7 @@ from warm_process import WarmProcess
 
 from kd_core.comparison.runs import read_folder
 from kd_core.files import finite, json_text, write_json, write_text
+from kd_core.report import epoch_line
 from kd_core.run import folder as checkpoints
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
 
@@ -23,6 +24,12 @@ SETTINGS = [
     "--data.source=imagefolder", "--data.batch_size=16", "--model.name=cifar_resnet8", "--kd.type=baseline",
     "--training.max_epochs=2", "--training.learning_rate=0.01", "--teachers=[]", "--wandb.notes=蚂蚁",
 ]  # fmt: skip
+
+
+def test_an_epoch_whose_steps_were_all_skipped_is_told():
+    row = {"epoch": 2, "train/skipped_steps": 1, "val/accuracy": 0.5, "learning_rate": 0.1, "perf/epoch_time": 3.0}
+    line = epoch_line(row, 9, left=21.0, best=False)
+    assert line == "epoch 2/9  loss - (every step was skipped)  val 50.00%  lr 0.1  3.0 s  left 0:21"
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:

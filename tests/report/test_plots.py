@@ -229,6 +229,20 @@ def test_weights_are_split_by_whether_the_teacher_is_right():
     assert plots.teacher_weights(torch.ones(1, 5), torch.ones(1, 5, dtype=torch.bool), ["all right"])
 
 
+def test_weights_beyond_0_and_1_are_shown():
+    weights = torch.tensor([[1.59] * 5, [-0.59] * 5])
+    figure = plots.teacher_weights(weights, torch.ones(2, 5, dtype=torch.bool), ["a", "b"])
+    for axes, weight in zip(figure.axes, (1.59, -0.59), strict=True):
+        [outline] = axes.patches
+        shares = outline.get_xy()
+        assert shares[:, 1].max() == pytest.approx(1), "all images are in a bin"
+        assert abs(shares[shares[:, 1] > 0, 0] - weight).max() < 0.1
+    rows = [{**row, "train/teacher/0/weight": 1.59, "train/teacher/1/weight": -0.59} for row in sample_run.rows()]
+    [axes] = [one for one in plots.method_metrics(rows, ["a", "b"]).axes if one.get_ylabel() == plots.WEIGHT]
+    low, high = axes.get_ylim()
+    assert low < -0.59 and high > 1.59
+
+
 def test_mistakes_name_the_truth_and_three_guesses_of_each():
     images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
     images[1] = 255

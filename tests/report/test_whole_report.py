@@ -1,6 +1,7 @@
 """The report of a real run: what it tells is what was measured, in the page as in the files."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_an_evaluation_finds_the_same_again_and_keeps_the_rest(run, summary, mor
     assert after == summary
     told = [key for key, _ in page_of(run).found]
     assert "evaluation.val.accuracy" in told and "findings.0.message" in told
+
+
+def test_figures_of_other_images_go(run, tmp_path):
+    """Those of teachers, which the new evaluation does not have, were of the images of before."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = copy / "report" / "evaluation-test.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "images": "of another split"}))
+    evaluate_kd.main(["--checkpoint", str(copy), "--split", "test", "--no-wandb", "--no-teachers"])
+    found = json.loads(file.read_text())
+    assert "teachers" not in found and found["images"] != "of another split"
+    assert "teachers" not in json.loads((copy / "summary.json").read_text())["evaluation"]["test"]
 
 
 def test_other_checkpoints_leave_the_result_alone(run, summary, capsys):

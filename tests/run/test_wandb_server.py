@@ -480,6 +480,10 @@ def test_a_damaged_download_is_noticed_and_leaves_nothing(stub, model, client):
     registry.downloads.clear()
     assert artifacts.download(f"{model}:best", client, "--artifact") == folder
     assert (folder / "model.safetensors").read_bytes() == original
+    (folder / "model.safetensors").unlink()
+    registry.downloads.clear()
+    assert artifacts.download(f"{model}:best", client, "--artifact") == folder
+    assert (folder / "model.safetensors").read_bytes() == original
 
 
 # ---------------------------------------------------------------------------------------- offline, crashes, processes

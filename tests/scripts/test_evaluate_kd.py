@@ -1,11 +1,13 @@
 """evaluate_kd.py finds training's own numbers again."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import pytest
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import evaluate_kd
 import kd_methods
 import train_kd
-from kd_core import metrics
+from kd_core import files, metrics
 from kd_core.config import TeacherConfig, read_layers, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import cost, trained
@@ -370,6 +372,30 @@ def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tu
         assert settings[0] in text
         (home / "student" / "config.yaml").write_text(text.replace(*settings))
     return home
+
+
+def test_a_baseline_that_a_run_has_trained_and_that_does_not_fit_is_one_line(taught, folder, tmp_path, capsys):
+    other = altered(folder, tmp_path / "split", settings=("split_seed: 0", "split_seed: 7"))
+    RunFolder(taught).write_summary(baseline_run=str(other))
+    evaluate_kd.main(["--checkpoint", str(taught), "--no-teachers", "--no-wandb"])
+    assert "alone" not in results(taught)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "alone is not measured" in line]
+    assert line == f"the student alone is not measured: {other}: was trained with data.split_seed=7, the student with 0"
+    RunFolder(taught).write_summary(baseline_run=None)
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_message(folder, monkeypatch):
+    original = files.TemporaryFile
+
+    def read_only(dir: Path) -> Any:
+        if dir == folder:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return original(dir=dir)
+
+    monkeypatch.setattr(files, "TemporaryFile", read_only)
+    monkeypatch.setattr(evaluate_kd, "select_split", lambda *a: pytest.fail("it was found out too late"))
+    with pytest.raises(UserError, match=f"^--checkpoint: cannot write to {folder}: Read-only file system; choose"):
+        evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
 
 
 def test_baselines_that_are_none(taught, folder, tmp_path):

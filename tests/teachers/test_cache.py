@@ -21,6 +21,7 @@ from kd_core.files import read_json
 from kd_core.models import build as models
 from kd_core.run.folder import read_metrics
 from kd_core.teachers import cache
+from kd_core.teachers import logits as teacher_logits
 from kd_core.teachers.cache import CachedTeacher, Store, open_store, row_checksums
 from kd_core.teachers.logits import TeacherLogits
 
@@ -413,6 +414,15 @@ def test_auto_prints_the_size_of_lazy_where_it_does_not_fit(home, capsys):
     train(home, "tight", "--cache.max_gb=0.00005", "--training.max_epochs=1", folder="tight")
     text = capsys.readouterr().out
     assert "teachers run in every step: all 25 views of the images would take 0.0 GB, there is room for 5e-05" in text
+
+
+def test_auto_counts_what_its_own_stores_take_already(home, online, warm, monkeypatch):
+    """The disk is all but full, of what an earlier run has stored."""
+    monkeypatch.setattr(teacher_logits, "free_gigabytes", lambda folder: 1e-6)
+    weights, rows = train(home, "full", folder="warm")
+    assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
+    _, rows = train(home, "full-and-empty", folder="data")
+    assert hits(rows)[0] < 1
 
 
 def test_only_fixed_views_make_another_run():
