@@ -228,6 +228,7 @@ def find_student(options: argparse.Namespace, given: CommandSettings) -> tuple[P
 
 
 def select_split(data: Data, name: str) -> Split:
+    """The validation or the test split; UserError if the data have none."""
     split = data.val if name == "val" else data.test()
     if split is None:
         raise UserError(

@@ -51,8 +51,8 @@ class Method(WeightedMethod):
 def uniform(seed: int, step: Tensor, count: int) -> Tensor:
     """Numbers fp64 [count] in (0,1) of (seed, step), the same on every device; step int64 [].
 
-    They are those from step * count on in the sequence of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), counted from a
-    hash of the seed. int64 wraps as its unsigned integers do; its shifts, unlike theirs, repeat the sign.
+    A variant of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), counted from a hash of the seed, of which these are the
+    numbers from step * count on: its shifts are those of int64, which repeat the sign, and the last xor is left out.
     """
     first = int.from_bytes(sha256(str(seed).encode()).digest()[:7])
     value = torch.arange(first, first + count, device=step.device).add(step, alpha=count) * GOLDEN

@@ -2,7 +2,7 @@
 
 A module imports from those before it in this line, never after:
 
-sweep_file < command < trial < samplers < study < display, results, plots < worker < run.
+sweep_file < trial_command < trial < samplers < study < display, results, plots < worker < run.
 
 The first three need neither Optuna nor NumPy, so that mistakes in the sweep file are reported at once.
 """

@@ -107,7 +107,7 @@ class Sweep:
     program: str
     early_terminate: dict[str, Any] | None
     run_cap: int | None
-    content: dict[str, Any]  # identifies the sweep: as in the file, and the first trial's settings from `command.probe`
+    content: dict[str, Any]  # identifies the sweep: the file, and the first trial's settings from `trial_command.probe`
 
     @property
     def varied(self) -> list[Parameter]:

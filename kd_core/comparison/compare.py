@@ -32,21 +32,26 @@ LOWER = r"(\w*loss\w*|nll|brier|ece\w*|kl|\w*_time|\w*parameters|multiply_adds|\
 PERCENT = r"(\w*accuracy|top5|agreement|oracle|gain|gain_error)"
 
 
+def _last_word(metric: str) -> str:
+    """The last part of a metric's name that is no number, which a class or a batch size has."""
+    words = [word for word in re.split(r"[/.]", metric) if not word.isdigit()]
+    return words[-1] if words else ""
+
+
 def higher_is_better(metric: str) -> bool | None:
     """Whether more of a metric is better; None if that is not known.  Its name's last part says so."""
-    words = [word for word in re.split(r"[/.]", metric) if not word.isdigit()]
-    last = words[-1] if words else ""
+    last = _last_word(metric)
     return True if re.fullmatch(HIGHER, last) else False if re.fullmatch(LOWER, last) else None
 
 
 def is_percent(metric: str) -> bool:
     """Whether a metric is a share of images, to be shown in percent."""
-    return bool(re.fullmatch(PERCENT, re.split(r"[/.]", metric)[-1]))
+    return bool(re.fullmatch(PERCENT, _last_word(metric)))
 
 
 def limits(metric: str) -> tuple[float, float]:
     """The lowest and the highest value that a metric can have; infinite without a limit."""
-    last = re.split(r"[/.]", metric)[-1]
+    last = _last_word(metric)
     if re.fullmatch(r"gain", last):
         return -1.0, 1.0
     if re.fullmatch(r"loss_(total|distill|features|kl|soft)", last):  # a distillation loss can be negative, as VID is

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import huggingface_hub.constants
 import pyarrow.compute
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from kd_core.data import folder_layout as layout

@@ -109,8 +109,7 @@ def observe_splits(
     `epochs`, the exported students of each.
 
     `val` and `val_teachers` are the logits [n,C] of the student and [K,n,C] of the teachers on the validation split, if
-    they are known.  The test split is opened only with
-    `evaluation.test_at_end`.  All processes call this together.
+    they are known.  The test split is opened only with `evaluation.test_at_end`.  All processes call this together.
     """
     data, test, rows = observe.data, Row(), list[Row]()
     seen = {"val": observe("val", data.val, logits=val, teacher_logits=val_teachers)} if data.val else {}

@@ -57,12 +57,8 @@ INHERITED_DATA = (
     "store",
     "num_workers",
 )
-# Those of these keys that choose the validation images among the same images; the fingerprint covers the others.
-SPLIT_KEYS = set(INHERITED_DATA) - {
-    "source", "name", "subset", "revision", "path", "folders", "image_column", "label_column", "train_split",
-    "val_split", "test_split", "val_size", "train_size", "label_noise", "store_size", "allow_unreadable", "store",
-    "num_workers",
-}  # fmt: skip
+# Those of these keys that choose the validation images among the same images, beside their number.
+SPLIT_KEYS = ("test_size", "split_seed")
 # Whether a network has been trained on the validation images, and the words for it.
 Exposure = Literal["no", "possibly", "yes"]
 EXPOSED = {

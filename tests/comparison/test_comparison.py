@@ -57,6 +57,7 @@ def test_one_value_has_no_standard_deviation_and_equal_values_no_interval():
         ("val/accuracy", [0.97, 1.0], 0.0, 1.0), ("test/top5", [0.999, 1.0, 0.97], 0.0, 1.0),
         ("val/auroc", [0.999, 0.9], 0.0, 1.0), ("val/ece", [0.001, 0.03], 0.0, 1.0), ("val/gain", [0.9, -0.9], -1, 1),
         ("val/nll", [0.001, 2.0], 0.0, math.inf), ("val/kappa", [0.97, 1.0], -math.inf, math.inf),
+        ("cost.latency_ms.256", [0.001, 2.0], 0.0, math.inf), ("test/class_accuracy.3", [0.97, 1.0], 0.0, 1.0),
         ("train/loss_ce", [0.001, 2.0], 0.0, math.inf), ("train/loss_total", [-0.3, -0.31], -math.inf, math.inf),
     ],
 )  # fmt: skip
