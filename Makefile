@@ -14,7 +14,7 @@ quickstart: $(VENV)/.installed  ## three teachers, a student alone and a distill
 	$(BIN)/python train_kd.py
 
 test: $(VENV)/.installed-dev  ## all tests but the slow ones and those that need a GPU
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --timeout 1800
+	$(BIN)/python -m pytest -rs -n 4 --dist loadscope --no-loadscope-reorder --timeout 1800
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -78,7 +78,8 @@ def test_a_run_in_a_record_and_in_another_counts_once(record, tmp_path):
     other = tmp_path / "again.json"
     other.write_text(record.read_text())
     found = runs.find([str(record), str(other)])
-    assert len(found.runs) == 15 and all("the same run as" in reason for _, reason in found.left_out)
+    assert len(found.runs) == len(found.left_out) == 15
+    assert all("the same run as" in reason for _, reason in found.left_out)
 
 
 @pytest.mark.parametrize(

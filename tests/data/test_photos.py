@@ -61,7 +61,7 @@ def test_it_ends_with_a_test_accuracy_and_a_report(run: Path) -> None:
     assert summary["final_test_accuracy"] > 0.5  # six colors; by chance 0.17
     assert round(summary["final_test_accuracy"] * 22) / 22 == pytest.approx(summary["final_test_accuracy"])
     assert read_object(run / "report" / "evaluation-test.json")["total"] == 22
-    assert "test" in (run / "report" / "index.html").read_text()
+    assert "Test split" in (run / "report" / "index.html").read_text()
 
 
 def test_evaluation_finds_the_test_images_again(run: Path) -> None:

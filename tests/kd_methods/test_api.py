@@ -19,6 +19,7 @@ from torch import nn
 
 import kd_methods
 from kd_methods import KDMethod, MethodConfig, StudentOutput, TeacherOutputs, logit_losses
+from kd_methods._weighted import WeightedConfig
 
 FOLDER = Path(kd_methods.__file__).parent
 DOCS = FOLDER.parent / "docs" / "methods.md"
@@ -419,6 +420,14 @@ def test_the_docs_name_every_method_hyperparameter_and_metric(name: str) -> None
     for cls in nested(kd_methods.config_class(name)):
         for key in cls.model_fields:
             assert f"`{key}`" in text or f".{key}`" in text, key
+
+    def section(heading: str) -> str:
+        return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+    own = kd_methods.config_class(name)
+    told = section(f"`{name}`") + (section("Weightings") if issubclass(own, WeightedConfig) else "")
+    for key in own.model_fields.keys() - kd_methods.LogitConfig.model_fields.keys() - {"type"}:
+        assert f"| `{key}" in told, f"{key} has no row in the section of its method"
     method = method_for({"type": name}, 2)
     teachers = TeacherOutputs(torch.randn(2, 3, 4) if method.requires_teachers else None)
     _, metrics = method(StudentOutput(torch.randn(3, 4)), teachers, torch.arange(3))

@@ -116,7 +116,11 @@ def test_each_network_runs_once_per_step_and_rows_are_places_in_the_split(tmp_pa
         networks = [setup.network.model, *(setup.teachers._source(index).network for index in range(2))]
         for number, network in enumerate(networks):
             body = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-            body.register_forward_pre_hook(lambda *_, number=number: calls.append((number, setup.method.training)))
+            body.register_forward_pre_hook(
+                lambda *_, number=number, network=network: calls.append(
+                    (number, setup.method.training, network.training)
+                )
+            )
         forward = setup.method.forward
         setup.method.forward = lambda *a, rows=None, **k: (kept.append(rows), forward(*a, rows=rows, **k))[1]
         kept, setup.method.kept = rows, None
@@ -125,8 +129,9 @@ def test_each_network_runs_once_per_step_and_rows_are_places_in_the_split(tmp_pa
     monkeypatch.setattr(train_kd, "prepare", spying)
     next(epochs)
     epochs.close()
-    seen = [number for number, training in calls if training]
+    seen = [number for number, training, _ in calls if training]
     assert seen.count(1) == 4 and seen.count(2) == 0  # the last one's clean views are cached
+    assert sum(number == 0 and own for number, _, own in calls) == 4  # the student, validation apart
     places = torch.cat([step for step in rows if step is not None])
     assert sorted(places.tolist()) == list(range(120))
 

@@ -159,13 +159,12 @@ def test_error_bars_end_at_the_limits_of_the_metric():
 
 
 def test_every_group_has_a_look_of_its_own():
-    """And times stand at round numbers of their unit."""
     costs = {f"group {number}": (60.0 * (number + 2), 0.5, None) for number in range(20)}
     axes = plots.against_cost(costs, "val/accuracy", percent=True, within=(0.0, 1.0)).axes[0]
     lines = [container[0] for container in axes.containers]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
     assert [line.get_xdata()[0] for line in lines] == [number + 2 for number in range(20)]
-    assert all(float(value).is_integer() or value % 0.5 == 0 for value in axes.get_xticks())
+    assert axes.get_xlabel() == "training time (minutes)"
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -82,6 +82,7 @@ def test_the_headline_metrics_come_from_hugging_faces_evaluate(folder, monkeypat
 def test_an_exported_student_inside_its_run_and_the_test_split(folder):
     evaluate_kd.main(["--checkpoint", str(folder / "student"), "--split", "test", "--no-wandb"])
     assert results(folder, "test")["total"] == 270  # 15% of digits
+    (folder / "evaluation-test.json").unlink()
     evaluate_kd.main(["--checkpoint", str(folder / "checkpoints" / "best"), "--split", "test", "--no-wandb"])
     assert results(folder, "test")["total"] == 270
 
@@ -89,6 +90,7 @@ def test_an_exported_student_inside_its_run_and_the_test_split(folder):
 def test_two_processes_count_the_same(folder):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     one = results(folder)
+    (folder / "evaluation-val.json").unlink()  # the two processes have to write their own
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate_kd.py"]
     done = subprocess.run(
         [*command, "--checkpoint", str(folder), "--no-wandb"], cwd=ROOT, capture_output=True, text=True,

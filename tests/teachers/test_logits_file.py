@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,13 @@ def test_equal_logits_written_twice_are_the_same_file_and_so_the_same_run(tmp_pa
         assert all(torch.equal(kept.get_tensor(name), tensors[name].half()) for name in names)
 
 
-def test_another_file_is_another_run(home):
+def test_another_content_is_another_run_wherever_the_file_lies(home, tmp_path):
     def digest(name: str) -> str:
         words = ["--config", "configs/quickstart.yaml", f"--teachers=[{{logits: {home / name}}}]"]
         return configuration.digest(command_line.parse(words)[1].config, "data")
 
-    assert digest("clean.safetensors") != digest("views.safetensors")
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(home / "clean.safetensors", copy)
+    assert digest(str(copy)) == digest("clean.safetensors")
+    shutil.copy(home / "views.safetensors", copy)
+    assert digest(str(copy)) == digest("views.safetensors") != digest("clean.safetensors")
