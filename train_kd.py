@@ -607,7 +607,7 @@ def time_run(config: Config, job: Job, members: list[Teacher]) -> dict[str, Any]
             for one in described
             for layer, shape in zip(one.layers, one.shapes, strict=True)
         ],
-        "cache": setup.teachers.cache_in_words(setup.images.split),
+        "cache": setup.teachers.cache_in_words(setup.images),
         "loss": setup.method.describe(len(setup.teachers)),
         "steps_per_epoch": setup.steps_per_epoch,
         "seconds": steps(CHECK_STEPS),

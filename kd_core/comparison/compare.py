@@ -234,11 +234,12 @@ def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[s
                 keys.append(key)
         nested = [key for key in keys if key.count(".") > 1 and key.startswith("kd.")]
         shown = [key for key in keys if key not in nested or own.get(key) is not None]
-        parts = [(key, f"{_short_key(key, own)}={short(own.get(key))}") for key in shown]
-        texts = [text for _, text in parts]
-        shared = [text in texts[:i] and key.startswith("teachers.") for i, (key, text) in enumerate(parts)]  # said once
-        details = ", ".join(text for text, again in zip(texts, shared, strict=True) if not again)
-        labels.append(f"{name} ({details})" if details else name)
+        details: list[str] = []
+        for key in shown:
+            text = f"{_short_key(key, own)}={short(own.get(key))}"
+            if text not in details or not key.startswith("teachers."):  # what all teachers have is said once
+                details.append(text)
+        labels.append(f"{name} ({', '.join(details)})" if details else name)
     return labels
 
 

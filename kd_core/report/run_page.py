@@ -119,8 +119,8 @@ def renew_report(
             before = read_object(file) if file.is_file() else {}
             if before.keys() >= measured.keys() - {"cost", *OPTIONAL}:
                 now = evaluations.get(name, {})
-                same = before.get("images", now.get("images")) == now.get("images", before.get("images"))
-                evaluations[name] = {**before, **now} if same else now  # what was measured on other images goes
+                images = {each["images"] for each in (before, now) if "images" in each}
+                evaluations[name] = {**before, **now} if len(images) < 2 else now  # figures of other images go
         known = run.summary().get("evaluation")
         known = known if isinstance(known, dict) else {}
         new["evaluation"] = known | {name: short(each) for name, each in evaluations.items()}

@@ -274,7 +274,7 @@ class TeacherLogits:
         """Open the caches for training `images` as `cache.mode` says, and fill those of known views."""
         device = self._predict.accelerator.device
         self.open_files(images.split)
-        mode = self._mode(images.split, notify)
+        mode = self._mode(images, notify)
         for index, teacher in enumerate(self.members):
             views = self._views_in(mode, teacher)
             if teacher.file or not views:
@@ -308,25 +308,25 @@ class TeacherLogits:
     def _all_views(self) -> int:
         return Augmentation.of(self._predict.config.data).num_views
 
-    def cache_in_words(self, split: Split) -> str:
+    def cache_in_words(self, images: Images) -> str:
         """The cache that training on a split would use and what it takes.  UserError if features do not fit."""
         reasons: list[str] = []
-        mode = self._mode(split, reasons.append)
-        size = self._gigabytes_in(mode, split)
+        mode = self._mode(images, reasons.append)
+        size = self._gigabytes_in(mode, images.split)
         what = "logits and features" if self._kept else "logits"
         words = [f"{mode}, up to {size:.3g} GB for the teachers' {what}"] if size else []
         return "; ".join(words + reasons) or "none"
 
-    def _mode(self, split: Split, notify: Callable[[str], None]) -> str:
+    def _mode(self, images: Images, notify: Callable[[str], None]) -> str:
         """The cache mode; `auto` chooses by the free space.  UserError if features do not fit."""
-        cache, count = self._predict.config.cache, self._all_views
+        cache, count, split = self._predict.config.cache, self._all_views, images.split
         shared = [teacher for teacher in self.members if teacher.view == "shared" and not teacher.file]
         if self._kept:
-            return self._mode_for_features(split, notify, bool(shared))
+            return self._mode_for_features(images, notify, bool(shared))
         if cache.mode != "auto" or not shared:
             return "clean" if cache.mode == "auto" else cache.mode
         gigabytes = {views: self._gigabytes(shared, views, split) for views in (count, cache.views)}
-        room = self._room(shared, split)
+        room = self._room(shared, images)
         if reason := self._views_that_are_new(gigabytes[cache.views], room):
             notify(f"teachers run in every step: {reason}")
             return "clean"
@@ -349,9 +349,9 @@ class TeacherLogits:
             f"of each image, would take {fixed:.3g} GB, and there is room for {room:.4g}"
         )
 
-    def _mode_for_features(self, split: Split, notify: Callable[[str], None], any_shared: bool) -> str:
+    def _mode_for_features(self, images: Images, notify: Callable[[str], None], any_shared: bool) -> str:
         """The same where features are kept too."""
-        cache, room = self._predict.config.cache, self._room(self.members, split)
+        cache, split, room = self._predict.config.cache, images.split, self._room(self.members, images)
         if cache.mode != "auto":
             if problem := self._too_large(cache.mode, split, room):
                 raise UserError(f"cache.mode: {problem}")
@@ -363,13 +363,13 @@ class TeacherLogits:
             notify(f"teachers run in every step: {problem}")
         return "off"
 
-    def _room(self, teachers: list[Teacher], split: Split) -> float:
+    def _room(self, teachers: list[Teacher], images: Images) -> float:
         """Gigabytes for the caches of these teachers: what is free, with what their own caches take already."""
-        config = self._predict.config
-        drawn = {**asdict(Augmentation.of(config.data)), "fixed": None}
-        parts = [self._parts(own, split, seen) for own in teachers if own.views for seen in ("clean", drawn)]
-        stored = stored_gigabytes(logits_folder(config.cache.folder), parts)
-        return min(config.cache.max_gb, free_gigabytes(config.cache.folder) + stored)
+        cache = self._predict.config.cache
+        views = ("clean", self._drawn(images, cache.views))
+        parts = [self._parts(own, images.split, seen) for own in teachers if own.views for seen in views]
+        stored = stored_gigabytes(logits_folder(cache.folder), parts)
+        return min(cache.max_gb, free_gigabytes(cache.folder) + stored)
 
     def _too_large(self, mode: str, split: Split, room: float) -> str:
         """Why logits and features do not fit into `room` gigabytes in this mode, in words; empty if they do."""
@@ -404,6 +404,12 @@ class TeacherLogits:
         ]
         return sum(Store.size(views, len(split.rows), width) for width in widths) / GIGABYTE
 
+    def _drawn(self, images: Images, views: int) -> dict[str, Any]:
+        """Which augmented views a store holds: all that the settings allow, or in mode `fixed` so many of them."""
+        config = self._predict.config
+        drawn = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
+        return {**drawn, "fixed": views if config.cache.mode == "fixed" else None}
+
     def _parts(self, teacher: Teacher, split: Split, seen: Any) -> dict[str, Any]:
         """All that a teacher's logits of a split depend on; `seen`: which views."""
         accelerator = self._predict.accelerator
@@ -427,12 +433,7 @@ class TeacherLogits:
         They hold `views` augmented views if `shared`, else the clean view.
         """
         config, split = self._predict.config, images.split
-        seen: Any = "clean"
-        if shared:
-            fixed = views if config.cache.mode == "fixed" else None
-            drawn = images.recipe.key() if images.recipe else asdict(Augmentation.of(config.data))
-            seen = {**drawn, "fixed": fixed}
-        parts = self._parts(teacher, split, seen)
+        parts = self._parts(teacher, split, self._drawn(images, views) if shared else "clean")
         view = f"{views} views" if shared else "clean view"
 
         def opened(width: int, about: str, **more: Any) -> Store:
