@@ -512,7 +512,7 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None, is_pooled: bool)
     found = []
     seeds = {row["label"]: [one["seed"] for one in row["seeds"]] for row in rows}
     if len({tuple(own) for own in seeds.values()}) > 1:
-        listed = "; ".join(f"{name}: {_numbers(own)}" for name, own in seeds.items())
+        listed = _by_seeds(seeds)
         of = "a least-squares fit to all runs" if is_pooled else "the seeds that both groups have"
         found.append(f"the seeds differ ({listed}): differences are of {of}")
     for row in rows:
@@ -526,6 +526,18 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None, is_pooled: bool)
         names = "all groups" if len(few) == len(seeds) > 2 else ", ".join(few)
         found.append(f"fewer than three seeds: {names}; expect wide intervals, or train more seeds")
     return found
+
+
+def _by_seeds(seeds: dict[str, list[int]]) -> str:
+    """The groups by their seeds, in as few words as possible: the largest of several lots are "the others"."""
+    lots: dict[str, list[str]] = {}
+    for name, own in seeds.items():
+        lots.setdefault(_numbers(own), []).append(name)
+    most = max(lots, key=lambda numbers: len(lots[numbers]))
+    if len(lots[most]) > 2:
+        lots[most] = ["the others"]
+        lots[most] = lots.pop(most)  # listed last
+    return "; ".join(f"{', '.join(names)}: {numbers}" for numbers, names in lots.items())
 
 
 def _numbers(values: Iterable[Any]) -> str:

@@ -77,6 +77,8 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
     tables = []
     for number, one in enumerate(compared["sets"], 1):
         known = {key for row in one["groups"] for key, value in row["cost"].items() if value is not None}
+        same = _same_costs(one["groups"])
+        known -= same.keys()
         tested = any(row["against_baseline"] for row in one["groups"])
         header = ["method", "seeds", _heading(metric)]
         header += [f"against {one['baseline_label']} [{level}]", "p (Holm)", "verdict"] if tested else []
@@ -94,9 +96,20 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
             cells += [_count(row["cost"][key]) for key in ("parameters", "multiply_adds") if key in known]
             rows.append(cells)
         several = f"set {number}: " if len(compared["sets"]) > 1 else ""
-        notes = [f"budget: {one['budget']}", *_pooled(one["pooled"], metric), *one["warnings"]]
+        student = f"; every student has {' and '.join(same.values())}" if same else ""
+        notes = [f"budget: {one['budget']}{student}", *_pooled(one["pooled"], metric), *one["warnings"]]
         tables.append(Table(f"{several}{one['title']}", header, rows, notes))
     return [*tables, *_contrasts(compared, level)]
+
+
+def _same_costs(groups: list[dict[str, Any]]) -> dict[str, str]:
+    """The sizes that several rows have in common, in words: they need no columns."""
+    found = {}
+    for key, words in {"parameters": "parameters", "multiply_adds": "multiply-adds"}.items():
+        values = {row["cost"][key] for row in groups}
+        if len(groups) > 1 and len(values) == 1 and (value := values.pop()) is not None:
+            found[key] = f"{value:,.0f} {words}"
+    return found
 
 
 def _pooled(pooled: dict[str, Any] | None, metric: str) -> list[str]:

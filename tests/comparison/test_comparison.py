@@ -465,12 +465,32 @@ def test_a_margin_is_positive(margin):
         compare(Found(several(A), []), margin=margin)
 
 
+def test_sizes_that_all_rows_share_need_no_column():
+    def table(*sizes):
+        runs = [
+            run for name, size in zip((A, B), sizes, strict=True)
+            for run in several(name, summary={"parameters": size, "cost": {"multiply_adds": 2000}})
+        ]  # fmt: skip
+        [found] = tables.tables_of(compare(Found(runs, [])))
+        return found
+
+    same = table(1000, 1000)
+    assert not {"parameters", "multiply-adds"} & set(same.header) and len(same.rows[0]) == len(same.header)
+    assert same.notes[0].endswith("; every student has 1,000 parameters and 2,000 multiply-adds")
+    unlike = table(1000, 900)
+    assert unlike.header[-1] == "parameters" and [row[-1].value for row in unlike.rows] == [1000, 900]
+    assert unlike.notes[0].endswith("; every student has 2,000 multiply-adds")
+
+
 def test_warnings_about_seeds():
     def warnings(*runs):
         return "\n".join(compare(Found([*runs], []))["sets"][0]["warnings"])
 
     assert warnings(*several(A), *several(B, OTHERS)) == ""
-    assert "the seeds differ" in warnings(*several(A), *several(B, OTHERS, first=1))
+    text = warnings(*several(A, VALUES[:3]), *several(B, OTHERS[:3], first=1))
+    assert f"the seeds differ ({A}: 0, 1, 2; {B}: 1, 2, 3): differences are of" in text
+    alike = [run for method in (B, C, LABEL_ONLY) for run in several(method, VALUES[:3])]
+    assert f"the seeds differ ({A}: 1, 2, 3; the others: 0, 1, 2)" in warnings(*several(A, VALUES[:3], first=1), *alike)
     text = warnings(*several(A, VALUES[:2]), *several(B, OTHERS[:2], first=5))
     assert f"{B} and {A} have no seed in common: compared by Welch's test" in text
     assert f"fewer than three seeds: {A}, {B}" in text

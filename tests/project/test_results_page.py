@@ -4,9 +4,11 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import results_cost
+import results_facts
 import results_page
 import results_plots
 import statsmodels.formula.api as smf
@@ -14,6 +16,11 @@ from PIL import Image
 from statsmodels.stats.multitest import multipletests
 
 RECORDS = sorted(results_page.RECORDS.glob("*.json"))
+FIXED = results_page.FIXED
+
+
+def found() -> list:
+    return results_page.recorded("teachers").runs
 
 
 @pytest.mark.parametrize("page", results_page.PAGES, ids=lambda path: path.name)
@@ -75,7 +82,7 @@ def test_the_plot_can_be_drawn_again(tmp_path):
 
 
 def test_groups_that_lack_seeds_or_times_are_drawn_too(tmp_path):
-    alone, taught = results_plots.rows(results_page.recorded("teachers").runs)
+    alone, taught = results_plots.rows(found())
     [first, *others] = [run for one in (alone, *taught) for run in one.runs.values() if run.seed == 0]
     last = others.pop()
     training = last.config.training.model_copy(update={"seed": 7})  # a seed that the student alone lacks
@@ -87,7 +94,7 @@ def test_groups_that_lack_seeds_or_times_are_drawn_too(tmp_path):
 
 
 def test_passes_are_counted_by_view():
-    [run, *_] = [run for run in results_page.recorded("teachers").runs if len(run.teachers) == 3]
+    [run, *_] = [run for run in found() if len(run.teachers) == 3]
     network = run.config.teachers[0].model
 
     def cost(*teachers: dict, **cache) -> results_cost.Cost:
@@ -117,3 +124,42 @@ def test_a_record_names_no_folder_and_says_what_each_run_is(path):
     assert not re.search(r'"(/|~)', text)
     for run in json.loads(text)["runs"]:
         assert run["epochs"] == run["summary"]["epochs"] and isinstance(run["seed"], int) and run["group"]
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The rows below the header."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_differences_by_seed_have_the_means_of_the_contrasts():
+    result, _ = results_page.compared(*results_page.TABLES["contrasts"])
+    rows = cells_of(results_facts.by_seed(result, FIXED))
+    assert [row[0] for row in rows] == [pair.replace("results-", "").replace(":", " against ") for pair in FIXED]
+    for row, test in zip(rows, result["contrasts"], strict=True):
+        shown = [float(cell) for cell in row[1:] if cell]
+        assert len(shown) == len(test["seeds"]) and np.mean(shown) == pytest.approx(100 * test["mean"], abs=0.005)
+
+
+def test_gains_of_classes_have_the_mean_of_the_gain():
+    alone, taught = results_plots.rows(found())
+    for one in taught:
+        common = one.runs.keys() & alone.runs.keys()
+        sides = [[side.values(results_plots.METRIC)[seed] for seed in common] for side in (one, alone)]
+        gains, chance = results_plots.class_gains(one, alone)
+        assert gains.mean() == pytest.approx(100 * np.subtract(*map(np.mean, sides)), abs=1e-9)
+        assert 3 < chance < 8 / len(common) ** 0.5  # two shares of 100 images: at most 7.1 points for one seed
+
+
+def test_public_teachers_are_as_accurate_as_published():
+    """But for the rounding of their logits; pytorch-cifar-models' and MicroNet's figures."""
+    shown = {name: float(accuracy) for name, accuracy, *_ in cells_of(results_facts.the_teachers(found()))}
+    published = {"56": 72.63, "44": 71.63, "32": 70.16, "20": 68.83, "micronet": 80.26}
+    assert {name: shown[name] for name in published} == pytest.approx(published, abs=0.04)
+
+
+def test_the_course_of_training_ends_at_the_training_accuracy():
+    first, *others = cells_of(results_facts.by_epoch(found()))
+    result, _ = results_page.compared(*results_page.TABLES["teachers"])
+    [alone] = [row for row in result["sets"][0]["groups"] if row["label"] == "alone"]
+    assert float(first[-1]) == pytest.approx(100 * alone["also"]["train/accuracy"]["mean"], abs=0.05)
+    assert all(float(row[-1]) > 0 for row in others)

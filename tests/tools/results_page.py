@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import generated_page
 import results_cost
+import results_facts
 import results_plots
 
 import compare_kd
 from kd_core.comparison import runs, tables
+from kd_core.report import text_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "results"
@@ -33,6 +35,10 @@ def contrasts(*pairs: str) -> str:
     return "--vary teachers --margin 0.5 " + " ".join(f"--contrast {pair}" for pair in pairs)
 
 
+FIXED = (  # in advance
+    "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
+    "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
+)  # fmt: skip
 # By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
     "learning rates": (
@@ -51,18 +57,13 @@ TABLES = {
         "teachers",
         "--vary teachers --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,test/ensemble.agreement",
     ),
-    "contrasts": (  # the six that were fixed in advance
-        "teachers weightings",
-        contrasts(
-            "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
-            "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
-        ),
-    ),
-    "one teacher more": (  # each set of ResNets against the one with a teacher less
+    "contrasts": ("teachers weightings", contrasts(*FIXED)),
+    "other contrasts": (  # each set of ResNets against a smaller one; micronet, alone and beside ResNets
         "teachers",
         contrasts(
-            "results-56:results-alone", "results-56-44:results-56", "results-56-44-32:results-56-44",
-            "results-56-44-32-20:results-56-44-32",
+            "results-56-44-32:results-56-44", "results-56-44-32-20:results-56-44-32",
+            "results-56-44-32-20:results-56-44", "results-micronet:results-56",
+            "results-micronet-56-44-32:results-56-44-32",
         ),
     ),
     "weightings": (
@@ -98,14 +99,17 @@ def _paths(records: str) -> list[str]:
 
 
 def summary() -> str:
-    """The teachers in short: mean accuracy, and the gain over the student alone with its 95% interval."""
+    """The teachers in short: mean accuracy, and gains with intervals; those over one teacher were fixed in advance."""
     alone, taught = results_plots.rows(recorded("teachers").runs)
-    lines = ["| teachers | seeds | test accuracy | gain over the student alone [95%] |", "| --- | ---: | ---: | ---: |"]
+    tests = compared(*TABLES["contrasts"])[0]["contrasts"]
+    fixed = {pair.partition(":")[0]: _gain(test) for pair, test in zip(FIXED, tests, strict=True)}
+    rows = []
     for one, found in zip((alone, *taught), (None, *results_plots.gains(alone, taught)), strict=True):
         values = one.values(results_plots.METRIC)
-        lines.append(f"| {results_plots.name(one)} | {len(values)} | ")
-        lines[-1] += f"{100 * fmean(values.values()):.2f}% | {_gain(found) if found else ''} |"
-    return "\n".join(lines)
+        cells = [results_plots.name(one), str(len(values)), f"{100 * fmean(values.values()):.2f}%"]
+        rows.append([*cells, _gain(found) if found else "", fixed.get(one.first.config.name, "")])
+    gains = ["gain over the student alone [95%]", "over the first teacher alone [95%]"]
+    return text_table.markdown(["teachers", "seeds", "test accuracy", *gains], rows)
 
 
 def _gain(found: dict[str, Any]) -> str:
@@ -151,6 +155,13 @@ def recorded(records: str) -> runs.Found:
 def filled_in(text: str) -> str:
     """The page with its tables as they should be."""
     made = {name: table(*given) for name, given in TABLES.items()} | {"hours": hours(), "costs": costs()}
+    found = recorded("teachers").runs
+    made |= {
+        "the teachers": results_facts.the_teachers(found),
+        "classes": results_facts.classes(found),
+        "by epoch": results_facts.by_epoch(found),
+        "by seed": results_facts.by_seed(compared(*TABLES["contrasts"])[0], FIXED),
+    }
     return generated_page.filled_in(text, "results_page.py", made)
 
 

@@ -30,11 +30,11 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     (by_number, by_cost), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
     kinds = [[one for one in taught if _kind(one) == kind] for kind in (CLEAN, SHARED)]
-    surest = [max(members, key=lambda one: (len(one.runs), len(_team(one)))) for members in kinds if members]
+    surest = [max(members, key=lambda one: (len(one.runs), len(team(one)))) for members in kinds if members]
     for number, (one, found) in enumerate(zip(taught, gains(alone, taught), strict=True)):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
         look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
-        place = [other for other in taught if len(_team(other)) == len(_team(one))]
+        place = [other for other in taught if len(team(other)) == len(team(one))]
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, found, shift, look)
         _cost(by_cost, one, look)
@@ -59,7 +59,7 @@ def rows(runs: Sequence[Run]) -> tuple[Group, list[Group]]:
     """The student alone, and the others in the order of their views and number of teachers."""
     groups, _ = group(runs)
     [alone] = [one for one in groups if one.is_alone]
-    return alone, sorted((one for one in groups if one is not alone), key=lambda one: (_kind(one), len(_team(one))))
+    return alone, sorted((one for one in groups if one is not alone), key=lambda one: (_kind(one), len(team(one))))
 
 
 def gains(alone: Group, taught: Sequence[Group]) -> list[dict[str, Any]]:
@@ -73,10 +73,26 @@ def gains(alone: Group, taught: Sequence[Group]) -> list[dict[str, Any]]:
 
 def name(one: Group) -> str:
     """The row: depths of the ResNets and their views, and teachers of other families; none for the student alone."""
-    return "none" if one.is_alone else f"{'+'.join(_team(one))}, {_kind(one)}"
+    return "none" if one.is_alone else f"{'+'.join(team(one))}, {_kind(one)}"
 
 
-def _team(one: Group) -> list[str]:
+def class_gains(one: Group, alone: Group) -> tuple[np.ndarray, float] | None:
+    """What each class gains over the student alone, in points, and by how much chance lets equal gains differ.
+
+    Means over the seeds that both have; None without one.
+    """
+    common = sorted(one.runs.keys() & alone.runs.keys())
+    if not common:
+        return None
+    own, other = (
+        np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
+        for side in (one, alone)
+    )
+    deviation = 100 * np.sqrt(np.mean(own * (1 - own) + other * (1 - other)) / (IMAGES * len(common)))
+    return 100 * (own - other), float(deviation)
+
+
+def team(one: Group) -> list[str]:
     return [teacher.removeprefix("cifar_resnet").removesuffix(".safetensors") for teacher in one.first.teachers]
 
 
@@ -88,7 +104,7 @@ def _kind(one: Group) -> str:
 def _gain(axes: Axes, one: Group, found: dict[str, Any], shift: float, look: dict[str, str]) -> None:
     """The gain, with its interval if there is one."""
     bars = found["interval"] and np.abs(100 * (np.array(found["interval"])[:, None] - found["mean"]))
-    place = len(_team(one)) + shift
+    place = len(team(one)) + shift
     axes.errorbar(place, 100 * found["mean"], yerr=bars, linestyle="none", capsize=4, label=name(one), **look)
 
 
@@ -98,16 +114,10 @@ def _cost(axes: Axes, one: Group, look: dict[str, str]) -> None:
 
 def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
     """The gains of the classes, sorted, and dotted those that chance would give if all classes gained the same."""
-    common = sorted(one.runs.keys() & alone.runs.keys())
-    if not common:
+    if (found := class_gains(one, alone)) is None:
         return
-    own, other = (
-        np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
-        for side in (one, alone)
-    )
-    gains = 100 * (own - other)
+    gains, deviation = found
     axes.plot(np.sort(gains), color=color, linewidth=1.4, label=name(one))
-    deviation = 100 * np.sqrt(np.mean(own * (1 - own) + other * (1 - other)) / (IMAGES * len(common)))
     quantiles = norm.ppf((np.arange(len(gains)) + 0.5) / len(gains))
     alike = gains.mean() + deviation * quantiles
     axes.plot(alike, color=color, linestyle=":", linewidth=1.2, label="the same, if all classes gained alike")
