@@ -24,9 +24,11 @@ def environment_as_before() -> Iterator[None]:
     """A test that calls a script within its process leaves no variable behind: KD_SWEEP would move others' notes."""
     before = dict(os.environ)
     yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
+    for name in (os.environ.keys() | before.keys()) - {"PYTEST_CURRENT_TEST"}:  # which pytest changes and removes
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
 
 
 LONG = (  # the modules that take longest

@@ -62,7 +62,8 @@ def create_accelerator(
         keep_freed_memory()
     if deterministic:  # before anything is computed: cuBLAS reads its setting once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # a run before in this process may have set it
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic  # batches all have one shape
     mistake = ""
     if precision == "auto" and is_first_process():

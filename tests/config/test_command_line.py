@@ -89,7 +89,7 @@ def test_a_file_wins_over_its_base_and_imports_from_its_own_folder(files, tmp_pa
         top="base: [parts/one.yaml, parts/two.yaml]\ntraining: {clip: 3.0}\n",
         above="base: top.yaml\nname: above\n",
     )
-    (tmp_path / "parts" / "one.py").write_text("x = 1\n")
+    (tmp_path / "parts" / "one.py").write_text("of_this_folder = 1\n")
     config = parse("--config", "above.yaml").config
     assert (config.training.seed, config.training.max_epochs, config.training.clip) == (2, 1, 3.0)
     assert config.name == "above" and config.imports == [str(tmp_path / "parts" / "one.py")]

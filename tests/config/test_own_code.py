@@ -23,7 +23,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import config as configuration
-from kd_core.config import DataConfig, command_line, identity_of, own_code, registry
+from kd_core.config import DataConfig, command_line, identity_of, own_code, registry, schema
 from kd_core.data import sources
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
@@ -48,6 +48,7 @@ def forget() -> None:
                 del _registry._model_entrypoints[name]
     for names in (own_code._files, own_code._paths, kd_methods._added, logit_losses._added, registry.added_sources):
         names.clear()
+    schema._kd_settings.cache_clear()  # it is known by the methods' names, which another file may add again
 
 
 @contextmanager
@@ -194,6 +195,7 @@ def test_exports_that_need_more_than_a_plain_network_are_refused(home, trained):
 @pytest.fixture
 def hostile(trained, tmp_path, monkeypatch) -> tuple[Path, Path]:
     """A run folder whose code leaves a mark, and the mark."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # a run that is refused would leave W&B's service starting
     mark, run = tmp_path / "mark", tmp_path / "received" / trained.name
     shutil.copytree(trained, run)
     code = f"open({str(mark)!r}, 'w')\n{MINE}"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -13,6 +13,7 @@ from kd_core.evaluation import uncertainty
 from kd_core.evaluation.uncertainty import BETTER, INCONCLUSIVE, WORSE, PairedDifference, paired_difference, wilson
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.999]))
 def test_wilsons_interval_is_scipys_and_holds_the_accuracy(count, share, confidence):
     correct = round(share * count)
@@ -43,6 +44,7 @@ def test_a_paired_difference_is_that_of_the_images():
     assert (turned.images, turned.error, turned.p) == (-found.images, found.error, found.p)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_p_value_equals_the_sign_test(gained, lost):
     known = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0

@@ -59,10 +59,11 @@ def test_every_epoch_is_tested_after_the_last(tmp_path, capsys):
     assert "labels are wrong on purpose (data.label_noise symmetric 0.3" in printed
 
     # cut off within the second epoch and resumed: the same
-    epochs = train_kd.epochs_of(words(tmp_path / "parts", *MORE))
+    again = words(tmp_path / "parts", *MORE, "--evaluation.report=false")
+    epochs = train_kd.epochs_of(again)
     next(epochs)
     epochs.close()
-    train_kd.main(words(tmp_path / "parts", *MORE))
+    train_kd.main(again)
     other = folder_of(tmp_path / "parts")
     for epoch, path in run.kept_epochs().items():
         for first, second in zip(weights(path), weights(other.kept_epochs()[epoch]), strict=True):

@@ -263,15 +263,13 @@ class Watched(Calls):
     ],
     ids=str,
 )
-def test_no_step_waits_between_log_points(tmp_path, monkeypatch, more):
+def test_no_step_waits_between_log_points(tmp_path, monkeypatch, digits_teachers, more):
     """Views, cached teachers, loss, metrics, optimizer, progress bar: on a GPU any of these calls would be a wait."""
     common = [
         "--no-wandb", f"--cache.dir={tmp_path / 'cache'}", "--data.train_size=200", "--data.batch_size=20",
         "--training.compare_with_baseline=false", "--evaluation.report=false", "--model={name: cifar_resnet8}",
     ]  # fmt: skip
-    teacher = ["--teachers=[]", "--kd.type=baseline", "--training.max_epochs=3", "--name=teacher"]
-    train_kd.main([*common, *teacher, f"--output_dir={tmp_path / 'teacher'}"])
-    [folder] = (tmp_path / "teacher").glob("teacher-*")
+    folder = digits_teachers[0]
     watched = Watched()
 
     def around(owner, name: str, stepping: bool | None) -> None:

@@ -16,6 +16,7 @@ import torch
 import wandb_offline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from warm_process import ranks
 
 import evaluate_kd
 import kd_methods
@@ -91,12 +92,7 @@ def test_two_processes_count_the_same(folder):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     one = results(folder)
     (folder / "evaluation-val.json").unlink()  # the two processes have to write their own
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate_kd.py"]
-    done = subprocess.run(
-        [*command, "--checkpoint", str(folder), "--no-wandb"], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ranks(2, "evaluate_kd.py", "--checkpoint", str(folder), "--no-wandb")
     two = results(folder)
     assert (two["correct"], two["total"]) == (one["correct"], one["total"])
     assert two["loss_ce"] == pytest.approx(one["loss_ce"], abs=1e-5)
@@ -362,6 +358,7 @@ def test_the_baseline_that_a_run_has_trained_is_found(taught, folder, tmp_path):
         RunFolder(taught).write_summary(baseline_run=str(path))
         evaluate_kd.main(words)
         assert ("alone" in results(taught)) == known
+    RunFolder(taught).write_summary(baseline_run=None)
 
 
 def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tuple[str, str] | None = None) -> Path:

@@ -9,6 +9,7 @@ once per pytest worker.  A child then gets its environment, folder, command line
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import random
@@ -33,6 +34,7 @@ _server.set_forkserver_preload(
 
 def run(words: list[str], environment: dict[str, str], cwd: str, output: Connection) -> None:
     """In the child: what `python *words` does, with its output sent to `output`."""
+    gc.freeze()  # what was imported is not looked through by every collection of garbage, and stays shared
     os.setsid()
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
