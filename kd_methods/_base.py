@@ -10,7 +10,7 @@ from kd_methods._feature_term import FeatureTerm, per_image
 from kd_methods._module import LazyModule, identity
 from kd_methods._schedule import Schedule
 from kd_methods._torch import Tensor, torch
-from kd_methods._weights import entropy_weights
+from kd_methods._weights import entropy_adaptive_weights
 from kd_methods.feature_losses._base import Classifier, FeatureLoss
 from kd_methods.logit_losses._base import SecondView, correct, standardize
 
@@ -294,7 +294,7 @@ class KDMethod(LazyModule):
         if config.norm_temperature:  # T^2 becomes that of the teacher's own temperature
             values = values * first[1].var(-1)
         if config.entropy_weight:
-            values = values * entropy_weights(*first)
+            values = values * entropy_adaptive_weights(*first)
         return values
 
     def _plain_loss(self, views: list[Logits], labels: Tensor, progress: float, raw: list[Logits]) -> Tensor:

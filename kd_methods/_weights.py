@@ -33,17 +33,18 @@ def equal_weights(logits: Tensor) -> Tensor:
     return logits.new_full((len(logits), 1), 1 / len(logits))
 
 
-def entropy_weights(student: Tensor, teachers: Tensor, temperature: float = 3.0) -> Tensor:
+def entropy_adaptive_weights(student: Tensor, teachers: Tensor, temperature: float = 3.0) -> Tensor:
     """Entropy-adaptive weights [K,B] of student logits [B,C] and teacher logits [K,B,C].
 
     w_kb = H(t_kb) (1 + H(s_b) / log C) / 2, entropies in nats at the temperature, 3 in the authors' code: high where
     the teacher is unsure of a sample, more so where the student is too.  EA-KD, Su et al., ICCV 2025, arXiv:2311.13621.
     """
-    of_student = _entropy(student.detach() / temperature) / math.log(max(student.shape[-1], 2))
-    return _entropy(teachers.detach() / temperature) * (1 + of_student) / 2
+    of_student = entropy(student.detach() / temperature) / math.log(max(student.shape[-1], 2))
+    return entropy(teachers.detach() / temperature) * (1 + of_student) / 2
 
 
-def _entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor) -> Tensor:
+    """In nats, of softmax(logits): [...,C] gives [...]."""
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1)
 

@@ -12,6 +12,7 @@ from typing import Literal
 from kd_methods._base import StudentOutput, TeacherOutputs
 from kd_methods._torch import Tensor, torch
 from kd_methods._weighted import PublishedConfig, WeightedMethod
+from kd_methods._weights import entropy
 
 
 class Config(PublishedConfig):
@@ -42,8 +43,7 @@ class Method(WeightedMethod):
 
 def entropy_weights(logits: Tensor) -> Tensor:
     """Weights [K,B] of logits [K,B,C], K > 1, that sum to 1 over the teachers and fall with a teacher's entropy."""
-    log_p = torch.log_softmax(logits, -1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    total = entropy.sum(0)
-    share = torch.where(total > 0, entropy / total, 1 / len(logits))
+    own = entropy(logits)
+    total = own.sum(0)
+    share = torch.where(total > 0, own / total, 1 / len(logits))
     return (1 - share) / (len(logits) - 1)

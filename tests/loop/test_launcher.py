@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -306,38 +306,37 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def one_of_two(rank: int, port: int, code: str = MEET, **more: Any) -> subprocess.Popen[str]:
+def one_of_two(home: Path, rank: int, port: int, code: str = MEET) -> WarmProcess:
     ranks = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    environ = {**os.environ, **ranks, "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environ, stderr=subprocess.PIPE, text=True, **more)
+    (home / "meet.py").write_text(code)
+    return WarmProcess([str(home / "meet.py")], env={**os.environ, **ranks, "MASTER_PORT": str(port)})
 
 
 @pytest.mark.parametrize(
     ("number", "status", "rank"),
     [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGUSR1, 138, 0), (signal.SIGTERM, 143, 1)],
 )
-def test_a_process_that_waits_for_others_ends_at_the_first_signal(number, status, rank):
-    port = free_port()
-    with one_of_two(rank, port) as process:
-        assert process.stderr is not None
-        waiting = f"waiting for the other processes at 127.0.0.1:{port}"
-        for line in process.stderr:  # torch may warn before it
-            if waiting in line:
-                break
-        assert line == f"{waiting} (process {rank} of 2)\n"
-        process.send_signal(number)
-        _, told = process.communicate(timeout=300)
+def test_a_process_that_waits_for_others_ends_at_the_first_signal(tmp_path, number, status, rank):
+    port, limit = free_port(), time.monotonic() + 120
+    process = one_of_two(tmp_path, rank, port)
+    waiting = f"waiting for the other processes at 127.0.0.1:{port}"
+    while waiting not in process.printed:
+        assert process.poll() is None and time.monotonic() < limit, process.printed
+        time.sleep(0.02)
+    assert f"{waiting} (process {rank} of 2)\n" in process.printed
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == status
     assert f"stopped by {number.name}, {waiting}\n" in told
 
 
-def test_a_port_that_is_taken_is_one_message():
+def test_a_port_that_is_taken_is_one_message(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with one_of_two(0, port) as process:
-            _, told = process.communicate(timeout=120)
+        process = one_of_two(tmp_path, 0, port)
+        told, _ = process.communicate(timeout=120)
     assert process.returncode == 2, told
     assert re.search(rf"^meet.py: MASTER_ADDR, MASTER_PORT: .* cannot meet at 127.0.0.1:{port}: ", told, re.M)
     assert "Traceback" not in told
@@ -364,8 +363,9 @@ except UserError as error:
 """
 
 
-def test_the_first_process_chooses_the_precision_of_all():
+def test_the_first_process_chooses_the_precision_of_all(tmp_path):
     port = free_port()
-    both = [one_of_two(rank, port, CHOOSE, stdout=subprocess.PIPE) for rank in (0, 1)]
-    ended = [process.communicate(timeout=120) for process in both]
-    assert [out for out, _ in ended] == ["bf16\nno such network\n"] * 2, ended
+    both = [one_of_two(tmp_path, rank, port, CHOOSE) for rank in (0, 1)]
+    for process in both:
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and told.endswith("bf16\nno such network\n"), told

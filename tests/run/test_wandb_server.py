@@ -38,6 +38,7 @@ from wandb_runs import (
     wait_until,
 )
 from wandb_stub import StubServer
+from warm_process import WarmProcess
 
 from kd_core import config as configuration
 from kd_core.config import Layer, command_line, registry, resolve
@@ -249,16 +250,22 @@ def model(stub, everything) -> str:
     return f"{PROJECT}/model-{path_of(everything['dynamic']).rpartition('/')[2]}"
 
 
-def evaluate(home: Path, stub: StubServer, *words: str, **environment: str) -> subprocess.Popen:
-    """From another folder, in a fresh process that shares nothing with training but the server."""
-    command = [sys.executable, str(ROOT / "evaluate_kd.py"), *words]
+def evaluate(home: Path, stub: StubServer, *words: str, **environment: str) -> subprocess.Popen | WarmProcess:
+    """From another folder, in a process that shares nothing with training but the server."""
+    return start(*evaluation(home, stub, *words, **environment), cwd=home)
+
+
+def evaluation(home: Path, stub: StubServer, *words: str, **environment: str) -> tuple[list[str], dict[str, str]]:
     own = surroundings(home, stub, PYTHONPATH="", KD_CACHE_DIR=str(home / "cache"), **environment)
-    return subprocess.Popen(command, cwd=home, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [sys.executable, str(ROOT / "evaluate_kd.py"), *words], own
 
 
 def test_evaluation_needs_only_an_artifact(stub, everything, model, tmp_path):
     before = set(stub.state["runs"])
-    text = done(evaluate(tmp_path, stub, "--artifact", f"{model}:best"))
+    command, own = evaluation(tmp_path, stub, "--artifact", f"{model}:best")
+    ended = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300)
+    text = ended.stdout
+    assert ended.returncode == 0, ended.stderr
     folder = everything["dynamic"]
     summary = json.loads((folder / "summary.json").read_text())
     [written] = tmp_path.glob("runs/evaluation-*/evaluation-val.json")

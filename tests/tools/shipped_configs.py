@@ -1,5 +1,6 @@
 """The YAML files in configs/, read as the command line reads them."""
 
+from functools import cache
 from pathlib import Path
 
 from kd_core.config import Config, command_line
@@ -29,4 +30,9 @@ def load(path: Path, *overrides: str) -> Config:
 
 def combine(paths: list[Path], *overrides: str) -> Config:
     files = [word for path in paths for word in ("--config", str(path.relative_to(ROOT)))]
-    return command_line.parse([*files, *overrides])[1].config
+    return _parsed(*files, *overrides)
+
+
+@cache  # many tests look at the same few files
+def _parsed(*words: str) -> Config:
+    return command_line.parse(list(words))[1].config

@@ -76,7 +76,12 @@ class WarmProcess:
 
     def _read(self, pipe: Connection) -> None:
         with pipe, open(pipe.fileno(), encoding="utf-8", errors="replace", closefd=False) as output:
-            self._text.append(output.read())
+            self._text.extend(output)
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far, in whole lines."""
+        return "".join(self._text)
 
     @property
     def pid(self) -> int:
@@ -96,7 +101,7 @@ class WarmProcess:
         if self._reader.is_alive():
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         self._process.join(timeout)
-        return self._text[0], None
+        return self.printed, None
 
     def wait(self, timeout: float | None = None) -> int | None:
         self._process.join(timeout)
