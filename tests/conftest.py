@@ -32,8 +32,10 @@ def environment_as_before() -> Iterator[None]:
 
 
 LONG = (  # the modules that take longest
-    "test_wandb_server", "test_train_kd", "test_numerics", "test_method_contract", "test_faults", "test_distributed",
-    "test_public_teachers", "test_cache", "test_evaluate_kd", "test_feature_training", "test_average", "test_hot_loop",
+    "test_wandb_server", "test_train_kd", "test_numerics", "test_method_contract", "test_cache", "test_fuzz",
+    "test_faults", "test_hot_loop", "test_secrets", "test_write", "test_dry_run", "test_whole_report",
+    "test_evaluate_kd", "test_feature_training", "test_benchmarks", "test_own_code", "test_distributed",
+    "test_feature_contract", "test_launcher", "test_public_teachers",
 )  # fmt: skip
 
 

@@ -60,10 +60,13 @@ def measure(
     return loss.detach(), gradient
 
 
+ONE_BY_ONE = ("aekd", RANDOM)  # torch.func.grad nests no gradients, and changes no count of steps
+
+
 def measure_all(config: dict[str, Any], students: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     """`measure` for many inputs at once, students [N,B,C] and teachers [N,K,B,C]: gradients [N,B,C]."""
     method = built(json.dumps(config), teachers.shape[1], students.shape[-1], torch.float32)
-    if config["type"] in ("aekd", RANDOM):  # torch.func.grad nests no gradients, and changes no count of steps
+    if config["type"] in ONE_BY_ONE:
         return torch.stack([measure(config, *pair, labels)[1] for pair in zip(students, teachers, strict=True)])
 
     def loss_of(student: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -159,6 +162,8 @@ def test_extreme_logits_have_finite_losses_and_gradients(config: dict[str, Any],
     for shape in SHAPES:
         student, teachers, labels = inputs(*shape)
         pairs = list(itertools.product(KINDS, of_any_teachers))
+        if config["type"] in ONE_BY_ONE and dtype != torch.float32:  # these compute in fp32, too: each kind once a side
+            pairs = [(one, other) for one, other in pairs if KINDS.index(one) == (KINDS.index(other) + 1) % len(KINDS)]
         students = torch.stack([of_student(student) for of_student, _ in pairs]).to(dtype)
         taught = torch.stack([of_teachers(teachers) for _, of_teachers in pairs]).to(dtype)
         gradients = measure_all(config, students, taught, labels)

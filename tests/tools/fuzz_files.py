@@ -148,6 +148,9 @@ def cached_logits(folder: Path) -> Reader:
 
 def sweep(folder: Path) -> Reader:
     shutil.copytree(ROOT / "sweeps", folder / "sweeps", ignore=shutil.ignore_patterns("*.py", "*.sh", "__pycache__"))
+    for number, path in enumerate(sorted((folder / "sweeps").rglob("*.yaml"))):
+        if number % 6:  # all are read each time, though one is damaged
+            path.unlink()
 
     def read() -> object:
         problems = []

@@ -97,7 +97,7 @@ def rows_of(server: StubServer, path: str) -> list[dict]:
     return [row for row in rows if not any(name.startswith("report/") for name in row)]
 
 
-def wait_until(condition, what: str, seconds: float = 120) -> None:
+def wait_until(condition, what: str, seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, f"waited in vain for {what}"
