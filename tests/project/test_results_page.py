@@ -163,3 +163,26 @@ def test_the_course_of_training_ends_at_the_training_accuracy():
     [alone] = [row for row in result["sets"][0]["groups"] if row["label"] == "alone"]
     assert float(first[-1]) == pytest.approx(100 * alone["also"]["train/accuracy"]["mean"], abs=0.05)
     assert all(float(row[-1]) > 0 for row in others)
+
+
+INTERVAL = re.compile(r"([+-]\d+\.\d+)\s+\[([+-]\d+\.\d+),\s+([+-]\d+\.\d+)\]")
+GENERATED = re.compile(r"<!-- generated.*?<!-- end -->", re.DOTALL)
+
+
+def intervals(text: str) -> list[tuple[str, ...]]:
+    return INTERVAL.findall(text.replace("\\", "").replace("−", "-"))
+
+
+@pytest.mark.parametrize("name", ["docs/results.md", "docs/choosing.md", "README.md"])
+def test_every_interval_in_the_text_is_that_of_a_table(name):
+    """Rounded or not; they are written by hand, and runs that are added change them."""
+    page = results_page.PAGE.read_text()
+    shown = intervals("".join(GENERATED.findall(page)) + page[page.index("## Earlier") :])
+    prose = intervals(GENERATED.sub("", (results_page.ROOT / name).read_text()))
+    assert prose
+
+    def is_shown(one: tuple[str, ...]) -> bool:
+        half = 0.5 * 10.0 ** -len(one[0].partition(".")[2]) + 1e-9
+        return any(all(abs(float(a) - float(b)) <= half for a, b in zip(one, row, strict=True)) for row in shown)
+
+    assert [one for one in prose if not is_shown(one)] == [], "not, or no longer, in a table of docs/results.md"
