@@ -21,6 +21,7 @@ from kd_core.report import plots
 
 METRIC, CLEAN, SHARED = "test/accuracy", "clean views", "shared views"
 IMAGES = 100  # of each class, among CIFAR-100's test images
+FEWEST = 3  # seeds, below which gains of single classes are not drawn: they are mostly chance
 
 
 def teachers(runs: Sequence[Run], path: Path) -> None:
@@ -38,7 +39,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, found, shift, look)
         _cost(by_cost, one, look)
-        if one in surest:
+        if one in surest and len(one.runs.keys() & alone.runs.keys()) >= FEWEST:
             _classes(by_class, one, alone, look["color"])
     _cost(by_cost, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
@@ -47,11 +48,11 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     by_class.set(xlabel="classes, by gain", ylabel="gain of the class, points")
     for axes in (by_number, by_cost, by_class):
         axes.grid(True)
-    if by_class.lines:
-        by_class.legend(loc="lower right")
     by_number.set_ylim(bottom=min(0, by_number.get_ylim()[0]))  # a gain that begins at 2 would look large
     found = [axes.get_legend_handles_labels() for axes in (by_number, by_cost)]
-    unused.legend(*map(sum, zip(*found, strict=True), ([], [])), loc="upper left")
+    unused.add_artist(unused.legend(*map(sum, zip(*found, strict=True), ([], [])), loc="upper left"))
+    if by_class.lines:
+        unused.legend(*by_class.get_legend_handles_labels(), loc="lower left", title="gains of the classes")
     plots.save(figure, path)
 
 
