@@ -17,6 +17,7 @@ from kd_core.loop.timing import clock
 from kd_core.report import text_table
 
 NOTHING = "-"
+SIZES = {"parameters": "parameters", "multiply_adds": "multiply-adds"}  # of the student
 MARKS = {"best": "*", "second": "°"}  # in the terminal, which has neither bold nor underlined text to copy
 
 
@@ -83,7 +84,7 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
         header = ["method", "seeds", _heading(metric)]
         header += [f"against {one['baseline_label']} [{level}]", "p (Holm)", "verdict"] if tested else []
         header += [_heading(name) for name in also]
-        costs = {"training_seconds": "training", "parameters": "parameters", "multiply_adds": "multiply-adds"}
+        costs = {"training_seconds": "training", **SIZES}
         header += [title for key, title in costs.items() if key in known]
         rows = []
         for row in one["groups"]:
@@ -93,7 +94,7 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
             seconds = row["cost"]["training_seconds"]
             if "training_seconds" in known:
                 cells.append(Cell(NOTHING if seconds is None else clock(seconds), seconds))
-            cells += [_count(row["cost"][key]) for key in ("parameters", "multiply_adds") if key in known]
+            cells += [_count(row["cost"][key]) for key in SIZES if key in known]
             rows.append(cells)
         several = f"set {number}: " if len(compared["sets"]) > 1 else ""
         student = f"; every student has {' and '.join(same.values())}" if same else ""
@@ -105,7 +106,7 @@ def tables_of(compared: dict[str, Any]) -> list[Table]:
 def _same_costs(groups: list[dict[str, Any]]) -> dict[str, str]:
     """The sizes that several rows have in common, in words: they need no columns."""
     found = {}
-    for key, words in {"parameters": "parameters", "multiply_adds": "multiply-adds"}.items():
+    for key, words in SIZES.items():
         values = {row["cost"][key] for row in groups}
         if len(groups) > 1 and len(values) == 1 and (value := values.pop()) is not None:
             found[key] = f"{value:,.0f} {words}"

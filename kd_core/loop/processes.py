@@ -62,7 +62,8 @@ def create_accelerator(
         keep_freed_memory()
     if deterministic:  # before anything is computed: cuBLAS reads its setting once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # a run before in this process may have set it
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        # A run before in this process may have set it.  The call imports PyTorch's compiler, so not in every run.
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic  # batches all have one shape
     mistake = ""

@@ -480,6 +480,12 @@ def test_sizes_that_all_rows_share_need_no_column():
     unlike = table(1000, 900)
     assert unlike.header[-1] == "parameters" and [row[-1].value for row in unlike.rows] == [1000, 900]
     assert unlike.notes[0].endswith("; every student has 2,000 multiply-adds")
+    unknown = table(1000, None)
+    assert unknown.header[-1] == "parameters" and [row[-1].text for row in unknown.rows] == ["1,000", "-"]
+    compared = compare(Found(several(A), []))
+    [single] = tables.tables_of(compared)
+    assert single.header[-1] == "parameters" and "every student" not in single.notes[0]
+    assert "1000.0" in tables.csv_of(compared).splitlines()[1].split(",")
 
 
 def test_warnings_about_seeds():

@@ -153,7 +153,7 @@ def test_sigterm_reaches_all_processes_and_the_run_resumes(home):
     """What an agent sends to the launcher of a trial on several GPUs."""
     config = write_config(home, "stopped", kd_methods.LABEL_ONLY, None, {"name": "cifar_resnet8"})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
-    words = ["--config", str(config), "--no-wandb", "--training.max_epochs=8"]
+    words = ["--config", str(config), "--no-wandb", "--training.max_epochs=8", "--data.train_size=400"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*launcher, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment

@@ -18,7 +18,7 @@ from warm_process import WarmProcess
 
 from kd_core.config import Config, TrainingConfig, digest, resolve, with_precision
 from kd_core.errors import UserError
-from kd_core.loop import launcher, ranks
+from kd_core.loop import launcher, processes, ranks
 from kd_core.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,6 +361,13 @@ try:
 except UserError as error:
     print(error)
 """
+
+
+def test_a_run_is_deterministic_only_if_it_asks_for_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for wanted in (True, False):  # one after the other in a process
+        processes.create_accelerator("no", deterministic=wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
 
 
 def test_the_first_process_chooses_the_precision_of_all(tmp_path):

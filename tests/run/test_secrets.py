@@ -25,7 +25,9 @@ def home(tmp_path: Path) -> Path:
     """A home folder with this project, its environment and a git remote that holds a password."""
     home = tmp_path / PERSON
     project = home / "project"
-    shutil.copytree(ROOT, project, ignore=lambda folder, names: {".git", ".venv"} & set(names) | (
+    # Caches are left out: another process may replace their files meanwhile.
+    left_out = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__"}
+    shutil.copytree(ROOT, project, ignore=lambda folder, names: left_out & set(names) | (
         {"tests", "benchmarks", "docs"} & set(names) if Path(folder) == ROOT else set()))  # fmt: skip
     who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (

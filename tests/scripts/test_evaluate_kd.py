@@ -354,11 +354,13 @@ def test_the_student_alone(taught, folder, capsys):
 
 def test_the_baseline_that_a_run_has_trained_is_found(taught, folder, tmp_path):
     words = ["--checkpoint", str(taught), "--no-teachers", "--no-wandb"]
-    for path, known in ((folder, True), (tmp_path / "gone", False)):
-        RunFolder(taught).write_summary(baseline_run=str(path))
-        evaluate_kd.main(words)
-        assert ("alone" in results(taught)) == known
-    RunFolder(taught).write_summary(baseline_run=None)
+    try:
+        for path, known in ((folder, True), (tmp_path / "gone", False)):
+            RunFolder(taught).write_summary(baseline_run=str(path))
+            evaluate_kd.main(words)
+            assert ("alone" in results(taught)) == known
+    finally:
+        RunFolder(taught).write_summary(baseline_run=None)
 
 
 def altered(folder: Path, home: Path, *, extra: dict | None = None, settings: tuple[str, str] | None = None) -> Path:

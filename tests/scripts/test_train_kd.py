@@ -247,7 +247,7 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
 )
 def test_a_signal_ends_the_step_and_the_same_command_continues(home, number):
     words = arguments(
-        home, "--no-wandb", "--training.max_epochs=5", "--training.seed=17", method=kd_methods.LABEL_ONLY
+        home, "--no-wandb", "--training.max_epochs=6", "--training.seed=17", method=kd_methods.LABEL_ONLY
     )
     output = home / f"stopped-{number}"
     command = [sys.executable, "train_kd.py", *words, f"--output_dir={output}"]
@@ -267,7 +267,7 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(home, number):
     status = "interrupted" if number == signal.SIGINT else "preempted"
     assert (summary["status"], summary["exit_status"]) == (status, 128 + number)
     train_kd.main([*words, f"--output_dir={output}"])
-    assert [row["epoch"] for row in epochs(folder)] == list(range(1, 6))
+    assert [row["epoch"] for row in epochs(folder)] == list(range(1, 7))
 
 
 def test_a_second_signal_does_not_wait():

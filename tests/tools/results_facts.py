@@ -58,11 +58,11 @@ def classes(found: Sequence[Run]) -> str:
     alone, taught = results_plots.rows(found)
     rows = []
     for one in taught:
-        if (gains := results_plots.class_gains(one, alone)) is None:
+        if not (seeds := results_plots.common_seeds(one, alone)):
             continue
-        values, chance = gains
-        cells = [f"{values.std(ddof=1):.1f}", f"{chance:.1f}", f"{(values < 0).sum()}"]
-        rows.append([results_plots.name(one), f"{len(one.runs.keys() & alone.runs.keys())}", *cells])
+        gains, chance = results_plots.class_gains(one, alone)
+        cells = [f"{gains.std(ddof=1):.1f}", f"{chance:.1f}", f"{(gains < 0).sum()}"]
+        rows.append([results_plots.name(one), str(len(seeds)), *cells])
     header = ["teachers", "seeds", "spread of the gains", "by chance alone", "classes that lose"]
     return text_table.markdown(header, rows)
 
@@ -73,7 +73,8 @@ def by_epoch(found: Sequence[Run]) -> str:
     base = _course(alone.runs.values())
     rows = [["none: accuracy %", *(f"{100 * value:.1f}" for value in base)]]
     for one in taught:
-        common = one.runs.keys() & alone.runs.keys()
+        if not (common := results_plots.common_seeds(one, alone)):
+            continue
         own, other = (_course(side.runs[seed] for seed in common) for side in (one, alone))
         rows.append([results_plots.name(one), *(f"{100 * value:+.1f}" for value in np.subtract(own, other))])
     return text_table.markdown(["teachers", *(f"epoch {epoch}" for epoch in EPOCHS)], rows)
@@ -83,4 +84,3 @@ def _course(found: Iterable[Run]) -> list[float]:
     """Mean accuracy on the training views after each of `EPOCHS`."""
     courses = [{row["epoch"]: row["train/accuracy"] for row in run.rows if "train/accuracy" in row} for run in found]
     return [fmean(course[epoch] for course in courses) for epoch in EPOCHS]
-

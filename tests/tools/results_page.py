@@ -119,32 +119,31 @@ def _gain(found: dict[str, Any]) -> str:
 
 def costs() -> str:
     """What each set of teachers costs in one training of the student."""
-    lines = ["| teachers | student's passes | teachers' passes | student's arithmetic | teachers' | minutes |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     alone, taught = results_plots.rows(recorded("teachers").runs)
     for one in (alone, *taught):
         cost, times = results_cost.of(one.first), [run.training_seconds for run in one.runs.values()]
         known = sorted({f"{seconds / 60:.0f}" for seconds in times if seconds is not None}, key=int)
         cells = [results_plots.name(one), f"{cost.student_passes}", f"{cost.teacher_passes}"]
         cells += [f"{cost.student:.1f}", f"{cost.teachers:.1f}"]
-        cells.append(" to ".join(dict.fromkeys((known[0], known[-1]))) if known else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, " to ".join(dict.fromkeys((known[0], known[-1]))) if known else ""])
+    header = ["teachers", "student's passes", "teachers' passes", "student's arithmetic", "teachers'", "minutes"]
+    return text_table.markdown(header, rows)
 
 
 def hours() -> str:
     """What the training of each record took, and of all, where a run that two records hold counts once."""
-    lines = ["| record | runs | hours |", "| --- | ---: | ---: |"]
+    rows = []
     every: dict[str, runs.Run] = {}
     for path in sorted(RECORDS.glob("*.json")):
         found = {run.run_id: run for run in recorded(path.stem).runs}
-        lines.append(f"| [{path.stem}](results/{path.name}) | {_time(found)} |")
+        rows.append([f"[{path.stem}](results/{path.name})", *_time(found)])
         every |= found
-    return "\n".join([*lines, f"| all | {_time(every)} |"])
+    return text_table.markdown(["record", "runs", "hours"], [*rows, ["all", *_time(every)]])
 
 
-def _time(found: dict[str, runs.Run]) -> str:
-    return f"{len(found)} | {sum(run.training_seconds or 0 for run in found.values()) / 3600:.1f}"
+def _time(found: dict[str, runs.Run]) -> tuple[str, str]:
+    return str(len(found)), f"{sum(run.training_seconds or 0 for run in found.values()) / 3600:.1f}"
 
 
 @cache  # several tables, the plot and the hours are of one record

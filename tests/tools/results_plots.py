@@ -31,7 +31,8 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     (by_number, by_cost), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
     kinds = [[one for one in taught if _kind(one) == kind] for kind in (CLEAN, SHARED)]
-    surest = [max(members, key=lambda one: (len(one.runs), len(team(one)))) for members in kinds if members]
+    seeds = {name(one): len(common_seeds(one, alone)) for one in taught}
+    surest = [max(members, key=lambda one: (seeds[name(one)], len(team(one)))) for members in kinds if members]
     for number, (one, found) in enumerate(zip(taught, gains(alone, taught), strict=True)):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
         look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
@@ -39,7 +40,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, found, shift, look)
         _cost(by_cost, one, look)
-        if one in surest and len(one.runs.keys() & alone.runs.keys()) >= FEWEST:
+        if one in surest and seeds[name(one)] >= FEWEST:
             _classes(by_class, one, alone, look["color"])
     _cost(by_cost, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
@@ -77,14 +78,16 @@ def name(one: Group) -> str:
     return "none" if one.is_alone else f"{'+'.join(team(one))}, {_kind(one)}"
 
 
-def class_gains(one: Group, alone: Group) -> tuple[np.ndarray, float] | None:
+def common_seeds(one: Group, alone: Group) -> list[Any]:
+    return sorted(one.runs.keys() & alone.runs.keys())
+
+
+def class_gains(one: Group, alone: Group) -> tuple[np.ndarray, float]:
     """What each class gains over the student alone, in points, and by how much chance lets equal gains differ.
 
-    Means over the seeds that both have; None without one.
+    Means over the seeds that both have, at least one.
     """
-    common = sorted(one.runs.keys() & alone.runs.keys())
-    if not common:
-        return None
+    common = common_seeds(one, alone)
     own, other = (
         np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
         for side in (one, alone)
@@ -115,9 +118,7 @@ def _cost(axes: Axes, one: Group, look: dict[str, str]) -> None:
 
 def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
     """The gains of the classes, sorted, and dotted those that chance would give if all classes gained the same."""
-    if (found := class_gains(one, alone)) is None:
-        return
-    gains, deviation = found
+    gains, deviation = class_gains(one, alone)
     axes.plot(np.sort(gains), color=color, linewidth=1.4, label=name(one))
     quantiles = norm.ppf((np.arange(len(gains)) + 0.5) / len(gains))
     alike = gains.mean() + deviation * quantiles

@@ -76,7 +76,8 @@ class WarmProcess:
 
     def _read(self, pipe: Connection) -> None:
         with pipe, open(pipe.fileno(), encoding="utf-8", errors="replace", closefd=False) as output:
-            self._text.extend(output)
+            for line in output:
+                self._text.append(line)
 
     @property
     def printed(self) -> str:
