@@ -66,6 +66,13 @@ TABLES = {
             "results-micronet-56-44-32:results-56-44-32",
         ),
     ),
+    "views": (
+        "teachers",
+        contrasts(
+            "results-56-shared:results-56", "results-56-44-32-20-shared:results-56-44-32-20",
+            "results-56-44-32-20-shared:results-56-shared",
+        ),
+    ),
     "weightings": (
         "weightings",
         "--baseline results-56-44-32 --pooled --margin 0.5 --also train/accuracy,test/ece,test/nll,train/kd_weight,"
