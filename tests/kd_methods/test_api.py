@@ -377,7 +377,7 @@ def test_the_docs_example_of_a_new_method_works(tmp_path: Path, monkeypatch: pyt
 def test_the_docs_example_of_a_new_loss_works(tmp_path: Path) -> None:
     """One file makes a logit loss, with settings and checks of its own, and all other settings stay as they are."""
     (source,) = re.findall(r"```python\n(\"\"\"Squared.*?)```", DOCS.read_text(), flags=re.DOTALL)
-    shutil.copytree(FOLDER, tmp_path / "kd_methods")
+    shutil.copytree(FOLDER, tmp_path / "kd_methods", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "kd_core").mkdir()
     shutil.copy(FOLDER.parent / "kd_core" / "errors.py", tmp_path / "kd_core")
     (tmp_path / "kd_methods" / "logit_losses" / "squares.py").write_text(source)
