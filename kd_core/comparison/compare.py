@@ -535,8 +535,8 @@ def _by_seeds(seeds: dict[str, list[int]]) -> str:
         lots.setdefault(_numbers(own), []).append(name)
     most = max(lots, key=lambda numbers: len(lots[numbers]))
     if len(lots[most]) > 2:
-        lots[most] = ["the others"]
-        lots[most] = lots.pop(most)  # listed last
+        del lots[most]
+        lots[most] = ["the others"]  # listed last
     return "; ".join(f"{', '.join(names)}: {numbers}" for numbers, names in lots.items())
 
 

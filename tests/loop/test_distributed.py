@@ -31,7 +31,7 @@ SCOPED = [
 def write_config(home: Path, output: str, method: str, scope: str | None, student: dict, **kd) -> Path:
     config = {
         "output_dir": str(home / output),
-        "data": {"source": "digits", "train_size": 200, "batch_size": 40, "flip": False},
+        "data": {"source": "digits", "train_size": 400, "batch_size": 40, "flip": False},
         "model": student,
         "teachers": [
             {"model": name, "weights": str(home / f"{name}.pt"), "normalization": "data", "trained_on": "other"}
@@ -113,7 +113,7 @@ def compare_method(*outputs):
 def compare_vit(home, method, scope, **kd):
     one, two = (losses(home, processes, method, scope, VIT, **kd) for processes in (1, 2))
     steps = [row for row in one if "train_step/step" in row]
-    assert len(steps) == 10
+    assert len(steps) == 20
     for first, second in zip(steps, [row for row in two if "train_step/step" in row], strict=True):
         assert first["train_step/learning_rate"] == second["train_step/learning_rate"]
         for name in first:
@@ -153,7 +153,7 @@ def test_sigterm_reaches_all_processes_and_the_run_resumes(home):
     """What an agent sends to the launcher of a trial on several GPUs."""
     config = write_config(home, "stopped", kd_methods.LABEL_ONLY, None, {"name": "cifar_resnet8"})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
-    words = ["--config", str(config), "--no-wandb", "--training.max_epochs=8", "--data.train_size=400"]
+    words = ["--config", str(config), "--no-wandb", "--training.max_epochs=8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*launcher, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -195,7 +195,7 @@ def test_parts_of_a_batch_on_two_processes_are_the_whole_batch(home):
     [folder] = (home / "parts").glob("*-*")
     two = read_metrics(folder / "metrics.jsonl")
     steps = [[row for row in rows if "train_step/step" in row] for rows in (one, two)]
-    assert len(steps[0]) == 10
+    assert len(steps[0]) == 20
     for first, second in zip(*steps, strict=True):
         assert second["train_step/loss_total"] == pytest.approx(first["train_step/loss_total"], abs=1e-4)
 
@@ -268,6 +268,6 @@ def test_a_nonfinite_value_on_one_process_stops_all_or_is_skipped_by_all(home, t
     [folder] = (home / f"skips-{allowed}").glob("*-*")
     rows = read_metrics(folder / "metrics.jsonl")
     counts = [row["train_step/skipped_steps"] for row in rows if "train_step/step" in row]
-    assert counts == [0, 0, 0, 1, *[0] * 6], printed
+    assert counts == [0, 0, 0, 1, *[0] * 16], printed
     assert "train_step/loss_total" not in next(row for row in rows if row.get("train_step/step") == 4)
     assert [row["train/skipped_steps"] for row in rows if row.get("epoch")] == [1, 0]

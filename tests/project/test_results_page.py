@@ -143,7 +143,7 @@ def test_differences_by_seed_have_the_means_of_the_contrasts():
 def test_gains_of_classes_have_the_mean_of_the_gain():
     alone, taught = results_plots.rows(teacher_runs())
     for one in taught:
-        if not (common := one.runs.keys() & alone.runs.keys()):
+        if not (common := results_plots.common_seeds(one, alone)):
             continue
         sides = [[side.values(results_plots.METRIC)[seed] for seed in common] for side in (one, alone)]
         gains, chance = results_plots.class_gains(one, alone)

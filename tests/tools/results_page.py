@@ -87,6 +87,7 @@ TABLES = {
 }
 
 
+@cache  # tables, the summary and the differences by seed show the same contrasts
 def compared(records: str, options: str) -> tuple[dict[str, Any], list[tables.Table]]:
     """What compare_kd.py finds in records, and its tables; if contrasts were asked for, their table alone."""
     given = compare_kd.parse([*_paths(records), *shlex.split(options)])

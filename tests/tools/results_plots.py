@@ -30,9 +30,9 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(plots.WIDTH, 8.5), layout="constrained")
     (by_number, by_cost), (by_class, unused) = figure.subplots(2, 2)
     unused.axis("off")
-    kinds = [[one for one in taught if _kind(one) == kind] for kind in (CLEAN, SHARED)]
-    seeds = {name(one): len(common_seeds(one, alone)) for one in taught}
-    surest = [max(members, key=lambda one: (seeds[name(one)], len(team(one)))) for members in kinds if members]
+    fit = [one for one in taught if len(common_seeds(one, alone)) >= FEWEST]
+    kinds = [[one for one in fit if _kind(one) == kind] for kind in (CLEAN, SHARED)]
+    shown_by_class = [max(members, key=lambda one: (len(one.runs), len(team(one)))) for members in kinds if members]
     for number, (one, found) in enumerate(zip(taught, gains(alone, taught), strict=True)):
         look = dict(zip(("color", "marker"), plots.look(number), strict=True))
         look["markerfacecolor"] = "none" if _kind(one) == SHARED else look["color"]
@@ -40,7 +40,7 @@ def teachers(runs: Sequence[Run], path: Path) -> None:
         shift = 0.12 * (place.index(one) - (len(place) - 1) / 2)  # so that none hides another
         _gain(by_number, one, found, shift, look)
         _cost(by_cost, one, look)
-        if one in surest and seeds[name(one)] >= FEWEST:
+        if one in shown_by_class:
             _classes(by_class, one, alone, look["color"])
     _cost(by_cost, alone, {"color": plots.GRAY, "marker": "o", "label": "student alone"})
     by_number.set(xlabel="teachers", ylabel="gain over the student alone, points", xticks=range(1, 5))
