@@ -665,7 +665,7 @@ def test_outages_are_waited_out_and_nothing_is_missing(tmp_path):
         for name in names:
             text = done(running[name])
             folder = run_folder(homes[name])
-            assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == [*range(1, 9)]
+            assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == [*range(1, 13)]
             for command in printed_commands(text):
                 done(start(command, surroundings(homes[name], servers[name])))
             assert_complete(servers[name], folder)
