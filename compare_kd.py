@@ -4,7 +4,7 @@
     python compare_kd.py runs                                     all runs in a folder
     python compare_kd.py runs/average-* runs/dynamic-* --baseline average --also val/ece,val/auroc
     python compare_kd.py ENTITY/PROJECT --metric test/accuracy    the runs of a W&B project
-    python compare_kd.py runs --rows kd.type --cols pair          a paper's table: methods by pairs of networks
+    python compare_kd.py runs --rows kd.type,kd.loss --cols pair  a paper's table: methods by pairs of networks
 
 switches:
     RUN ...              run folders, folders that hold run folders, records of runs (--record), ENTITY/PROJECT/ID or
@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if not options.runs:
         raise UserError("say what to compare: run folders, a folder that holds them, or ENTITY/PROJECT of W&B")
     if bool(options.rows) != bool(options.cols):
-        raise UserError("--rows and --cols: one needs the other, such as --rows kd.type --cols pair")
+        raise UserError("--rows and --cols: one needs the other, such as --rows kd.type,kd.loss --cols pair")
     unused = ("--also", "--baseline", "--vary", "--contrast", "--margin", "--pooled")
     if options.rows and (given := [name for name in unused if getattr(options, name[2:])]):
         raise UserError(f"{', '.join(given)}: cannot be used with --rows and --cols, whose table shows means alone")
