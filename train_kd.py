@@ -576,9 +576,10 @@ def finish(setup: Setup, folder: RunFolder, progress: Progress, tracker: Tracker
         with folder.writing():
             if not members:
                 evaluation.keep_logits(folder.path, best, setup.predict, seen)
-            summary = folder.write_summary(**summary, status="finished", exit_status=0)
+            summary = folder.write_summary(**summary)
             if inspected:
                 report.write_page(config, folder, summary, rows, evaluations, seen)
+            summary = folder.write_summary(status="finished", exit_status=0)  # last: a stop before it repeats all this
         tracker.record_results(summary, setup.checked.rows)
     accelerator.wait_for_everyone()
 

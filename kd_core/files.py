@@ -31,6 +31,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sync_file(path: Path) -> None:
+    """Flush what any process has written to the file to disk."""
+    with open(path, "rb+") as file:  # Windows flushes no file that is open for reading alone
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Flush the folder entries of `path` to disk; a no-op where folders cannot be opened (Windows)."""
     if os.name == "posix":

@@ -47,6 +47,7 @@ from kd_core.files import (
     replacing_folder,
     sha256_of,
     still_held,
+    sync_file,
     writable_folder,
     write_json,
     write_text,
@@ -178,9 +179,14 @@ class RunFolder:
 
 
 def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
-    """A new run folder with its resolved configuration.  UserError if `output_dir` cannot be written."""
+    """A new run folder with its resolved configuration.
+
+    UserError if `output_dir` cannot be written, or if a run of this id has trained there: a sweep gives a trial the same
+    id again, and checkpoints of other settings must not continue as this run.
+    """
     output = writable_folder(Path(config.output_dir), "output_dir")
     folder = RunFolder(output / f"{config.experiment}-{run_id}")
+    _require_unused(folder, config, data_fingerprint)
     folder.path.mkdir(exist_ok=True)
     write_text(folder.path / "config.yaml", config.to_yaml())
     keep_own_code(config, folder.path / IMPORTS)
@@ -189,6 +195,16 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
         run_id=run_id, config_digest=digest(config, data_fingerprint), status="running", exit_status=None
     )
     return folder
+
+
+def _require_unused(folder: RunFolder, config: Config, data_fingerprint: str) -> None:
+    if not (folder.metrics_file.exists() or folder.checkpoint("latest").exists()):
+        return
+    changes = differences(folder, config, data_fingerprint) or ["  nothing: --fresh asks for a second run"]
+    raise UserError(
+        "\n".join([f"{folder.path}: holds training of this trial already. What differs:", *changes])
+        + "\nundo the change, or move the folder elsewhere to train the trial from its start"
+    )
 
 
 def keep_own_code(config: Config, target: Path) -> None:
@@ -233,30 +249,35 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
             f"--resume: {path} is not a run folder (it has no summary.json); allowed: auto, never, a run folder"
         )
     if folder.summary().get("config_digest") != digest(config, data_fingerprint):
-        there, here = (
-            dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
-        )
-        changes = [
-            f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in sorted({**there, **here})
-            if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # else a newer key
-        ]
-        identity = folder.path / "identity.json"
-        known = read_object(identity).get("images") if identity.is_file() else data_fingerprint
-        if known != data_fingerprint:
-            changes.append(
-                f"  the data: fingerprint {str(known)[:12]} there, {data_fingerprint[:12]} here (earlier versions "
-                "counted class names in)"
-            )
-        copies = folder.path / IMPORTS
-        kept = {sha256_of(file) for file in copies.glob("*.py")}
-        if kept != {own_code.file(name).digest for name in config.imports}:
-            changes.append(f"  the files named by --import: the run was trained with the copies in {copies}")
+        changes = differences(folder, config, data_fingerprint)
         raise UserError(
             "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
             + "\ngive the same --config and overrides, or start over with --fresh"
         )
     return folder
+
+
+def differences(folder: RunFolder, config: Config, data_fingerprint: str) -> list[str]:
+    """A line for each setting, and for data and own code, in which the run of `folder` differs from this one."""
+    there, here = (
+        dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
+    )
+    changes = [
+        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted({**there, **here})
+        if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # else a newer key
+    ]
+    known = read_object(folder.identity_file).get("images") if folder.identity_file.is_file() else data_fingerprint
+    if known != data_fingerprint:
+        changes.append(
+            f"  the data: fingerprint {str(known)[:12]} there, {data_fingerprint[:12]} here (earlier versions "
+            "counted class names in)"
+        )
+    copies = folder.path / IMPORTS
+    kept = {sha256_of(file) for file in copies.glob("*.py")}
+    if kept != {own_code.file(name).digest for name in config.imports}:
+        changes.append(f"  the files named by --import: the run was trained with the copies in {copies}")
+    return changes
 
 
 def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
@@ -341,6 +362,8 @@ def teacher_lock(config: Config, digest: str, busy: Callable[[str], None]) -> So
 def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state: dict[str, Any]) -> None:
     """Write checkpoints/latest: `export(path)` writes the student, `training` holds tensors, `state` plain values."""
     state = finite(state)  # the values as they will be read, for the checksum
+    if folder.metrics_file.exists():  # whose rows the checkpoint counts on, also after a power failure
+        sync_file(folder.metrics_file)
     with replacing_folder(folder.checkpoint("latest"), keep_previous=True) as path:
         export(path / "student")
         torch.save(training, path / "training.pt")

@@ -208,6 +208,7 @@ class Tracker:
         self._run: Any = None
         self._uploads: artifacts.Uploads | None = None
         self._last_upload = time.monotonic()
+        self._final = False  # whether the end of the run has been logged
         self._row = 0  # index of the next row
         self._known = 0  # number of rows that W&B has
         self._known_file = folder.path / "wandb" / "rows"
@@ -372,6 +373,7 @@ class Tracker:
         self.record_report(self._folder.path / "report")
         self.summarize({name: summary[name] for name in HEADLINES if name in summary} | teachers)
         self.store_final()
+        self._final = True
 
     def use_artifact(self, name: str) -> None:
         """Record that this run uses an artifact, if W&B is online (offline runs cannot)."""
@@ -422,7 +424,7 @@ class Tracker:
         if self._run is None or self._uploads is None:
             return False
         run, self._run = self._run, None
-        if kept and self._folder.finished:
+        if kept and self._final:
             error = None  # a signal came after the work was done
         settled = False
         try:
@@ -438,7 +440,8 @@ class Tracker:
             complete = False
             try:
                 finished = self._guard("finish the run", lambda: run.finish(exit_code=exit_status(error)) or True)
-                complete = bool(finished) and (settled or error is not None)
+                # Not if it was stopped between the end of training and `store_final`.
+                complete = bool(finished) and (settled or (error is not None and not self._folder.finished))
             finally:
                 self._print_how_to_send(run, complete, kept)
         return complete

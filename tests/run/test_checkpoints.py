@@ -108,3 +108,32 @@ def test_runs_that_differ_only_in_the_datas_fingerprint_are_reported(tmp_path, c
     assert start(new, "never")[1] == said
     first.identity_file.write_text("{")
     assert "skipped: " in start("f" * 64)[1]
+
+
+def test_a_trial_whose_settings_changed_does_not_continue_the_old_weights(tmp_path):
+    """A sweep gives it the same id again, and with it the same folder."""
+
+    def start(resume="auto", **settings):
+        config = Config.model_validate({"output_dir": str(tmp_path), **settings})
+        return checkpoints.find_or_create(config, "a" * 64, resume, "ab12cd34")
+
+    run = start()
+    assert start(training={"learning_rate": 0.2}).path == run.path  # nothing has been trained yet
+    run = start()
+    checkpoints.save_latest(run, lambda path: path.mkdir(), {"a": torch.ones(3)}, STATE)
+    assert start() == run
+    identity = run.identity_file.read_bytes()
+    with pytest.raises(UserError) as error:
+        start(training={"learning_rate": 0.2})
+    assert "training.learning_rate: 0.001 there, 0.2 here" in str(error.value) and str(run.path) in str(error.value)
+    with pytest.raises(UserError, match="--fresh asks for a second run"):
+        start("never")
+    assert run.identity_file.read_bytes() == identity and checkpoints.load_latest(run, pytest.fail)[2] == STATE
+
+
+def test_rows_that_a_checkpoint_counts_on_are_synced_before_it(run, monkeypatch):
+    synced = []
+    monkeypatch.setattr(checkpoints, "sync_file", lambda path: synced.append((path, run.checkpoint("latest").exists())))
+    run.metrics_file.write_text("{}\n")
+    checkpoints.save_latest(run, lambda path: path.mkdir(), {}, STATE)
+    assert [path for path, _ in synced] == [run.metrics_file]

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sample_run
@@ -14,6 +16,7 @@ from warm_process import WarmProcess
 import kd_methods
 import train_kd
 from kd_core.config import Layer, resolve
+from kd_core.loop.signals import Stopped
 from kd_core.run import tracking
 from kd_core.run.folder import RunFolder, read_metrics
 
@@ -155,6 +158,30 @@ def test_a_failing_client_never_stops_training(tmp_path, monkeypatch, capsys, ca
     assert "service is gone" in text and "final" not in text.split("service is gone")[0]
     [folder] = tmp_path.glob("tracked-*")
     assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl") if "epoch" in row] == [1, 2]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_run_stopped_before_its_end_was_logged_is_not_taken_for_sent(tmp_path, recorded):
+    """Its folder says that it has finished, and W&B lacks its report and its student."""
+    folder, told, codes = RunFolder(tmp_path / "run"), [], []
+    folder.path.mkdir()
+    folder.write_summary(status="finished")
+    file = tracking.MetricsFile(folder.metrics_file)
+    tracker = tracking.Tracker(folder, config(log_model=False).wandb, None, "online", told.append, file)
+    tracker._run = SimpleNamespace(
+        id="ab12cd34", dir=str(folder.path / "wandb" / "run-1" / "files"), summary={},
+        finish=lambda exit_code: codes.append(exit_code), mark_preempting=lambda: None, sweep_id=None,
+    )  # fmt: skip
+    tracker._uploads = SimpleNamespace(settle=lambda: True, abandon=lambda: None, store=None)
+    (folder.path / "wandb").mkdir()
+    if recorded:
+        for place in (folder.student, folder.checkpoint("latest") / "student"):
+            place.mkdir(parents=True)
+            (place / "metrics.json").write_text('{"epoch": 1}')
+        tracker.record_results({}, {})
+    assert tracker.finish(Stopped(signal.SIGTERM)) == recorded == (codes == [0])
+    assert (folder.path / "wandb" / "sent").exists() == recorded
+    assert any("python -m kd_core.tracking" in text for text in told) != recorded
 
 
 def config(**wandb):

@@ -33,7 +33,7 @@ from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.models import build as models
 from kd_core.run import checkpoints
 from kd_core.run import folder as run_folder
-from kd_core.run.folder import read_metrics
+from kd_core.run.folder import RunFolder, read_metrics
 from kd_core.teachers import dry_run
 from kd_core.teachers.logits import TeacherLogits
 
@@ -239,6 +239,26 @@ def test_a_run_cut_off_continues_as_if_it_had_not_been(home, monkeypatch, capsys
             models.load_export(folder / "checkpoints" / kind / "student").model.state_dict() for folder in (whole, cut)
         )
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_stopped_while_its_report_is_written_writes_it_again(home, monkeypatch):
+    words = arguments(
+        home, "--no-wandb", "--training.max_epochs=1", "--evaluation.report=true", method=kd_methods.LABEL_ONLY,
+        output="reported",
+    )  # fmt: skip
+
+    def stopped(*values):
+        raise Stopped(signal.SIGTERM)
+
+    original = train_kd.report.write_page
+    monkeypatch.setattr(train_kd.report, "write_page", stopped)
+    with pytest.raises(Stopped):
+        train_kd.main(words)
+    [folder] = (home / "reported").glob(f"{kd_methods.LABEL_ONLY}-*")
+    assert not RunFolder(folder).finished
+    monkeypatch.setattr(train_kd.report, "write_page", original)
+    train_kd.main(words)
+    assert RunFolder(folder).finished and (folder / "report" / "index.html").is_file()
 
 
 # SIGTERM is among the faults of test_faults.py, too
