@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kd_core.config import Config, Resolved, TeacherConfig, with_precision
+from kd_core.config import Config, Resolved, TeacherConfig, own_code, with_precision
 from kd_core.config.command_line import Options
 from kd_core.data.dataset import load_data
 from kd_core.data.plan import Sampler
@@ -197,6 +197,10 @@ def _check_run(
     network = problems.attempt(lambda: networks.build(config, data))
     if network:
         problems.attempt(lambda: create_optimizer(network.model, training, torch.device("cpu")))
+        args, own = network.about["model_args"], own_code.provider(own_code.NETWORK, network.architecture)
+        key = keys.get("args", "model.args") if args else keys.get("model", "model.name")
+        if args or own:  # others are timm's own, or the project's
+            problems.attempt(lambda: network.check_export(key))
     if len(problems.messages) > before or not try_it:
         return network
     problems.attempt(lambda: _try_training(network, config, job, [], **keys))

@@ -251,6 +251,18 @@ def _hub_config(name: str, where: str) -> tuple[dict[str, Any], str, dict[str, A
         raise UserError(f"{where} {name!r}: cannot be read from the Hub: {first_line(error, 200)}") from error
 
 
+def hub_args(name: str, where: str) -> dict[str, Any]:
+    """The arguments with which a model of the Hub is built besides those of a call; empty for other names.
+
+    Without the size of a network that is built for one, which its preprocessing has.  UserError: Hub unreachable.
+    """
+    if not name.startswith(HUB):
+        return {}
+    cfg, _, args = _hub_config(name, where)
+    apart = RESERVED | ({"img_size"} if cfg.get("fixed_input_size") else set())
+    return {key: value for key, value in (args or {}).items() if key not in apart}
+
+
 def _unknown(name: str, where: str) -> UserError:
     base, _ = split_model_name_tag(name)
     known = [n for n in timm.list_models() if n.startswith(PREFIX) == base.startswith(PREFIX)]
@@ -400,8 +412,13 @@ def _read_export(folder: str | Path) -> tuple[Path, dict[str, Any], _Export]:
         config = _Export.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "content"
-        raise UserError(f"{path}: not a model's config: {key}: {problem['msg']}") from error
+        places = [str(part) for part in problem["loc"]]
+        if places[:1] == ["model_args"]:  # where the rest names alternatives of the type, not keys of the file
+            raise UserError(
+                f"{path}: not a model's config: {'.'.join(places[:2])}: allowed: a number (a whole one up to 8192), a "
+                "text of up to 64 characters, true, false, null, or a list of up to 64 of these"
+            ) from error
+        raise UserError(f"{path}: not a model's config: {'.'.join(places) or 'content'}: {problem['msg']}") from error
     if not timm.is_model(config.architecture):
         beside = path.with_name("config.yaml")
         remedy = import_remedy(beside) if beside.is_file() else ""

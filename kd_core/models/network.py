@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from kd_core.config import Config, TrainingConfig
 from kd_core.data.dataset import Data
 from kd_core.data.recipes import crops_of
 from kd_core.data.views import Views
+from kd_core.errors import UserError
 from kd_core.files import write_json, write_text
 from kd_core.loop.processes import shares_batch_norm
 from kd_core.models import build as models
@@ -49,6 +52,16 @@ class Network:
         write_json(folder / "metrics.json", metrics)
         write_text(folder / "config.yaml", self.settings)
 
+    def check_export(self, key: str) -> None:
+        """UserError naming `key`, the arguments of the network, unless its export can be read back."""
+        with TemporaryDirectory() as folder:
+            self.export(Path(folder) / "student", {})
+            try:
+                self.load_weights(Path(folder) / "student")
+            except UserError as error:
+                reason = str(error).removeprefix(f"{Path(folder) / 'student'}{os.sep}")
+                raise UserError(f"{key}: the trained network could not be read back: {reason}") from None
+
     def load_weights(self, folder: Path) -> None:
         """Take the weights of an export of the same network."""
         self.model.load_state_dict(models.load_export(folder).model.state_dict())
@@ -81,7 +94,7 @@ def build(config: Config, data: Data) -> Network:
     mean, std = (None, None) if own else (data.mean, data.std)
     preprocess = models.preprocess_of(model, img_size=wanted.img_size, mean=mean, std=std)
     about = {
-        "model_args": dict(wanted.args),
+        "model_args": models.hub_args(wanted.name, "model.name") | wanted.args,
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "extra": {

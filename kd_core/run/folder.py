@@ -181,8 +181,8 @@ class RunFolder:
 def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
     """A new run folder with its resolved configuration.
 
-    UserError if `output_dir` cannot be written, or if a run of this id has trained there: a sweep gives a trial the same
-    id again, and checkpoints of other settings must not continue as this run.
+    UserError if `output_dir` cannot be written, or if a run of this id has trained there: a sweep gives a trial the
+    same id again, and checkpoints of other settings must not continue as this run.
     """
     output = writable_folder(Path(config.output_dir), "output_dir")
     folder = RunFolder(output / f"{config.experiment}-{run_id}")

@@ -470,6 +470,16 @@ def test_a_network_that_lacks_what_is_needed_is_refused(parts, message, tmp_path
         models.create_model("own_net", num_classes=5, img_size=16, where="model.name")
 
 
+def test_a_network_whose_export_cannot_be_read_back_is_refused_before_training(home, tmp_path, monkeypatch):
+    """Names that begin with "module." are taken for those of DataParallel."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    file = imported(tmp_path, NETWORK.format(**PARTS).replace("self.head", "self.module"))
+    words = ["--model.name=own_net", "--model.img_size=16", "--data.train_size=300", f"--output_dir={tmp_path}/runs"]
+    with pytest.raises(UserError, match="model.name: the trained network could not be read back: model.safetensors"):
+        train_kd.main(["--import", file, *words, f"--kd.type={kd_methods.LABEL_ONLY}", "--teachers=[]"])
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_a_network_is_checked_without_a_trace(tmp_path):
     forward = "return self.head(nn.functional.dropout(images, 0.5, True).mean((2, 3)))"
     own_code.run([imported(tmp_path, NETWORK.format(**PARTS | {"forward": forward}))])
@@ -507,6 +517,10 @@ def test_logits_that_are_cached_are_known_by_the_networks_code(tmp_path):
             "under torch.vmap: .*own.py, line 11, in compute .*RuntimeError",
         ),
         (GOOD.replace(".mean()", ""), r"its loss has shape \[4\]|fails on a batch"),
+        (
+            f"import torch\n        self.share = torch.nn.Parameter(torch.ones(()))\n        {GOOD}",
+            "has the parameter 'share', and training changes only those of the student",
+        ),
         ("raise KeyError('odd')", r"fails on a batch of four images.*own.py, line 9, in compute .*KeyError: 'odd'"),
     ],
 )

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,8 +15,10 @@ import timm
 import torch
 from timm.models._hub import load_model_config_from_path
 
+from kd_core.config import Layer, resolve
 from kd_core.errors import UserError
 from kd_core.models import build as models
+from kd_core.models import network as networks
 from kd_core.models.build import Preprocess, create_model
 
 VIT = "vit_tiny_patch16_224"
@@ -291,6 +295,24 @@ def test_loads_what_timm_exports(tmp_path):
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded.model.eval()(images), model(images)) and loaded.class_names is None
     assert loaded.preprocess == models.preprocess_of(model)
+
+
+def test_a_student_of_the_hub_is_exported_with_the_arguments_of_its_repository(tmp_path, monkeypatch):
+    """Which timm adds to those of the call; without them its export would be another network."""
+    cfg = timm.get_pretrained_cfg("test_vit").to_dict() | {"input_size": (3, 32, 32)}
+    args = {"patch_size": 8, "img_size": 32, "act_layer": "silu", "global_pool": "avg", "fc_norm": False}
+    for module in (timm.models._factory, models):
+        monkeypatch.setattr(module, "load_model_config_from_hf", lambda *_, **__: (dict(cfg), "test_vit", dict(args)))
+    layer = {"data": {"source": "digits"}, "model": {"name": "hf-hub:org/name", "args": {"act_layer": "relu"}}}
+    data: Any = SimpleNamespace(
+        num_classes=3, class_names=["ant", "bee", "cat"], fingerprint="f", image_size=32, mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
+    network = networks.build(resolve([Layer("test", layer)]).config, data)
+    network.export(tmp_path, {})
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(models.load_export(tmp_path).model.eval()(images), network.model.eval()(images))
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"] == args | {"act_layer": "relu"}
 
 
 def change(key: str, value: object):

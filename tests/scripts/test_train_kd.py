@@ -477,6 +477,11 @@ def test_a_teacher_near_chance_stops_the_run_and_says_why(home, tmp_path):
     ("more", "text"),
     [
         (["--model.name=resnt18"], "model.name: unknown model 'resnt18', did you mean"),
+        (
+            ["--model.name=resnet10t", "--model.args={block_args: {attn_layer: se}}"],
+            "model.args: the trained network could not be read back: config.json: not a model's config: "
+            "model_args.block_args: allowed: a number",
+        ),
         (["--training.optimizer=adamq"], "training.optimizer: unknown optimizer 'adamq', did you mean 'adam"),
         (["--data.batch_size=5000"], "data.batch_size: 5000 is larger than the 600 training images"),
         (["--data.val_size=5000"], "val_size"),

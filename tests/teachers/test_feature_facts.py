@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kd_core.config import CacheConfig, Config, TeacherConfig
+from kd_core.errors import UserError
 from kd_core.models import build as models
 from kd_core.teachers import cache
 from kd_core.teachers.kept_features import FeatureFacts, KeptFacts
@@ -58,12 +59,25 @@ def test_pretrained_teachers_that_differ_in_arguments_alone_are_not_the_same(mon
     """Such as in their pooling, which is in no weight."""
     network = models.create_model("cifar_resnet8", num_classes=5)
     monkeypatch.setattr(models, "create_model", lambda *_, **__: network)
-    data: Any = SimpleNamespace(num_classes=5, image_size=32)
+    data: Any = SimpleNamespace(num_classes=5, image_size=32, class_names=list("abcde"))
     digests = []
     for args in ({}, {}, {"global_pool": "max"}, {"global_pool": "avg"}):
         config = TeacherConfig(model="resnet18", weights="pretrained", args=args)
         digests.append(_from_timm("pretrained", config, "teachers[0]", data, Config()).digest)
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_a_teacher_of_the_hub_that_knows_the_classes_in_another_order_is_refused(monkeypatch):
+    network = models.create_model("cifar_resnet8", num_classes=3)
+    network.pretrained_cfg = network.pretrained_cfg | {"label_names": ["bee", "ant", "cat"]}
+    monkeypatch.setattr(models, "create_model", lambda *_, **__: network)
+    data: Any = SimpleNamespace(num_classes=3, image_size=32, class_names=["ant", "bee", "cat"])
+    source = "hf-hub:org/name"
+    message = r"teachers\[0\] hf-hub:org/name: knows the same classes in another order: .*class_order: \[1, 0, 2\]"
+    with pytest.raises(UserError, match=message):
+        _from_timm(source, TeacherConfig(weights=source), "teachers[0]", data, Config())
+    ordered = TeacherConfig(weights=source, class_order=[1, 0, 2])
+    assert _from_timm(source, ordered, "teachers[0]", data, Config()).num_classes == 3
 
 
 @pytest.mark.parametrize("changes", [{"digest": "b"}, {"size": 24}])
