@@ -132,6 +132,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     answer_early(parse, "evaluate_kd.py")
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -252,9 +253,16 @@ def measure(
         if accelerator.is_main_process:
             print(printable(text))
 
+    other = student.other_data(data)
+    home = None if other else student.run  # results on other data are not the run's
     # by each process, so that none waits for another that has ended
-    check_writable(student.run or Path(config.output_dir), "--checkpoint" if student.run else "output_dir")
+    check_writable(home or Path(config.output_dir), "--checkpoint" if home else "output_dir")
     split = select_split(data, options.split)
+    if other:
+        say(f"note: {other}; some of these images may be among them. The results are kept apart from the run's")
+    else:
+        for each in filter(None, (split, data.val)):  # the temperature is fitted on validation images
+            student.require_unseen(each, data, config)
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
     try:
         baseline = find_baseline(student, config, data, options.baseline)
@@ -294,7 +302,7 @@ def measure(
                 precision=accelerator.mixed_precision,
                 channels_last=config.training.channels_last,
             )
-        record(config, student, measured, found, use_wandb=not options.no_wandb)
+        record(config, replace(student, run=home), measured, found, use_wandb=not options.no_wandb)
 
 
 def alone_of(network: Network, predict: Predictor) -> Callable[[Images, str], Tensor]:

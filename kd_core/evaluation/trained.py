@@ -6,16 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, TeacherConfig, own_code
-from kd_core.data.dataset import Data, load_data
+from kd_core.data.dataset import Data, Split, load_data
 from kd_core.errors import UserError, first_line
 from kd_core.files import local_path, read_object, sha256_of
 from kd_core.loop.ranks import is_first_process
 from kd_core.models import build as models
 from kd_core.models.exported import check_classes, export_in
 from kd_core.teachers.load import EXPOSED, Teacher, find_teacher, load
+
+# Settings that decide which images of a source are for training.
+SPLITTING = ("train_split", "val_split", "test_split", "val_size", "test_size", "train_size", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,38 @@ class TrainedStudent:
             config = configuration.resolve([Layer("its run", config.model_dump(mode="json")), size]).config
         labeled = config.data.model_copy(update={"unlabeled": None})
         return load_data(labeled, model_sizes=[self.loaded.preprocess.size], cache_dir=config.cache.folder)
+
+    def other_data(self, data: Data) -> str | None:
+        """Words for data that are not those that it was trained on; None if they are, or if its export does not say."""
+        there = self.loaded.data_fingerprint
+        if there in (None, data.fingerprint):
+            return None
+        return (
+            "the data are not those that the student was trained on "
+            f"(fingerprint {str(there)[:12]} there, {data.fingerprint[:12]} here)"
+        )
+
+    def require_unseen(self, split: Split, data: Data, config: Config) -> None:
+        """UserError if it was trained on images of `split`, which other settings have cut from its training images."""
+        record = self.export / "config.yaml"
+        if not record.is_file() or split.fingerprint != data.train.fingerprint:
+            return
+        try:
+            settings = {"data": configuration.read_record(record).values.get("data") or {}}
+            own = configuration.resolve([Layer(str(record), settings)], in_sweep=False).config.data
+        except UserError:  # settings of another version, or of another project, which do not tell
+            return
+        changed = {key: getattr(own, key) for key in SPLITTING if getattr(own, key) != getattr(config.data, key)}
+        if not changed:
+            return
+        there = self.data(config.model_copy(update={"data": config.data.model_copy(update=changed)})).train
+        seen = len(np.intersect1d(there.rows, split.rows)) if there.fingerprint == split.fingerprint else 0
+        if seen:
+            stated = ", ".join(f"data.{key}={value}" for key, value in changed.items())
+            raise UserError(
+                f"the student was trained on {seen:,} of the {len(split):,} {split.name} images that these settings "
+                f"give; in its training {stated}"
+            )
 
 
 def open_student(folder: Path, artifact: str | None) -> TrainedStudent:

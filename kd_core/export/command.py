@@ -99,6 +99,8 @@ def images_to_check(
     try:
         config = student.config(given)
         data = student.data(config)
+        if other := student.other_data(data):
+            raise UserError(other)
         if loaded.image_size not in (None, data.image_size) or data.num_classes != loaded.num_classes:
             raise UserError("the data are not those that the student was trained on")
     except UserError as error:

@@ -23,10 +23,11 @@ from small_students import NAMES, STUDENTS, make_student
 import evaluate_kd
 import kd_methods
 from kd_core.config import Config
+from kd_core.data.dataset import load_data
 from kd_core.data.views import Augmentation, Views
 from kd_core.errors import UserError
 from kd_core.export import card, predict_files, write
-from kd_core.files import write_json
+from kd_core.files import read_object, write_json
 from kd_core.models import build as models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,12 +268,14 @@ def test_a_card_without_any_origin(written):
 
 
 def test_the_script_exports_beside_the_run_and_checks_on_its_data(tmp_path, capsys):
-    run = make_student(tmp_path / "run-1" / "student", "cifar_resnet20").parent
-    write_json(run / "summary.json", {"run_id": "1"})
     settings = {
         "data": {"source": "digits"}, "cache": {"dir": str(tmp_path / "cache")}, "kd": {"type": kd_methods.LABEL_ONLY},
     }  # fmt: skip
-    (run / "config.yaml").write_text(Config.model_validate(settings).to_yaml())
+    config = Config.model_validate(settings)
+    fingerprint = load_data(config.data, model_sizes=[32], cache_dir=config.cache.folder).fingerprint
+    run = make_student(tmp_path / "run-1" / "student", "cifar_resnet20", data=fingerprint).parent
+    write_json(run / "summary.json", {"run_id": "1"})
+    (run / "config.yaml").write_text(config.to_yaml())
     evaluate_kd.main(["--checkpoint", str(run), "--export", "timm,hub", "--repo", "org/digits"])
     printed = capsys.readouterr().out
     assert re.search(r"timm: written to .*run-1/export/timm; .* on \d+ images of the val split", printed)
@@ -282,9 +285,16 @@ def test_the_script_exports_beside_the_run_and_checks_on_its_data(tmp_path, caps
     content = (run / "export" / "hub" / "README.md").read_text()
     assert 'create_model("hf-hub:org/digits"' in content and "| data | digits |" in content
     kept = json.loads((run / "export" / "timm" / "config.json").read_text())
-    assert kept["extra"] == {"image_size": 32, "data_fingerprint": "f00d"}
+    assert kept["extra"] == {"image_size": 32, "data_fingerprint": fingerprint} and f"| {fingerprint} |" in content
     evaluate_kd.main(["--checkpoint", str(run / "export" / "timm"), "--no-wandb"])  # an export is a student again
     assert (run / "evaluation-val.json").is_file()
+    config_file = run / "student" / "config.json"  # other images by now: their facts are not the student's origin
+    write_json(config_file, {**read_object(config_file), "extra": {"image_size": 32, "data_fingerprint": "f00d"}})
+    evaluate_kd.main(["--checkpoint", str(run), "--export", "timm"])
+    printed = capsys.readouterr().out
+    assert "random images, since the data cannot be used: the data are not those that the student" in printed
+    content = (run / "export" / "timm" / "README.md").read_text()
+    assert "| fingerprint of the data | f00d |" in content and "| training images | unknown |" in content
 
 
 def test_without_its_data_random_images_are_used(written, tmp_path, capsys):

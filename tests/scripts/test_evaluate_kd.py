@@ -88,6 +88,25 @@ def test_an_exported_student_inside_its_run_and_the_test_split(folder):
     assert results(folder, "test")["total"] == 270
 
 
+@pytest.mark.parametrize("words", [["--data.val_size=0.3"], ["--data.split_seed=7"]])
+def test_images_that_the_student_was_trained_on_are_no_held_out_ones(folder, words):
+    before = {file: file.read_bytes() for file in folder.glob("*.json")}
+    for split in ("val", "test"):  # which is a split of its own, but the temperature is fitted on validation images
+        with pytest.raises(UserError, match=r"trained on \d+ of the \d+ val images that these settings give; in its"):
+            evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb", "--split", split, *words])
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_results_on_other_data_are_kept_apart_from_the_runs(folder, tmp_path, capsys):
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    words = ["--data.store_size=16", "--split", "test", "--evaluation.report=true", f"--output_dir={tmp_path}"]
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb", *words])
+    assert "note: the data are not those that the student was trained on (fingerprint " in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in before} == before
+    assert results(tmp_path / f"evaluation-{folder.name}", "test")["total"] == 270
+    assert (tmp_path / f"evaluation-{folder.name}" / "report" / "index.html").is_file()
+
+
 def test_two_processes_count_the_same(folder):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     one = results(folder)

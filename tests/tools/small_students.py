@@ -14,8 +14,13 @@ TEACHER_RECIPE = {
 STUDENTS = {"test_vit": {"img_size": 32}, "cifar_resnet20": {}}  # and their arguments
 
 
-def make_student(folder: Path, name: str, *, stored: int = 32, resize: int = 32, names: list[str] = NAMES) -> Path:
-    """An export of a 32-pixel network whose BatchNorm statistics differ from their initial values."""
+def make_student(
+    folder: Path, name: str, *, stored: int = 32, resize: int = 32, names: list[str] = NAMES, data: str = "f00d"
+) -> Path:
+    """An export of a 32-pixel network whose BatchNorm statistics differ from their initial values.
+
+    data: the fingerprint of what it was trained on.
+    """
     torch.manual_seed(0)
     model = models.create_model(name, num_classes=len(names), args=STUDENTS[name])
     for buffer in model.buffers():
@@ -29,6 +34,6 @@ def make_student(folder: Path, name: str, *, stored: int = 32, resize: int = 32,
         num_classes=len(names),
         class_names=names,
         preprocess=models.Preprocess(32, resize, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)),
-        extra={"image_size": stored, "data_fingerprint": "f00d"},
+        extra={"image_size": stored, "data_fingerprint": data},
     )
     return folder
