@@ -21,9 +21,14 @@ class RankMistake(UserError):
     """Contradictory rank variables: no process knows whether it is the first, so all print the message."""
 
 
+def rank_in(environ: Mapping[str, str]) -> str:
+    """The rank of the process with this environment, as its launcher wrote it; "0" without a launcher."""
+    return next((environ[name] for name in RANKS["rank"] if name in environ), "0")
+
+
 def is_first(environ: Mapping[str, str]) -> bool:
     """Whether the process with this environment is the first one, the only one that prints."""
-    return next((environ[name] for name in RANKS["rank"] if name in environ), "0") in ("0", "-1")
+    return rank_in(environ) in ("0", "-1")
 
 
 def is_first_process() -> bool:

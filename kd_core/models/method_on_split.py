@@ -27,10 +27,14 @@ def score(
 ) -> dict[str, float]:
     """accuracy, auroc, loss_ce and loss_total of logits [n,C], teachers' logits [K,n,C], labels int64 [n].
 
-    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`.  NonFinite
-    if logits or loss are not finite.
+    loss_total is the method's own loss in evaluation mode, averaged over samples in chunks of `batch_size`; it is left
+    out where the method needs teachers and there are none.  NonFinite if logits or loss are not finite.
     """
     found = metrics.classification(logits, labels)
+    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(found["auroc_classes_left_out"])
+    row = {name: found[name] for name in kept}
+    if teacher_logits is None and method.requires_teachers:
+        return row
     method.eval()
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for start in range(0, len(labels), batch_size):
@@ -41,8 +45,7 @@ def score(
     method.train()
     if not total.isfinite():
         raise NonFinite(f"the evaluation loss is not finite (loss_total of {len(labels)} images)")
-    kept = ["accuracy", "auroc", "loss_ce"] + ["auroc_classes_left_out"] * bool(found["auroc_classes_left_out"])
-    return {**{name: found[name] for name in kept}, "loss_total": float(total) / len(labels)}
+    return {**row, "loss_total": float(total) / len(labels)}
 
 
 @contextmanager

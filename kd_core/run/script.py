@@ -11,17 +11,20 @@ import io
 import os
 import select
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from kd_core.errors import UserError, first_line
-from kd_core.loop.ranks import RankMistake, is_first_process
+from kd_core.loop.ranks import RankMistake, is_first_process, rank_in
 from kd_core.loop.signals import Stopped
 
 T = TypeVar("T")
+SECONDS_TO_BE_ENDED = 5.0  # that a launcher may take to end a process once the first one has ended
 
 
 def show_help(text: str) -> NoReturn:
@@ -72,10 +75,10 @@ def _exit_on_error(name: str, after_stop: str = "") -> Iterator[None]:
         print(f"{name}: {mistake}", file=sys.stderr)
         sys.exit(exit_status(mistake))
     except UserError as mistake:
-        _print_once(name, str(mistake))
+        _print_mistake(name, str(mistake))
         sys.exit(exit_status(mistake))
     except _out_of_memory() as full:
-        _print_once(
+        _print_mistake(
             name,
             f"the device's memory is full ({first_line(full, 200)}). Try a smaller data.batch_size or "
             "training.mixed_precision=bf16; data.store=host keeps the images elsewhere",
@@ -138,6 +141,17 @@ def _report_failure(name: str, error: Exception) -> None:
         f"on, the command, and config.yaml of the run folder if there is one (Python {sys.version.split()[0]}, torch "
         f"{torch.__version__}, {sys.platform})",
     )
+
+
+def _print_mistake(name: str, text: str) -> None:
+    """Print a message to stderr, once if all processes meet the mistake: their launcher ends those that still wait.
+
+    A mistake that only another process meets, such as a full disk of its machine, is printed by that process.
+    """
+    if not is_first_process():
+        time.sleep(SECONDS_TO_BE_ENDED)
+        text = f"process {rank_in(os.environ)} on {socket.gethostname()}: {text}"
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
 
 
 def _print_once(name: str, text: str) -> None:

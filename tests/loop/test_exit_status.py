@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 
@@ -10,6 +11,7 @@ import torch
 
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
+from kd_core.run import script
 from kd_core.run.script import run_script
 
 
@@ -61,6 +63,12 @@ def test_a_signal_has_its_status(error, status, text, monkeypatch, capsys):
     assert ended(error, monkeypatch, capsys) == (status, f"script.py: {text}; go on\n")
 
 
-def test_only_the_first_process_prints(monkeypatch, capsys):
+def test_only_the_first_process_prints_at_once(monkeypatch, capsys):
+    """Others wait for their launcher to end them; a mistake that they alone meet would not be told otherwise."""
     monkeypatch.setenv("RANK", "1")
-    assert ended(UserError("a: wrong"), monkeypatch, capsys) == (2, "")
+    waited = []
+    monkeypatch.setattr(script.time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    status, told = ended(UserError("a: wrong"), monkeypatch, capsys)
+    assert status == 2 and re.fullmatch(r"script.py: process 1 on \S+: a: wrong\n", told)
+    assert waited == [(script.SECONDS_TO_BE_ENDED, "")]
+    assert ended(Stopped(signal.SIGTERM), monkeypatch, capsys)[1] == ""

@@ -22,6 +22,7 @@ from kd_core.config import DataConfig, command_line
 from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
 from kd_core.models import build as models
+from kd_core.run.folder import read_metrics
 from kd_core.teachers.logits_file import LogitsFile, write_logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +94,20 @@ def test_a_file_by_another_framework_serves_as_a_teacher(home, data):
     safetensors.numpy.save_file({"mine": views}, home / "numpy.safetensors", metadata=about)
     fixed = ["--cache.mode=fixed", "--cache.views=2", "--kd.type=average"]
     train(home, "e", f"--teachers=[{{logits: {home / 'numpy.safetensors'}}}]", *fixed)
+
+
+def test_without_test_logits_the_student_is_tested_alone(home, capsys):
+    """The run is not lost after its last epoch."""
+    tensors = load_file(home / "clean.safetensors")
+    with safe_open(home / "clean.safetensors", "pt") as file:
+        about = file.metadata()
+    test = tensors.pop("test")
+    write_logits(home / "untested.safetensors", tensors, about)
+    more = ["--evaluation.test_at_end=true", "--kd.type=average"]
+    train(home, "untested", f"--teachers=[{{logits: {home / 'untested.safetensors'}}}]", *more)
+    assert "the student is tested without its teachers beside it: teachers[0].logits: " in capsys.readouterr().out
+    row = read_metrics(folder(home, "untested") / "metrics.jsonl")[-1]
+    assert {"test/accuracy", "test/loss_ce"} < set(row) and "test/loss_total" not in row and len(test) == 270
 
 
 def test_the_docs_example_runs_and_its_file_serves_as_a_teacher(home, monkeypatch, tmp_path):
