@@ -38,6 +38,22 @@ from kd_methods._feature_term import FeatureTerm
 from kd_methods.feature_losses._base import Classifier
 
 
+MODES = ("fixed", "lazy", "clean", "off")  # of the cache, each with less than the one before
+
+
+def agreed(mode: Callable[[], str]) -> str:
+    """The cache mode for all processes, whose machines may have unlike room: the one with least; UserError of any."""
+    own, mistake = "off", ""
+    try:
+        own = mode()
+    except UserError as error:
+        mistake = str(error)
+    found = gather_object([(own, mistake)])
+    if mistakes := [text for _, text in found if text]:
+        raise UserError(mistakes[0])
+    return max((each for each, _ in found), key=MODES.index)
+
+
 class TeacherLogits:
     """The logits of K frozen teachers.
 
@@ -274,7 +290,7 @@ class TeacherLogits:
         """Open the caches for training `images` as `cache.mode` says, and fill those of known views."""
         device = self._predict.accelerator.device
         self.open_files(images.split)
-        mode = self._mode(images, notify)
+        mode = agreed(lambda: self._mode(images, notify))
         for index, teacher in enumerate(self.members):
             views = self._views_in(mode, teacher)
             if teacher.file or not views:

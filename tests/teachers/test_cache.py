@@ -197,6 +197,19 @@ def test_fixed_views_depend_on_the_row_not_on_seed_and_epoch():
     assert len(bank.unique()) > 0.95 * Augmentation(4, True).num_views  # they are spread over all views
 
 
+@pytest.mark.parametrize(("others", "mode"), [(["lazy"], "lazy"), (["clean", "off"], "off"), (["fixed"], "lazy")])
+def test_processes_on_machines_with_unlike_room_take_one_mode(others, mode, monkeypatch):
+    """Else some of them would wait for the others in filling a cache that these do not fill."""
+    monkeypatch.setattr(teacher_logits, "gather_object", lambda own: [*own, *((other, "") for other in others)])
+    assert teacher_logits.agreed(lambda: "lazy") == mode
+
+
+def test_a_mistake_of_one_process_ends_all(monkeypatch):
+    monkeypatch.setattr(teacher_logits, "gather_object", lambda own: [*own, ("off", "cache.mode: no room")])
+    with pytest.raises(UserError, match="cache.mode: no room"):
+        teacher_logits.agreed(lambda: "lazy")
+
+
 # ------------------------------------------------------------------------------------------------------ in training
 
 
