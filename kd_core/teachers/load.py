@@ -434,7 +434,8 @@ def _from_timm(source: str, config: TeacherConfig, where: str, data: Data, run: 
         content.update(key.encode())
         content.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
     preprocess = models.preprocess_of(model, img_size=config.img_size)
-    names = model.pretrained_cfg.get("label_names")  # of a model of the Hub; as a mapping, it has gaps
+    cfg: Any = model.pretrained_cfg
+    names = cfg.get("label_names")  # of a model of the Hub; as a mapping, it has gaps
     names = names if isinstance(names, list) and len(names) == data.num_classes else None
     facts = Facts(name, data.num_classes, names, preprocess, models.count_parameters(model))
     check_classes(facts, data, f"{where} {source}", outputs_in_order(config.class_order, data.class_names))

@@ -37,7 +37,6 @@ from kd_methods import TeacherOutputs
 from kd_methods._feature_term import FeatureTerm
 from kd_methods.feature_losses._base import Classifier
 
-
 MODES = ("fixed", "lazy", "clean", "off")  # of the cache, each with less than the one before
 
 
