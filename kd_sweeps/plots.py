@@ -64,20 +64,30 @@ def importances(study: optuna.Study, trials: Sequence[FrozenTrial], sweep: Sweep
         raise ValueError(f"{sweep.metric} is the same in all {len(finite)} trials")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(study, params=several, normalize=False)
+        found = optuna.importance.get_param_importances(
+            study, evaluator=evaluator(), params=several, normalize=False
+        )
     total = sum(found.values())
     if not (math.isfinite(total) and total > 0):
         raise ValueError(f"the trials with the best {sweep.metric} took the same values as all others")
     return {name: share / total for name, share in found.items()}
 
 
+def evaluator() -> optuna.importance.BaseImportanceEvaluator:
+    """Importance for being in the better half of the trials.
+
+    By default Optuna asks what sets the best tenth apart, which two or three trials decide where there are 20 or 30.
+    """
+    return optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+
+
 def draw_importance(study: optuna.Study, sweep: Sweep, names: list[str], trials: int) -> bytes:
     """Bars, the most important parameter on top; `trials` is how many were compared."""
     with drawing():
         axes = optuna.visualization.matplotlib.plot_param_importances(
-            study, params=names, target_name=shown(sweep.metric)
+            study, evaluator=evaluator(), params=names, target_name=shown(sweep.metric)
         )
-        axes.set_title(f"{shown(sweep.path.stem)}: importance of parameters, from {trials} trials", loc="left")
+        axes.set_title(f"{shown(sweep.path.stem)}: what sets the better half of {trials} trials apart", loc="left")
         axes.set_yticks(axes.get_yticks(), [shown(label.get_text()) for label in axes.get_yticklabels()])
         return png(axes, width=8, height=1.6 + 0.4 * len(names))
 

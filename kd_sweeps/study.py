@@ -79,7 +79,6 @@ class SharedStudy:
         direction = StudyDirection.MAXIMIZE if sweep.maximize else StudyDirection.MINIMIZE
         names = optuna.get_all_study_names(journal)
         if not names:
-            # Hyperband takes a trial's bracket from the study's name, so the same sweep has the same name in any folder
             optuna.create_study(storage=journal, study_name=fingerprint, direction=direction, load_if_exists=True)
             names = optuna.get_all_study_names(journal)
         if not names[0].startswith(fingerprint):

@@ -83,10 +83,26 @@ def test_hyperband_settings(sandbox: Sandbox) -> None:
         return create_pruner(read_sweep(sandbox.file), 81)
 
     least = pruner(min_iter=3)
-    assert (least._min_resource, least._max_resource, least._reduction_factor) == (3, 81, 3)
+    assert (least._min_resource, least._reduction_factor) == (3, 3)
     most = pruner(max_iter=27, s=2, eta=2)
-    assert (most._min_resource, most._max_resource, most._reduction_factor) == (6, 27, 2)
+    assert (most._min_resource, most._reduction_factor) == (6, 2)
     assert pruner(max_iter=4, s=3)._min_resource == 1
+
+
+def test_every_trial_is_judged_at_every_band_against_all_others(sandbox: Sandbox) -> None:
+    """As W&B does; in Hyperband's brackets half of them would pass the first band unseen."""
+    sandbox.sweep({"x": {"values": [1]}}, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 3})
+    study = optuna.create_study(direction="maximize", pruner=create_pruner(read_sweep(sandbox.file), 20))
+    ends = []
+    for number in range(12):  # each worse than those before
+        trial = study.ask()
+        for step in range(1, 21):
+            trial.report(-number, step)
+            if trial.should_prune():
+                break
+        ends.append(step)
+        study.tell(trial, 0.0)
+    assert ends == [20, *[2] * 11]
 
 
 def test_bayes_finds_better_values_than_random(sandbox: Sandbox) -> None:

@@ -52,7 +52,7 @@ def test_a_worker_that_died_while_deciding_loses_no_point(sandbox: Sandbox) -> N
 
 
 def test_a_sweep_in_another_folder_stops_the_same_trials_in_runs_of_its_own(sandbox: Sandbox) -> None:
-    """Hyperband draws a trial's bracket from the study's name; ids of runs come from the study's own id."""
+    """The ids of runs come from the study's own id."""
     sandbox.sweep({"x": {"values": list(range(20))}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3})
     here, again, there = (shared_study(sandbox, f"{folder}/study.journal") for folder in ("here", "here", "there"))
     assert stopped_trials(here) == stopped_trials(there) != []
@@ -60,7 +60,7 @@ def test_a_sweep_in_another_folder_stops_the_same_trials_in_runs_of_its_own(sand
 
 
 def stopped_trials(shared: SharedStudy) -> list[int]:
-    """Trials that Hyperband stops after one epoch if each is worse than those before."""
+    """Trials that are stopped after one epoch if each is worse than those before."""
     stopped = []
     while trial := shared.next_trial(20):
         trial.report(-trial.number, 1)

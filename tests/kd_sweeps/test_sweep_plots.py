@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,7 +96,7 @@ def test_importance_is_shared_by_what_took_several_values(tmp_path, monkeypatch)
 
     def remember(study, sweep, names, trials):
         assert trials == 6
-        shares.update(optuna.importance.get_param_importances(study, params=names))
+        shares.update(plots.importances(study, study.trials, sweep))
         return draw_importance(study, sweep, names, trials)
 
     draw_importance = plots.draw_importance
@@ -105,6 +106,24 @@ def test_importance_is_shared_by_what_took_several_values(tmp_path, monkeypatch)
     assert figures == {"parallel_coordinates", "importance"} and not said
     assert list(shares) == ["kd.temperature", "training.seed"] and sum(shares.values()) == pytest.approx(1)
     assert shares["kd.temperature"] > shares["training.seed"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_parameter_that_matters_is_the_most_important(tmp_path, monkeypatch, seed):
+    """Of 24 trials, as in sweeps/grid.yaml: five points, with noise of half a point; two parameters do nothing."""
+    shares: list[dict[str, float]] = []
+    draw_importance = plots.draw_importance
+    monkeypatch.setattr(
+        plots, "draw_importance",
+        lambda study, sweep, names, trials: shares.append(plots.importances(study, study.trials, sweep))
+        or draw_importance(study, sweep, names, trials),
+    )  # fmt: skip
+    grid = {"kd.alpha": [0.3, 0.9], "kd.temperature": [1.0, 2.0, 4.0, 8.0], "training.seed": [0, 1, 2]}
+    noise = random.Random(seed)
+    results = [0.5 + 0.05 * (index >= 12) + noise.gauss(0, 0.005) for index in range(24)]
+    plotted(tmp_path, grid, results)
+    [found] = shares
+    assert next(iter(found)) == "kd.alpha" and found["kd.alpha"] > 0.9
 
 
 ODD: dict[str, list[Any]] = {
