@@ -104,7 +104,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 if __name__ == "__main__":  # before the imports below, which take seconds
     answer_early(parse, "compare_kd.py")
 
-from kd_core.comparison import compare, recorded, runs, tables
+from kd_core.comparison import compare, pivot, recorded, runs, tables
 from kd_core.config import own_code
 
 
@@ -128,7 +128,7 @@ def compared(found: runs.Found, options: argparse.Namespace) -> tuple[dict[str, 
     """What the options ask of the runs, and its tables."""
     settings = dict(metric=options.metric, confidence=options.confidence, force=options.force)
     if options.rows:
-        result = compare.pivot(found, options.rows, options.cols, **settings)
+        result = pivot.pivot(found, options.rows, options.cols, **settings)
         return result, [tables.table_of(result)]
     tests = dict(vary=options.vary, contrasts=options.contrast, margin=options.margin, pool=options.pooled)
     result = compare.compare(found, also=options.also, baseline=options.baseline, **tests, **settings)

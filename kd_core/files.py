@@ -37,6 +37,11 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def json_sha256(value: Any, *, sort_keys: bool = False) -> str:
+    """Hex digest of plain data as JSON.  Runs, caches and checkpoints are found by it, so its text must not change."""
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
+
+
 def sync_folder(path: Path) -> None:
     """Flush the folder entries of `path` to disk; a no-op where folders cannot be opened (Windows)."""
     if os.name == "posix":

@@ -171,8 +171,8 @@ def calibration(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dic
     return {
         "nll": sum(entropies) / len(labels),
         "brier": float(brier.float().mean()),
-        "ece": _equal_width_error(confidence, right, BINS),
-        "ece_adaptive": _adaptive_error(confidence, right, BINS),
+        "ece": calibration_error(confidence, right),
+        "ece_adaptive": adaptive_calibration_error(confidence, right),
     }
 
 
@@ -180,48 +180,37 @@ def _cooled(logits: Tensor, temperature: float) -> Tensor:
     return logits.float() if temperature == 1 else logits.float() / temperature
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+def calibration_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> float:
     """Expected calibration error over equal-width bins (l, r] of the top probability (Guo et al., arXiv:1706.04599).
 
-    probabilities [N,C], labels int64 [N].  Sum over bins of the fraction of samples times |accuracy - confidence|.
+    confidence float64 [N]: the top probabilities; right float64 [N]: 1 where that class is the label, else 0.  Sum over
+    bins of the fraction of samples times |accuracy - confidence|.
     """
-    return _equal_width_error(*_top(probabilities, labels), bins)
-
-
-def _equal_width_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     return _gap(_sums(confidence, right, _equal_width(confidence, bins), bins))
 
 
-def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+def adaptive_calibration_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> float:
     """Calibration error over bins with equal numbers of samples, by rank of the top probability (Nguyen and O'Connor,
     EMNLP 2015, arXiv:1508.05154).
 
     Equal probabilities share the bin of the first of them, so that the order of the samples does not matter.
     """
-    return _adaptive_error(*_top(probabilities, labels), bins)
-
-
-def _adaptive_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     rank = torch.searchsorted(confidence.sort().values, confidence)
     return _gap(_sums(confidence, right, rank * bins // len(confidence), bins))
-
-
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Tensor]:
-    """Values of a reliability diagram per bin of `calibration_error`: float64 [bins] each, `count` int64.
-
-    `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` the mean top
-    probability and `accuracy` the fraction that is right, both NaN in empty bins.
-    """
-    return _reliability(*_top(probabilities, labels), bins)
 
 
 def reliability_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
     """`reliability` of the probabilities of logits [N,C], divided by `temperature`."""
     confidence, predicted = most_probable(logits, temperature)
-    return _reliability(confidence, (predicted == labels).double(), BINS)
+    return reliability(confidence, (predicted == labels).double())
 
 
-def _reliability(confidence: Tensor, right: Tensor, bins: int) -> dict[str, Tensor]:
+def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> dict[str, Tensor]:
+    """Values of a reliability diagram per bin of `calibration_error`: float64 [bins] each, `count` int64.
+
+    `lower` and `upper` are the bin's limits, `count` its number of samples, `mean_confidence` the mean top
+    probability and `accuracy` the fraction that is right, both NaN in empty bins.
+    """
     count, summed, correct = _sums(confidence, right, _equal_width(confidence, bins), bins)
     edges = torch.arange(bins + 1, dtype=torch.float64, device=count.device) / bins
     return {
@@ -242,12 +231,6 @@ def most_probable(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Ten
 
     confidence, predicted = in_blocks(of_block, logits).t().contiguous()
     return confidence, predicted.long()
-
-
-def _top(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The top probability float64 [N], and whether its class is the label: float64 [N]."""
-    confidence, predicted = probabilities.max(1)
-    return confidence.double(), (predicted == labels).double()
 
 
 def _equal_width(confidence: Tensor, bins: int) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from kd_core.errors import UserError
-from kd_core.files import write_text
+from kd_core.files import sha256_of, write_text
 from kd_sweeps.sweep_file import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +148,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
         settings = _without_new_defaults({key: value for key, value in config.items() if key not in ELSEWHERE})
         files = [Path(file).expanduser() for file in settings.get("import") or []]
         if files and all(file.is_file() for file in files):  # own code is identified by its content, as in a run
-            settings["import"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+            settings["import"] = [sha256_of(file) for file in files]
         return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         raise UserError(f"{sweep.path}: {shlex.join(command)} printed no YAML with output_dir") from None

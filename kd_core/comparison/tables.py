@@ -154,7 +154,7 @@ def _test(test: dict[str, Any] | None, metric: str, margin: float | None) -> lis
 
 
 def table_of(pivoted: dict[str, Any]) -> Table:
-    """The paper's table of what `compare.pivot` gives."""
+    """The paper's table of what `pivot.pivot` gives."""
     metric = pivoted["metric"]
     rows = []
     if any(pivoted["teachers"]):

@@ -21,6 +21,7 @@ from kd_core.config.read import (
     read_record,
     read_yaml,
     require_code,
+    trial_run_id,
     without_echoes,
 )
 from kd_core.config.schema import (
@@ -77,6 +78,7 @@ __all__ = [
     "read_yaml",
     "require_code",
     "resolve",
+    "trial_run_id",
     "with_precision",
     "with_seed",
     "without_echoes",

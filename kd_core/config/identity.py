@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from kd_core.config import own_code, registry
 from kd_core.config.read import find_file, read_yaml
 from kd_core.config.schema import Config
-from kd_core.files import sha256_of
+from kd_core.files import json_sha256, sha256_of
 
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained again.
 RECIPE_VERSION = 2
@@ -77,7 +75,7 @@ def _identity_of_teacher(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(identity, sort_keys=True)[:16]
 
 
 def _content_of(source: str) -> str | None:

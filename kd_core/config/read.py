@@ -325,3 +325,8 @@ def without_echoes(layer: Layer) -> Layer:
 def in_trial() -> bool:
     """Whether this process is the trial of a sweep, W&B's or a local one (`sweeps/run_local.py`)."""
     return "WANDB_SWEEP_ID" in os.environ or "KD_TRIAL" in os.environ
+
+
+def trial_run_id() -> str | None:
+    """The run id that a sweep gives its trial, under which an interrupted one goes on; None outside of a sweep."""
+    return os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)

@@ -21,7 +21,7 @@ from kd_core.data.decoding import Classes, LabelReader, Stored
 from kd_core.data.folder_layout import roles_in, split_for
 from kd_core.data.label_noise import with_noise
 from kd_core.data.labels import alike, class_numbers
-from kd_core.data.raw import RawSplit, Source
+from kd_core.data.raw import RawSplit, Source, named_splits
 from kd_core.data.sources import open_source
 from kd_core.data.stratify import stratified
 from kd_core.errors import UserError
@@ -375,7 +375,7 @@ def _read_test(reader: _Reader, name: str, stored: Stored) -> Split:
 
 def _split_names(source: Source, config: DataConfig) -> tuple[str, str | None, str | None]:
     """Which of the source's splits are for training, validation and test."""
-    named = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+    named = named_splits(config)
 
     def find(role: str) -> str | None:
         """The split of a role; for validation and test none is guessed that the settings give to another role."""

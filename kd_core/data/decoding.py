@@ -19,8 +19,8 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from kd_core.errors import UserError
-from kd_core.files import replacing_folder, reserve, write_json, writing
+from kd_core.errors import UserError, first_line
+from kd_core.files import json_sha256, replacing_folder, reserve, write_json, writing
 
 if TYPE_CHECKING:
     from kd_core.data.raw import RawSplit
@@ -128,7 +128,7 @@ def _opened(path: Path, notify: Callable[[str], None]) -> Stored | None:
     try:
         envelope = json.loads((path / "header.json").read_text(encoding="utf-8"))
         header = envelope["header"]
-        if envelope["sha256"] != _sha256(json.dumps(header).encode()):
+        if envelope["sha256"] != json_sha256(header):
             raise ValueError("the header does not match its checksum")
         arrays = {}
         for name in ("labels", "sums"):
@@ -198,7 +198,7 @@ def _decode_all(
             "unreadable": [[row, reason] for row, reason in unreadable.items()],
             "fingerprint": content.hexdigest(),
         }
-        envelope = {"header": header, "sha256": _sha256(json.dumps(header).encode())}
+        envelope = {"header": header, "sha256": json_sha256(header)}
         (folder / "header.json").write_text(json.dumps(envelope), encoding="utf-8")
 
 
@@ -232,14 +232,14 @@ def common_side(raw: RawSplit, meaning: str, folder: Path, threads: int | None) 
 
 
 def _key(raw: RawSplit, meaning: str) -> str:
-    return hashlib.sha256(json.dumps([VERSION, raw.key, meaning]).encode()).hexdigest()[:20]
+    return json_sha256([VERSION, raw.key, meaning])[:20]
 
 
 def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> int | None:
     """The side of all images, if they are squares of one size; computed once, from the files' headers."""
     try:
         found = json.loads(remembered.read_text(encoding="utf-8"))
-        if found["sha256"] == _sha256(json.dumps(found["common_side"]).encode()):
+        if found["sha256"] == json_sha256(found["common_side"]):
             return found["common_side"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: computed again
@@ -250,7 +250,7 @@ def _common_side(raw: RawSplit, remembered: Path, pool: ThreadPoolExecutor) -> i
             break
     common = sizes.pop() if len(sizes) == 1 else (0, 1)
     side = common[0] if common[0] == common[1] else None
-    write_json(remembered, {"common_side": side, "sha256": _sha256(json.dumps(side).encode())})
+    write_json(remembered, {"common_side": side, "sha256": json_sha256(side)})
     return side
 
 
@@ -279,7 +279,7 @@ def try_decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray |
     try:
         return decode(item, side)
     except Exception as error:  # noqa: BLE001 - collected, and reported all at once
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
 
 def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:

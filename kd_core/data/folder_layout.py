@@ -440,16 +440,7 @@ def tables(
             "images are data.source=imagefolder"
         )
     wanted = [name for name in (named or {}).values() if name is not None]
-    splits: dict[str, list[str]] = {}
-    configurations: dict[str, str] = {}
-    unnamed: list[str] = []
-    for name in sorted(usual):
-        split, around = _split_of_table(name, wanted, where)
-        if split is None:
-            unnamed.append(name)
-        else:
-            splits.setdefault(split, []).append(name)
-            configurations.setdefault(around, name)
+    splits, folders, unnamed = _tables_by_split(usual, wanted, where)
     if unnamed and splits and not wanted:
         raise UserError(
             f"data.train_split: {where}: {_shown(unnamed)} say nothing of a split, beside {_shown(splits)}; name the "
@@ -459,34 +450,59 @@ def tables(
         found.ignored["of no split that was asked for"] += len(unnamed)
     elif unnamed:
         splits = {"train": unnamed}
-        configurations = {str(PurePosixPath(name).parent): name for name in unnamed}
-    if len(configurations) > 1:
-        inner = [str(PurePosixPath(where, name)) for name in sorted(configurations) if name != "."]
-        remedy = f"give one of these, such as data.path={inner[-1]}"
-        if len(inner) < len(configurations) or len(splits) == len(configurations):
-            remedy += ", or have the files that belong together in one folder of their own"
-        raise UserError(
-            f"data.path: {where}: holds several data sets, in the folders {_shown(sorted(configurations))}; {remedy}"
-        )
+        folders = {str(PurePosixPath(name).parent) for name in unnamed}
+    _require_one_data_set(folders, len(splits), where)
     for split, own_files in splits.items():
         _require_one_role(split, own_files, where)
         _require_whole(split, own_files, where)
         if len(own_files) > 1 and not any(SHARD.search(PurePosixPath(name).stem) for name in own_files):
             found.notes.append(f"{split}: {len(own_files)} files, one after another: {_shown(own_files)}")
+    _leave_out_others(found, splits, named or {})
+    found.splits = {name: {None: own} for name, own in splits.items()}
+    return found
+
+
+def _tables_by_split(
+    names: Iterable[str], wanted: list[str], where: str
+) -> tuple[dict[str, list[str]], set[str], list[str]]:
+    """The tables of each split that their names say, the folders around these splits, and tables without a split."""
+    splits: dict[str, list[str]] = {}
+    folders, unnamed = set[str](), list[str]()
+    for name in sorted(names):
+        split, around = _split_of_table(name, wanted, where)
+        if split is None:
+            unnamed.append(name)
+        else:
+            splits.setdefault(split, []).append(name)
+            folders.add(around)
+    return splits, folders, unnamed
+
+
+def _require_one_data_set(folders: set[str], splits: int, where: str) -> None:
+    """UserError if there are several folders around the splits."""
+    if len(folders) < 2:
+        return
+    inner = [str(PurePosixPath(where, name)) for name in sorted(folders) if name != "."]
+    remedy = f"give one of these, such as data.path={inner[-1]}"
+    if len(inner) < len(folders) or splits == len(folders):
+        remedy += ", or have the files that belong together in one folder of their own"
+    raise UserError(f"data.path: {where}: holds several data sets, in the folders {_shown(sorted(folders))}; {remedy}")
+
+
+def _leave_out_others(found: Layout, splits: dict[str, list[str]], named: Mapping[str, str | None]) -> None:
+    """Skip the splits of a role for which the settings name another one; UserError if several could be meant."""
     for role in SPLIT_WORDS:
-        own = (named or {}).get(role)
-        meant = [name for name in splits if roles_in(name) == {role} and name not in wanted]
+        own = named.get(role)
+        meant = [name for name in splits if roles_in(name) == {role} and name not in named.values()]
         if own is None and len(meant) > 1:
             raise UserError(
-                f"data.{role}_split: {where}: several splits could be meant: {_shown(meant)}; name one, and the others "
-                "are left out"
+                f"data.{role}_split: {found.where}: several splits could be meant: {_shown(meant)}; name one, and the "
+                "others are left out"
             )
         kept = None if own is None else _named(own, splits)
         for name in meant if kept else ():
             if name != kept:
                 found.ignored[f"of split {name!r}, which was not asked for"] += len(splits.pop(name))
-    found.splits = {name: {None: own} for name, own in splits.items()}
-    return found
 
 
 SHARD = re.compile(r"(\d+)[-_.]of[-_.](\d+)")

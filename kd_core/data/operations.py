@@ -49,14 +49,22 @@ def crops(images: Tensor, boxes: Tensor, padding: int) -> Tensor:
 
     boxes int32 [n,4]: the offsets from the top and the left come first.
     """
-    canvas = F.pad(images, (0, 0, *[padding] * 4)) if padding else images.contiguous()
-    (count, height, width, _), (tall, wide) = images.shape, canvas.shape[1:3]
-    # Each row of a crop is a run of bytes, and all runs are rows of one overlapping strided tensor.
+    canvas = F.pad(images, (0, 0, *[padding] * 4)) if padding else images
+    return planar(windows(canvas, boxes[:, 0], boxes[:, 1], *images.shape[1:3]).view(images.shape))
+
+
+def windows(canvas: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """The window of each of canvas [n,H,W,3] at its integer offsets [n], as rows of pixels: [n,height,width*3].
+
+    Every run of width*3 values that starts at a pixel is a row of one overlapping strided tensor; selecting such rows
+    copies whole runs, where indexing by pixel would copy values one by one.
+    """
+    canvas = canvas.contiguous()
+    count, tall, wide, _ = canvas.shape
     runs = canvas.as_strided((count * tall * wide - width + 1, width * 3), (3, 1))
-    steps = torch.arange(max(count, height), device=images.device)
-    first = (steps[:count] * tall + boxes[:, 0]) * wide + boxes[:, 1]
-    found = runs.index_select(0, (first[:, None] + steps[:height] * wide).flatten())
-    return planar(found.view(images.shape))
+    steps = torch.arange(max(count, height), device=canvas.device)
+    first = (steps[:count] * tall + top) * wide + left
+    return runs.index_select(0, (first[:, None] + steps[:height] * wide).flatten()).view(count, height, width * 3)
 
 
 def planar(images: Tensor) -> Tensor:

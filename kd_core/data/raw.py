@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import stat
@@ -16,6 +14,7 @@ from kd_core.data import decoding
 from kd_core.data import folder_layout as layout
 from kd_core.data.folder_layout import IMAGE
 from kd_core.errors import UserError
+from kd_core.files import json_sha256
 
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
@@ -56,7 +55,7 @@ class Source:
 
 
 def digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return json_sha256(parts)
 
 
 Fact = tuple[str, int, int, int]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.data.operations import windows
 from kd_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Views:
             canvas = self._resized(images, self.canvas)
         if self.canvas == self.size:
             return canvas.flatten(2)
-        return self._crop(canvas, top, left)
+        return windows(canvas, top, left, self.size, self.size)
 
     def clean(self, images: Tensor, out_dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
         """The model's own evaluation view, float [B,3,size,size], of uint8 images [B,H,W,3]."""
@@ -263,21 +264,6 @@ class Views:
         if images.shape[1] == side:
             return images
         return resized(images.permute(0, 3, 1, 2), side, self.interpolation).permute(0, 2, 3, 1)
-
-    def _crop(self, canvas: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """[B,S,S,3] -> rows of pixels [B,size,size*3] at the offsets int64 [B] from the top and the left.
-
-        Every run of size*3 values that starts at a pixel is a row of one overlapping strided tensor;
-        selecting such rows copies whole runs, where indexing by pixel would copy values one by one.
-        """
-        canvas = canvas.contiguous()
-        count, side = canvas.shape[:2]
-        runs = canvas.as_strided((count * side * side - self.size + 1, self.size * 3), (3, 1))
-        steps = torch.arange(max(count, self.size), device=canvas.device)
-        first = (steps[:count] * side + top) * side + left
-        return runs.index_select(0, (first[:, None] + steps[: self.size] * side).flatten()).view(
-            count, self.size, self.size * 3
-        )
 
     def _normalized(self, view: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
         """Rows of pixels [B,size,size*3] in [0, 255] -> normalized [B,3,size,size]."""

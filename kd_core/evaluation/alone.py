@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from kd_core.data.dataset import Data
 from kd_core.errors import first_line
 from kd_core.evaluation.figures import Predictions
-from kd_core.files import sha256_of, write_bytes
+from kd_core.files import json_sha256, sha256_of, write_bytes
 from kd_core.models.build import load_export
 from kd_core.models.exported import export_in
 from kd_core.models.network import Network, from_export
@@ -83,4 +81,4 @@ def _key(images: str, export: Path, predict: Predictor) -> str:
         training.channels_last,
         accelerator.device.type,
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return json_sha256(parts)

@@ -14,6 +14,7 @@ from torch import Tensor
 from kd_core import metrics
 from kd_core.data.superclasses import superclasses_of
 from kd_core.evaluation.uncertainty import paired_difference, wilson
+from kd_core.files import mapped
 
 # keys of the difference to the student alone
 GAIN = ("gain", "gain_images", "gain_error", "gain_p", "gain_verdict")
@@ -102,7 +103,7 @@ def evaluate(
         found = paired_difference(predicted == labels, metrics.predictions(predictions.alone) == labels)
         gain = (figures["accuracy"] - alone["accuracy"], found.images, found.error, found.p, found.verdict)
         figures |= dict(zip(GAIN, gain, strict=True))
-    plain: dict[str, Any] = _plain(figures)
+    plain: dict[str, Any] = mapped(figures, _without_nan)
     return plain
 
 
@@ -189,10 +190,6 @@ def _beside_teachers(predictions: Predictions, predicted: Tensor) -> dict[str, A
     }
 
 
-def _plain(value: Any) -> Any:
-    """`value` with None for each NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, which JSON does not know."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -14,7 +14,6 @@ runs/<name>-<run_id>/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -39,6 +38,7 @@ from kd_core.files import (
     copy_folder,
     finite,
     held_lock,
+    json_sha256,
     json_text,
     local_path,
     previous_of,
@@ -137,8 +137,7 @@ class RunFolder:
 
     def keep_epoch(self, export: Path, epoch: int) -> None:
         """Keep the exported student in `export` as that of an epoch."""
-        with replacing_folder(self.path / EPOCHS / str(epoch)) as path:
-            shutil.copytree(export, path, symlinks=True, dirs_exist_ok=True)
+        copy_folder(export, self.path / EPOCHS / str(epoch))
 
     def kept_epochs(self) -> dict[int, Path]:
         """The exported student of each epoch that was kept."""
@@ -369,11 +368,7 @@ def save_latest(folder: RunFolder, export: Any, training: dict[str, Any], state:
         torch.save(training, path / "training.pt")
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         checksums = {str(file.relative_to(path)): sha256_of(file) for file in files}
-        write_json(path / "state.json", {**state, "checksums": checksums | {"state.json": _checksum(state)}})
-
-
-def _checksum(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        write_json(path / "state.json", {**state, "checksums": checksums | {"state.json": json_sha256(state)}})
 
 
 def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
@@ -388,7 +383,7 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
         try:
             state = read_object(path / "state.json")
             stated = state.pop("checksums", None)
-            if not isinstance(stated, dict) or stated.pop("state.json", _checksum(state)) != _checksum(state):
+            if not isinstance(stated, dict) or stated.pop("state.json", json_sha256(state)) != json_sha256(state):
                 raise UserError(f"{path / 'state.json'}: damaged (its checksum differs)")
             there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"state.json"}
             if set(stated) != there:  # reads no other file, inside or outside the folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kd_core.config import in_trial
+from kd_core.config import in_trial, trial_run_id
 from kd_core.data.dataset import Data
 from kd_core.loop import log
 from kd_core.loop.processes import share_buffers
@@ -44,9 +43,7 @@ class Job:
     @property
     def prescribed_run_id(self) -> str | None:
         """The run id that a sweep prescribes for its trial, under which an interrupted trial is resumed."""
-        if not self.is_student:
-            return None
-        return os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)
+        return trial_run_id() if self.is_student else None
 
     def say(self, text: str) -> None:
         """Print `text` on the main process."""

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.nn import functional as F
 
-from kd_core.config import Config, code_digests, identity_of, in_trial, read_yaml, with_precision
+from kd_core.config import Config, code_digests, identity_of, read_yaml, trial_run_id, with_precision
 from kd_core.config.privacy import redacted
 from kd_core.errors import UserError, first_line
 from kd_core.files import held_lock, local_path, read_object, writable_folder, write_json, writing
@@ -143,7 +143,7 @@ def _of_run(config: Config, resume: str) -> str | None:
     usual = [name for name in ALL if name != "fp16" or not config.training.skip_nonfinite]
     wanted = {name: _comparable(redacted(identity_of(with_precision(config, name), ""))) for name in usual}
     # A sweep's trial goes on under the id that the sweep gives it, and is no other run.
-    run_id = os.environ.get("KD_TRIAL") or (os.environ.get("WANDB_RUN_ID") if in_trial() else None)
+    run_id = trial_run_id()
     found: list[tuple[float, str]] = []
     for path in Path(config.output_dir).glob(f"*-{run_id or '*'}/identity.json"):
         there = _comparable(_read(path))

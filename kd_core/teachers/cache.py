@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from torch import Tensor
 
 from kd_core.data.plan import Batch
 from kd_core.errors import UserError
-from kd_core.files import existing_part, held_lock, read_object, reserve, write_json, writing
+from kd_core.files import existing_part, held_lock, json_sha256, read_object, reserve, write_json, writing
 from kd_core.teachers.logits_file import FileStore
 
 VERSION = 2  # of the files' layout and of how logits are computed
@@ -310,7 +309,7 @@ class CachedTeacher:
 
 def key_of(parts: dict[str, Any]) -> str:
     """The name of the store whose logits depend on exactly `parts`."""
-    return hashlib.sha256(json.dumps([VERSION, parts], sort_keys=True).encode()).hexdigest()[:20]
+    return json_sha256([VERSION, parts], sort_keys=True)[:20]
 
 
 def open_store(

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def train_once(
             output is not one tensor of logits [B,C], a layer of `kd.features` does not exist or does not fit the loss,
             the device is out of memory.
     """
-    accelerator = predict.accelerator
-    share = config.part // accelerator.num_processes
+    accelerator, share = predict.accelerator, config.part // predict.accelerator.num_processes
+    explained = partial(_explained, subject, config=config, predict=predict)
     before = random_state(accelerator.device)
     try:
         predict.prepare(student.model)
@@ -79,11 +80,10 @@ def train_once(
         pixels, labels = ImageStore(split, accelerator.device, on_device="host").gather(split.rows[:share])
         if config.augment.mixes:
             labels = torch.nn.functional.one_hot(labels, data.num_classes).float()
-        channels_last = config.training.channels_last
-        view = student.views.clean(pixels, channels_last=channels_last)
-        with _explained(subject, TRAINED, share, config, predict):
-            source = None
-            if layers:
+        view = student.views.clean(pixels, channels_last=config.training.channels_last)
+        source = None
+        if layers:
+            with explained(TRAINED, share):
                 source = WithFeatures(
                     model, layers.student, student.preprocess.size, str(subject), layers.student_head
                 )
@@ -91,39 +91,69 @@ def train_once(
         method = build_method(config, data, layers, source, teacher_shapes, errors).to(accelerator.device)
         _require_undoing(method, config)
         model.train()
-        with _explained(subject, TRAINED, share, config, predict):
-            views = torch.cat([view, view]) if config.augment.second is not None else view
-            with accelerator.autocast():
-                output, features = source(views) if source else (model(views), None)
-            _require_logits(output, subject, len(views), data.num_classes, "in training")
-            student_output = StudentOutput(output[:share].float(), features, source.classifier if source else None)
-            if config.augment.second is not None:
-                firsts = features and tuple(values[:share] for values in features)
-                student_output = student_output._replace(features=firsts, second=output[share:].float())
-        logits = student_output.logits.detach().expand(len(config.teachers), -1, -1)  # of any teachers
-        seconds = logits if config.augment.second is not None and method.requires_teachers else None
-        teacher_outputs = TeacherOutputs(logits if method.requires_teachers else None, second=seconds)
-        more: dict[str, Any] = {}
-        if source:
-            drawn = [[torch.rand(share, *shape, device=view.device) for shape in shapes] for shapes in teacher_shapes]
-            teacher_outputs = TeacherOutputs(logits, tuple(map(tuple, drawn)), classifiers, second=seconds)
-            more["rows"] = torch.arange(share, device=view.device)
-        loss, _ = method(student_output, teacher_outputs, labels, progress=0.0, **more)
-        with _explained(subject, TRAINED, share, config, predict):
+        with explained(TRAINED, share):
+            own = _student_output(source or model, view, subject, data.num_classes, predict)
+        theirs = _teacher_outputs(own, method, predict, teacher_shapes, classifiers)
+        more: dict[str, Any] = {"rows": torch.arange(share, device=view.device)} if source else {}
+        loss, _ = method(own, theirs, labels, progress=0.0, **more)
+        with explained(TRAINED, share):
             loss.backward()
-        trained = nn.ModuleList([model, method])
-        unused = [name for name, weight in trained.named_parameters() if weight.requires_grad and weight.grad is None]
-        if unused and accelerator.num_processes > 1:
-            raise UserError(
-                f"{subject}: {len(unused)} weight(s), such as {unused[0][2:]!r}, have no part in the logits; several "
-                "processes cannot train such a network (DistributedDataParallel): take one, or another network"
-            )
-        del output, student_output, loss
+        if accelerator.num_processes > 1:
+            _require_all_weights(nn.ModuleList([model, method]), subject)
+        del own, theirs, loss
         model.eval()
-        with torch.no_grad(), _explained(subject, "be evaluated on", 1, config, predict), accelerator.autocast():
+        with torch.no_grad(), explained("be evaluated on", 1), accelerator.autocast():
             _require_logits(model(view[:1]), subject, 1, data.num_classes, "in evaluation")
     finally:
         set_random_state(before, accelerator.device)
+
+
+def _student_output(
+    network: nn.Module, view: Tensor, subject: Subject, num_classes: int, predict: Predictor
+) -> StudentOutput:
+    """What a method gets of the student for views [B,3,h,w] and, with `augment.second`, for the same as second ones.
+
+    UserError unless the network, or the one in a WithFeatures, gives logits.
+    """
+    count, second = len(view), predict.config.augment.second is not None
+    source = network if isinstance(network, WithFeatures) else None
+    views = torch.cat([view, view]) if second else view
+    with predict.accelerator.autocast():
+        output, features = source(views) if source else (network(views), None)
+    _require_logits(output, subject, len(views), num_classes, "in training")
+    classifier = source.classifier if source else None
+    if not second:
+        return StudentOutput(output.float(), features, classifier)
+    firsts = features and tuple(values[:count] for values in features)
+    return StudentOutput(output[:count].float(), firsts, classifier, output[count:].float())
+
+
+def _teacher_outputs(
+    student: StudentOutput,
+    method: KDMethod,
+    predict: Predictor,
+    shapes: Sequence[list[Shape]],
+    classifiers: tuple[Classifier, ...] | None,
+) -> TeacherOutputs:
+    """The outputs of any teachers: the student's logits and, where it gives features, random ones of these shapes."""
+    logits = student.logits.detach().expand(len(predict.config.teachers), -1, -1)
+    needed = logits if method.requires_teachers else None
+    seconds = needed if predict.config.augment.second is not None else None
+    if student.features is None:
+        return TeacherOutputs(needed, second=seconds)
+    count, device = len(student.logits), student.logits.device
+    drawn = tuple(tuple(torch.rand(count, *shape, device=device) for shape in own) for own in shapes)
+    return TeacherOutputs(logits, drawn, classifiers, second=seconds)
+
+
+def _require_all_weights(trained: nn.Module, subject: Subject) -> None:
+    """UserError if a weight got no gradient, which several processes would wait for."""
+    unused = [name for name, weight in trained.named_parameters() if weight.requires_grad and weight.grad is None]
+    if unused:
+        raise UserError(
+            f"{subject}: {len(unused)} weight(s), such as {unused[0][2:]!r}, have no part in the logits; several "
+            "processes cannot train such a network (DistributedDataParallel): take one, or another network"
+        )
 
 
 @torch.no_grad()

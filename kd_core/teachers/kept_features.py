@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kd_core.config import CacheConfig
 from kd_core.errors import UserError
-from kd_core.files import sha256_of, write_bytes, write_json, writing
+from kd_core.files import json_sha256, sha256_of, write_bytes, write_json, writing
 from kd_core.models.layer_features import Layers, WithFeatures
 from kd_core.models.weights import read_safetensors
 from kd_core.teachers.cache import described, key_of, logits_folder, make_room
@@ -96,8 +96,7 @@ class Kept:
 @cache
 def _digest_of_code(cls: type) -> str:
     """Of the file in which a class was written."""
-    with open(inspect.getfile(cls), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return sha256_of(Path(inspect.getfile(cls)))[:12]
 
 
 # --------------------------------------------------------------------------------------------------- besides rows
@@ -188,7 +187,7 @@ class KeptFacts:
         return _Known([], []), None
 
     def _checksum(self, known: _Known, digest: str) -> str:
-        return hashlib.sha256(json.dumps([self._key, asdict(known), digest]).encode()).hexdigest()
+        return json_sha256([self._key, asdict(known), digest])
 
     def _classifier(self, known: _Known) -> Classifier | None:
         """The last linear layer; ValueError if it is not one for these classes and the layers that are pooled."""

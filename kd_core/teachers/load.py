@@ -22,7 +22,7 @@ from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.recipes import crops_of
 from kd_core.data.views import Views
 from kd_core.errors import UserError
-from kd_core.files import read_json, read_object, sha256_of, write_json
+from kd_core.files import json_sha256, read_json, read_object, sha256_of, write_json
 from kd_core.models import build as models
 from kd_core.models import network as networks
 from kd_core.models import weights
@@ -456,7 +456,7 @@ def _facts_of(
     The facts are read from the cache if the network has been built before; otherwise it is built now and they are
     cached.  `remarks` are filled by `build`.
     """
-    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    digest = json_sha256(origin, sort_keys=True)
     note = run.cache.folder / "teachers" / f"{digest}.json"
     if run.cache.mode != "off" and note.is_file():
         try:
@@ -485,7 +485,7 @@ def _teacher(
     views = views_of(facts.preprocess, config.normalization, data, run)
     if config.class_order is not None:
         order, plain = outputs_in_order(config.class_order, data.class_names), build
-        digest = hashlib.sha256(json.dumps([digest, order]).encode()).hexdigest()
+        digest = json_sha256([digest, order])
 
         def build() -> nn.Module:
             return Reordered(plain(), order)

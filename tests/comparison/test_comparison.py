@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kd_core.comparison import tables
-from kd_core.comparison.compare import compare, higher_is_better, limits, pivot
+from kd_core.comparison.compare import compare, higher_is_better, limits
+from kd_core.comparison.pivot import pivot
 from kd_core.comparison.runs import Found, Run, as_same_data
 from kd_core.comparison.significance import difference, holm, pooled, spread, verdict
 from kd_core.config import command_line, group

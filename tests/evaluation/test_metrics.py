@@ -142,6 +142,12 @@ def test_scores_of_splits_that_lack_something(method):
             score(built, logits, teachers * torch.nan, labels, batch_size=4, progress=0.5)
 
 
+def top(probabilities, labels):
+    """The top probability of each image, and 1 where its class is the label."""
+    confidence, predicted = probabilities.max(1)
+    return confidence.double(), (predicted == labels).double()
+
+
 def test_calibration_error_equals_a_loop_over_bins():
     logits, labels = sample()
     probabilities = logits.softmax(1)
@@ -152,7 +158,7 @@ def test_calibration_error_equals_a_loop_over_bins():
         if inside.any():
             gap = (predicted == labels)[inside].double().mean() - confidence[inside].mean()
             expected += float(inside.double().mean() * gap.abs())
-    assert metrics.calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-12)
+    assert metrics.calibration_error(*top(probabilities, labels)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ensemble_is_the_mean_of_probabilities():
@@ -296,7 +302,7 @@ def test_calibration_error_equals_torchmetrics(name):  # whose bins are closed o
     logits, labels = case(name)
     probabilities = logits.softmax(1)
     expected = torchmetrics.multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=15, norm="l1")
-    assert metrics.calibration_error(probabilities, labels) == pytest.approx(float(expected), abs=1e-6)
+    assert metrics.calibration_error(*top(probabilities, labels)) == pytest.approx(float(expected), abs=1e-6)
 
 
 def slow_adaptive(probabilities, labels, bins=15):
@@ -322,7 +328,7 @@ def test_adaptive_bins_hold_equal_numbers():
     assert {len(part) for part in parts} == {40} and len(confidence.unique()) == 600
     right = (predicted == labels).double().numpy()
     expected = np.mean([abs(right[part].mean() - confidence.numpy()[part].mean()) for part in parts])
-    found = metrics.adaptive_calibration_error(logits.softmax(1), labels)
+    found = metrics.adaptive_calibration_error(*top(logits.softmax(1), labels))
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -337,7 +343,7 @@ def test_calibration_does_not_depend_on_the_order_of_images(name):
 def test_reliability_equals_a_loop_over_bins(inputs):
     logits, labels = inputs
     probabilities = logits.float().softmax(1)
-    found = metrics.reliability(probabilities, labels)
+    found = metrics.reliability(*top(probabilities, labels))
     confidence, predicted = probabilities.double().max(1)
     gaps = 0.0
     for number in range(15):
@@ -351,12 +357,12 @@ def test_reliability_equals_a_loop_over_bins(inputs):
         if inside.any():
             gaps += float(inside.sum() * (found["accuracy"][number] - found["mean_confidence"][number]).abs())
     assert found["count"].sum() == len(labels)
-    assert metrics.calibration_error(probabilities, labels) == pytest.approx(gaps / len(labels), abs=1e-12)
+    assert metrics.calibration_error(*top(probabilities, labels)) == pytest.approx(gaps / len(labels), abs=1e-12)
 
 
 def test_a_limit_belongs_to_the_bin_below():
     probabilities = torch.tensor([[0.6, 0.4], [0.2, 0.8]], dtype=torch.float64)  # 9/15 and 12/15
-    found = metrics.reliability(probabilities, torch.tensor([0, 0]))
+    found = metrics.reliability(*top(probabilities, torch.tensor([0, 0])))
     assert [number for number, count in enumerate(found["count"].tolist()) if count] == [8, 11]
     assert found["upper"][8] == 0.6 and found["upper"][11] == 0.8
 
@@ -493,5 +499,6 @@ def test_large_splits_are_measured_in_blocks_with_the_same_results(block, monkey
 
 def test_probabilities_and_logits_have_the_same_reliability():
     logits, labels = sample()
-    of_logits, of_probabilities = metrics.reliability_of(logits, labels), metrics.reliability(logits.softmax(1), labels)
+    of_logits = metrics.reliability_of(logits, labels)
+    of_probabilities = metrics.reliability(*top(logits.softmax(1), labels))
     assert all(torch.equal(of_logits[name].nan_to_num(), of_probabilities[name].nan_to_num()) for name in of_logits)

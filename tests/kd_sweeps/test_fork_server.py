@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweep_sandbox import wait_for
+from waiting import wait_for
 
 from kd_sweeps.forked import Forked, ForkServer
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_sandbox import ROOT, Sandbox, wait_for
+from sweep_sandbox import ROOT, Sandbox
+from waiting import wait_for
 
 from sweeps import run_local
 

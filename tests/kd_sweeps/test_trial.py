@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 import pytest
-from sweep_sandbox import Sandbox, wait_for
+from sweep_sandbox import Sandbox
+from waiting import wait_for
 
 from kd_sweeps.sweep_file import read_sweep
 from kd_sweeps.trial import TrialMetrics

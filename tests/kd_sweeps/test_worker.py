@@ -10,7 +10,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from sweep_sandbox import Sandbox, wait_for
+from sweep_sandbox import Sandbox
+from waiting import wait_for
 
 from kd_sweeps.study import alive
 

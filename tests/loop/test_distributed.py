@@ -4,15 +4,15 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from method_variants import SCOPED
+from waiting import free_port, wait_for_checkpoint
 from warm_process import ranks
 
 import evaluate_kd
@@ -21,11 +21,6 @@ from kd_core.models.build import load_export
 from kd_core.run.folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-SCOPED = [
-    (name, scope)
-    for name in kd_methods.names()
-    for scope in (("batch", "sample") if "scope" in kd_methods.config_class(name).model_fields else (None,))
-]
 
 
 def write_config(home: Path, output: str, method: str, scope: str | None, student: dict, **kd) -> Path:
@@ -126,12 +121,9 @@ def test_two_nodes_with_caches_of_their_own_train_as_one_process(home):
     """Two launchers that meet, as on two machines which share no more than the output folder."""
     one = losses(home, 1, "average", None, VIT)
     config = write_config(home, "nodes", "average", None, VIT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=test",
-        "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "train_kd.py", "--config", str(config),
+        "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "train_kd.py", "--config", str(config),
     ]  # fmt: skip
     nodes = [
         subprocess.Popen(
@@ -158,10 +150,7 @@ def test_sigterm_reaches_all_processes_and_the_run_resumes(home):
     process = subprocess.Popen(
         [*launcher, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )
-    limit = time.monotonic() + 120
-    while not list((home / "stopped").glob("*/checkpoints/latest")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.05)
+    wait_for_checkpoint(home / "stopped", process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)  # returns once no process holds its output any more
     [folder] = (home / "stopped").glob("*-*")

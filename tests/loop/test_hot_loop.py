@@ -10,12 +10,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from method_variants import method_for
+from method_variants import SCOPED, method_for
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import kd_methods
 import train_kd
 from kd_core.config import Config
 from kd_core.data.dataset import Data, Split, load_data
@@ -60,13 +59,6 @@ class Calls(TorchDispatchMode):
     @property
     def waits(self) -> list[str]:
         return [name for name in self.names if name in WAITS]
-
-
-SCOPED = [
-    (name, scope)
-    for name in kd_methods.names()
-    for scope in (("batch", "sample") if "scope" in kd_methods.config_class(name).model_fields else (None,))
-]
 
 
 def method_and_inputs(name: str, scope: str | None, batch: int, device: torch.device | str = "cpu"):

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from waiting import free_port, wait_for
 from warm_process import WarmProcess
 
 from kd_core.config import Config, TrainingConfig, digest, resolve, with_precision
@@ -300,12 +300,6 @@ script.run_script(lambda words: processes.create_accelerator(None), "meet.py")
 """
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def one_of_two(home: Path, rank: int, port: int, code: str = MEET) -> WarmProcess:
     ranks = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     (home / "meet.py").write_text(code)
@@ -317,12 +311,10 @@ def one_of_two(home: Path, rank: int, port: int, code: str = MEET) -> WarmProces
     [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGUSR1, 138, 0), (signal.SIGTERM, 143, 1)],
 )
 def test_a_process_that_waits_for_others_ends_at_the_first_signal(tmp_path, number, status, rank):
-    port, limit = free_port(), time.monotonic() + 120
+    port = free_port()
     process = one_of_two(tmp_path, rank, port)
     waiting = f"waiting for the other processes at 127.0.0.1:{port}"
-    while waiting not in process.printed:
-        assert process.poll() is None and time.monotonic() < limit, process.printed
-        time.sleep(0.02)
+    wait_for(lambda: waiting in process.printed, "its message", process)
     assert f"{waiting} (process {rank} of 2)\n" in process.printed
     process.send_signal(number)
     told, _ = process.communicate(timeout=300)

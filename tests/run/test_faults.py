@@ -16,6 +16,7 @@ from pathlib import Path
 import kill_campaign
 import pytest
 from kill_campaign import STUDENTS, Run
+from waiting import wait_for_checkpoint
 
 from kd_core import files
 from kd_core.errors import UserError
@@ -46,10 +47,8 @@ def cut(tmp_path, digits_teachers) -> Run:
 
 def begun(run: Run, sign: str = "latest") -> subprocess.Popen:
     """The process of a run, once it has written a checkpoint."""
-    process, limit = run.start(), time.monotonic() + 120
-    while not list(run.home.glob(f"runs/run-*/checkpoints/{sign}")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.01)
+    process = run.start()
+    wait_for_checkpoint(run.home / "runs", process, sign)
     return process
 
 

@@ -17,6 +17,7 @@ import sample_run
 import wandb
 import yaml
 from run_metrics import EVERY_RUN, OWN
+from waiting import wait_for
 from wandb_runs import (
     METHODS,
     PROJECT,
@@ -35,7 +36,6 @@ from wandb_runs import (
     surroundings,
     training,
     versions,
-    wait_until,
 )
 from wandb_stub import StubServer
 from warm_process import WarmProcess
@@ -519,12 +519,12 @@ def killed_in_an_epoch(home: Path, server: StubServer, words: list[str], *, sent
         there = server.history(path_of(run_folder(home))) if len(rows) > 6 else []
         return bool(there) and "train_step/step" in rows[-1]
 
-    wait_until(in_the_middle, "the middle of an epoch")
+    wait_for(in_the_middle, "the middle of an epoch")
     if sent:
         process.send_signal(signal.SIGSTOP)  # what was logged goes on its way all the same
         path = path_of(run_folder(home))
         rows = len(read_metrics(run_folder(home) / "metrics.jsonl"))
-        wait_until(lambda: len(server.history(path)) >= rows, "all rows on the server")
+        wait_for(lambda: len(server.history(path)) >= rows, "all rows on the server")
     process.kill()
     process.communicate()
 
@@ -550,9 +550,9 @@ def test_a_run_stopped_in_its_first_epoch_has_each_row_once(stub, tmp_path):
     """There is no checkpoint yet, and the last line of the metrics may be torn."""
     words = settings(tmp_path, "--data.train_size=1200", "--training.log_every=1", "--data.batch_size=16")
     process = training(tmp_path, stub, *words)
-    wait_until(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
+    wait_for(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
     path = run_folder(tmp_path) / "metrics.jsonl"
-    wait_until(lambda: path.stat().st_size > 2000, "some rows")
+    wait_for(lambda: path.stat().st_size > 2000, "some rows")
     process.kill()
     process.communicate()
     assert not (run_folder(tmp_path) / "checkpoints").exists(), "too late: an epoch was complete"
@@ -576,9 +576,9 @@ def test_a_signal_during_uploads_loses_no_student(tmp_path):
     with serving(tmp_path) as server:
         words = settings(tmp_path)
         process = training(tmp_path, server, *words)
-        wait_until(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
+        wait_for(lambda: any((tmp_path / "runs").glob("small-*/metrics.jsonl")), "the run")
         fault = server.fault(status=503, match="CreateArtifact|storage/blob")
-        wait_until(lambda: fault["hits"], "an upload")
+        wait_for(lambda: fault["hits"], "an upload")
         process.send_signal(signal.SIGTERM)
         time.sleep(1)
         server.lift_faults()
@@ -629,7 +629,7 @@ def fault_from(server: StubServer, seconds: float, **fault) -> Iterator[None]:
     """A fault that lasts `seconds` from the first request that it hits."""
     injected = server.fault(**fault)
     yield
-    wait_until(lambda: injected["hits"], f"a request that matches {fault}")
+    wait_for(lambda: injected["hits"], f"a request that matches {fault}")
     time.sleep(seconds)
     server.backend.faults.remove(injected)
 
@@ -651,15 +651,15 @@ def test_outages_are_waited_out_and_nothing_is_missing(tmp_path):
         at_upload_fault = at_upload.fault(status=503, match="ArtifactType|CreateArtifact|storage/blob")
         words = {name: settings(home, "--training.max_epochs=12") for name, home in homes.items()}
         running = {name: training(homes[name], servers[name], *words[name]) for name in names}
-        wait_until(lambda: at_start_fault["hits"], "the start")
+        wait_for(lambda: at_start_fault["hits"], "the start")
         start_of_outage = time.monotonic()
-        wait_until(lambda: any(run["lines"]["wandb-history.jsonl"] for run in in_middle.state["runs"].values()), "rows")
+        wait_for(lambda: any(run["lines"]["wandb-history.jsonl"] for run in in_middle.state["runs"].values()), "rows")
         in_middle.fault(kind="drop", match=".", seconds=15)
         time.sleep(max(0.0, start_of_outage + 15 - time.monotonic()))
         at_start.lift_faults()
-        wait_until(lambda: "finished" in (run_folder(homes["end"]) / "summary.json").read_text(), "the end")
+        wait_for(lambda: "finished" in (run_folder(homes["end"]) / "summary.json").read_text(), "the end")
         at_end.fault(kind="drop", match=".", seconds=15)
-        wait_until(lambda: at_upload_fault["hits"], "an upload")
+        wait_for(lambda: at_upload_fault["hits"], "an upload")
         time.sleep(15)
         at_upload.lift_faults()
         for name in names:
@@ -676,7 +676,7 @@ def test_the_printed_commands_send_what_a_longer_outage_held_back(tmp_path):
     """The server goes when training ends, and the client's patience is short."""
     with serving(tmp_path) as server:
         process = training(tmp_path, server, *settings(tmp_path), WANDB_FINISH_TIMEOUT="5")
-        wait_until(lambda: any(run["lines"]["wandb-history.jsonl"] for run in server.state["runs"].values()), "rows")
+        wait_for(lambda: any(run["lines"]["wandb-history.jsonl"] for run in server.state["runs"].values()), "rows")
         server.fault(kind="drop", match=".")
         text = done(process)
         folder = run_folder(tmp_path)
@@ -748,7 +748,7 @@ def test_a_trial_that_the_server_ends_is_not_restarted(stub, tmp_path):
     more = settings(tmp_path, "--training.max_epochs=2000")
     name = create_sweep(tmp_path, stub, write_sweep(tmp_path, {"training.seed": {"values": [5]}}, *more))
     running = agent(tmp_path, stub, name, "--forward-signals", "--term-timeout", "60")
-    wait_until(lambda: list((tmp_path / "runs").glob("*/checkpoints/latest")), "a checkpoint")
+    wait_for(lambda: list((tmp_path / "runs").glob("*/checkpoints/latest")), "a checkpoint")
     [run] = stub.backend.sweep_runs(stub.state["sweeps"][name.rpartition("/")[2]])
     run["stopped"] = True
     done(running)  # it asks for another trial, and there is none
@@ -760,7 +760,7 @@ def test_a_preempted_trial_resumes_under_its_id(stub, tmp_path):
     more = settings(tmp_path, "--training.max_epochs=10")
     name = create_sweep(tmp_path, stub, write_sweep(tmp_path, {"training.seed": {"values": [5]}}, *more))
     first = agent(tmp_path, stub, name, "--forward-signals", "--term-timeout", "60")
-    wait_until(lambda: list((tmp_path / "runs").glob("*/checkpoints/latest")), "a checkpoint")
+    wait_for(lambda: list((tmp_path / "runs").glob("*/checkpoints/latest")), "a checkpoint")
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=120)
     [run] = stub.backend.sweep_runs(stub.state["sweeps"][name.rpartition("/")[2]])

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import yaml
 from accelerate import Accelerator
 from run_metrics import EVERY_RUN, OWN, times_apart
 from small_students import TEACHER_RECIPE
+from waiting import wait_for, wait_for_checkpoint
 
 import evaluate_kd
 import kd_methods
@@ -28,6 +28,7 @@ from kd_core.config import command_line
 from kd_core.data.dataset import Data
 from kd_core.errors import UserError
 from kd_core.evaluation import preflight
+from kd_core.files import json_sha256
 from kd_core.loop.meter import Meter
 from kd_core.loop.signals import Stopped, StopSignals
 from kd_core.models import build as models
@@ -171,9 +172,7 @@ def test_a_baseline_that_another_run_trains_is_waited_for(home, tmp_path):
     told: list[str] = []
     waiting = threading.Thread(target=lambda: told.append("locked" if folder.lock(told.append) else ""))
     waiting.start()
-    limit = time.monotonic() + 60
-    while not told and time.monotonic() < limit:
-        time.sleep(0.01)
+    wait_for(lambda: told, "the line that it waits")
     [line] = told
     assert re.fullmatch(rf"{tmp_path} is being trained by process \d+ on .*; waiting for it", line)
     held.release()
@@ -272,10 +271,7 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(home, number):
     output = home / f"stopped-{number}"
     command = [sys.executable, "train_kd.py", *words, f"--output_dir={output}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 120
-    while not list(output.glob("*/checkpoints/latest")):
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.05)
+    wait_for_checkpoint(output, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number
@@ -324,7 +320,7 @@ def test_another_number_of_processes_is_refused(home):
     path = folder / "checkpoints" / "latest" / "state.json"
     state = {**json.loads(path.read_text()), "processes": 4}
     checksums = state.pop("checksums")
-    path.write_text(json.dumps({**state, "checksums": {**checksums, "state.json": run_folder._checksum(state)}}))
+    path.write_text(json.dumps({**state, "checksums": {**checksums, "state.json": json_sha256(state)}}))
     (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("finished", "failed"))
     with pytest.raises(UserError, match="was trained by 4 process.* this is 1"):
         train_kd.main(arguments(home, *more, method=kd_methods.LABEL_ONLY))

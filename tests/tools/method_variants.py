@@ -12,6 +12,11 @@ from kd_methods import KDMethod, StudentOutput, TeacherOutputs, logit_losses
 
 FIXED = "best", "covariance", "fixed"  # weights that belong to a teacher, whatever it says
 RANDOM = "random"  # other weights at every step
+SCOPED = [  # every method, with each of its scopes
+    (name, scope)
+    for name in kd_methods.names()
+    for scope in (("batch", "sample") if "scope" in kd_methods.config_class(name).model_fields else (None,))
+]
 
 
 def method_for(config: dict[str, Any], num_teachers: int, **more: Any) -> KDMethod:

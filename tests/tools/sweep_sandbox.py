@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +113,3 @@ class Sandbox:
     def table(self) -> list[dict[str, str]]:
         with open(self.results / "trials.csv") as file:
             return list(csv.DictReader(file))
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> None:
-    """Wait until `condition` holds; fails after a timeout."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)

@@ -2,10 +2,11 @@
 
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_for
 
 BLOCK, FILE_HEADER, RECORD_HEADER = 32768, 7, struct.Struct("<IHB")
 FULL, LAST = 1, 4
@@ -40,10 +41,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     The client's service may still write the end of the record when the run has finished, so that is waited for.
     """
     [path] = folder.glob("offline-run-*/run-*.wandb")
-    limit = time.monotonic() + 60
-    while not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
-        assert time.monotonic() < limit, f"{path} does not come to its end"
-        time.sleep(0.1)
+    wait_for(lambda: any(one.WhichOneof("record_type") == "exit" for one in records(path)), f"the end of {path}")
     run: dict[str, Any] = {
         "history": [],
         "config": {},

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,13 +94,6 @@ def rows_of(server: StubServer, path: str) -> list[dict]:
     """The history on the server, with this project's names, without the report, which is not a row of the file."""
     rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in server.history(path)]
     return [row for row in rows if not any(name.startswith("report/") for name in row)]
-
-
-def wait_until(condition, what: str, seconds: float = 300) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"waited in vain for {what}"
-        time.sleep(0.1)
 
 
 def versions(server: StubServer, name: str) -> dict[str, dict]:

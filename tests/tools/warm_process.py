@@ -15,12 +15,13 @@ import os
 import random
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from waiting import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _server = multiprocessing.get_context("forkserver")
@@ -117,10 +118,7 @@ class WarmProcess:
 
 def run_ranks(processes: int, *words: str, timeout: float = 300, **environment: str) -> list[tuple[int, str]]:
     """Run a script and its words in several processes as torchrun starts them; status and output of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = []
+    port, running = str(free_port()), []
     for rank in map(str, range(processes)):
         own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}

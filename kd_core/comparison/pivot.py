@@ -1,0 +1,290 @@
+"""A paper's table: a cell for each pair of values of any settings, and the commands that train the cells it lacks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import kd_methods
+from kd_core.comparison.compare import (
+    ALONE,
+    Group,
+    compare,
+    differing,
+    flat,
+    group,
+    higher_is_better,
+    label,
+    limits,
+    settings_key,
+    short,
+)
+from kd_core.comparison.runs import Found, Run, number
+from kd_core.comparison.significance import difference, spread
+from kd_core.config import IMPORTS
+from kd_core.errors import UserError
+from kd_core.run.folder import lookup
+
+PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
+
+
+def _keys(text: str, runs: list[Run], option: str) -> list[str]:
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if "training.seed" in keys:
+        raise UserError(f"{option}: training.seed: over the seeds cells are averaged; take another key")
+    for key in keys:
+        if key != PAIR and not any(_has(run, key) for run in runs):
+            raise UserError(
+                f"{option}: {key}: no run has such a setting; expected '{PAIR}' or a key of config.yaml, such as "
+                "kd.type, kd.loss, model.name, training.learning_rate; several are separated by commas"
+            )
+    if not keys:
+        raise UserError(f"{option}: is {text!r}, expected keys of config.yaml, or '{PAIR}'")
+    return keys
+
+
+def _has(run: Run, key: str) -> bool:
+    section, _, last = key.rpartition(".")
+    values = run.config.model_dump(mode="json")
+    found = lookup(values, section) if section else values
+    return isinstance(found, dict) and last in found
+
+
+def _value(run: Run, key: str) -> str | None:
+    """A run's value of a key of rows or columns, None if its method has no such setting."""
+    value = run.pair if key == PAIR else lookup(run.config.model_dump(mode="json"), key)
+    return None if value is None else short(value)
+
+
+def pivot(
+    found: Found,
+    rows: str,
+    cols: str,
+    *,
+    metric: str | None = None,
+    confidence: float = 0.95,
+    force: bool = False,
+) -> dict[str, Any]:
+    """A paper's table, ready for JSON: a cell for each pair of values of the settings `rows` and `cols`.
+
+    `rows` and `cols` are keys of the configuration or 'pair', several separated by commas.  The students alone and the
+    teachers make rows of their own.  UserError if a cell would hold several experiments, or if those of a column differ
+    in more than their methods and are not `force`d together.
+    """
+    compared = compare(found, metric=metric, confidence=confidence, force=force)
+    chosen = compared["metric"]
+    groups = [one for one in group(found.runs)[0] if one.values(chosen)]
+    label(groups)
+    distilled = [one for one in groups if not one.is_alone]
+    examples = [one.first for one in distilled or groups]
+    row_keys, col_keys = _keys(rows, examples, "--rows"), _keys(cols, examples, "--cols")
+
+    cells = _cells(distilled, row_keys, col_keys)
+    names = list(dict.fromkeys(row for row, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    warnings = [*compared["notes"], *_mixed_columns(cells, force)]
+    alone, ambiguous = _students_alone(cells, groups, col_keys)
+    warnings += ambiguous
+    columns += [column for column in alone if column not in columns]
+
+    table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
+    for index, column in enumerate(columns):
+        rivals: list[Rival] = [(alone[column], None)] if column in alone else []
+        rivals += [(cells[name, column], row[index]) for name, row in zip(names, table, strict=True) if row[index]]
+        _mark(rivals, chosen, confidence)
+    return {
+        "metric": chosen,
+        "higher_is_better": compared["higher_is_better"],
+        "confidence_level": confidence,
+        "row_keys": row_keys,
+        "col_keys": col_keys,
+        "rows": names,
+        "cols": columns,
+        "teachers": [_teachers(cells, column, chosen) for column in columns],
+        "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
+        "cells": table,
+        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
+        "warnings": warnings,
+        "left_out": compared["left_out"],
+    }
+
+
+Cells = dict[tuple[str, str], Group]  # by (row, column)
+
+
+def _heading_of(one: Group, keys: list[str]) -> str:
+    """The name of a group's row or column: its values of these keys."""
+    values = [(key, value) for key in keys if (value := _value(one.first, key)) is not None]
+    plain = (PAIR, "kd.type", "model.name")
+    parts = [value if key in plain else f"{key.rpartition('.')[2]}={value}" for key, value in values]
+    return ", ".join(parts) or "none"
+
+
+def _cells(distilled: list[Group], row_keys: list[str], col_keys: list[str]) -> Cells:
+    """The group of each cell; UserError if two belong into one."""
+    cells: Cells = {}
+    for one in distilled:
+        place = (_heading_of(one, row_keys), _heading_of(one, col_keys))
+        there = cells.setdefault(place, one)
+        if there is not one:
+            keys = ", ".join(differing([there.settings, one.settings]))
+            raise UserError(
+                f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
+                f"{keys}; add such a key to --rows or --cols, or leave runs out"
+            )
+    return cells
+
+
+def _by_column(cells: Cells) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for (_, column), one in cells.items():
+        found.setdefault(column, []).append(one)
+    return found
+
+
+def _mixed_columns(cells: Cells, force: bool) -> list[str]:
+    """A warning for each column whose groups differ in more than the method; without `force` a UserError."""
+    warnings = []
+    for column, members in _by_column(cells).items():
+        apart = differing([{**one.surroundings, **one.panel} for one in members])
+        if apart:
+            values = "; ".join(f"{key}: {', '.join(dict.fromkeys(map(short, each)))}" for key, each in apart.items())
+            warning = f"in column {column!r} more differs than the method: {values}"
+            if not force:
+                raise UserError(f"--cols: {warning}. Add such a key to --cols, leave runs out, or give --force")
+            warnings.append(warning)
+    return warnings
+
+
+def _students_alone(cells: Cells, groups: list[Group], col_keys: list[str]) -> tuple[dict[str, Group], list[str]]:
+    """The student without teachers of each column, and a warning for each column that several fit.
+
+    Those that fit no column have one of their own, for a student that has no teachers yet.
+    """
+    without_teachers = [one for one in groups if one.is_alone]
+    alone: dict[str, Group] = {}
+    warnings = []
+    by_column = _by_column(cells)
+    for column, members in by_column.items():
+        kinds = {settings_key(one.surroundings) for one in members}
+        fitting = [one for one in without_teachers if settings_key(one.surroundings) in kinds]
+        if len(fitting) == 1:
+            alone[column] = fitting[0]
+        elif fitting:
+            warnings.append(f"column {column!r}: several students alone fit, none is shown")
+    used = {id(one) for one in alone.values()}
+    for one in without_teachers:
+        if id(one) not in used and (column := _heading_of(one, col_keys)) not in by_column:
+            alone.setdefault(column, one)
+    return alone, warnings
+
+
+Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
+
+
+def _mark(rivals: list[Rival], metric: str, confidence: float) -> None:
+    """Mark the best cell of a column and then the second, each only if it is significantly better than the next one.
+
+    That is so if the interval of the difference between the two leaves 0 out.  The student alone is a rival like the
+    others, and is not marked itself.
+    """
+    higher = bool(higher_is_better(metric))
+    if sum(cell is not None for _, cell in rivals) < 2:
+        return
+    ranked = sorted(rivals, key=lambda rival: fmean(rival[0].values(metric).values()), reverse=higher)
+    # At most two are marked, however many there are.
+    for mark, ((own, cell), (rival, _)) in zip(("best", "second"), pairwise(ranked), strict=False):
+        interval = difference(own.values(metric), rival.values(metric), confidence)["interval"]
+        if cell is None or interval is None or not (interval[0] > 0 if higher else interval[1] < 0):
+            return
+        cell["mark"] = mark
+
+
+def _cell(one: Group | None, metric: str, confidence: float) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    values = one.values(metric)
+    return {**spread(list(values.values()), confidence, limits(metric)), "seeds": list(values), "mark": None}
+
+
+def _teachers(cells: Cells, column: str, metric: str) -> list[dict[str, Any]]:
+    """Name and value of each teacher of a column; the value is None if the runs did not record it."""
+    one = next((found for place, found in cells.items() if place[1] == column), None)
+    if one is None:
+        return []
+    split, _, rest = metric.partition("/")
+    found = []
+    for index, name in enumerate(one.first.teachers):
+        keys = (f"evaluation.{split}.teachers.{index}.{rest}", f"teachers.{index}.{split}_{rest}")
+        values = [value for key in keys if (value := number(lookup(one.first.summary, key))) is not None]
+        found.append({"name": name, "value": values[0] if values else None})
+    return found
+
+
+def _missing(
+    names: list[str],
+    columns: list[str],
+    cells: Cells,
+    alone: dict[str, Group],
+    row_keys: list[str],
+    metric: str,
+) -> list[dict[str, Any]]:
+    """The cells and seeds that the table lacks, each with the command that trains them."""
+    missing = []
+    for column in columns:
+        models = [one for place, one in cells.items() if place[1] == column]
+        there = [*models, *([alone[column]] if column in alone else [])]
+        wanted = sorted({seed for one in there for seed in one.runs})
+        for row in [None, *names]:
+            own = alone.get(column) if row is None else cells.get((row, column))
+            if row is not None and not models:
+                continue  # a student without teachers: no run says which to give it
+            seeds = [seed for seed in wanted if own is None or seed not in own.runs]
+            if not seeds:
+                continue
+            like = own or next((one for place, one in cells.items() if place[0] == row), None)
+            base = own or models[0]
+            words = _overrides(base.first, None if row is None else like.first if like else None, row_keys)
+            tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
+            words = [*_own_code_of(base), *words]
+            command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
+            missing.append(
+                {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
+            )
+    return missing
+
+
+def _config_of(one: Group) -> str:
+    local = next((run for run in one.runs.values() if run.folder), None)
+    return str(local.folder / "config.yaml") if local and local.folder else "resolved_config.yaml"
+
+
+def _own_code_of(one: Group) -> list[str]:
+    """The arguments that import the own code of a group's runs."""
+    local = next((run.folder for run in one.runs.values() if run.folder), None)
+    files = sorted((local / IMPORTS).glob("*.py")) if local else []
+    return [word for file in files for word in ("--import", str(file))]
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"--seeds={','.join(map(str, seeds))}" if len(seeds) > 1 else f"--training.seed={seeds[0]}"
+
+
+def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
+    """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None."""
+    if like is None:
+        return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
+    here, there = (flat(run.config.kd.model_dump(mode="json")) for run in (base, like))
+    usual = flat(kd_methods.config_class(like.config.kd.type).model_validate({}).model_dump(mode="json"))
+    changed = {
+        f"kd.{key}": value
+        for key, value in there.items()
+        if (here[key] != value if key in here else usual.get(key) != value)
+    }
+    for key in row_keys:
+        if not key.startswith("kd.") and key != PAIR and _value(base, key) != _value(like, key):
+            changed[key] = lookup(like.config.model_dump(mode="json"), key)
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
