@@ -156,7 +156,7 @@ from kd_core.export.predict_files import print_predictions
 from kd_core.files import writable_folder, write_json, writing
 from kd_core.loop.processes import create_accelerator
 from kd_core.loop.ranks import is_first_process
-from kd_core.models.build import count_parameters
+from kd_core.models.build import LoadedModel, count_parameters
 from kd_core.models.network import Network, from_export
 from kd_core.models.predict import Images, Predictor
 from kd_core.report import console
@@ -264,13 +264,7 @@ def measure(
         for each in filter(None, (split, data.val)):  # the temperature is fitted on validation images
             student.require_unseen(each, data, config)
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
-    try:
-        baseline = find_baseline(student, config, data, options.baseline)
-    except UserError as error:
-        if options.baseline:
-            raise
-        say(f"the student alone is not measured: {first_line(error).removeprefix('--baseline: ')}")
-        baseline = None
+    baseline = baseline_of(student, config, data, options.baseline, say)
     members = []
     if not options.no_teachers:
         members = find_teachers(student, config, data, given, validation=options.split == "val", notify=say)
@@ -305,6 +299,19 @@ def measure(
         record(config, replace(student, run=home), measured, found, use_wandb=not options.no_wandb)
 
 
+def baseline_of(
+    student: TrainedStudent, config: Config, data: Data, named: str | None, say: Callable[[str], None]
+) -> LoadedModel | None:
+    """The same student trained without teachers; None, which is said, if there is none and no --baseline names one."""
+    try:
+        return find_baseline(student, config, data, named)
+    except UserError as error:
+        if named:
+            raise
+        say(f"the student alone is not measured: {first_line(error).removeprefix('--baseline: ')}")
+        return None
+
+
 def alone_of(network: Network, predict: Predictor) -> Callable[[Images, str], Tensor]:
     """Gives the logits of the student alone for images and the name of their split."""
     return lambda images, name: predict(network.model, images, network.views, f"student alone on {name}")
@@ -316,7 +323,6 @@ def record(
     """Write, log and print what `evaluate` returned for the split of `found`."""
     loaded, split = student.loaded, found.split
     home, run_id = results_folder(config, student)
-    run = home if student.run else None
     about = {
         "model_name": loaded.architecture,
         "parameters": count_parameters(loaded.model),
@@ -330,19 +336,7 @@ def record(
     own_teachers = {"measured_teachers": measured["teachers"]} if "teachers" in measured else {}
     with writing(home.path):
         write_json(target, redacted({**measured, **own_teachers, **about}))  # `teachers`: as configured
-
-    page = None
-    if config.evaluation.report and (run is None or (run.finished and run.has_selected(student.export))):
-        from kd_core.report.run_page import renew_report  # not above: imports matplotlib
-
-        described = {
-            "student_model": about["model_name"],
-            "parameters": about["parameters"],
-            "kd_type": about["kd_method"],
-            "seed": config.training.seed,
-        }
-        with writing(home.path):
-            page = renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
+    page = write_page(config, student, home, measured, found, about)
     tracker = start_tracking(
         config,
         home,
@@ -369,6 +363,30 @@ def record(
     print(f"written to {target}" + (f"; W&B: {url}" if url else ""))
     if page:
         print(f"to look at: {page}")
+
+
+def write_page(
+    config: Config,
+    student: TrainedStudent,
+    home: RunFolder,
+    measured: dict[str, Any],
+    found: Predictions,
+    about: dict[str, Any],
+) -> Path | None:
+    """Write the report in folder `home` with this evaluation; None without a report, and for a run's other students."""
+    run = home if student.run else None
+    if not config.evaluation.report or (run and not (run.finished and run.has_selected(student.export))):
+        return None
+    from kd_core.report.run_page import renew_report  # not above: imports matplotlib
+
+    described = {
+        "student_model": about["model_name"],
+        "parameters": about["parameters"],
+        "kd_type": about["kd_method"],
+        "seed": config.training.seed,
+    }
+    with writing(home.path):
+        return renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
 
 
 def results_folder(config: Config, student: TrainedStudent) -> tuple[RunFolder, str]:

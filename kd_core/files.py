@@ -100,14 +100,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Turn errors of a file that is missing, unreadable or no text into a UserError that begins with `what`."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; UserError names the file if it is missing or not JSON."""
-    try:
+    with reading(path):
         if path.stat().st_size > MAX_JSON_BYTES or not path.is_file():
             raise UserError(f"{path}: damaged, no file of at most {MAX_JSON_BYTES:,} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError):  # also numbers of thousands of digits
         raise UserError(f"{path}: damaged, not valid JSON") from None
 

@@ -19,7 +19,7 @@ from types import TracebackType
 import kd_methods
 from kd_core.config import registry
 from kd_core.errors import UserError, causes, first_line
-from kd_core.files import local_path
+from kd_core.files import local_path, reading
 
 NETWORK, METHOD, LOSS, SOURCE = "network", "method", "loss", "source"
 
@@ -81,10 +81,8 @@ def provider(kind: str, name: str) -> File | None:
 def _read(path: Path, where: str) -> bytes:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{where}: no such file; the path of a .py file is needed")
-    try:
+    with reading(where):
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read: {error.strerror}") from None
 
 
 def _run(path: Path, where: str) -> File:

@@ -22,7 +22,7 @@ from kd_core.config.keys import is_text, types_at, types_below
 from kd_core.config.schema import Config
 from kd_core.config.yaml12 import MAX_BYTES, MAX_NESTING, UNSTORABLE, Yaml12Loader
 from kd_core.errors import UserError, first_line
-from kd_core.files import local_path, sha256_of
+from kd_core.files import local_path, reading, sha256_of
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MAX_BASES = 4  # levels of files that build on others, and files that one names
@@ -69,12 +69,10 @@ def parse_yaml(
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of settings: one mapping."""
-    try:
+    with reading(path):
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, the limit for settings")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     values = parse_yaml(text, str(path), ())
     if values is None:
         return {}

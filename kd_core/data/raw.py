@@ -14,7 +14,7 @@ from kd_core.data import decoding
 from kd_core.data import folder_layout as layout
 from kd_core.data.folder_layout import IMAGE
 from kd_core.errors import UserError
-from kd_core.files import json_sha256
+from kd_core.files import json_sha256, reading
 
 if TYPE_CHECKING:
     from kd_core.config import DataConfig
@@ -93,10 +93,8 @@ def walk(folder: Path) -> Listing:
     listing = Listing()
 
     def look(inside: str, around: tuple[tuple[int, int], ...]) -> None:
-        try:
+        with reading(f"data.path: {folder / inside}"):
             entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"data.path: {folder / inside}: cannot be read: {error.strerror}") from None
         if inside and not entries:
             listing.empty.append(inside)
         for entry in entries:

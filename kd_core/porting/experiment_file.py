@@ -15,6 +15,7 @@ import yaml
 from kd_core.config import MAX_NESTING, parse_yaml
 from kd_core.config.yaml12 import MAX_BYTES, Yaml12Loader
 from kd_core.errors import UserError, did_you_mean
+from kd_core.files import reading
 
 MAX_UNFOLDED = 10 * MAX_BYTES  # characters of a file with each alias replaced by what it stands for
 MAX_KEYS, MAX_NAME = 2000, 1000  # of a file whose aliases are unfolded; characters of SECTION.KEY
@@ -74,13 +75,11 @@ ExperimentLoader.add_constructor(JOIN, ExperimentLoader.join)
 
 def read_experiment(path: Path) -> dict[str, Any]:
     """The mapping in an experiment file; UserError names the file and, for mistakes in YAML, the line."""
-    try:
+    with reading(path):
         if not path.is_file():
             raise UserError(f"{path}: {'is no file of text' if path.exists() else 'no such file'}")
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     values = parse_yaml(text, str(path), loader=ExperimentLoader)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no sections of settings, so it is no experiment file")
