@@ -175,7 +175,8 @@ def load_data(config: DataConfig, *, model_sizes: Sequence[int], cache_dir: Path
         train = _with_noise(train, config, len(classes.names), notes)
     if config.sampler == "balanced":
         require_all_classes("data.sampler: balanced", labels[rows], classes.names)
-    pool = _with_unlabeled(reader, train, stored, all_rows, notes) if config.unlabeled else None
+    held_out = [name for name in (val_name, test_name) if name]
+    pool = _with_unlabeled(reader, train, stored, all_rows, held_out, notes) if config.unlabeled else None
     return Data(
         train=train,
         val=val,
@@ -213,7 +214,10 @@ class _Reader:
         raw = self.source.open(name)
 
         def labels(values: list[Any], names: list[str] | None) -> tuple[np.ndarray, Classes]:
-            return class_numbers(values, names, classes, self.source.where, split=name, train_split=self.train_split)
+            found = class_numbers(values, names, classes, self.source.where, split=name, train_split=self.train_split)
+            if training is None:
+                _require_two_classes(found[0], self.source)  # before hours of decoding
+            return found
 
         meaning = json.dumps([classes.names, classes.kind] if classes else None)
         return raw, self._store(raw, labels, meaning, training.side if training else None)
@@ -258,11 +262,16 @@ def _read_training(reader: _Reader, notes: list[str]) -> tuple[Stored, np.ndarra
     present = len(np.unique(stored.labels[rows]))
     if present < len(names):
         notes.append(f"train: {len(names) - present} of the classes have no image")
-    if present < 2:
-        raise UserError(
-            f"data.label_column: all training images of {reader.source.where} are of one class; two are needed"
-        )
+    _require_two_classes(stored.labels[rows], reader.source)
     return stored, rows
+
+
+def _require_two_classes(labels: np.ndarray, source: Source) -> None:
+    if len(np.unique(labels)) < 2:
+        notes = "".join(f"; {note}" for note in source.notes)
+        raise UserError(
+            f"data.label_column: all training images of {source.where} are of one class; two are needed{notes}"
+        )
 
 
 def _cut_test(
@@ -342,9 +351,13 @@ def _true_labels(shown: Split, rows: Tensor, stored: Stored) -> Tensor:
 
 
 def _with_unlabeled(
-    reader: _Reader, train: Split, stored: Stored, all_rows: np.ndarray, notes: list[str]
+    reader: _Reader, train: Split, stored: Stored, all_rows: np.ndarray, held_out: list[str], notes: list[str]
 ) -> Split:
-    """The training split and the images without labels; `all_rows`: before `data.train_size` left some out."""
+    """The training split and the images without labels.
+
+    all_rows: those of training before `data.train_size` left some out.
+    held_out: names of the splits for validation and test, where the source has them.
+    """
     config = reader.config.unlabeled
     assert config
     if config.source == REST:
@@ -352,8 +365,13 @@ def _with_unlabeled(
         labels, images, fingerprint = train.labels.clone(), train.images, train.fingerprint
         labels[from_numpy(chosen)] = unlabeled.NONE
     else:
-        whole = reader.join(unlabeled.open_unlabeled(config), stored, notes)
+        more = unlabeled.open_unlabeled(config)
+        if config.source == reader.config.source == "imagefolder":
+            unlabeled.require_apart_from(reader.source, held_out, more)
+        whole = reader.join(more, stored, notes)
         chosen = np.setdiff1d(np.arange(len(stored.labels), len(whole.labels)), list(whole.unreadable))
+        cut = np.setdiff1d(np.arange(len(stored.labels)), [*all_rows, *stored.unreadable])
+        unlabeled.require_unlike(whole, cut, chosen)
         labels, images, fingerprint = from_numpy(whole.labels), from_numpy(whole.images), whole.fingerprint
         labels = torch.cat([train.labels, labels[len(train.labels) :]])  # which may be noisy
     if not len(chosen):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from kd_core.errors import UserError, first_line
@@ -30,6 +30,10 @@ CHUNK = 256  # images held in memory at a time, besides the one that each thread
 # Pillow's formats, without those that start an interpreter (EPS starts Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 NPY_HEADER = 128  # bytes before the numbers in a .npy file of uint8 [N,S,S,3]
+# What turns an image upright, by its EXIF orientation.
+TURNS = dict(enumerate(
+    ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), start=2
+))  # fmt: skip
 MAX_PIXELS = 80_000_000  # guards against decompression bombs: small files that decode to huge images
 
 
@@ -108,6 +112,8 @@ def store(
             side = common if common and common <= largest else largest
         path = folder / f"{key}-{side}"
         found = _opened(path, notify)
+        if found and len(found.unreadable) > allow_unreadable:
+            found = None  # they may be readable by now
         if found is None:
             labels, classes = read_labels(*raw.labels())
             with replacing_folder(path) as temporary:
@@ -184,7 +190,8 @@ def _decode_all(
                     images[row], sums[row] = decoded
             content.update(images[start : start + len(items)].data)
             bar.update(len(items))
-    _check_unreadable(raw.name, unreadable, allow_unreadable)
+    # A few more are kept and refused by `store`, so that a larger allow_unreadable decodes nothing again.
+    _check_unreadable(raw.name, unreadable, max(allow_unreadable, len(labels) // 100))
     with writing(folder.parent):
         images.flush()
         np.save(folder / "labels.npy", labels)
@@ -288,7 +295,8 @@ def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
     Transparent images get a white background, 16-bit gray is scaled to 8 bits, animations give their first frame.
 
     Raises:
-        ValueError: no image, more than MAX_PIXELS, pixels without a known range (32-bit float).
+        ValueError: no image, more than MAX_PIXELS, pixels without a known range (32-bit float, not of 16
+            bits).
         Exception: what Pillow raises for a damaged file.
     """
     if isinstance(item, np.ndarray):
@@ -300,7 +308,7 @@ def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
-        upright = _rgb(ImageOps.exif_transpose(image))
+        upright = _rgb(_turned(image))
         if upright.size != (side, side):
             upright = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
         return np.asarray(upright)
@@ -314,14 +322,31 @@ def _file(item: bytes | str | None) -> io.BytesIO | str:
     return io.BytesIO(item) if isinstance(item, bytes) else item
 
 
+def _turned(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation says.
+
+    `ImageOps.exif_transpose` also writes the EXIF of the result, and fails there on photos whose other tags have types
+    that Pillow cannot write.
+    """
+    image.load()  # which turns a TIFF
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - damaged tags, of any kind, say nothing of the pixels
+        orientation = None
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no known range; convert them to 8 bits")
     if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError(f"pixels from {gray.min()} to {gray.max()} are not of 16 bits; convert them to 8 bits")
+        return Image.fromarray((gray // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

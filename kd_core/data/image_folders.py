@@ -177,12 +177,15 @@ def _labels_of(files: list[str], tables: _Tables, column: str | None) -> list[An
     folder = tables.folder
     stated: dict[str, Any] = {}
     columns: dict[str, str] = {}
+    known = {os.path.normpath(file) for file in files}
     for table in tables.about(files):
         content, around = tables.read(table), Path(table).parent
         columns[table] = _column_of_labels(content.column_names, column, folder / table)
-        for other in set(content.column_names) - {"file_name", columns[table]}:
-            about_splits(other, content.column(other).unique().to_pylist(), str(folder / table))
         names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
+        own = content.filter([name in known for name in names])  # a table may be about several splits
+        for other in set(content.column_names) - {"file_name", columns[table]}:
+            if not _is_nested(content, other):
+                about_splits(other, own.column(other).unique().to_pylist(), str(folder / table))
         for name, label in zip(names, content.column(columns[table]).to_pylist(), strict=True):
             if stated.setdefault(name, label) != label:
                 raise UserError(
@@ -196,7 +199,6 @@ def _labels_of(files: list[str], tables: _Tables, column: str | None) -> list[An
             f"{', '.join(columns) or 'a metadata.csv, which is not there'}, "
             f"such as {lacking[0]!r}; add them or remove the images"
         )
-    known = {os.path.normpath(file) for file in files}
     gone = [name for name in stated if name not in known and not (folder / name).is_file()]
     if gone:
         raise UserError(
@@ -211,7 +213,7 @@ def _require_agreement(found: layout.Layout, tables: _Tables) -> None:
     for table in tables.names:
         content = tables.read(table, required=False)
         column = next((word for word in LABEL_WORDS if word in content.column_names), None)
-        if column is None or "file_name" not in content.column_names:
+        if column is None or "file_name" not in content.column_names or _is_nested(content, column):
             continue
         names = [os.path.normpath(Path(table).parent / str(name)) for name in content["file_name"].to_pylist()]
         stated = dict(zip(names, content[column].to_pylist(), strict=True))
@@ -224,6 +226,13 @@ def _require_agreement(found: layout.Layout, tables: _Tables) -> None:
                         f"of the folder {name!r}; set data.label_column={column} to take the table's labels, or "
                         "data.folders=classes if the folders are the classes"
                     )
+
+
+def _is_nested(table: pyarrow.Table, column: str) -> bool:
+    """Whether a column holds lists or records, which say nothing of labels or splits here."""
+    import pyarrow.types
+
+    return bool(pyarrow.types.is_nested(table.column(column).type))
 
 
 def _read_table(file: Path) -> pyarrow.Table:

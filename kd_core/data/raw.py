@@ -140,7 +140,8 @@ def about_splits(column: str, values: list[Any], where: str) -> list[str]:
     roles = [role for role in map(layout.roles_in, map(str, values)) if role]
     named = bool(set(re.findall("[a-z]+", column.lower())) & COLUMNS_OF_SPLITS)
     all_name = len(roles) == len(values) and len(set().union(*roles)) > 1
-    flags = bool(layout.roles_in(column)) and len(values) == 2
+    words = set(re.findall("[a-z]+", column.lower())) - {"is", "in"}  # `covid_test` is a test of another kind
+    flags = bool(words) and all(map(layout.roles_in, words)) and len(values) == 2
     if all_name or (named and roles) or flags:
         raise UserError(
             f"data.path: {where}: column {column!r} says that the rows of this split belong to several, "

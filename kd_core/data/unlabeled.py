@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from kd_core.config import UnlabeledConfig
 from kd_core.data.decoding import Classes, Stored
 from kd_core.data.folder_layout import roles_in, split_for
-from kd_core.data.raw import RawSplit, digest
+from kd_core.data.raw import RawSplit, Source, digest
 from kd_core.data.sources import open_source
 from kd_core.errors import UserError
 
@@ -42,6 +44,32 @@ def open_unlabeled(config: UnlabeledConfig) -> RawSplit:
 
 def _renamed(found: re.Match[str]) -> str:
     return f"data.unlabeled.{KEYS[found[1]]}"
+
+
+def require_apart_from(source: Source, held_out: list[str], raw: RawSplit) -> None:
+    """UserError if folders of images without labels hold those of validation and test, splits of `source`."""
+    theirs = set(map(os.path.abspath, raw.images(0, sys.maxsize)))
+    for name in held_out:
+        files = source.open(name).images(0, sys.maxsize)
+        if shared := [file for file in files if os.path.abspath(file) in theirs]:
+            raise UserError(
+                f"data.unlabeled.path: holds {len(shared):,} images of split {name!r} of {source.where}, such as "
+                f"{shared[0]}; name a folder without them"
+            )
+
+
+def require_unlike(stored: Stored, held_out: np.ndarray, more: np.ndarray) -> None:
+    """UserError if images without labels, rows `more`, are among the rows that were cut for validation and test.
+
+    Images are taken for equal if the sums of their pixels and of the squares are, in every channel.
+    """
+    sums = stored.sums.reshape(len(stored.sums), -1)
+    cut = {row.tobytes() for row in sums[held_out]}
+    if seen := sum(row.tobytes() in cut for row in sums[more]):
+        raise UserError(
+            f"data.unlabeled: {seen:,} of its images are among the {len(held_out):,} that are cut from training for "
+            "validation and test; name images without them, or data.unlabeled={} for the rest of the training split"
+        )
 
 
 def joined(training: RawSplit, unlabeled: RawSplit, count: int) -> RawSplit:

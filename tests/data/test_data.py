@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -23,7 +24,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from image_files import cifar_python, encoded, features, image_tree, load, parquet, pixels, refuse, rows_of
-from PIL import Image
+from PIL import Image, ImageOps
 from warm_process import WarmProcess
 
 from kd_core.data import decoding
@@ -95,6 +96,37 @@ def test_exif_rotation_is_applied() -> None:
     assert np.array_equal(decode(encoded(image, exif=exif), 32), np.rot90(image, -1))
 
 
+def test_photos_whose_other_tags_cannot_be_written_are_turned_all_the_same() -> None:
+    """As `ImageOps.exif_transpose` fails on them."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0128] = 6, 2  # the other is the unit of the resolution, a number
+    tags = exif.tobytes()
+    for number in (b"\x28\x01\x03\x00", b"\x01\x28\x00\x03"):  # in either order of bytes
+        tags = tags.replace(number, number.replace(b"\x03", b"\x07"))
+    assert tags != exif.tobytes()  # its type is none of a number
+    photo, plain = encoded(pixels(0), "jpeg", exif=tags), encoded(pixels(0), "jpeg")
+    with pytest.raises((TypeError, struct.error)), Image.open(io.BytesIO(photo)) as opened:
+        ImageOps.exif_transpose(opened)
+    assert np.array_equal(decode(photo, 32), np.rot90(decode(plain, 32), -1))
+
+
+def test_every_orientation() -> None:
+    image = pixels(0)
+    for number in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        with Image.open(io.BytesIO(encoded(image, exif=exif))) as opened:
+            assert np.array_equal(decode(encoded(image, exif=exif), 32), np.asarray(ImageOps.exif_transpose(opened)))
+
+
+def test_integers_without_a_known_range_are_refused() -> None:
+    for values in (np.full((32, 32), -1000), np.full((32, 32), 70000)):
+        buffer = io.BytesIO()
+        Image.fromarray(values.astype(np.int32)).save(buffer, "tiff")
+        with pytest.raises(ValueError, match="are not of 16 bits; convert them to 8 bits"):
+            decode(buffer.getvalue(), 32)
+
+
 def test_other_sizes_are_resized_by_the_short_side_and_cropped() -> None:
     image = np.zeros((64, 200, 3), np.uint8)
     image[:, 68:132] = 255  # the center square
@@ -136,6 +168,24 @@ def test_unreadable_files_stop_the_run_by_name(mixed: Path, tmp_path: Path) -> N
     message = refuse(tmp_path, source="imagefolder", path=str(mixed), allow_unreadable=1)
     assert "2 images of the train split" in message and "allow_unreadable is 1" in message
     assert "kind_02/0.jpg: " in message and "kind_03/0.jpg: " in message and "kind_01" not in message
+
+
+def test_allowing_unreadable_files_decodes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If they are few; as long as they are not allowed, they are tried again."""
+    for number in range(200):
+        place = tmp_path / "many" / f"kind_{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:03}.png").write_bytes(encoded(pixels(number % 5)))
+    bad = tmp_path / "many/kind_1/001.png"
+    bad.write_bytes(b"not an image at all")
+    own: dict[str, Any] = {"source": "imagefolder", "path": str(tmp_path / "many")}
+    assert "allow_unreadable is 0" in refuse(tmp_path, **own)
+    decoded: list[Any] = []
+    original = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda item, side: decoded.append(item) or original(item, side))
+    data = load(tmp_path, **own, allow_unreadable=1)
+    assert not decoded and any("1 unreadable images dropped" in note for note in data.notes)
+    assert "allow_unreadable is 0" in refuse(tmp_path, **own) and str(bad) in decoded
 
 
 def test_the_mixed_folder_trains_with_clear_messages(mixed: Path, tmp_path: Path) -> None:
@@ -265,6 +315,7 @@ def test_a_column_of_splits_is_not_trained_over(tmp_path: Path) -> None:
         ("split", ["train", "test"], True), ("split", ["train", "train"], False), ("data_split", ["tr", "test"], True),
         ("phase", ["train", "val"], True), ("origin", ["train", "eval"], True), ("is_train", [True, False], True),
         ("is_test", [0, 1], True), ("origin", ["a", "test"], False), ("fold", [0, 1], False),
+        ("covid_test", ["pos", "neg"], False),
     ):  # fmt: skip
         table = datasets.Dataset.from_dict(rows | {column: words * 3}).cast_column("image", datasets.Image())
         table.to_parquet(file)
@@ -869,6 +920,7 @@ def test_replaced_files_are_noticed_by_their_sizes(tmp_path: Path) -> None:
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     table = {**rows_of(12), "label": [0] * 12}
     assert "of one class" in refuse(tmp_path, source="parquet", path=write(tmp_path / "d", table, features()))
+    assert not list((tmp_path / "cache" / "images").glob("*/"))  # nothing was decoded before
 
 
 # ----------------------------------------------------------------------------------------------- bad places

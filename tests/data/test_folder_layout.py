@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -523,6 +524,21 @@ def test_rows_of_several_splits_in_one_table_are_refused(tmp_path: Path) -> None
         load(tmp_path, path=str(folder), label_column="label")
     (folder / "metadata.csv").write_text("\n".join(rows).replace(",test", ",train") + "\n")
     assert len(load(tmp_path, path=str(folder), label_column="label").train) == 8
+
+
+def test_one_table_may_say_the_split_of_images_that_lie_in_folders_of_splits(tmp_path: Path) -> None:
+    """And lists and records beside the labels are not looked at."""
+    folder = tmp_path / "flat"
+    rows = []
+    for number in range(8):
+        split = "train" if number < 6 else "test"
+        draw(folder / split / f"{number}.png", 50 + number, number)
+        label, name = "cat dog".split()[number % 2], f"{split}/{number}.png"
+        row = {"file_name": name, "label": label, "split": split, "tags": ["a", name], "box": {"x": 1}}
+        rows.append(json.dumps(row))
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    data = load(tmp_path, path=str(folder), val_size=0)
+    assert len(data.train) == 6 and len(data.test() or ()) == 2 and data.class_names == ["cat", "dog"]
 
 
 def test_a_class_missing_from_training_is_reported_at_the_start(tmp_path: Path) -> None:

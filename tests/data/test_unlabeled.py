@@ -101,6 +101,27 @@ def test_parquet_with_and_without_labels(tmp_path, labels):
     assert data.class_names == [str(digit) for digit in range(10)]
 
 
+def test_images_of_validation_and_test_are_refused(tmp_path):
+    """Else a student would be distilled on the images that it is tested on."""
+    for split, count in (("train", 8), ("test", 4)):
+        for number in range(count):
+            place = tmp_path / "data" / split / f"kind{number % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (9 * number, len(split), 0)).save(place / f"{number}.png")
+    own = {"source": "imagefolder", "path": str(tmp_path / "data"), "val_size": 0}
+    for place, wanted in (
+        ("data", r"data.unlabeled.path: holds 4 images of split 'test' of .*data, such as .*test/kind0/0.png"),
+        ("data/test", "holds 4 images of split 'test'"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            load(tmp_path, **own, unlabeled={"source": "imagefolder", "path": str(tmp_path / place)})
+    check_pool(load(tmp_path, **own, unlabeled={"source": "imagefolder", "path": str(tmp_path / "data/train")}), 8)
+    own["path"] = str(tmp_path / "data/train")  # validation and test are cut from the same folder
+    for cut in ({"val_size": 2}, {"test_size": 2}):
+        with pytest.raises(UserError, match="data.unlabeled: 2 of its images are among the 2 that are cut from"):
+            load(tmp_path, **{**own, **cut}, unlabeled={"source": "imagefolder", "path": own["path"]})
+
+
 def test_another_size_is_said_and_resized_on_demand(tmp_path):
     more = {"source": "imagefolder", "path": str(photos(tmp_path / "photos", 3, 40))}
     wanted = "data.unlabeled: its images are 40 pixels wide and high, those of training 32; data.unlabeled.resize=true"

@@ -1,13 +1,17 @@
 """The end of a run computes nothing twice: what the student, the student alone and the teachers gave is kept."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 
 import train_kd
+from kd_core.errors import UserError
 from kd_core.evaluation import alone as student_alone
+from kd_core.evaluation.predictions import open_test_split
 from kd_core.models.predict import Predictor
 from kd_core.teachers.logits import TeacherLogits
 
@@ -90,3 +94,13 @@ def test_kept_logits_are_those_of_the_export(home, digits_teachers, monkeypatch,
 def started(arguments):
     options, resolved = train_kd.parse(arguments)
     return train_kd.evaluation.start(options, resolved)
+
+
+def test_a_test_split_that_cannot_be_read_loses_no_student():
+    def unreadable():
+        raise UserError("data.path: test: no labels")
+
+    said: list[str] = []
+    observe: Any = SimpleNamespace(data=SimpleNamespace(test=unreadable))
+    assert open_test_split(observe, {}, said.append) is None
+    assert said == ["evaluation.test_at_end: nothing was tested: data.path: test: no labels"]

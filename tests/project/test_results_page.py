@@ -13,6 +13,7 @@ import results_page
 import results_plots
 import statsmodels.formula.api as smf
 from PIL import Image
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
 RECORDS = sorted(results_page.RECORDS.glob("*.json"))
@@ -143,12 +144,16 @@ def test_differences_by_seed_have_the_means_of_the_contrasts():
 def test_gains_of_classes_have_the_mean_of_the_gain():
     alone, taught = results_plots.rows(teacher_runs())
     for one in taught:
-        if not (common := results_plots.common_seeds(one, alone)):
+        if len(common := results_plots.common_seeds(one, alone)) < 2:
             continue
         sides = [[side.values(results_plots.METRIC)[seed] for seed in common] for side in (one, alone)]
-        gains, chance = results_plots.class_gains(one, alone)
+        gains, chance, p = results_plots.class_gains(one, alone)
         assert gains.mean() == pytest.approx(100 * np.subtract(*map(np.mean, sides)), abs=1e-9)
-        assert 5 < chance * len(common) ** 0.5 < 7.1  # two shares of 100 images: at most 7.1 points for one seed
+        each = np.ndenumerate(results_plots.by_class(one, alone))
+        table = pd.DataFrame([(seed, label, gain) for (seed, label), gain in each], columns=["seed", "label", "gain"])
+        found = anova_lm(smf.ols("gain ~ C(label) + C(seed)", table).fit())
+        assert p == pytest.approx(found.loc["C(label)", "PR(>F)"], rel=1e-6, abs=1e-12)
+        assert len(common) * chance**2 == pytest.approx(found.loc["Residual", "mean_sq"])
 
 
 def test_public_teachers_are_as_accurate_as_published():

@@ -54,16 +54,17 @@ def by_seed(compared: dict[str, Any], pairs: Sequence[str]) -> str:
 
 
 def classes(found: Sequence[Run]) -> str:
-    """How much the gains of the 100 classes differ, beside what chance gives where all classes gain alike."""
+    """How much the gains of the 100 classes differ, beside what seeds alone give where all classes gain alike."""
     alone, taught = results_plots.rows(found)
     rows = []
     for one in taught:
-        if not (seeds := results_plots.common_seeds(one, alone)):
+        if len(seeds := results_plots.common_seeds(one, alone)) < 2:
             continue
-        gains, chance = results_plots.class_gains(one, alone)
-        cells = [f"{gains.std(ddof=1):.1f}", f"{chance:.1f}", f"{(gains < 0).sum()}"]
+        gains, chance, p = results_plots.class_gains(one, alone)
+        shown = "<0.0001" if p < 0.0001 else f"{p:.4f}"
+        cells = [f"{gains.std(ddof=1):.1f}", f"{chance:.1f}", shown, f"{(gains < 0).sum()}"]
         rows.append([results_plots.name(one), str(len(seeds)), *cells])
-    header = ["teachers", "seeds", "spread of the gains", "by chance alone", "classes that lose"]
+    header = ["teachers", "seeds", "spread of the gains", "by seeds alone", "p", "classes that lose"]
     return text_table.markdown(header, rows)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import results_cost
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from scipy.stats import norm
+from scipy.stats import f, norm
 
 from kd_core.comparison.compare import Group, group
 from kd_core.comparison.runs import Run
@@ -20,7 +20,6 @@ from kd_core.comparison.significance import difference, pooled
 from kd_core.report import plots
 
 METRIC, CLEAN, SHARED = "test/accuracy", "clean views", "shared views"
-IMAGES = 100  # of each class, among CIFAR-100's test images
 FEWEST = 3  # seeds, below which gains of single classes are not drawn: they are mostly chance
 
 
@@ -82,18 +81,37 @@ def common_seeds(one: Group, alone: Group) -> list[Any]:
     return sorted(one.runs.keys() & alone.runs.keys())
 
 
-def class_gains(one: Group, alone: Group) -> tuple[np.ndarray, float]:
-    """What each class gains over the student alone, in points, and by how much chance lets equal gains differ.
+class ClassGains(NamedTuple):
+    """What each class gains over the student alone, in points.
 
-    Means over the seeds that both have, at least one.
+    gains: [classes], means over the seeds that both have.
+    chance: their standard deviation if all classes gained alike on these images: that of seeds alone.
+    p: of the hypothesis that they do (F test of class by seed).
     """
-    common = common_seeds(one, alone)
+
+    gains: np.ndarray
+    chance: float
+    p: float
+
+
+def by_class(one: Group, alone: Group) -> np.ndarray:
+    """The gains [seeds,classes] in points, of the seeds that both have."""
     own, other = (
-        np.mean([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common], axis=0)
+        np.array([side.runs[seed].summary["evaluation"]["test"]["class_accuracy"] for seed in common_seeds(one, alone)])
         for side in (one, alone)
     )
-    deviation = 100 * np.sqrt(np.mean(own * (1 - own) + other * (1 - other)) / (IMAGES * len(common)))
-    return 100 * (own - other), float(deviation)
+    return 100 * (own - other)
+
+
+def class_gains(one: Group, alone: Group) -> ClassGains:
+    """Two seeds at least: how much the gain of a class differs from seed to seed says what chance does."""
+    found = by_class(one, alone)
+    seeds, classes = found.shape
+    means = found.mean(0)
+    rest = found - means - found.mean(1, keepdims=True) + found.mean()
+    square = (rest**2).sum() / ((seeds - 1) * (classes - 1))
+    p = f.sf(seeds * means.var(ddof=1) / square, classes - 1, (seeds - 1) * (classes - 1))
+    return ClassGains(means, float(np.sqrt(square / seeds)), float(p))
 
 
 def team(one: Group) -> list[str]:
@@ -118,7 +136,7 @@ def _cost(axes: Axes, one: Group, look: dict[str, str]) -> None:
 
 def _classes(axes: Axes, one: Group, alone: Group, color: str) -> None:
     """The gains of the classes, sorted, and dotted those that chance would give if all classes gained the same."""
-    gains, deviation = class_gains(one, alone)
+    gains, deviation, _ = class_gains(one, alone)
     axes.plot(np.sort(gains), color=color, linewidth=1.4, label=name(one))
     quantiles = norm.ppf((np.arange(len(gains)) + 0.5) / len(gains))
     alike = gains.mean() + deviation * quantiles
