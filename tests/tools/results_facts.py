@@ -62,7 +62,7 @@ def classes(found: Sequence[Run]) -> str:
             continue
         gains, chance, p = results_plots.class_gains(one, alone)
         shown = "<0.0001" if p < 0.0001 else f"{p:.4f}"
-        cells = [f"{gains.std(ddof=1):.1f}", f"{chance:.1f}", shown, f"{(gains < 0).sum()}"]
+        cells = [f"{gains.std(ddof=1):.1f}", f"{chance:.1f}", shown, f"{(gains < -1e-9).sum()}"]
         rows.append([results_plots.name(one), str(len(seeds)), *cells])
     header = ["teachers", "seeds", "spread of the gains", "by seeds alone", "p", "classes that lose"]
     return text_table.markdown(header, rows)
