@@ -177,6 +177,8 @@ def run(
 def already_finished(config: Config, job: Job, folder: RunFolder) -> dict[str, Any]:
     """The summary of a run that has finished before; what W&B lacks of it is sent."""
     job.say(f"already finished: {folder.path} (--fresh trains again)")
+    for note in report.unlike_now(config, folder.path, folder.summary(), job.accelerator.num_processes):
+        job.say(note)
     if job.use_wandb and job.accelerator.is_main_process:
         send_rest(config, folder.path, job.say)
     return {**folder.summary(), "run_folder": str(folder.path)}

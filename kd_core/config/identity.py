@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import kd_methods
 from kd_core.config import own_code, registry
 from kd_core.config.read import find_file, read_yaml
 from kd_core.config.schema import Config
@@ -53,7 +54,9 @@ def identity_of(config: Config, data_fingerprint: str) -> dict[str, Any]:
     own = [own_code.file(path) for path in config.imports]
     if code := sorted(file.digest for file in own if not file.adds_methods_alone):
         values["import"] = code
-    if code := sorted(file.digest for file in own if file.adds_methods_alone):
+    # The student alone can use no method, whatever file is named.
+    code = sorted(file.digest for file in own if file.adds_methods_alone)
+    if code and config.kd.type != kd_methods.LABEL_ONLY:
         values["kd"]["code"] = code  # in the kd section, so that your own method can be compared with others
     return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
 
@@ -80,6 +83,8 @@ def _hash(identity: dict[str, Any]) -> str:
 
 def _content_of(source: str) -> str | None:
     """Digest of a teacher's weights on this machine: a checkpoint file, an export, a run folder or an artifact."""
+    if source == "pretrained":  # timm's own, also where a folder has this name
+        return None
     path = Path(source).expanduser()
     if download := registry.downloads.get(source.removeprefix("wandb:")) if source.startswith("wandb:") else None:
         path = download.folder

@@ -61,13 +61,16 @@ def explain(problem: Any, origins: dict[str, str]) -> str:
     return f"{origin}: {key}: {text}"
 
 
+BRANCH = r"(list|literal|constrained-\w+)(\[.*\])?"  # of a union, as pydantic names it in the place of an error
+
+
 def _key_of(parts: list[Any]) -> str:
     return re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in parts))
 
 
 def _path_of(problem: Any) -> list[Any]:
-    """The key of an error, without what pydantic adds: the method below `kd` and the branch of a union at the end."""
-    parts = list(problem["loc"])
+    """The key of an error, without what pydantic adds: the method below `kd` and the branches of unions."""
+    parts = [part for part in problem["loc"] if not re.fullmatch(BRANCH, str(part))]
     if parts[:1] == ["kd"] and len(parts) > 1 and parts[1] in kd_methods.names():
         del parts[1]
     while parts and parts[-1] in ("int", "float", "str", "bool", "list[int]", "constrained-int"):

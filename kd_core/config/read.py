@@ -287,24 +287,31 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    depth = len(path)
     for part in path[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
             raise UserError(f"--{'.'.join(path)}: {part!r} was already given as a plain value")
-    values[path[-1]] = merge(values.get(path[-1]), value)
+    values[path[-1]] = merge(values.get(path[-1]), value, depth)
 
 
-def merge(low: Any, high: Any) -> Any:
-    """`high` over `low`: dicts key by key; `{'0': ...}` reaches into a list; everything else replaces."""
+def merge(low: Any, high: Any, depth: int = 0) -> Any:
+    """`high` over `low`: dicts key by key; `{'0': ...}` reaches into a list; everything else replaces.
+
+    `{}` within a section is a setting with its defaults, and `{from: ..., to: ...}` a whole schedule: both replace too.
+    `depth`: how many keys lead to the values; 1 in a section.
+    """
     if isinstance(low, dict) and isinstance(high, dict):
-        return {**low, **{key: merge(low.get(key), value) for key, value in high.items()}}
+        if (depth > 1 and not high) or {"from", "to"} <= high.keys():
+            return high
+        return {**low, **{key: merge(low.get(key), value, depth + 1) for key, value in high.items()}}
     if (
         isinstance(low, list)
         and isinstance(high, dict)
         and high
         and all(str(k).isdigit() and int(k) < len(low) for k in high)
     ):
-        return [merge(item, high[str(i)]) if str(i) in high else item for i, item in enumerate(low)]
+        return [merge(item, high[str(i)], depth + 1) if str(i) in high else item for i, item in enumerate(low)]
     return high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,19 @@ def write_page(
         evaluations=evaluations,
         predictions=seen.get("test", seen.get("val")),
     )
+
+
+def unlike_now(config: Config, folder: Path, summary: dict[str, Any], processes: int) -> Iterator[str]:
+    """How a run that has finished before, in `folder`, differs from what the same command asks for now, with so many
+    processes: in what is no part of its identity."""
+    there = summary.get("processes")  # earlier versions did not record it
+    if there not in (None, processes):
+        yield (
+            f"  it was trained by {there} process(es), this is {processes}: BatchNorm and losses of a batch depend on it"
+        )
+    if config.evaluation.test_at_end and "test" not in (summary.get("evaluation") or {}):
+        command = shlex.join(["python", "evaluate_kd.py", "--checkpoint", str(folder), "--split", "test"])
+        yield f"  it was finished without evaluation.test_at_end; to test it: {command}"
 
 
 def closing_words(

@@ -274,6 +274,7 @@ def summarize(
         "kd_type": config.kd.type,
         "seed": config.training.seed,
         "epochs": state["epoch"],
+        "processes": state["processes"],
         "budget": config.budget,
         "best_epoch": best["epoch"],
         "val_images": len(data.val) if data.val else 0,

@@ -323,7 +323,7 @@ def _from_origin(config: TeacherConfig, where: str, data: Data, run: Config, tra
         teacher = _from_export(folder, config, where, data, run)
         teacher.artifact = artifacts.version_of(artifact)
         return teacher
-    if trained is None and source and Path(source).expanduser().is_dir():
+    if trained is None and source and source != "pretrained" and Path(source).expanduser().is_dir():
         trained = Path(source).expanduser()
     if trained is not None:
         return _from_export(trained, config, where, data, run)

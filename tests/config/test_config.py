@@ -9,6 +9,7 @@ import yaml
 import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, digest, identity_of, keys, parse_overrides, parse_yaml, read_yaml, resolve
+from kd_core.config.read import merge, read_layers
 from kd_core.errors import UserError
 from kd_core.teachers.load import training_config
 
@@ -27,6 +28,40 @@ def mistakes(*arguments: str, in_sweep: bool | None = None, **layers: dict) -> l
 
 def test_defaults_are_the_label_only_method():
     assert load().kd.type == kd_methods.LABEL_ONLY
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        ({"training": {"ema": {"decay": 0.9}}}, {"training": {"ema": {}}}, {"training": {"ema": {}}}),  # its defaults
+        ({"model": {"args": {"depth": 3}}}, {"model": {"args": {}}}, {"model": {"args": {}}}),
+        ({"training": {"seed": 3}}, {"training": {}}, {"training": {"seed": 3}}),  # a section that says nothing
+        (
+            {"kd": {"temperature": {"from": 8, "to": 2, "shape": "cosine"}}},
+            {"kd": {"temperature": {"from": 4, "to": 1}}},
+            {"kd": {"temperature": {"from": 4, "to": 1}}},
+        ),
+        ({"augment": {"cutmix": {"alpha": 1}}}, {"augment": {"cutmix": {"share": 0.5}}},
+         {"augment": {"cutmix": {"alpha": 1, "share": 0.5}}}),
+    ],
+)  # fmt: skip
+def test_defaults_and_schedules_replace_what_a_lower_layer_has(low, high, found):
+    assert merge(low, high) == found
+
+
+def test_defaults_on_the_command_line_replace_a_files(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("training: {ema: {decay: 0.5}}\nmodel: {name: test_vit, args: {depth: 2}}\n")
+    words = parse_overrides(["--training.ema={}", "--model.args={}"])
+    found = resolve([*read_layers([str(file)]), words]).config
+    assert found.training.ema and found.training.ema.decay != 0.5 and found.model.args == {}
+
+
+def test_branches_of_unions_are_no_keys():
+    for value, key in (("foo", "training.class_weights:"), ([1, "a"], "training.class_weights[1]:")):
+        with pytest.raises(UserError) as caught:
+            resolve([Layer("x.yaml", {"training": {"class_weights": value}})])
+        assert key in str(caught.value) and not re.search("constrained|literal", str(caught.value))
 
 
 def test_higher_layers_win_key_by_key():

@@ -323,6 +323,8 @@ def test_a_file_of_methods_alone_sets_only_methods_apart(tmp_path):
     own = resolved("--import", file, *TAUGHT)
     assert "import" not in identity_of(own, "data") and len(identity_of(own, "data")["kd"]["code"]) == 1
     assert teachers.training_config(own, 0).imports == []  # no teacher is trained anew for it
+    alone = ["--teachers=[]", f"--kd.type={kd_methods.LABEL_ONLY}"]  # nor the student alone, which cannot use it
+    assert identity_of(resolved("--import", file, *alone), "data") == identity_of(resolved(*alone), "data")
 
 
 def test_numpys_labels_of_a_source_are_numbers():

@@ -220,7 +220,7 @@ def summary_of(val: list[float], test: list[float], words: list[Any], images: in
     data: Any = SimpleNamespace(val=range(images))
     own: Any = SimpleNamespace(architecture="s", parameters=5)
     measured = [{"accuracy": value, "auroc": 0.9} for value in val]
-    state = {"epoch": 1, "best": {"epoch": 1, "val/accuracy": 0.5, "val/auroc": 0.8}, "metrics": {}}
+    state = {"epoch": 1, "processes": 1, "best": {"epoch": 1, "val/accuracy": 0.5, "val/auroc": 0.8}, "metrics": {}}
     figures: dict[str, Any] = {
         "total": 2000,
         "teachers": [{"name": f"t{i}", "accuracy": value} for i, value in enumerate(test[:-1])],
