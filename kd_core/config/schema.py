@@ -438,6 +438,9 @@ class TrainingConfig(Section):
             raise ValueError(f"milestones {self.milestones} must increase")
         if self.skip_nonfinite and self.mixed_precision == "fp16":
             raise ValueError("skip_nonfinite must be 0 with fp16, whose loss scaling skips such steps itself")
+        if self.compile and self.accumulate > 1 and self.compile_mode != "default":
+            # The gradients of one part are buffers of the graph, which the next part writes over.
+            raise ValueError(f"compile_mode {self.compile_mode!r} makes CUDA graphs, in which accumulate must be 1")
         return self
 
     @field_validator("class_weights")

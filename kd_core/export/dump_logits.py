@@ -43,11 +43,11 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
         tensors[split.name] = predict(network, images, views, f"logits of {split.name}").half().cpu()
         about[split.name] = split.fingerprint
         if split.name == "train" and count:
-            bank = [
-                predict(network, images, views, f"view {number + 1} of {count}", partial(fixed_view, number))
-                for number in range(count)
-            ]
-            tensors["train_views"] = torch.stack([logits.half().cpu() for logits in bank], 1)
+            bank = []
+            for number in range(count):
+                logits = predict(network, images, views, f"view {number + 1} of {count}", partial(fixed_view, number))
+                bank.append(logits.half().cpu())  # so that the device holds one view's
+            tensors["train_views"] = torch.stack(bank, 1)
             about["train_views"] = split.fingerprint
     if accelerator.is_main_process:
         write_logits(path, tensors, about)

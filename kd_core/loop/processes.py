@@ -60,6 +60,8 @@ def create_accelerator(
     device = PartialState(cpu=not on_gpu).device
     if device.type == "cpu":
         keep_freed_memory()
+    elif device.index is not None:  # Accelerate does not, for a device that ACCELERATE_TORCH_DEVICE names
+        torch.cuda.set_device(device)
     if deterministic:  # before anything is computed: cuBLAS reads its setting once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():

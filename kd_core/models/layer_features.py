@@ -296,7 +296,8 @@ class StudentAndMethod(nn.Module):
         super().__init__()
         self.student, self.method = student, method
         # Of the method's buffers each process keeps its own: banks are large, and they are equal anyway.
-        own = [f"method.{name}" for name, _ in method.named_buffers()]
+        # DistributedDataParallel knows them by other names once the module is compiled.
+        own = [f"{prefix}method.{name}" for prefix in ("", "_orig_mod.") for name, _ in method.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -87,9 +87,7 @@ def unlike_now(config: Config, folder: Path, summary: dict[str, Any], processes:
     processes: in what is no part of its identity."""
     there = summary.get("processes")  # earlier versions did not record it
     if there not in (None, processes):
-        yield (
-            f"  it was trained by {there} process(es), this is {processes}: BatchNorm and losses of a batch depend on it"
-        )
+        yield f"  trained by {there} process(es), this is {processes}: BatchNorm and losses of a batch depend on it"
     if config.evaluation.test_at_end and "test" not in (summary.get("evaluation") or {}):
         command = shlex.join(["python", "evaluate_kd.py", "--checkpoint", str(folder), "--split", "test"])
         yield f"  it was finished without evaluation.test_at_end; to test it: {command}"

@@ -266,7 +266,7 @@ class CachedTeacher:
             torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in values
         ]
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(values[0].device))
         self._coming.append((slots, copies, arrived))
         while self._coming and self._coming[0][2].query():
             self._keep_first()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -353,6 +354,16 @@ try:
 except UserError as error:
     print(error)
 """
+
+
+def test_the_gpu_that_a_variable_names_is_the_current_one(monkeypatch):
+    """Events and measures of memory are of the current device."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(processes, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cuda", 1)))
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    processes.create_accelerator("no")
+    assert chosen == [torch.device("cuda", 1)]
 
 
 def test_a_run_is_deterministic_only_if_it_asks_for_it(monkeypatch):

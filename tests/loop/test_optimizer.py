@@ -155,3 +155,10 @@ def test_steps_are_skipped_by_fused_optimizers_alone():
             create_optimizer(nn.Linear(2, 2), TrainingConfig(skip_nonfinite=1, **settings), torch.device("cpu"))
     with pytest.raises(ValueError, match="skip_nonfinite must be 0 with fp16"):
         TrainingConfig(skip_nonfinite=1, mixed_precision="fp16")
+
+
+def test_parts_of_a_batch_are_refused_with_cuda_graphs():
+    """Which would write the gradients of one part over those of the last."""
+    with pytest.raises(ValueError, match="compile_mode 'reduce-overhead' makes CUDA graphs, in which accumulate must"):
+        TrainingConfig(compile=True, compile_mode="reduce-overhead", accumulate=2)
+    assert TrainingConfig(compile=True, accumulate=2).accumulate == 2

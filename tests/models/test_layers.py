@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import kd_methods
 from kd_core.errors import UserError
 from kd_core.models.build import create_model
-from kd_core.models.layer_features import WithFeatures, layers_of
+from kd_core.models.layer_features import StudentAndMethod, WithFeatures, layers_of
 from kd_core.models.predict import Images
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -195,3 +195,12 @@ def test_places_of_rows_in_a_split():
     images = Images.__new__(Images)
     images.split, images.rows, images.labels = split, rows, split.labels[rows]
     assert images.places(torch.tensor([5, 7, 2])).tolist() == [2, 0, 1]
+
+
+def test_buffers_of_the_method_are_left_to_each_process_compiled_or_not():
+    method: Any = nn.Module()
+    method.register_buffer("bank", torch.zeros(3))
+    module = StudentAndMethod(nn.Linear(2, 2), method)  # type: ignore[arg-type]
+    for wrapped in (module, torch.compile(module, backend="eager")):
+        names = {name for name, _ in wrapped.named_buffers()}
+        assert len(names) == 1 and names <= set(module._ddp_params_and_buffers_to_ignore)  # type: ignore[arg-type]
