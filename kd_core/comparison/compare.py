@@ -426,13 +426,22 @@ def _find_baseline(members: list[Group], name: str | None) -> Group | None:
 def _named(members: list[Group], name: str, option: str) -> Group | None:
     """The group of a set with this label, method or experiment.  UserError if several have the name."""
     label(members)
-    for names in (lambda one: (one.label,), lambda one: (one.method, one.first.config.kd.type), _experiments):
+    for names in (lambda one: (one.label, _without_teachers(one.label)), _methods, _experiments):
         fitting = [one for one in members if name in names(one)]
         if len(fitting) > 1:
             raise UserError(f"{option}: {name!r} may be each of {', '.join(repr(one.label) for one in fitting)}")
         if fitting:
             return fitting[0]
     return None
+
+
+def _without_teachers(text: str) -> str:
+    """A label without the teachers that `--vary teachers` adds: METHOD (key=value)."""
+    return re.sub(r"^(\w+): .* (\([^()]*\))$", r"\1 \2", text)
+
+
+def _methods(one: Group) -> set[str]:
+    return {one.method, one.first.config.kd.type}
 
 
 def _experiments(one: Group) -> set[str]:

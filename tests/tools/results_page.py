@@ -32,12 +32,12 @@ PAGE, README, RECORDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT /
 
 def contrasts(*pairs: str) -> str:
     """The options of compare_kd.py that test these differences between sets of teachers."""
-    return "--vary teachers --margin 0.5 " + " ".join(f"--contrast {pair}" for pair in pairs)
+    return "--vary teachers --margin 0.5 " + " ".join(f"--contrast {shlex.quote(pair)}" for pair in pairs)
 
 
 FIXED = (  # in advance
     "results-56-44:results-56", "results-56-44-32:results-56", "results-56-44-32-20:results-56",
-    "results-micronet-56-44-32:results-micronet", "ca_mkd:results-56-44-32", "aekd:results-56-44-32",
+    "results-micronet-56-44-32:results-micronet", "ca_mkd (scope=sample):results-56-44-32", "aekd:results-56-44-32",
 )  # fmt: skip
 # By the name of the table: records without their suffix, and options of compare_kd.py.
 TABLES = {
@@ -69,7 +69,8 @@ TABLES = {
     "views": (
         "teachers",
         contrasts(
-            "results-56-shared:results-56", "results-56-44-32-20-shared:results-56-44-32-20",
+            "results-56-shared:results-56", "results-56-44-32-shared:results-56-44-32",
+            "results-56-44-32-20-shared:results-56-44-32-20", "results-56-44-32-shared:results-56-shared",
             "results-56-44-32-20-shared:results-56-shared",
         ),
     ),
