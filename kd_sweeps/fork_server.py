@@ -41,6 +41,19 @@ def end_with_parent(parent: int) -> None:
         os._exit(143)
 
 
+def start_time(pid: int) -> int | None:
+    """Linux: when a process began, in clock ticks since the machine did; None if it has ended.
+
+    Of the processes that have had one number, each has a start time of its own.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()  # the name before may hold spaces
+    except OSError:
+        return None
+    return None if state in (b"Z", b"X") else int(fields[18])
+
+
 class Server:
     """Forks a child per request, until stdin ends."""
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from kd_sweeps.fork_server import PRELOADED, end_with_parent
+from kd_sweeps.fork_server import PRELOADED, end_with_parent, signal_child, start_time
 from kd_sweeps.trial_command import ROOT, environment
 
 
@@ -21,13 +21,25 @@ class Forked:
     """A trial's process: see `trial.Process`."""
 
     def __init__(self, server: ForkServer, pid: int):
-        self._server, self.pid = server, pid
+        self._server, self.pid, self._began = server, pid, start_time(pid)
 
     def poll(self) -> int | None:
-        return self._server.status(self.pid)
+        try:
+            return self._server.status(self.pid)
+        except OSError:  # the child has got SIGTERM, and holds its run folder until it has ended
+            return None if self._runs() else -signal.SIGTERM
 
     def send(self, number: int) -> None:
-        self._server.send(self.pid, number)
+        """Send a signal if the child runs.  Without the server SIGKILL alone: the child has got SIGTERM."""
+        try:
+            self._server.send(self.pid, number)
+        except BrokenPipeError:
+            if number == signal.SIGKILL and self._runs():
+                with suppress(ProcessLookupError):
+                    signal_child(self.pid, number)
+
+    def _runs(self) -> bool:
+        return self._began is not None and start_time(self.pid) == self._began
 
 
 class ForkServer:
@@ -70,17 +82,20 @@ class ForkServer:
                     return Forked(self, answer["started"])
 
     def status(self, pid: int) -> int | None:
-        """The exit status of a child, as `subprocess` gives it; None while it runs."""
+        """The exit status of a child, as `subprocess` gives it; None while it runs.
+
+        OSError if the server has ended before the child.
+        """
         try:
             self._read()
-        except OSError:  # the children have got SIGTERM
-            return self._ended.get(pid, -signal.SIGTERM)
+        except OSError:
+            if pid not in self._ended:
+                raise
         return self._ended.get(pid)
 
     def send(self, pid: int, number: int) -> None:
-        """Send a signal to a child; nothing happens if it has ended, or the server has, whose children got SIGTERM."""
-        with suppress(BrokenPipeError):
-            self._ask(pid=pid, signal=number)
+        """Send a signal to a child; nothing happens if it has ended.  BrokenPipeError if the server has."""
+        self._ask(pid=pid, signal=number)
 
     def close(self) -> None:
         """End the server."""
@@ -93,13 +108,16 @@ class ForkServer:
 
     def _read(self, *, wait: bool = False) -> list[dict[str, int]]:
         """New answers; those about ended children are remembered.  OSError if the server has ended."""
-        lines: list[bytes] = []
-        while select.select([self._answers], [], [], None if wait and not lines else 0)[0]:
+        answers: list[dict[str, int]] = []
+        while select.select([self._answers], [], [], None if wait and not answers else 0)[0]:
             if not (received := self._answers.read(1 << 16)):
                 words = self._log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
                 raise OSError(f"the process that trials are forked from has ended{words and f': {words}'}")
-            *more, self._unread = (self._unread + received).split(b"\n")
-            lines += more
-        answers: list[dict[str, int]] = [json.loads(line) for line in lines]
-        self._ended |= {answer["ended"]: answer["status"] for answer in answers if "ended" in answer}
+            *lines, self._unread = (self._unread + received).split(b"\n")
+            for answer in map(json.loads, lines):
+                answers.append(answer)
+                if "ended" in answer:
+                    self._ended[answer["ended"]] = answer["status"]
+                else:
+                    self._ended.pop(answer["started"], None)  # an earlier child had the same number
         return answers

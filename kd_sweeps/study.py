@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kd_core.errors import UserError
+from kd_sweeps.fork_server import start_time
 from kd_sweeps.samplers import create_pruner, create_sampler
 from kd_sweeps.sweep_file import Sweep
 from kd_sweeps.trial_command import hashed
@@ -129,7 +130,8 @@ class SharedStudy:
 
     def lease(self, child: int | None) -> dict[str, Any]:
         """Who runs a trial: this worker, and the trial's process once there is one."""
-        return {"host": self._host, "pid": os.getpid(), "child": child, "file": self._touched.name}
+        began = start_time(child) if child else None
+        return {"host": self._host, "pid": os.getpid(), "child": child, "began": began, "file": self._touched.name}
 
     def next_trial(self, limit: int) -> optuna.Trial | None:
         """A new trial, or one that continues an interrupted one; None if none is to be started now."""
@@ -177,7 +179,7 @@ class SharedStudy:
         if lease is None:  # it is written under the lock, so its worker died there
             return True
         if lease["host"] == self._host:
-            if lease["child"] and is_trial(lease["child"], trial.user_attrs.get("run_id", "")):
+            if lease["child"] and is_trial(lease["child"], lease.get("began"), trial.user_attrs.get("run_id", "")):
                 return False  # the worker may be dead, but its trial is still shutting down
             if not alive(lease["pid"]):
                 return True
@@ -201,8 +203,13 @@ def alive(pid: int) -> bool:
     return True
 
 
-def is_trial(pid: int, run_id: str) -> bool:
-    """Whether process `pid` is the trial `run_id`, not a later process with the same number."""
+def is_trial(pid: int, began: int | None, run_id: str) -> bool:
+    """Whether process `pid` is the trial `run_id`, not a later process with the same number.
+
+    Known by its start time; a lease that lacks it, by its environment, where a forked trial's id does not show.
+    """
+    if began is not None:
+        return start_time(pid) == began
     if not alive(pid):
         return False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -21,6 +22,11 @@ print(random.random(), file=sys.stderr, flush=True)
 what = sys.argv[1]
 if what == "sleep":
     signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), sys.exit(143)))
+    print("sleeping", flush=True)
+    while True:
+        time.sleep(0.05)
+if what == "stay":
+    signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
     print("sleeping", flush=True)
     while True:
         time.sleep(0.05)
@@ -95,6 +101,33 @@ def test_without_the_server_children_end_gracefully(server: ForkServer, tmp_path
     wait_for(lambda: "asked to end" in (tmp_path / "abc.log").read_text(), "it gets SIGTERM")
     with pytest.raises(OSError, match="the process that trials are forked from has ended|Broken pipe"):
         start(server, tmp_path, "0")
+
+
+def test_a_child_has_not_ended_because_the_server_has(server: ForkServer, tmp_path: Path) -> None:
+    """It still holds its run folder, so nothing may be started there."""
+    child = start(server, tmp_path, "stay")
+    until_it_sleeps(tmp_path / "abc.log")
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: "asked to end" in (tmp_path / "abc.log").read_text(), "it gets SIGTERM")
+    assert child.poll() is None
+    child.send(signal.SIGKILL)  # as a worker does after KILL_AFTER
+    assert ended(child) == -signal.SIGTERM
+
+
+def test_a_number_that_comes_again_is_another_child(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*answers: dict[str, int]) -> int | None:
+        os.write(write, "".join(json.dumps(answer) + "\n" for answer in answers).encode())
+        return server.status(7)
+
+    read, write = os.pipe()
+    with open(read, "rb", buffering=0) as file, monkeypatch.context() as patch:
+        patch.setattr(server, "_answers", file)
+        assert told({"started": 7}, {"ended": 7, "status": 3}) == 3  # at once
+        assert told({"started": 7}) is None
+        assert told({"ended": 7, "status": 0}, {"started": 7}) is None
+        assert told({"ended": 7, "status": 0}) == 0
+        os.close(write)
+        assert server.status(7) == 0  # what the server told before it ended
 
 
 def test_an_import_that_fails_is_named(tmp_path: Path) -> None:

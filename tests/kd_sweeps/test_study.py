@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 from sweep_sandbox import Sandbox
+from waiting import wait_for
 
-from kd_sweeps.study import STALE_AFTER, SharedStudy
+from kd_sweeps.fork_server import start_time
+from kd_sweeps.forked import ForkServer
+from kd_sweeps.study import STALE_AFTER, SharedStudy, is_trial
 from kd_sweeps.sweep_file import read_sweep
+from kd_sweeps.trial import Process, Separate
 
 
 def shared_study(sandbox: Sandbox, journal: str = "study.journal") -> SharedStudy:
@@ -36,10 +41,57 @@ def test_leases(sandbox: Sandbox) -> None:
     last = mine.next_trial(3)
     assert last and last.user_attrs["index"] == 2  # the continuation has used up a number, not a point
     assert mine.next_trial(3) is None
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    last.set_user_attr("lease", {**mine.lease(None), "pid": int(gone.stdout)})
+    last.set_user_attr("lease", {**mine.lease(None), "pid": ended_process()})
     heir = mine.next_trial(3)
     assert heir and heir.user_attrs["index"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="trials are forked on Linux alone")
+@pytest.mark.parametrize(("forked", "began"), [(True, True), (False, True), (False, False)])
+def test_a_trial_that_outlives_its_worker_keeps_its_point(forked: bool, began: bool, sandbox: Sandbox) -> None:
+    """Until it has ended: it holds its run folder.  Leases of earlier versions lack its start time."""
+    shared = shared_study(sandbox)
+    trial = shared.next_trial(1)
+    assert trial
+    trial.set_user_attr("run_id", "abcdefgh")
+    log, script = sandbox.folder / "log", sandbox.folder / "sleeper.py"
+    script.write_text("import time; print('ready', flush=True); time.sleep(600)")
+    server = ForkServer(sandbox.folder / "server.log", modules=["numpy"]) if forked else None
+    child: Process = (
+        server.start([str(script)], "abcdefgh", log)
+        if server
+        else Separate([sys.executable, str(script)], "abcdefgh", log)
+    )
+    wait_for(lambda: log.exists() and "ready" in log.read_text(), "it runs")
+    lease = {**shared.lease(child.pid), "pid": ended_process()}
+    if not began:
+        del lease["began"]
+    trial.set_user_attr("lease", lease)
+    assert shared.next_trial(1) is None
+    child.send(signal.SIGKILL)
+    wait_for(lambda: child.poll() is not None, "it ends")
+    heir = shared.next_trial(1)
+    assert heir and heir.user_attrs["continues"] == trial.number
+    if server:
+        server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="start times are read on Linux alone")
+def test_a_stranger_with_the_number_of_a_trial_does_not_count() -> None:
+    began = start_time(os.getpid())
+    assert began and is_trial(os.getpid(), began, "abcdefgh") and not is_trial(os.getpid(), began - 1, "abcdefgh")
+    zombie = subprocess.Popen(["sleep", "600"])
+    began = start_time(zombie.pid)
+    assert is_trial(zombie.pid, began, "abcdefgh")
+    zombie.kill()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_trial(zombie.pid, began, "abcdefgh")
+    zombie.wait()
+
+
+def ended_process() -> int:
+    """The number of a process that has ended."""
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
 
 
 def test_a_worker_that_died_while_deciding_loses_no_point(sandbox: Sandbox) -> None:
