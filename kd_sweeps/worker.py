@@ -164,7 +164,7 @@ class Worker:
         return bool(ended)
 
     def report(self, run: Running) -> None:
-        """Report new rows to Optuna, and stop the trial if they are poor."""
+        """Report new rows to Optuna, and stop the trial if they are poor, unless its process has ended by itself."""
         for step in range(run.reported + 1, len(run.metrics.values) + 1):
             run.reported = step
             with suppress(*LOST_RACE):  # another worker took it over; the next touch notices
@@ -172,7 +172,8 @@ class Worker:
                 best = run.metrics.best_of(step)
                 run.trial.report(math.nan if best is None else best, step)
                 saves = self.max_epochs is None or step < self.max_epochs  # after the last epoch nothing is saved
-                if saves and self.sweep.early_terminate and not run.stopping and run.trial.should_prune():
+                judged = saves and self.sweep.early_terminate and not run.stopping
+                if judged and run.trial.should_prune() and run.process.poll() is None:
                     run.stop("pruned")
                     return
 

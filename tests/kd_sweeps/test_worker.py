@@ -13,7 +13,11 @@ import pytest
 from sweep_sandbox import Sandbox
 from waiting import wait_for
 
-from kd_sweeps.study import alive
+from kd_sweeps.display import Display
+from kd_sweeps.study import SharedStudy, alive
+from kd_sweeps.sweep_file import read_sweep
+from kd_sweeps.trial import Running, TrialMetrics
+from kd_sweeps.worker import Worker
 
 
 def test_a_grid(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +132,46 @@ def test_early_termination(sandbox: Sandbox) -> None:
         ("3", "stopped early"),
     ]
     assert sandbox.run() == 2  # other words after --: another sweep
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_poor_trial_that_broke_is_a_failure(seen: bool, sandbox: Sandbox) -> None:
+    """It breaks before its last rows are read, or between that and the judgment."""
+    sandbox.sweep({"x": {"values": [1, 2]}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    sweep = read_sweep(sandbox.file)
+    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 3)
+    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 3))
+    good, poor = shared.next_trial(2), shared.next_trial(2)
+    assert good and poor
+    good.report(2.0, 1)
+    assert not good.should_prune()
+    folder = sandbox.output / "toy-abcdefgh"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"val/score": 1.0}\n')
+    (folder / "log").write_text("it broke\n")
+    metrics = TrialMetrics(sweep, sandbox.output, "abcdefgh")
+    process = Broken([] if seen else [None])
+    worker.running = [Running(poor, 1, "abcdefgh", {}, metrics, folder / "log", process)]
+    while worker.running:
+        worker.poll()
+    ended = shared.trials()[poor.number]
+    assert (ended.state.name, ended.user_attrs["error"], ended.intermediate_values) == ("FAIL", "it broke", {1: 1.0})
+    assert (worker.failures, worker.successes, process.sent) == (1, 0, [])
+
+
+class Broken:
+    """A process that ends with an error once it has answered `running` times that it runs."""
+
+    pid = 0
+
+    def __init__(self, running: list[None]):
+        self.running, self.sent = running, list[int]()
+
+    def poll(self) -> int | None:
+        return self.running.pop() if self.running else 1
+
+    def send(self, number: int) -> None:
+        self.sent.append(number)
 
 
 def test_failures(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
