@@ -96,11 +96,38 @@ def create_sampler(sweep: Sweep, seed: int | None = None) -> optuna.samplers.Bas
     return optuna.samplers.TPESampler(constant_liar=True, seed=seed)
 
 
+class BandPruner(optuna.pruners.BasePruner):
+    """Judges a trial at each of the ascending `bands`: it goes on if it is in the best 1/eta, at least one, of all.
+
+    Optuna's SuccessiveHalvingPruner goes on with bands beyond the last, and counts each attempt at an interrupted
+    trial; its HyperbandPruner compares a trial with those of its bracket alone, which begins at a band of its own.
+    """
+
+    def __init__(self, bands: Sequence[int], eta: int):
+        self.bands, self.eta = bands, eta
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to stop a trial for the value that it has just reported; always if that is NaN at a band."""
+        band = trial.last_step
+        if band is None or band not in self.bands:
+            return False
+        own, trials = trial.intermediate_values[band], study.get_trials(deepcopy=False)
+        continued = {other.user_attrs.get("continues") for other in trials}
+        others = [
+            other.intermediate_values.get(band, math.nan)
+            for other in trials
+            if other.number != trial.number and other.number not in continued
+        ]
+        others = [value for value in others if not math.isnan(value)]
+        maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+        better = sum(value > own if maximize else value < own for value in others)
+        return math.isnan(own) or better >= max(1, (len(others) + 1) // self.eta)
+
+
 def create_pruner(sweep: Sweep, max_epochs: int | None) -> optuna.pruners.BasePruner:
     """The bands of W&B's hyperband as `early_terminate` sets them, in rows that hold the metric.
 
-    At each band, min_iter times a power of eta, a trial goes on if it is in the best 1/eta of all that have come there.
-    Optuna's HyperbandPruner would compare it with those of its bracket alone, which begins at a band of its own.
+    With min_iter they are min_iter times a power of eta, with max_iter and s max_iter divided by eta up to s times.
     """
     early = sweep.early_terminate
     if not early:
@@ -110,9 +137,13 @@ def create_pruner(sweep: Sweep, max_epochs: int | None) -> optuna.pruners.BasePr
         low, end = int(early["min_iter"]), max_epochs
         if end is None or low > end:
             raise UserError(f"{sweep.path}: early_terminate.min_iter: is {low}, but training.max_epochs is {end}")
+        bands = list(itertools.takewhile(lambda band: band <= end, (low * eta**i for i in itertools.count())))
     else:
-        low = max(1, int(early["max_iter"]) // eta ** int(early["s"]))
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=low, reduction_factor=eta)
+        most = int(early["max_iter"])
+        bands = sorted(most // eta**i for i in range(1, int(early["s"]) + 1) if most >= eta**i)
+        if not bands:
+            raise UserError(f"{sweep.path}: early_terminate.max_iter: is {most}; must be at least eta, which is {eta}")
+    return BandPruner(bands, eta)
 
 
 def draw(sweep: Sweep, trial: optuna.Trial) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 from sweep_sandbox import Sandbox
 
-from kd_sweeps.samplers import create_pruner, create_sampler, draw, suggest
+from kd_core.errors import UserError
+from kd_sweeps.samplers import BandPruner, create_pruner, create_sampler, draw, suggest
 from kd_sweeps.sweep_file import DISTRIBUTIONS, _Reader, read_sweep
 
 
@@ -77,16 +78,70 @@ def test_every_distribution_has_been_tested() -> None:
     assert set(DISTRIBUTIONS) == {*CONTINUOUS, *quantized, *discrete}
 
 
-def test_hyperband_settings(sandbox: Sandbox) -> None:
-    def pruner(**early: Any) -> Any:
-        sandbox.sweep({"x": {"values": [1]}}, early_terminate={"type": "hyperband", **early})
-        return create_pruner(read_sweep(sandbox.file), 81)
+@pytest.mark.parametrize(
+    ("early", "bands"),
+    [
+        ({"min_iter": 3}, [3, 9, 27, 81]),
+        ({"min_iter": 10, "eta": 3.0}, [10, 30]),
+        ({"min_iter": 81}, [81]),
+        ({"max_iter": 81, "s": 2}, [9, 27]),
+        ({"max_iter": 27, "s": 2, "eta": 2}, [6, 13]),
+        ({"max_iter": 27, "s": 3}, [1, 3, 9]),
+        ({"max_iter": 4, "s": 3}, [1]),
+        ({"max_iter": 300, "s": 2}, [33, 100]),
+    ],
+)
+def test_bands_are_those_of_wandb(early: dict[str, Any], bands: list[int], sandbox: Sandbox) -> None:
+    assert [step for step in range(1, 301) if step in pruner_of(sandbox, **early).bands] == bands
 
-    least = pruner(min_iter=3)
-    assert (least._min_resource, least._reduction_factor) == (3, 3)
-    most = pruner(max_iter=27, s=2, eta=2)
-    assert (most._min_resource, most._reduction_factor) == (6, 2)
-    assert pruner(max_iter=4, s=3)._min_resource == 1
+
+def pruner_of(sandbox: Sandbox, **early: Any) -> Any:
+    """The pruner of a sweep whose trials have 81 epochs."""
+    sandbox.sweep({"x": {"values": [1]}}, early_terminate={"type": "hyperband", **early})
+    return create_pruner(read_sweep(sandbox.file), 81)
+
+
+def test_settings_without_a_band_are_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(UserError, match="early_terminate.max_iter: is 2; must be at least eta, which is 3"):
+        pruner_of(sandbox, max_iter=2, s=1)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_best_share_of_a_band_goes_on(direction: str) -> None:
+    """Each trial counts once, whatever came after it; NaN is stopped and counts for nothing."""
+    study = optuna.create_study(direction=direction, pruner=BandPruner([2, 4], 3))
+    sign = 1 if direction == "maximize" else -1
+
+    def stopped(value: float, step: int = 2, trial: optuna.Trial | None = None) -> bool:
+        trial = trial or study.ask()
+        trial.report(sign * value, step)
+        return trial.should_prune()
+
+    first = study.ask()
+    assert not stopped(math.nan, 1, first) and not stopped(5.0, 2, first)
+    assert [stopped(value) for value in (4.0, math.nan, 5.0, 6.0, 5.0)] == [True, True, False, False, True]
+    assert not stopped(5.5)  # the second of six
+    assert stopped(5.0)  # the third of seven
+    assert not stopped(0.0, 3, first) and not stopped(0.0, 4, first)  # alone at its band
+    assert not stopped(-1.0, 5, first) and not stopped(-1.0, 12, first)  # there is no further band
+
+
+def test_an_interrupted_trial_counts_once() -> None:
+    """Its attempts would fill the best share, and no other could pass."""
+    study = optuna.create_study(direction="maximize", pruner=BandPruner([2], 2))
+    best = study.ask()
+    for _ in range(4):
+        best.report(9.0, 2)
+        assert not best.should_prune()
+        study.tell(best, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial({}, user_attrs={"continues": best.number})
+        best = study.ask()
+    best.report(9.0, 2)
+    assert not best.should_prune()
+    for value, stopped in ((1.0, True), (2.0, True), (3.0, False)):  # of four two go on
+        trial = study.ask()
+        trial.report(value, 2)
+        assert trial.should_prune() == stopped
 
 
 def test_every_trial_is_judged_at_every_band_against_all_others(sandbox: Sandbox) -> None:
