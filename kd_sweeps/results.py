@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from kd_core.files import write_bytes, write_text
 from kd_sweeps.study import STATES, SharedStudy, ranking
@@ -14,7 +15,10 @@ from kd_sweeps.trial import TrialMetrics
 
 
 def write_results(shared: SharedStudy, output_dir: Path) -> Path | None:
-    """Write trials.csv and best.yaml; the latter's path if a trial has completed."""
+    """Write trials.csv, and best.yaml if the best trial's run folder is on this machine; that folder.
+
+    Else best.yaml stays as it is: the second best would silently take the place of the best.
+    """
     sweep, folder = shared.sweep, shared.storage.parent
     ranked = ranking(sweep, shared.trials())
     text = io.StringIO()
@@ -29,10 +33,14 @@ def write_results(shared: SharedStudy, output_dir: Path) -> Path | None:
              attrs.get("run_id"), attrs.get("error", "")]
         )  # fmt: skip
     write_text(folder / "trials.csv", text.getvalue())
-    for trial in ranked:
-        if trial.state == TrialState.COMPLETE:
-            run = TrialMetrics(sweep, output_dir, trial.user_attrs["run_id"]).folder
-            if run and (run / "config.yaml").is_file():
-                write_bytes(folder / "best.yaml", (run / "config.yaml").read_bytes())
-                return folder / "best.yaml"
-    return None
+    best = best_of(ranked)
+    run = TrialMetrics(sweep, output_dir, best.user_attrs["run_id"]).folder if best else None
+    if not run or not (run / "config.yaml").is_file():
+        return None
+    write_bytes(folder / "best.yaml", (run / "config.yaml").read_bytes())
+    return run
+
+
+def best_of(ranked: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The first trial of a ranking that ran to its end."""
+    return next((trial for trial in ranked if trial.state == TrialState.COMPLETE), None)

@@ -13,9 +13,9 @@ import optuna
 from kd_core.errors import UserError
 from kd_sweeps.display import Display
 from kd_sweeps.plots import plot
-from kd_sweeps.results import write_results
+from kd_sweeps.results import best_of, write_results
 from kd_sweeps.samplers import create_pruner
-from kd_sweeps.study import SharedStudy, failed
+from kd_sweeps.study import SharedStudy, failed, ranking
 from kd_sweeps.sweep_file import Sweep
 from kd_sweeps.trial import Signals, default_storage
 from kd_sweeps.trial_command import command_again, probe
@@ -48,15 +48,24 @@ def run_sweep(
                 why = Worker(shared, output_dir, limit, parallel, display, fork=fork).run(signals)
         finally:
             shared.leave()
-    best = write_results(shared, output_dir)
+    best_run = write_results(shared, output_dir)
     display.closing(shared)
     if why == "stopped":
         words = shlex.join(["python", *sys.argv])
         display.say(f"stopped by {signal.Signals(signals.number).name}; the same command continues: {words}")
         return 128 + signals.number
     plot(shared, display)
+    best = best_of(ranking(sweep, shared.trials()))
     if best:
-        display.say(f"results: {best.parent}\nretrain the best: {command_again(sweep, best)}")
+        display.say(f"results: {storage.parent}")
+    if best_run:
+        display.say(f"retrain the best: {command_again(sweep, storage.parent / 'best.yaml')}")
+        test = shlex.join(["python", "evaluate_kd.py", "--checkpoint", str(best_run), "--split", "test"])
+        display.say(f"or measure the one that is trained on the test split: {test}")
+    elif best:
+        missing = f"{output_dir}/*-{best.user_attrs['run_id']}"
+        display.say(f"best.yaml is not written: the best trial's run folder, {missing}, is not on this machine; "
+                    "the same command writes it where the folder is")  # fmt: skip
     if why == "failures":
         print("three trials failed and none succeeded: the sweep ends here", file=sys.stderr)
     return int(any(map(failed, shared.trials())))

@@ -89,10 +89,13 @@ def expand(sweep: Sweep, values: dict[str, Any], json_file: Path) -> list[str]:
 
 
 def command_again(sweep: Sweep, settings: Path) -> str:
-    """The sweep's own command, including its launcher, with the settings from one file."""
+    """The sweep's own command, including its launcher, with the settings from one file.
+
+    `--fresh`, since without it train_kd.py finds the trial, a finished run with these settings, and trains nothing.
+    """
     start = sweep.command[: sweep.command.index("${program}")] if "${program}" in sweep.command else []
     launcher = ["python" if word == "${interpreter}" else word for word in start if word != "${env}"]
-    return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings)])
+    return shlex.join([*(launcher or ["python"]), sweep.program, "--config", str(settings), "--fresh"])
 
 
 def words_to_fork(sweep: Sweep, command: list[str]) -> list[str]:

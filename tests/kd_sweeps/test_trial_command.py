@@ -54,7 +54,7 @@ def test_the_best_trial_is_started_as_the_sweep_starts_its_trials(
     own = {"program": "train_kd.py", "command": command, "parameters": {"a": {"values": [1, 2]}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**GOOD, **own}))
     sweep = read_sweep(tmp_path / "s.yaml")
-    assert command_again(sweep, Path("/a b/best.yaml")) == f"{again} --config '/a b/best.yaml'"
+    assert command_again(sweep, Path("/a b/best.yaml")) == f"{again} --config '/a b/best.yaml' --fresh"
 
 
 def test_the_default_command_is_that_of_wandb() -> None:
@@ -114,7 +114,7 @@ def test_several_configs(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -
     sandbox.sweep({"x": {"values": [1, 2]}}, command=command)
     assert sandbox.run() == 0
     assert trained() == [{"student": "a", "loss": "dist", "beta": 1, "x": x} for x in ("1", "2")]
-    again = f"retrain the best: python {sandbox.folder}/toy.py --config {sandbox.results}/best.yaml"
+    again = f"retrain the best: python {sandbox.folder}/toy.py --config {sandbox.results}/best.yaml --fresh"
     assert again in capsys.readouterr().out
     config("loss.yaml", loss="dist", beta=2)
     assert sandbox.run() == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def test_a_grid(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((sandbox.results / "best.yaml").read_text())["x"] == "3"
     printed = capsys.readouterr().out
     assert f"--config {sandbox.results}/best.yaml" in printed and "6 finished, 0 failed" in printed
+    [tested] = re.findall("evaluate_kd.py --checkpoint (.*) --split test", printed)
+    assert json.loads((Path(tested) / "config.yaml").read_text())["x"] == "3"
     assert (sandbox.results / "parallel_coordinates.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((sandbox.results / "logs").iterdir())) == 6
 
@@ -38,6 +41,23 @@ def test_a_grid(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     (sandbox.results / "study.journal").unlink()
     assert sandbox.run() == 0  # nor without the storage: the runs are there
     assert len(sandbox.starts) == 6 and len(sandbox.table()) == 6
+
+
+def test_no_other_trial_takes_the_place_of_the_best(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best trial's run folder may be on another machine."""
+    assert sandbox.run("--count", "3") == 0
+    [run_id] = [row["run_id"] for row in sandbox.table() if row["x"] == "3"]
+    shutil.rmtree(sandbox.output / f"toy-{run_id}")
+    best = sandbox.results / "best.yaml"
+    before = best.read_text()
+    capsys.readouterr()
+    assert sandbox.run("--count", "3") == 0
+    printed = capsys.readouterr().out
+    assert best.read_text() == before and "retrain the best" not in printed
+    assert f"the best trial's run folder, {sandbox.output}/*-{run_id}, is not on this machine" in printed
+    best.unlink()
+    assert sandbox.run("--count", "3") == 0
+    assert not best.exists()
 
 
 def test_workers_share_a_grid(sandbox: Sandbox) -> None:
