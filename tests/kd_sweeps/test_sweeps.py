@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from method_variants import ONE_VIEW
+from wandb import wandb_agent
 from wandb.sdk.launch.sweeps import utils as sweep_utils
 
 import kd_methods
@@ -192,3 +193,20 @@ def test_a_trial_drops_what_its_method_lacks_and_is_named_after_it():
         lacking = {"gamma", "threshold", "alpha"} - set(kd_methods.config_class(method).model_fields)
         told = " ".join(resolved.notices)
         assert all(re.search(rf"kd\.{name} dropped in this trial", told) for name in lacking)
+
+
+def test_agents_go_on_after_trials_that_were_stopped_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the variable that the pages name; without it after five, if no more than one other was not stopped."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))  # else the agent sets it
+
+    def gives_up(stopped: int, others: int) -> bool:
+        agent = wandb_agent.Agent(api=None, queue=None)
+        agent._failed, agent._finished = stopped, stopped - 1 + others  # as the last one that was stopped is counted
+        return bool(agent.is_failing())
+
+    assert [gives_up(4, 0), gives_up(5, 0), gives_up(5, 1), gives_up(5, 2)] == [False, True, True, False]
+    for page in ("README.md", "docs/wandb.md"):
+        [setting, *_] = re.findall(r"export (WANDB_AGENT_\w+)=(\d+)", (ROOT / page).read_text())
+        monkeypatch.setenv(*setting)
+        assert not gives_up(1000, 1)
+        monkeypatch.delenv(setting[0])
