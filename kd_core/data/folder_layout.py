@@ -208,7 +208,7 @@ def image_folders(
             inner = _unwrapped(folder, lambda _, inside, split=name: roles_in(inside) <= roles_in(split))  # type: ignore[misc]
         labeled = by_table or all(table_of(image, metadata) for image in inner.images)
         classes = _classes(inner, by_table, labeled, folders, "splits" if splits else "classes", where)
-        classes_elsewhere = any(part.full for part in (splits or {}).values())
+        classes_elsewhere = any(part.full or _is_in_tables(part, metadata) for part in (splits or {}).values())
         if classes is None and roles_in(name) != {"train"} and classes_elsewhere and name not in wanted.values():
             found.ignored[f"in folder {folder.path!r}, which has no class folders, so it is no split"] += _size(folder)
         elif classes is None:
@@ -226,6 +226,11 @@ def image_folders(
             found.ignored[f"of metadata, {'beside the one that is read' if beside else reason}"] += 1
     found.ignored = +found.ignored
     return found
+
+
+def _is_in_tables(folder: _Folder, metadata: Mapping[str, str]) -> bool:
+    """Whether tables hold the labels of the images that lie in a folder."""
+    return bool(folder.images) and all(table_of(image, metadata) for image in folder.images)
 
 
 def _leave_out_strangers(found: Layout, wanted: Mapping[str, str]) -> None:

@@ -89,6 +89,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], dict[str, Any] | str]] = [
     ("a split without an image", "{train,test}/{cat,dog}/*2 val/", {}, BOTH),
     ("splits with tables of labels", "{train,test}/*4 train/metadata.csv test/metadata.csv", {},
      {"train": 4, "test": 4}),
+    ("a test folder without labels", "{train,test}/*4 train/metadata.csv", {}, {"train": 4}),
     ("splits with one table for all", "{train,test}/*4 metadata.csv", {}, {"train": 4, "test": 4}),
     ("a training split without labels", "{train,test}/*4", {}, "no class folders"),
     ("images of splits and a table of another name", "{train_images,test_images}/*4 train.csv", {}, "no class folders"),
