@@ -25,9 +25,11 @@ NETWORKS = {
 }
 NOT_OFFERED = {
     "KDSVD": "the loss is not offered",
-    "OFD": "it compares maps before the ReLU that ends a stage, which no module of these networks gives; in a loop of "
-    "your own kd.features takes them (docs/features.md#ofd)",
+    "OFD": "it compares maps before the ReLU that ends a stage, which modules of wrn and vgg networks alone give, and "
+    "has margins of the teacher's BatchNorm; in a loop of your own kd.features takes both (docs/features.md#ofd)",
 }
+# The last BatchNorm of each block of a VGG but the first, whose output is the map before the ReLU that ends the block.
+LAST_NORMS = {"8": (1, 1, 1, 1), "11": (1, 4, 4, 4), "13": (4, 4, 4, 4), "16": (4, 7, 7, 7), "19": (4, 10, 10, 10)}
 SELECTION = "mdistiller reports the best epoch on the test images; here the last epoch is the result"
 
 
@@ -108,17 +110,31 @@ def _reviewkd(found: Translation, epochs: int) -> None:
     found.add_labels("cross-entropy", keys.number("REVIEWKD.CE_WEIGHT", 1.0))
     keys.same("REVIEWKD.STU_PREACT", False, why="the student's maps are those after its ReLU")
     keys.drop(*(f"REVIEWKD.{name}" for name in ("OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS", "MAX_MID_CHANNEL")))
-    (_, own), (_, theirs) = _networks(found)
+    (_, own), (teacher, theirs) = _networks(found)
     levels = theirs - 1  # all of the teacher's stages but the stem, and as many of the student's from the end
     shapes = keys.take("REVIEWKD.SHAPES")
     if own < levels or (isinstance(shapes, list) and len(shapes) != levels + 1):
         wanted = f"{levels + 1} sizes, of the teacher's {levels} stages and its output, which the student has, too"
         keys.problem("REVIEWKD.SHAPES", f"is {shapes}, expected {wanted}")
     entry: dict[str, Any] = {"loss": "reviewkd", "student": [*range(max(0, own - levels), own), "embedding"]}
-    entry |= {"teacher": [*range(1, theirs), "embedding"], "width": 512}  # which MAX_MID_CHANNEL does not change there
+    before = _before_relu(teacher)
+    maps = [*before, "embedding"] if before else [*range(1, theirs), "embedding"]
+    entry |= {"teacher": maps, "width": 512}  # which MAX_MID_CHANNEL does not change there
     entry["warmup"] = _warmup(found, "REVIEWKD.WARMUP_EPOCHS", epochs)
     found.add_feature("ReviewKD after its warm-up", keys.number("REVIEWKD.REVIEWKD_WEIGHT", 1.0), entry)
-    found.notes.append("reviewkd sees the teacher's maps after the ReLU that ends a stage, mdistiller those before it")
+    if not before:
+        words = "reviewkd sees the teacher's maps after the ReLU that ends a stage, mdistiller those before it"
+        found.notes.append(words)
+
+
+def _before_relu(network: str) -> list[str]:
+    """The modules whose outputs are mdistiller's `preact_feats[1:]`; none where no module of the network gives them."""
+    if network.startswith("cifar_wrn_"):
+        return ["layer2.0.bn1", "layer3.0.bn1", "bn1"]
+    if network.startswith("cifar_vgg"):
+        norms = LAST_NORMS[network.removeprefix("cifar_vgg")]
+        return [f"block{block}.{norm}" for block, norm in enumerate(norms, start=1)]
+    return []
 
 
 def _feature(found: Translation, kind: str) -> None:

@@ -20,6 +20,8 @@ import yaml
 import kd_methods
 from kd_core.config import Config, command_line, parse_yaml
 from kd_core.errors import UserError
+from kd_core.models import build as models
+from kd_core.models.layer_features import WithFeatures
 from kd_core.porting.command import convert, main
 from kd_core.porting.experiment_file import MAX_UNFOLDED, read_experiment
 from kd_methods import StudentOutput, TeacherOutputs
@@ -186,10 +188,34 @@ def test_stages_of_reviewkd_count_from_the_last(text_of: Any, mistakes_of: Any) 
     entry = kd_of(text_of(md("REVIEWKD", shapes, student="vgg8")))["features"][0]
     assert entry["student"] == [2, 3, 4, "embedding"] and entry["teacher"] == [1, 2, 3, "embedding"]
     assert entry["width"] == 512  # mdistiller never uses its MAX_MID_CHANNEL
-    entry = kd_of(text_of(md("REVIEWKD", teacher="vgg13")))["features"][0]
+    entry = kd_of(text_of(md("REVIEWKD", teacher="ResNet50")))["features"][0]
     assert entry["student"] == [0, 1, 2, 3, "embedding"] and entry["teacher"] == [1, 2, 3, 4, "embedding"]
     [mistake] = mistakes_of(md("REVIEWKD", "REVIEWKD: {SHAPES: [1, 8, 16, 32, 32]}"))
     assert mistake.startswith("REVIEWKD.SHAPES: is [1, 8, 16, 32, 32], expected 4 sizes")
+
+
+@pytest.mark.parametrize("teacher", ["wrn_16_1", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"])
+def test_reviewkd_sees_maps_before_the_relu_where_a_module_gives_them(teacher: str, text_of: Any) -> None:
+    text = text_of(md("REVIEWKD", student="resnet8x4", teacher=teacher))
+    assert "after the ReLU" not in text
+    *names, last = kd_of(text)["features"][0]["teacher"]
+    assert last == "embedding"
+    network = models.create_model(f"cifar_{teacher}", num_classes=10).eval()
+    with torch.no_grad():
+        for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.bias.normal_()  # else half of the maps would look alike
+        stages = list(range(-len(names), 0))
+        _, maps = WithFeatures(network, [*names, *stages], 32, teacher)(torch.rand(2, 3, 32, 32))
+    for name, before, stage in zip(names, maps, maps[len(names) :], strict=False):
+        # A stage of a WRN is the sum that the BatchNorm gets, one of a VGG what the ReLU gives.
+        norm = network.get_submodule(name)
+        expected = norm(stage) if teacher.startswith("wrn") else before
+        assert before.min() < 0 and torch.equal(before, expected), name
+        assert teacher.startswith("wrn") or torch.equal(torch.relu(before), stage), name
+
+
+def test_reviewkd_says_where_it_sees_other_maps(text_of: Any) -> None:
+    assert "reviewkd sees the teacher's maps after the ReLU" in text_of(md("REVIEWKD"))
 
 
 def test_stages_that_both_networks_have(text_of: Any) -> None:
