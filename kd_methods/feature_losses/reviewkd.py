@@ -7,7 +7,7 @@ is mixed with what came from the level above, resized, by a sigmoid attention of
 teacher's side it goes on to the next level, and g_l = BN(3x3(.)) compares it. HCL is the mean squared error at full
 size, plus 1/2, 1/4 and 1/8 of that of maps pooled to sides 4, 2 and 1, over the sum of these weights.
 
-The levels are the stages and then the embedding as a map of one position. Weight 1; the authors use 0.7 to 8 by the
+The levels are the stages and then the embedding as a map of one position. Weight 1; the authors use 0.6 to 8 by the
 pair of networks, and grow it over the first 20 of 240 epochs. Their teacher's maps are those before the last ReLU of
 a stage: name that module where the network has one, a stage's index gives the map after it. Kept of a teacher: its
 maps.

@@ -74,7 +74,7 @@ LOSSES = {"kd": (0.1, 0.9, 4), "dkd": (1, 1, 4), "dist": (1, 2, 4), "kd_standard
 
 # Losses that no file combines with a pair: hard_weight, soft_weight
 FEATURE_LOSSES = {
-    "at": 1000, "crd": 0.8, "fitnet": 100, "pkt": 30000, "reviewkd-weight0.7": 0.7, "reviewkd-weight1": 1,
+    "at": 1000, "crd": 0.8, "fitnet": 100, "pkt": 30000, "reviewkd-weight0.6": 0.6, "reviewkd-weight1": 1,
     "reviewkd-weight5": 5, "reviewkd-weight5-wrn": 5, "reviewkd-weight8": 8, "rkd": 1, "sp": 3000,
 }  # fmt: skip
 OTHER_LOSSES = {"rld-beta4": (1, 1), "rld-beta8": (1, 1), "ttm": (1, 45), "wttm": (1, 4)}
