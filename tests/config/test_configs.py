@@ -293,6 +293,9 @@ def test_every_pair_combines_with_every_strong_recipe(strong: Path) -> None:
         assert config.kd.loss == strong.stem.removesuffix("-strong") and config.augment.model_dump()
         training = written.get("training", {})
         assert {key: getattr(config.training, key) for key in training} == training
+        # The authors of the losses of two views call the student twice, and their strong view ends in a blotted square.
+        of_two, second = config.kd.loss in ("crld", "mlkd"), config.augment.second
+        assert (config.augment.passes, second.cutout if second else None) == ((2, 16) if of_two else (1, None))
         without_loss = combine([pair, strong], "--kd.type=baseline", "--teachers=[]")
         assert (without_loss.training, without_loss.augment) == (config.training, config.augment)
     assert {path.stem for path in STRONG_FILES} == {"crld-strong", "kd-strong", "mlkd-strong"}
