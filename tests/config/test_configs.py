@@ -38,6 +38,7 @@ from kd_core.config import (
 from kd_core.config.read import merge
 from kd_core.models import build as models
 from kd_core.models import weights
+from kd_core.models.layer_features import WithFeatures
 from kd_core.teachers import load as teachers
 
 TWELVE = {
@@ -306,7 +307,7 @@ def test_the_trios_are_the_seven_settings_of_ca_mkd() -> None:
         "wrn_40_2-shufflenet_v1", "resnet56-mobilenetv2", "vgg13-vgg8", "vgg13-mobilenetv2", "resnet32x4-resnet8x4",
         "resnet32x4-shufflenet_v2", "resnet32x4-vgg8",
     }  # fmt: skip
-    assert {path.stem for path in WEIGHTING_FILES} == {"aekd", "ca_mkd", "ca_mkd-wrn", "ebkd"}
+    assert {path.stem for path in WEIGHTING_FILES} == {"aekd", "ca_mkd", "ca_mkd-shufflenet_v2", "ca_mkd-wrn", "ebkd"}
 
 
 @pytest.mark.parametrize("weighting", WEIGHTING_FILES, ids=label)
@@ -315,7 +316,7 @@ def test_every_trio_combines_with_every_weighting(trio: Path, weighting: Path) -
     assert weighting.read_text().startswith("# ") and trio.read_text().startswith("# ")
     config = combine([trio, weighting])
     written, kd = written_in(weighting)["kd"], config.kd.model_dump()
-    assert kd["type"] == weighting.stem.removesuffix("-wrn") and kd["temperature"] == 4
+    assert kd["type"] == weighting.stem.partition("-")[0] and kd["temperature"] == 4
     assert kd["hard_weight"] == kd["soft_weight"] == 1
     entries = [(kd["features"][number], own) for number, own in enumerate(written.pop("features", []))]
     assert all({key: entry[key] for key in own} == own for entry, own in entries)
@@ -329,6 +330,33 @@ def test_every_trio_combines_with_every_weighting(trio: Path, weighting: Path) -
     assert (training.learning_rate, training.nesterov, training.weight_decay) == (0.01 if small else 0.05, True, 5e-4)
     without = combine([trio])
     assert (without.kd.type, without.teachers, without.training) == (kd_methods.LABEL_ONLY, [], training)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "student", "teacher"),
+    [
+        ("trios/resnet32x4-shufflenet_v2", "weightings/ca_mkd-shufflenet_v2", [(1024, 4, 4)], [(256, 8, 8)]),
+        ("trios/wrn_40_2-shufflenet_v1", "weightings/ca_mkd-wrn", [(960, 4, 4)], [(128, 8, 8)]),
+        (
+            "pairs/wrn_40_2-wrn_40_1",
+            "losses/reviewkd-weight5-wrn",
+            [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)],
+            [(32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)],
+        ),
+    ],
+)
+def test_files_that_name_layers_name_those_of_their_networks(
+    first: str, second: str, student: list[tuple[int, ...]], teacher: list[tuple[int, ...]]
+) -> None:
+    config = combine([CONFIGS / "papers" / f"{part}.yaml" for part in (first, second)])
+    [entry] = config.kd.features
+    for name, layers, shapes in (
+        (config.model.name, entry.student, student),
+        (config.teachers[0].model, entry.teacher, teacher),
+    ):
+        assert name is not None
+        network = models.create_model(name, num_classes=100).eval()
+        assert WithFeatures(network, layers, 32, name).shapes == shapes
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=label)
