@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kd_core.porting.experiment_file import Keys, shown
-from kd_core.porting.translation import LAST_BATCH, TEACHER, Translation
+from kd_core.porting.translation import LAST_BATCH, TRAINED, Translation
 
 TERMS = "train.criterion.kwargs.sub_terms"
 LAST_LAYERS = ("fc", "classifier", "head", "linear")  # whose input is the embedding
@@ -28,6 +28,10 @@ NOT_TRANSLATED = {
     "DISTPlusLoss": "it adds the correlation of channels where 1 minus it is meant",
     "MSELoss": "its layers are wrapped modules there; kd.features has fitnet for maps and mse for embeddings",
 }
+SHORTCUT = (
+    "torchdistill's wide residual networks project the raw input of a block in its shortcut; here, as in mdistiller, "
+    "the shortcut starts after norm and ReLU, so no checkpoint of theirs fits"
+)
 OLD = "this is the format of torchdistill before 1.0; only the one with key, kwargs and weight can be translated"
 
 
@@ -46,10 +50,11 @@ def translate(values: dict[str, Any], *, only_kd: bool) -> Translation:
         keys.drop("datasets", "models", "dependencies")
         keys.drop(*(f"train.{name}" for name in keys.below("train") if name != "criterion"))
         return found
-    teachers = "train.teacher" in _networks(found)
+    networks = _networks(found)
     found.more = {"data": _data(found), **found.more, "training": _training(found)}
     found.more["evaluation"] = {"test_at_end": True}
-    found.notes += [LAST_BATCH, *([TEACHER] if teachers else [])]
+    found.notes += [LAST_BATCH, *([SHORTCUT] if networks else [])]
+    found.notes += [TRAINED] if "train.teacher" in networks else []
     return found
 
 
@@ -354,9 +359,14 @@ def _training(found: Translation) -> dict[str, Any]:
     if name == "sgd":
         training["momentum"] = float(keys.number(f"{optimizer}.kwargs.momentum", 0.0))
         training["nesterov"] = keys.take(f"{optimizer}.kwargs.nesterov", False) is True
-    if (clip := keys.number("train.max_grad_norm", 0.0)) > 0:
-        training["clip"] = float(clip)
-    keys.same("train.grad_accum_step", 1, why="every batch is a step")
+    clip = f"{optimizer}.max_grad_norm"
+    if keys.has(clip):
+        training["clip"] = float(keys.number(clip))
+        if not training["clip"]:
+            keys.problem(clip, "is 0, which leaves no gradients; leave it out to clip none")
+    keys.same(f"{optimizer}.grad_accum_step", 1, why="every batch is a step")
+    keys.same(f"{optimizer}.filters_params", True, why="the optimizer has the parameters that are trained")
+    keys.same(f"{scheduler}.scheduling_step", 0, why="the schedule is that of epochs")
     kind = keys.word(f"{scheduler}.key", "none")
     if kind == "MultiStepLR":
         training["schedule"] = "multistep"

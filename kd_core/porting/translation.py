@@ -12,10 +12,8 @@ from kd_core.config.yaml12 import Yaml12Dumper
 from kd_core.errors import printable
 from kd_core.porting.experiment_file import Keys
 
-TEACHER = (
-    "the teacher is trained first, by configs/teachers/papers.yaml; their checkpoint takes its place with "
-    "--teachers.0.weights=FILE --teachers.0.train=null"
-)
+TRAINED = "the teacher is trained first, by configs/teachers/papers.yaml"
+TEACHER = f"{TRAINED}; their checkpoint takes its place with --teachers.0.weights=FILE --teachers.0.train=null"
 LAST_BATCH = "an epoch here leaves out the images of the last, incomplete batch"
 
 

@@ -263,6 +263,21 @@ def test_an_experiment_of_torchdistill(text_of: Any, tmp_path: Path) -> None:
     assert (training.milestones, training.decay_factor, training.max_epochs) == ([60, 120, 160], 0.2, 200)
 
 
+def test_clipping_and_what_changes_nothing_stand_with_the_optimizer(text_of: Any, tmp_path: Path) -> None:
+    more = "max_grad_norm: 2.0, grad_accum_step: 1, filters_params: True, "
+    text = td(x=LABELS).replace("{key: SGD", f"{{{more}key: SGD")
+    text = text.replace("gamma: 0.2}", "gamma: 0.2}, scheduling_step: 0")
+    assert loaded(text_of(text), tmp_path).training.clip == 2.0
+    assert loaded(text_of(td(x=LABELS)), tmp_path).training.clip is None
+
+
+def test_networks_that_are_not_quite_theirs_are_said(text_of: Any) -> None:
+    text = td(kd=term("KDLoss", "temperature: 4.0, alpha: 0.5"))
+    whole = text_of(text)
+    assert "no checkpoint of theirs fits" in whole and "--teachers.0.weights" not in whole
+    assert "checkpoint" not in text_of(text, only_kd=True)
+
+
 def test_data_in_splits_adamw_and_cosine(text_of: Any, tmp_path: Path) -> None:
     text = td(kd=term("KDLoss", "temperature: 4.0, alpha: 0.5"))
     text = text[: text.index("datasets:")] + text[text.index("models:") :].replace("*images", "c/train").replace(
@@ -402,6 +417,11 @@ NOT_TRANSLATED = [
     (td(x=LABELS).replace("modules: []", "modules: [conv1]"), "train.student.frozen_modules: ['conv1'] cannot"),
     (td(x=LABELS).replace("key: SGD", "key: LBFGS"), "train.optimizer.key: 'LBFGS' cannot be translated"),
     (td(x=LABELS).replace("key: MultiStepLR", "key: StepLR"), "train.scheduler.key: 'StepLR' cannot be"),
+    (td(x=LABELS).replace("  optimizer:", "  max_grad_norm: 2\n  optimizer:"), "train.max_grad_norm: cannot be"),
+    (td(x=LABELS).replace("key: SGD", "max_grad_norm: 0, key: SGD"), "train.optimizer.max_grad_norm: is 0, which"),
+    (td(x=LABELS).replace("key: SGD", "max_grad_norm: yes, key: SGD"), "optimizer.max_grad_norm: is 'yes', expected"),
+    (td(x=LABELS).replace("key: SGD", "grad_accum_step: 2, key: SGD"), "train.optimizer.grad_accum_step: 2 cannot be"),
+    (td(x=LABELS).replace("key: Multi", "scheduling_step: 9, key: Multi"), "train.scheduler.scheduling_step: 9 cannot"),
     (td(x=LABELS).replace("num_epochs: 200", "stage1: {num_epochs: 2}"), "train.stage1: training in several"),
     (td(x=LABELS).replace("student_model: {key", "student_model: {name"), "models.student_model.name: this is the"),
 ]
