@@ -19,6 +19,7 @@ from kd_core.config.messages import explain
 from kd_core.config.read import COMMAND_LINE, Layer, import_remedy, in_trial, merge
 from kd_core.config.schema import Config
 from kd_core.errors import UserError
+from kd_methods import logit_losses
 
 MAX_MISTAKES = 30  # shown at once
 
@@ -35,9 +36,10 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     """Merge layers (lowest first) and validate once.  UserError lists every mistake, one per line.
 
     A higher layer that changes `kd.type` drops the hyperparameters that the new type lacks, one that changes
-    `model.name` the lower layers' `model.args`, with a notice.  In one layer such hyperparameters are mistakes, except
-    in a sweep's trial, where they are dropped with a notice: one sweep may vary the method and every method's
-    hyperparameters together.  A `name` stays, with a notice; only a trial drops one that says another method.
+    `kd.loss` the settings of the former loss, one that changes `model.name` the lower layers' `model.args`, with a
+    notice. In one layer such hyperparameters are mistakes, except in a sweep's trial, where they are dropped with a
+    notice: one sweep may vary the method and every method's hyperparameters together. A `name` stays, with a
+    notice; only a trial drops one that says another method.
     """
     in_sweep = in_trial() if in_sweep is None else in_sweep
     values: dict[str, Any] = {}
@@ -45,8 +47,9 @@ def resolve(layers: list[Layer], *, in_sweep: bool | None = None) -> Resolved:
     origins: dict[str, str] = {}
     for layer in layers:
         values, dropped = _without_former_method(values, layer, origins, in_sweep)
+        values, of_loss = _without_former_loss(values, layer)
         values, args = _without_former_args(values, layer)
-        notices += [*dropped, *args]
+        notices += [*dropped, *of_loss, *args]
         values = merge(values, layer.values)
         origins.update({key: layer.origin for key in _dotted_keys(layer.values)})
     if in_sweep and isinstance(values.get("kd"), dict):
@@ -88,6 +91,25 @@ def _without_former_method(
             f"name stays {name!r}, as {origins['name']} says, though kd.type is {method!r}; --name=NAME gives another"
         )
     return values, notices
+
+
+def _without_former_loss(values: dict[str, Any], layer: Layer) -> tuple[dict[str, Any], list[str]]:
+    """`values` without what only another `kd.loss` than that of a higher layer uses, and notices."""
+    below, above = values.get("kd"), layer.values.get("kd")
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return values, []
+    default = kd_methods.LogitConfig.model_fields["loss"].default
+    former, loss = below.get("loss", default), above.get("loss")
+    if loss in (None, former) or loss not in kd_methods.losses():
+        return values, []
+    unused = {former} & set(kd_methods.losses())
+    if not logit_losses.config_class(loss).uses_temperature:
+        unused |= {"temperature", "teacher_temperatures"}
+    dropped = sorted(unused & below.keys() - above.keys())
+    kept = {key: value for key, value in below.items() if key not in dropped}
+    source = f"the {layer.origin}" if layer.origin == COMMAND_LINE else layer.origin
+    notices = [f"kd.{key} dropped: loss {loss!r} (from {source}) does not use it" for key in dropped]
+    return {**values, "kd": kept}, notices
 
 
 def _without_former_args(values: dict[str, Any], layer: Layer) -> tuple[dict[str, Any], list[str]]:

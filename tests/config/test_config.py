@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import pytest
 import yaml
@@ -367,6 +368,21 @@ def test_only_a_trial_drops_the_name_of_another_method(name, experiment):
     assert resolve(layers, in_sweep=False).config.experiment == name
     dropped = [f"name {name!r} dropped in this trial: kd.type is 'average'"]
     assert resolved.notices == (dropped if name != "mine" else [])
+
+
+def test_another_loss_drops_the_settings_of_the_former_one_with_a_notice():
+    """So that it is the run that it would be without them."""
+    team = [{"model": "cifar_resnet20", "train": "configs/teachers/digits.yaml"}]
+    kd = {"type": "average", "loss": "dkd", "dkd": {"beta": 2.0}, "temperature": 2.0}
+    file: dict[str, Any] = {"kd": kd, "teachers": team}
+    found = resolve([Layer("x.yaml", file), parse_overrides(["--kd.loss=kd"])])
+    plain = load(file={"kd": {"type": "average", "temperature": 2.0}, "teachers": team})
+    assert digest(found.config, "d") == digest(plain, "d")
+    assert found.notices == ["kd.dkd dropped: loss 'kd' (from the command line) does not use it"]
+    found = resolve([Layer("x.yaml", file), parse_overrides(["--kd.loss=ttm"])])
+    assert "kd.temperature dropped: loss 'ttm' (from the command line) does not use it" in found.notices
+    kept = resolve([Layer("x.yaml", file), parse_overrides(["--kd.loss=rld", "--kd.dkd.beta=4"])])
+    assert (kept.config.kd.dkd.beta, kept.notices) == (4.0, [])  # asked for in the same layer
 
 
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():
