@@ -1,4 +1,4 @@
-"""How trials get their values, and when poor trials are stopped: Optuna's samplers and pruners."""
+"""How trials get their values, by Optuna's samplers, and when poor trials are stopped, at hyperband's bands."""
 
 from __future__ import annotations
 
