@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
 
 import kd_methods
 from kd_core.comparison.compare import (
@@ -14,7 +17,6 @@ from kd_core.comparison.compare import (
     Group,
     compare,
     differing,
-    flat,
     group,
     higher_is_better,
     label,
@@ -28,6 +30,7 @@ from kd_core.config import IMPORTS
 from kd_core.errors import UserError
 from kd_core.run.folder import lookup
 
+PLAIN = TypeAdapter(Any)  # writes values as JSON
 PAIR = "pair"  # a key of the table's rows and columns: TEACHERS -> STUDENT
 
 
@@ -245,11 +248,10 @@ def _missing(
             seeds = [seed for seed in wanted if own is None or seed not in own.runs]
             if not seeds:
                 continue
-            like = own or next((one for place, one in cells.items() if place[0] == row), None)
             base = own or models[0]
-            words = _overrides(base.first, None if row is None else like.first if like else None, row_keys)
+            like = None if row is None else own or next(one for place, one in cells.items() if place[0] == row)
+            words = [*_own_code_of(base, like), *_overrides(base.first, like and like.first, row_keys)]
             tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
-            words = [*_own_code_of(base), *words]
             command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
             missing.append(
                 {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
@@ -262,11 +264,14 @@ def _config_of(one: Group) -> str:
     return str(local.folder / "config.yaml") if local and local.folder else "resolved_config.yaml"
 
 
-def _own_code_of(one: Group) -> list[str]:
-    """The arguments that import the own code of a group's runs."""
-    local = next((run.folder for run in one.runs.values() if run.folder), None)
-    files = sorted((local / IMPORTS).glob("*.py")) if local else []
-    return [word for file in files for word in ("--import", str(file))]
+def _own_code_of(*groups: Group | None) -> list[str]:
+    """The arguments that import the own code of the groups' runs, of files of one name the first."""
+    files: dict[str, Path] = {}
+    for one in filter(None, groups):
+        local = next((run.folder for run in one.runs.values() if run.folder), None)
+        for file in sorted((local / IMPORTS).glob("*.py")) if local else []:
+            files.setdefault(file.name, file)
+    return [word for file in files.values() for word in ("--import", str(file))]
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -277,14 +282,36 @@ def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
     """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None."""
     if like is None:
         return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
-    here, there = (flat(run.config.kd.model_dump(mode="json")) for run in (base, like))
-    usual = flat(kd_methods.config_class(like.config.kd.type).model_validate({}).model_dump(mode="json"))
-    changed = {
-        f"kd.{key}": value
-        for key, value in there.items()
-        if (here[key] != value if key in here else usual.get(key) != value)
-    }
+    changed = _changed_method(base, like)
     for key in row_keys:
-        if not key.startswith("kd.") and key != PAIR and _value(base, key) != _value(like, key):
+        if key.split(".")[0] not in ("kd", PAIR) and _value(base, key) != _value(like, key):
             changed[key] = lookup(like.config.model_dump(mode="json"), key)
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+
+
+def _changed_method(base: Run, like: Run) -> dict[str, Any]:
+    """{kd.NAME: value} of the settings of `like`'s method that `base`'s configuration does not already give.
+
+    Values are whole, since an item of a list that is not there, or is of another loss, cannot be given alone.
+    """
+    cls = kd_methods.config_class(like.config.kd.type)
+    here, wanted = (_complete(cls, run.config.kd.model_dump(mode="json")) for run in (base, like))
+    here["type"] = base.config.kd.type
+    return {f"kd.{key}": value for key, value in wanted.items() if here[key] != value}
+
+
+def _complete(section: type[BaseModel], recorded: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a section as JSON: those of `recorded`, and of what is not recorded the defaults.
+
+    A mapping that names each key replaces the one of a lower layer, with which it is merged.
+    """
+    found = {}
+    for name, info in section.model_fields.items():
+        kind: Any = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[name] = _complete(kind, recorded.get(name, {}))
+        elif name in recorded:
+            found[name] = recorded[name]
+        else:
+            found[name] = PLAIN.dump_python(info.get_default(call_default_factory=True), mode="json")
+    return found

@@ -706,6 +706,52 @@ def test_commands_train_exactly_what_is_missing(tmp_path):
         assert group(resolved.config, "f").rpartition("-")[2] == group(wanted, "f").rpartition("-")[2]
 
 
+FITNET = {"features": [{"loss": "fitnet", "student": [3]}]}
+AT = {"features": [{"loss": "at", "p": 1}, {"loss": "fitnet"}]}
+FALLING = {"from": 4.0, "to": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        ({}, FITNET),
+        (AT, FITNET),
+        (FITNET, AT),
+        (FITNET, {}),
+        ({}, {"features": [{"loss": "fitnet", "weight": FALLING}]}),
+        ({"entropy_weight": True}, {}),
+        ({"correct_labels": "swap"}, {}),
+        ({"teacher_temperatures": [2.0]}, {"teacher_temperatures": [3.0]}),
+        ({"teacher_temperatures": [2.0]}, {"temperature": 8.0}),
+        ({"temperature": FALLING}, {"temperature": 4.0}),
+        ({"temperature": 4.0}, {"temperature": FALLING}),
+        ({"temperature": FALLING}, {"temperature": {**FALLING, "shape": "cosine"}}),
+        ({"loss": "rld", "rld": {"beta": 4.0}}, {"loss": "kd"}),
+        ({"loss": "dkd", "dkd": {"beta": FALLING, "alpha": 2.0}}, {"loss": "dkd", "dkd": {"beta": 3.0}}),
+        ({"loss": "dist", "dist": {"gather": True}}, {"loss": "dist"}),
+        ({"loss": "rld", "rld": {"beta": 4.0}, **AT}, {"type": B}),
+        ({"loss": "dkd"}, {"type": B, "entropy_weight": True, **FITNET}),
+    ],
+)
+def test_commands_reset_what_is_not_recorded(tmp_path, there, wanted):
+    """Settings at their defaults are not in config.yaml, so a command has to give those that differ there."""
+    other = {"teachers": [{"model": "cifar_vgg13", "weights": "vgg.pth"}], "model": {"name": "cifar_vgg8"}}
+    left, right = several(A, kd=wanted), several(A, kd=there, **other)
+    right[0].folder = tmp_path
+    (tmp_path / "config.yaml").write_text(right[0].config.to_yaml())
+    keys = ("type", "loss", "temperature", "teacher_temperatures", "entropy_weight", "correct_labels", "features")
+    keys = (*keys, "rld", "dkd", "dist")
+    runs = [*left, *several(A, kd=there), *right, *several(C)]
+    rows = [f"kd.{key}" for key in keys if any(key in run.config.kd.model_dump() for run in runs)]
+    missing = pivot(Found(runs, []), ",".join(rows), "pair")["missing"]
+    [command] = [one["command"] for one in missing if "vgg" in one["column"] and f"{left[0].config.kd.type}, " in
+                 one["row"]]  # fmt: skip
+    _, resolved = command_line.parse(shlex.split(command)[2:])
+    assert resolved.config.kd.model_dump() == left[0].config.kd.model_dump()
+    exact = right[0].config.model_copy(update={"kd": left[0].config.kd})
+    assert group(resolved.config, "f") == group(exact, "f")
+
+
 def test_commands_test_what_was_never_tested():
     tested = {"summary": {"final_test_accuracy": 0.4}}
     runs = several(A, **tested) + several(B, VALUES[:4], **tested)
