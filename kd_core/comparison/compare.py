@@ -128,6 +128,11 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     return list(groups.values()), notes
 
 
+def that_count(runs: Iterable[Run]) -> list[Run]:
+    """The runs without those of which another with the same settings and seed is newer."""
+    return [run for one in group(runs)[0] for run in one.runs.values()]
+
+
 def settings_key(settings: dict[str, Any]) -> str:
     """Settings as text, by which equal ones are found."""
     return json.dumps(settings, sort_keys=True)

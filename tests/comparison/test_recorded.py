@@ -5,6 +5,7 @@ import json
 import pytest
 from compared_runs import LABEL_ONLY, OTHERS, A, B, make, several
 
+import compare_kd
 from kd_core.comparison import recorded, runs
 from kd_core.comparison.compare import compare
 from kd_core.comparison.runs import Found
@@ -80,6 +81,20 @@ def test_a_run_in_a_record_and_in_another_counts_once(record, tmp_path):
     found = runs.find([str(record), str(other)])
     assert len(found.runs) == len(found.left_out) == 15
     assert all("the same run as" in reason for _, reason in found.left_out)
+
+
+def test_the_newest_of_two_runs_with_one_seed_is_recorded(tmp_path, monkeypatch, capsys):
+    """Whichever name comes first: a record holds no times by which to choose."""
+    first, second, other = make(A, 0, 0.1), make(A, 0, 0.9), make(A, 1, 0.3)
+    path = tmp_path / "runs.json"
+    for newest, older in ((first, second), (second, first)):
+        newest.modified, older.modified = 2.0, 1.0
+        with monkeypatch.context() as patched:
+            patched.setattr(runs, "find", lambda names: Found([second, other, first], []))
+            compare_kd.main(["runs", f"--record={path}"])
+        assert "2 runs recorded" in capsys.readouterr().out
+        again = runs.find([str(path)]).runs
+        assert {run.seed: run.figure("val/accuracy") for run in again} == {0: newest.figure("val/accuracy"), 1: 0.3}
 
 
 @pytest.mark.parametrize(
