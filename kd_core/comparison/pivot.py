@@ -89,8 +89,8 @@ def pivot(
     names = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
     warnings = [*compared["notes"], *_mixed_columns(cells, force)]
-    alone, ambiguous = _students_alone(cells, groups, col_keys)
-    warnings += ambiguous
+    alone, unclear, more = _students_alone(cells, groups, col_keys)
+    warnings += more
     columns += [column for column in alone if column not in columns]
 
     table = [[_cell(cells.get((row, column)), chosen, confidence) for column in columns] for row in names]
@@ -109,7 +109,7 @@ def pivot(
         "teachers": [_teachers(cells, column, chosen) for column in columns],
         "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
-        "missing": _missing(names, columns, cells, alone, row_keys, chosen),
+        "missing": _missing(names, columns, cells, alone, unclear, row_keys, chosen),
         "warnings": warnings,
         "left_out": compared["left_out"],
     }
@@ -131,14 +131,18 @@ def _cells(distilled: list[Group], row_keys: list[str], col_keys: list[str]) -> 
     cells: Cells = {}
     for one in distilled:
         place = (_heading_of(one, row_keys), _heading_of(one, col_keys))
-        there = cells.setdefault(place, one)
-        if there is not one:
-            keys = ", ".join(differing([there.settings, one.settings]))
-            raise UserError(
-                f"--rows, --cols: the cell of {place[0]!r} and {place[1]!r} would hold experiments that differ in "
-                f"{keys}; add such a key to --rows or --cols, or leave runs out"
-            )
+        _require_same(cells.setdefault(place, one), one, *place)
     return cells
+
+
+def _require_same(there: Group, one: Group, row: str, column: str) -> None:
+    """UserError unless the group of a cell is the one that is to be put into it."""
+    if there is not one:
+        keys = ", ".join(differing([there.settings, one.settings]))
+        raise UserError(
+            f"--rows, --cols: the cell of {row!r} and {column!r} would hold experiments that differ in "
+            f"{keys}; add such a key to --rows or --cols, or leave runs out"
+        )
 
 
 def _by_column(cells: Cells) -> dict[str, list[Group]]:
@@ -162,27 +166,38 @@ def _mixed_columns(cells: Cells, force: bool) -> list[str]:
     return warnings
 
 
-def _students_alone(cells: Cells, groups: list[Group], col_keys: list[str]) -> tuple[dict[str, Group], list[str]]:
-    """The student without teachers of each column, and a warning for each column that several fit.
+def _students_alone(
+    cells: Cells, groups: list[Group], col_keys: list[str]
+) -> tuple[dict[str, Group], set[str], list[str]]:
+    """The student without teachers of each column, the columns that several fit, and warnings about those left out.
 
-    Those that fit no column have one of their own, for a student that has no teachers yet.
+    Those that fit no column have one of their own, for a student that has no teachers yet.  UserError if two would
+    share it.
     """
     without_teachers = [one for one in groups if one.is_alone]
     alone: dict[str, Group] = {}
+    unclear: set[str] = set()
     warnings = []
+    fit: set[int] = set()
     by_column = _by_column(cells)
     for column, members in by_column.items():
         kinds = {settings_key(one.surroundings) for one in members}
         fitting = [one for one in without_teachers if settings_key(one.surroundings) in kinds]
+        fit |= set(map(id, fitting))
         if len(fitting) == 1:
             alone[column] = fitting[0]
         elif fitting:
+            unclear.add(column)
             warnings.append(f"column {column!r}: several students alone fit, none is shown")
-    used = {id(one) for one in alone.values()}
-    for one in without_teachers:
-        if id(one) not in used and (column := _heading_of(one, col_keys)) not in by_column:
-            alone.setdefault(column, one)
-    return alone, warnings
+    for one in (one for one in without_teachers if id(one) not in fit):
+        column = _heading_of(one, col_keys)
+        if column in by_column:
+            apart = [differing([other.surroundings, one.surroundings]) for other in by_column[column]]
+            keys = ", ".join(min(apart, key=len))
+            warnings.append(f"left out: {one.label} differs from the column {column!r} in {keys}")
+        else:
+            _require_same(alone.setdefault(column, one), one, f"student {ALONE}", column)
+    return alone, unclear, warnings
 
 
 Rival = tuple[Group, dict[str, Any] | None]  # and its cell, which the student alone has elsewhere
@@ -232,10 +247,14 @@ def _missing(
     columns: list[str],
     cells: Cells,
     alone: dict[str, Group],
+    unclear: set[str],
     row_keys: list[str],
     metric: str,
 ) -> list[dict[str, Any]]:
-    """The cells and seeds that the table lacks, each with the command that trains them."""
+    """The cells and seeds that the table lacks, each with the command that trains them.
+
+    `unclear`: columns with several students alone, of which none is shown and none is missing.
+    """
     missing = []
     for column in columns:
         models = [one for place, one in cells.items() if place[1] == column]
@@ -243,8 +262,8 @@ def _missing(
         wanted = sorted({seed for one in there for seed in one.runs})
         for row in [None, *names]:
             own = alone.get(column) if row is None else cells.get((row, column))
-            if row is not None and not models:
-                continue  # a student without teachers: no run says which to give it
+            if (row is not None and not models) or (row is None and column in unclear):
+                continue  # of a student without teachers no run says which to give it
             seeds = [seed for seed in wanted if own is None or seed not in own.runs]
             if not seeds:
                 continue

@@ -183,9 +183,9 @@ def _gaps(pivoted: dict[str, Any]) -> list[str]:
     for row, cells in lines:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
             lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
-            if cell is None:
+            if cell is None and (lacking or cells is not pivoted["alone"]):  # else several students alone fit
                 gaps[empty].append(f"{row} in {column}")
-            elif lacking:
+            elif cell and lacking:
                 seeds = ", ".join(map(str, lacking[0]))
                 gaps[fewer].append(f"{row} in {column} ({seeds})")
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):

@@ -780,6 +780,39 @@ def test_columns_hold_what_may_be_compared():
     assert pivot(Found(runs, []), "kd.type", "pair,training.max_epochs")["cells"][0][1] is None
 
 
+def test_students_alone_that_share_a_column_of_their_own():
+    longer = several(LABEL_ONLY, OTHERS, training={"max_epochs": 7})
+    runs = [*several(LABEL_ONLY), *longer]
+    for more in ([], several(A, model={"name": "cifar_vgg8"})):
+        with pytest.raises(UserError, match=r"the cell of 'student alone' and 'cifar_resnet20' would .* differ in "
+                           r"training.max_epochs; add such a key to --rows or --cols"):  # fmt: skip
+            pivot(Found([*runs, *more], []), "kd.type", "model.name")
+    found = pivot(Found(runs, []), "kd.type", "model.name,training.max_epochs")
+    assert [cell["n"] for cell in found["alone"]] == [5, 5]
+
+
+def test_students_alone_of_which_several_fit_are_not_missing():
+    seven = {"training": {"max_epochs": 7}}
+    runs = [*several(A), *several(B, OTHERS, **seven), *several(LABEL_ONLY), *several(LABEL_ONLY, OTHERS, **seven)]
+    found = pivot(Found(runs, []), "kd.type", "pair", force=True)
+    assert any("several students alone fit, none is shown" in warning for warning in found["warnings"])
+    assert found["alone"] == [None] and found["cols"] == ["cifar_resnet56 -> cifar_resnet20"]
+    assert "alone" not in {word for one in found["missing"] for word in one["row"].split()}
+    other = [run for method in (C, LABEL_ONLY) for run in several(method, model={"name": "cifar_vgg8"})]
+    table = tables.table_of(pivot(Found([*runs, *other], []), "kd.type", "pair", force=True))
+    [missing] = [note for note in table.notes if note.startswith("missing, no finished run")]
+    assert "student alone in cifar_resnet56 -> cifar_resnet20" not in missing
+
+
+def test_a_student_alone_that_does_not_fit_its_column_is_left_out_with_the_reason():
+    other = several(LABEL_ONLY, OTHERS, training={"max_epochs": 7})
+    found = pivot(Found([*several(A), *other], []), "kd.type", "model.name")
+    wanted = "left out: alone differs from the column 'cifar_resnet20' in training.max_epochs"
+    assert wanted in found["warnings"] and found["alone"] == [None]
+    found = pivot(Found([*several(A), *other, *several(LABEL_ONLY)], []), "kd.type", "model.name")
+    assert wanted.replace("alone", "alone (training.max_epochs=7)") in found["warnings"] and found["alone"][0]
+
+
 # ------------------------------------------------------------------------------------------------- names from files
 
 
