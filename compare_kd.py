@@ -13,7 +13,7 @@ switches:
                          val/ece, or with dots a key of summary.json: cost.latency_ms.1
     --also NAMES         further metrics to show, separated by commas
     --baseline NAME      the group that others are compared with: a kd.type, an experiment's name, a group's label, or
-                         "alone" (default: the student without teachers, else the first group)
+                         "alone" (default: the student without teachers, of several the plainest, else the first group)
     --confidence LEVEL   confidence level of intervals and verdicts (default: 0.95)
     --vary KEYS          settings besides the method's in which compared runs may differ, separated by commas: teachers,
                          training.max_epochs, augment

@@ -211,12 +211,13 @@ def label(groups: list[Group]) -> None:
 def _in_order(groups: list[Group], baseline: Group | None) -> list[Group]:
     """The baseline, then names in the order in which they occur, and groups of one name by their settings' values."""
     names = list(dict.fromkeys(one.name for one in groups))
+    return sorted(groups, key=lambda one: (one is not baseline, names.index(one.name), _by_value(one.label)))
 
-    def by_value(text: str) -> list[tuple[float, str]]:
-        parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
-        return [(float(digits or "inf"), words) for digits, words in parts]
 
-    return sorted(groups, key=lambda one: (one is not baseline, names.index(one.name), by_value(one.label)))
+def _by_value(text: str) -> list[tuple[float, str]]:
+    """A label as a key to sort by, numbers in it by their size."""
+    parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
+    return [(float(digits or "inf"), words) for digits, words in parts]
 
 
 def _distinct_labels(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
@@ -359,7 +360,7 @@ def compare(
         "differences": [{"key": key, "values": values} for key, values in differences.items()],
         "apart": _titles(apart),
         "sets": [
-            {"title": title, **_compare_set(members, base, chosen, also, confidence, scaled, pool)}
+            {"title": title, **_compare_set(members, base, chosen, also, confidence, scaled, pool, baseline is None)}
             for title, members, base in zip(_titles(sets), sets, against, strict=True)
         ],
     }
@@ -421,10 +422,14 @@ def _judge(tests: list[dict[str, Any]], metric: str, confidence: float, margin: 
 
 
 def _find_baseline(members: list[Group], name: str | None) -> Group | None:
-    """The group that others of the set are compared with.  UserError if several have the name."""
+    """The group that others of the set are compared with.  UserError if several have the name.
+
+    Without a name the student alone, and of several the plainest: a section that is switched on adds settings.
+    """
     label(members)
     if name is None:
-        return next((one for one in members if one.is_alone), members[0])
+        alone = [one for one in members if one.is_alone]
+        return min(alone, key=lambda one: (len(one.settings), _by_value(one.label)), default=members[0])
     return _named(members, name, "--baseline")
 
 
@@ -461,6 +466,7 @@ def _compare_set(
     confidence: float,
     margin: float | None,
     pool: bool,
+    by_default: bool,
 ) -> dict[str, Any]:
     label(members)  # a group without teachers is in several sets
     common = pooled({one.label: one.values(metric) for one in members}) if pool else None
@@ -492,6 +498,9 @@ def _compare_set(
         )
     _judge([row["against_baseline"] for row in rows if row["against_baseline"]], metric, confidence, margin)
     warnings = _warnings(rows, baseline.label if baseline else None, common is not None)
+    if by_default and baseline and (count := sum(one.is_alone for one in members)) > 1:
+        words = f"{count} students alone: differences are against {baseline.label}; --baseline names another"
+        warnings.insert(0, words)
     if pool and common is None:
         warnings.append("--pooled: needs two groups with two common seeds whose values differ; each is tested alone")
     return {

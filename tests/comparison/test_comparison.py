@@ -342,6 +342,23 @@ def test_the_baseline_is_the_student_alone_else_the_first():
         assert one["baseline_label"] == "alone"
 
 
+def test_of_several_students_alone_the_baseline_does_not_depend_on_the_order():
+    rates = [several(LABEL_ONLY, training={"learning_rate": rate}) for rate in (0.5, 0.06)]
+    strong = several(LABEL_ONLY, augment={"randaugment": {}})
+    for lots, vary, wanted in (
+        (rates, ["training.learning_rate"], "alone (training.learning_rate=0.06)"),
+        ([several(LABEL_ONLY), strong], ["augment"], "alone (augment.randaugment.ops=none)"),
+    ):
+        for first, second in (lots, lots[::-1]):
+            runs = [*first, *second, *several(A, OTHERS)]
+            [one] = compare(Found(runs, []), vary=vary)["sets"]
+            assert one["baseline_label"] == one["groups"][0]["label"] == wanted
+            note = f"2 students alone: differences are against {wanted}; --baseline names another"
+            assert note in one["warnings"]
+            [one] = compare(Found(runs, []), vary=vary, baseline=wanted)["sets"]
+            assert note not in one["warnings"]
+
+
 def test_a_baseline_that_is_none_or_several():
     runs = several(A) + several(A, kd={"temperature": 8.0}) + several(LABEL_ONLY)
     with pytest.raises(UserError, match=f"--baseline: '{A}' may be each of '{A} .temperature=4.0.', '"):
