@@ -158,17 +158,15 @@ def training_curves(rows: list[dict[str, Any]]) -> Figure:
 COMMON = {"loss_total", "accuracy", "step_time", "skipped_steps"}
 WEIGHT, USAGE = "mean weight of each teacher", "share of images that follow it"
 SHARES, TERMS = "shares and probabilities", "loss terms (nats)"
+FEATURES = "feature losses, before their weight"
 
 
 def method_panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[str, dict[str, str]]:
     """The method's own metrics by the panel that shows them: what it measures -> metric -> label; none, no panel."""
     rows = _epochs(rows)
-    panels: dict[str, dict[str, str]] = {SHARES: {}, TERMS: {}, WEIGHT: {}, USAGE: {}}
+    panels: dict[str, dict[str, str]] = {SHARES: {}, TERMS: {}, FEATURES: {}, WEIGHT: {}, USAGE: {}}
     seen: list[list[Any]] = []
-    # Every method's name for a term comes before the one that the method itself has for it.
-    for name in sorted(
-        set().union(*rows), key=lambda name: (name not in ("train/loss_label", "train/loss_distill"), name)
-    ):
+    for name in sorted(set().union(*rows), key=_terms_first):
         if not name.startswith("train/") or name.removeprefix("train/") in COMMON:
             continue
         own, values = name.removeprefix("train/"), [row.get(name) for row in rows]
@@ -180,9 +178,15 @@ def method_panels(rows: list[dict[str, Any]], teachers: Sequence[str]) -> dict[s
         elif values not in seen:
             seen.append(values)
             bounded = "norm" not in own and all(value is None or 0 <= value <= 1 for value in values)
-            title = TERMS if own.startswith("loss_") else SHARES if bounded else own.replace("_", " ")
+            title = SHARES if bounded else own.replace("_", " ")
+            title = TERMS if own.startswith("loss_") else FEATURES if own.startswith("feature/") else title
             panels.setdefault(title, {})[name] = own
     return {title: dict(sorted(series.items(), key=_in_order)) for title, series in panels.items() if series}
+
+
+def _terms_first(name: str) -> tuple[bool, bool, str]:
+    """Every method's name for a series before others for the same one: a method's own, or that of a feature loss."""
+    return name not in ("train/loss_label", "train/loss_distill"), name.startswith("train/feature/"), name
 
 
 def _in_order(item: tuple[str, str]) -> list[tuple[int, str]]:

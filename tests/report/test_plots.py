@@ -134,6 +134,13 @@ def test_every_metric_of_a_method_has_its_panel():
     common = {"train/loss_total", "train/accuracy", "train/step_time"}
     assert logged - shown == common | {"train/loss_hard"}
     assert len(plots.method_metrics(sample_run.rows(), names).axes) == 6
+    at = [0.5 - 0.01 * number for number in range(len(sample_run.rows()))]  # a loss, though between 0 and 1
+    own = {"train/loss_features": 2.0, "train/feature/rkd": 2.0, "train/feature/fitnet": 40.0}
+    rows = [{**row, **own, "train/feature/at": at.pop(0)} for row in sample_run.rows() if "train/loss_total" in row]
+    featured = plots.method_panels(rows, names)
+    assert featured.pop(plots.FEATURES) == {f"train/feature/{name}": f"feature/{name}" for name in ("at", "fitnet")}
+    assert featured.pop(plots.TERMS) == panels[plots.TERMS] | {"train/loss_features": "loss_features"}
+    assert featured == {title: series for title, series in panels.items() if title != plots.TERMS}
     many = plots.method_panels(sample_run.rows(teachers=12), ["long name"] * 12)
     assert list(many[plots.WEIGHT].values()) == list(map(str, range(12)))
 
