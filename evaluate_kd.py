@@ -296,7 +296,7 @@ def measure(
                 precision=accelerator.mixed_precision,
                 channels_last=config.training.channels_last,
             )
-        record(config, replace(student, run=home), measured, found, use_wandb=not options.no_wandb)
+        record(config, replace(student, run=home), measured, found, given.files, use_wandb=not options.no_wandb)
 
 
 def baseline_of(
@@ -318,9 +318,15 @@ def alone_of(network: Network, predict: Predictor) -> Callable[[Images, str], Te
 
 
 def record(
-    config: Config, student: TrainedStudent, measured: dict[str, Any], found: Predictions, *, use_wandb: bool
+    config: Config,
+    student: TrainedStudent,
+    measured: dict[str, Any],
+    found: Predictions,
+    files: list[str],
+    *,
+    use_wandb: bool,
 ) -> None:
-    """Write, log and print what `evaluate` returned for the split of `found`."""
+    """Write, log and print what `evaluate` returned for the split of `found`; `files`: of --config."""
     loaded, split = student.loaded, found.split
     home, run_id = results_folder(config, student)
     about = {
@@ -336,7 +342,7 @@ def record(
     own_teachers = {"measured_teachers": measured["teachers"]} if "teachers" in measured else {}
     with writing(home.path):
         write_json(target, redacted({**measured, **own_teachers, **about}))  # `teachers`: as configured
-    page = write_page(config, student, home, measured, found, about)
+    page = write_page(config, student, home, measured, found, about, files)
     tracker = start_tracking(
         config,
         home,
@@ -372,6 +378,7 @@ def write_page(
     measured: dict[str, Any],
     found: Predictions,
     about: dict[str, Any],
+    files: list[str],
 ) -> Path | None:
     """Write the report in folder `home` with this evaluation; None without a report, and for a run's other students."""
     run = home if student.run else None
@@ -383,10 +390,22 @@ def write_page(
         "student_model": about["model_name"],
         "parameters": about["parameters"],
         "kd_type": about["kd_method"],
+        "num_teachers": about["num_teachers"],
         "seed": config.training.seed,
     }
+    source = ["--artifact", student.artifact] if student.artifact else ["--checkpoint", str(student.folder)]
+    source += [word for file in files for word in ("--config", file)]
     with writing(home.path):
-        return renew_report(home.path, run, measured, found, student=described, settings=config.to_yaml())
+        return renew_report(
+            home.path,
+            run,
+            measured,
+            found,
+            student=described,
+            settings=config.to_yaml(),
+            imports=config.imports,
+            source=source,
+        )
 
 
 def results_folder(config: Config, student: TrainedStudent) -> tuple[RunFolder, str]:

@@ -648,7 +648,7 @@ def train(
     if len(options.seeds) > 1 and job.accelerator.is_main_process:
         from kd_core.comparison import tables  # plots and statistics take a second, which other runs need not wait
 
-        job.say(f"\n{tables.of_folders(folders)}")
+        job.say(f"\n{tables.of_folders(folders, config.imports)}")
 
 
 def epochs_of(arguments: list[str]) -> Generator[dict[str, Any], None, None]:

@@ -377,9 +377,13 @@ def text(result: dict[str, Any], tables: list[Table]) -> str:
     return "\n\n".join([*parts, *(["\n".join(below)] if below else [])])
 
 
-def of_folders(folders: list[str]) -> str:
-    """The comparison of the finished runs in these folders as text, and the command that prints it again."""
-    command = shlex.join(["python", "compare_kd.py", *folders])
+def of_folders(folders: list[str], imports: Iterable[str] = ()) -> str:
+    """The comparison of the finished runs in these folders as text, and the command that prints it again.
+
+    `imports`: the files of --import.
+    """
+    own = [word for file in imports for word in ("--import", file)]
+    command = shlex.join(["python", "compare_kd.py", *own, *folders])
     try:
         compared = compare.compare(runs.find(folders))
     except UserError as error:  # data with neither a validation nor a test split, say: no reason to fail after all

@@ -79,6 +79,7 @@ def write_page(
         rows=rows,
         evaluations=evaluations,
         predictions=seen.get("test", seen.get("val")),
+        imports=config.imports,
     )
 
 

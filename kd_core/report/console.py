@@ -310,14 +310,20 @@ def short(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in evaluation.items() if name not in (*LARGE, "cost")}
 
 
-def next_steps(summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = ()) -> str:
-    """Where the results are, `page` included, and how to test the student; `imports`: the files of --import."""
+def next_steps(
+    summary: dict[str, Any], *, page: Path | None = None, imports: Sequence[str] = (), student: Sequence[str] = ()
+) -> str:
+    """Where the results are, `page` included, and how to test the student; `imports`: the files of --import.
+
+    `student`: the words that name it to evaluate_kd.py, if it is not that of a run in summary["run_folder"].
+    """
     folder = shlex.quote(summary["run_folder"])
     own = "".join(f" --import {shlex.quote(file)}" for file in imports)
+    named = " ".join(map(shlex.quote, student)) or f"--checkpoint {folder}"
     lines = [
-        f"run folder:  {folder}",
+        f"{'results in:' if student else 'run folder:'}  {folder}",
         *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
-        f"test it:     python evaluate_kd.py{own} --checkpoint {folder} --split test",
+        f"test it:     python evaluate_kd.py{own} {named} --split test",
     ]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ Every number on the page is in summary.json, under the key that its element name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kd_core.run.tracking import MISTAKES
 from kd_core.teachers.load import EXPOSED
 
 SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training split"}  # in this order
+FILES = ("student", "summary.json", "metrics.jsonl", "config.yaml")  # of a run folder, which the page explains
 SHOWN, BESIDE = 16, 4  # images, and teachers of which the guesses fit beside the student's
 
 
@@ -45,6 +47,8 @@ def write_report(
     rows: list[dict[str, Any]],
     evaluations: dict[str, dict[str, Any]],
     predictions: Predictions | None = None,
+    imports: Sequence[str] = (),
+    source: Sequence[str] = (),
 ) -> Path:
     """Replace folder/report, all of it or nothing: plots, evaluation-SPLIT.json and index.html; returns its path.
 
@@ -56,6 +60,8 @@ def write_report(
         rows: of metrics.jsonl.
         evaluations: what `figures.evaluate` returned, by split.
         predictions: of the split whose mistakes and weights of teachers are shown.
+        imports: the files of --import.
+        source: the words that name the student to evaluate_kd.py, if it is not that of a run in `folder`.
 
     A part without values is left out.
     """
@@ -87,7 +93,8 @@ def write_report(
             one_seed=ONE_SEED,
             weights=about_weights(summary),
             test_epochs=about_test_epochs(summary),
-            steps=redacted(next_steps({**summary, "run_folder": str(folder)})),
+            files={name for name in FILES if (folder / name).exists()},
+            steps=redacted(next_steps({**summary, "run_folder": str(folder)}, imports=imports, student=source)),
         )
         write_text(fresh / "index.html", text)
     return folder / "report" / "index.html"
@@ -101,14 +108,18 @@ def renew_report(
     *,
     student: dict[str, Any],
     settings: str,
+    imports: Sequence[str] = (),
+    source: Sequence[str] = (),
 ) -> Path:
     """Write the report in folder `home` with a new evaluation of one split; returns the path of the page.
 
     Args:
         run: the run folder, whose report and summary keep what else they hold; None: the student came without one.
         measured: what `figures.evaluate` returned for the split of `predictions`, with `cost` if it was measured.
-        student: keys of summary.json that describe a student without a run folder.
+        student: keys of summary.json that describe a student without a run folder, and `num_teachers`.
         settings: the resolved settings as YAML.
+        imports: the files of --import.
+        source: the words that name a student without a run folder to evaluate_kd.py.
     """
     split = predictions.split
     evaluations = {split: measured}
@@ -135,6 +146,8 @@ def renew_report(
         rows=rows,
         evaluations=evaluations,
         predictions=predictions,
+        imports=imports,
+        source=() if run else source,
     )
 
 

@@ -1,11 +1,13 @@
 """Records of runs: what they keep, that they compare as the runs do, and damaged ones."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from compared_runs import LABEL_ONLY, OTHERS, A, B, make, several
 
 import compare_kd
+import train_kd
 from kd_core.comparison import recorded, runs
 from kd_core.comparison.compare import compare
 from kd_core.comparison.runs import Found
@@ -95,6 +97,16 @@ def test_the_newest_of_two_runs_with_one_seed_is_recorded(tmp_path, monkeypatch,
         assert "2 runs recorded" in capsys.readouterr().out
         again = runs.find([str(path)]).runs
         assert {run.seed: run.figure("val/accuracy") for run in again} == {0: newest.figure("val/accuracy"), 1: 0.3}
+
+
+def test_seeds_print_a_command_with_their_own_code(record, monkeypatch):
+    said: list[str] = []
+    job = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True), say=said.append)
+    options = SimpleNamespace(seeds=[0, 1], resume=None, config=[])
+    monkeypatch.setattr(train_kd, "train_student", lambda *rest: [str(record)])
+    for imports, shown in (([], ""), (["own code.py", "b.py"], " --import 'own code.py' --import b.py")):
+        train_kd.train(make(A).config.model_copy(update={"imports": imports}), job, [], options, [])
+        assert said[-1].splitlines()[-1] == f"compare: python compare_kd.py{shown} {record} {record}"
 
 
 @pytest.mark.parametrize(

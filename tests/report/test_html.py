@@ -5,19 +5,20 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample_run
 from browser import Browser
-from compared_runs import evil
+from compared_runs import evil, make
 from html_tree import Tree
 
 from kd_core.comparison.tables import tables_of, write
 from kd_core.evaluation.figures import evaluate
-from kd_core.report import html, run_page
-from kd_core.run.folder import lookup
+from kd_core.report import closing, html, run_page
+from kd_core.run.folder import RunFolder, lookup
 from kd_core.run.tracking import without_images
 
 
@@ -251,6 +252,26 @@ def test_an_evaluation_of_an_older_version_is_shown_without_what_it_lacks(tmp_pa
     text = path.read_text(encoding="utf-8")
     main = text[text.index("<main") : text.index('id="cost"')]
     assert "standard error of the difference" not in main and "did not help" not in main and "Wilson" not in main
+
+
+def test_the_page_of_a_run_says_how_to_test_it_with_its_own_code(tmp_path):
+    made = sample_run.predictions()
+    _, given = sample_run.report(tmp_path / "run", made)
+    config = make().config.model_copy(update={"imports": ["own code.py"]})
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    closing.write_page(
+        config,
+        RunFolder(tmp_path / "run"),
+        {**given["summary"], "environment": {}},
+        given["rows"],
+        given["evaluations"],
+        {"val": made},
+    )
+    text = unescape((tmp_path / "run" / "report" / "index.html").read_text(encoding="utf-8"))
+    command = f"python evaluate_kd.py --import 'own code.py' --checkpoint {tmp_path / 'run'} --split test"
+    assert command in text
+    listed = text[text.index('id="next"') :]
+    assert "<code>summary.json</code>" in listed and "metrics.jsonl" not in listed  # what is there
 
 
 def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The report of a real run: what it tells is what was measured, in the page as in the files."""
 
 import json
+import re
+import shlex
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -130,6 +133,22 @@ def test_figures_of_other_images_go(run, tmp_path):
     found = json.loads(file.read_text())
     assert "teachers" not in found and found["images"] != "of another split"
     assert "teachers" not in json.loads((copy / "summary.json").read_text())["evaluation"]["test"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_page_of_a_student_without_its_run_tells_what_is_known(run, tmp_path, named):
+    export, more = tmp_path / "an export", ["--config", str(run / "config.yaml")] if named else []
+    shutil.copytree(run / "student", export)
+    words = ["--checkpoint", str(export), *more]
+    evaluate_kd.main([*words, "--no-wandb", "--no-teachers", f"--output_dir={tmp_path}"])
+    [page] = tmp_path.glob("evaluation-*/report/index.html")
+    text = unescape(page.read_text(encoding="utf-8"))
+    lead = text[text.index("<h1") : text.index("<h2")]
+    assert "2 teachers" in lead and "epochs" not in lead and "seed" in lead
+    below = text[text.index('id="next"') :]
+    assert f"python evaluate_kd.py {shlex.join(words)} --split test" in below
+    for name in re.findall("<code>([^<]+)</code>", below):
+        assert list(page.parent.parent.glob(name)), name
 
 
 def test_other_checkpoints_leave_the_result_alone(run, summary, capsys):
