@@ -192,9 +192,9 @@ def _students_alone(
     for one in (one for one in without_teachers if id(one) not in fit):
         column = _heading_of(one, col_keys)
         if column in by_column:
-            apart = [differing([other.surroundings, one.surroundings]) for other in by_column[column]]
-            keys = ", ".join(min(apart, key=len))
-            warnings.append(f"left out: {one.label} differs from the column {column!r} in {keys}")
+            apart = [list(differing([other.surroundings, one.surroundings])) for other in by_column[column]]
+            fewest = min(apart, key=len)
+            warnings.append(f"left out: {one.label} differs from the column {column!r} in {', '.join(fewest)}")
         else:
             _require_same(alone.setdefault(column, one), one, f"student {ALONE}", column)
     return alone, unclear, warnings
@@ -269,7 +269,7 @@ def _missing(
                 continue
             base = own or models[0]
             like = None if row is None else own or next(one for place, one in cells.items() if place[0] == row)
-            words = [*_own_code_of(base, like), *_overrides(base.first, like and like.first, row_keys)]
+            words = [*_own_code_of(base, like), *_overrides(base.first, like.first if like else None, row_keys)]
             tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
             command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
             missing.append(
