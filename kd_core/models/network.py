@@ -17,7 +17,7 @@ from kd_core.data.dataset import Data
 from kd_core.data.recipes import crops_of
 from kd_core.data.views import Views
 from kd_core.errors import UserError
-from kd_core.files import write_json, write_text
+from kd_core.files import write_json, write_text, writing
 from kd_core.loop.processes import shares_batch_norm
 from kd_core.models import build as models
 from kd_core.models.exported import check_classes
@@ -54,7 +54,7 @@ class Network:
 
     def check_export(self, key: str) -> None:
         """UserError naming `key`, the arguments of the network, unless its export can be read back."""
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, writing(Path(folder)):
             self.export(Path(folder) / "student", {})
             try:
                 self.load_weights(Path(folder) / "student")

@@ -12,7 +12,7 @@ from PIL import Image
 from warm_process import WarmProcess
 
 from kd_core.comparison.runs import read_folder
-from kd_core.files import finite, json_text, write_json, write_text
+from kd_core.files import finite, json_sha256, json_text, write_json, write_text
 from kd_core.report import epoch_line
 from kd_core.run import folder as checkpoints
 from kd_core.run.folder import MetricsFile, RunFolder, read_metrics
@@ -145,7 +145,7 @@ def test_a_checkpoint_with_what_is_not_finite_is_whole(tmp_path, older):
     checkpoints.save_latest(run, lambda path: path.mkdir(), {}, state)
     if older:
         checksums = strict(run.checkpoint("latest") / "state.json")[0]["checksums"]
-        checksums["state.json"] = checkpoints._checksum(state)
+        checksums["state.json"] = json_sha256(state)
         text = json.dumps({**state, "checksums": checksums})
         (run.checkpoint("latest") / "state.json").write_text(text)
     found = checkpoints.load_latest(run, pytest.fail)
