@@ -58,8 +58,8 @@ def views_of(student: StudentOutput, teachers: TeacherOutputs) -> list[Logits]:
 class KDMethod(LazyModule):
     """A distillation method: outputs and labels in, loss and metrics out. Subclasses write `compute`.
 
-    Its instances are nn.Modules: buffers, `to`, `state_dict` and the like work as usual. Parameters are those of
-    feature losses alone; nothing would train others.
+    Its instances are nn.Modules: buffers, `to`, `state_dict` and the like work as usual. Parameters are trained only
+    with `features`, whose losses have some.
 
     `reduce_mean` maps a 1-d tensor of batch means to their mean over all processes. It is the identity until a training
     loop with several processes replaces it; a step calls it at most once, and once more for `kd.features`. `gather`

@@ -102,8 +102,8 @@ def _without_former_loss(values: dict[str, Any], layer: Layer) -> tuple[dict[str
     former, loss = below.get("loss", default), above.get("loss")
     if loss in (None, former) or loss not in kd_methods.losses():
         return values, []
-    unused = {former} & set(kd_methods.losses())
-    if not logit_losses.config_class(loss).uses_temperature:
+    unused = {name for name in kd_methods.losses() if name == former}
+    if loss in logit_losses.OWN and not logit_losses.config_class(loss).uses_temperature:
         unused |= {"temperature", "teacher_temperatures"}
     dropped = sorted(unused & below.keys() - above.keys())
     kept = {key: value for key, value in below.items() if key not in dropped}

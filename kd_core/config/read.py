@@ -311,7 +311,7 @@ def merge(low: Any, high: Any, depth: int = 0) -> Any:
         and high
         and all(str(k).isdigit() and int(k) < len(low) for k in high)
     ):
-        return [merge(item, high[str(i)], depth + 1) if str(i) in high else item for i, item in enumerate(low)]
+        return [merge(item, high[str(i)], depth) if str(i) in high else item for i, item in enumerate(low)]
     return high
 
 

@@ -112,8 +112,8 @@ def store(
             side = common if common and common <= largest else largest
         path = folder / f"{key}-{side}"
         found = _opened(path, notify)
-        if found and len(found.unreadable) > allow_unreadable:
-            found = None  # they may be readable by now
+        if found and len(found.unreadable) > allow_unreadable and _some_readable_now(raw, found):
+            found = None
         if found is None:
             labels, classes = read_labels(*raw.labels())
             with replacing_folder(path) as temporary:
@@ -207,6 +207,11 @@ def _decode_all(
         }
         envelope = {"header": header, "sha256": json_sha256(header)}
         (folder / "header.json").write_text(json.dumps(envelope), encoding="utf-8")
+
+
+def _some_readable_now(raw: RawSplit, found: Stored) -> bool:
+    tried = (try_decode(raw.images(row, row + 1)[0], found.side) for row in found.unreadable)
+    return any(not isinstance(image, str) for image in tried)
 
 
 def _check_unreadable(split: str, unreadable: dict[int, str], allowed: int) -> None:

@@ -174,6 +174,8 @@ def _labels_of(files: list[str], tables: _Tables, column: str | None) -> list[An
 
     UserError unless each image has exactly one label, and each row of the tables has an image.
     """
+    import pyarrow
+
     folder = tables.folder
     stated: dict[str, Any] = {}
     columns: dict[str, str] = {}
@@ -182,7 +184,7 @@ def _labels_of(files: list[str], tables: _Tables, column: str | None) -> list[An
         content, around = tables.read(table), Path(table).parent
         columns[table] = _column_of_labels(content.column_names, column, folder / table)
         names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
-        own = content.filter([name in known for name in names])  # a table may be about several splits
+        own = content.filter(pyarrow.array([name in known for name in names], pyarrow.bool_()))  # of this split alone
         for other in set(content.column_names) - {"file_name", columns[table]}:
             if not _is_nested(content, other):
                 about_splits(other, own.column(other).unique().to_pylist(), str(folder / table))

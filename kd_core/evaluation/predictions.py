@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from kd_core import metrics
@@ -126,21 +127,27 @@ def open_test_split(
 
     The only place where training reads the test split, after selection.
     """
+    split, mistake = None, ""
     try:
         split = observe.data.test()
     except UserError as error:  # the trained student is kept
-        say(f"evaluation.test_at_end: nothing was tested: {error}")
+        mistake = str(error)
+    if mistake := _of_any(mistake):
+        say(f"evaluation.test_at_end: nothing was tested: {mistake}")
         return None
     if split is None:
         say("evaluation.test_at_end: the data have no test split, so nothing was tested (data.test_size makes one)")
         return None
     try:
-        found = observe("test", split)
-    except UserError as error:  # such as a file of logits without those of test images; the trained student is kept
-        if not observe.teachers.members:
-            raise
-        say(f"the student is tested without its teachers beside it: {error}")
-        found = replace(observe, teachers=TeacherLogits([], observe.predict))("test", split)
+        for teacher in observe.teachers.members:
+            if teacher.file:
+                teacher.file.require(split)
+    except UserError as error:
+        mistake = str(error)
+    if mistake := _of_any(mistake):
+        say(f"the student is tested without its teachers beside it: {mistake}")
+        observe = replace(observe, teachers=TeacherLogits([], observe.predict))
+    found = observe("test", split)
     device = observe.predict.accelerator.device
     taught = None if found.teachers is None else found.teachers.to(device)
     batch_size = observe.predict.config.part
@@ -149,6 +156,11 @@ def open_test_split(
     say(f"test accuracy {row['accuracy']:.2%} on {len(labels)} images")
     rows = _test_epochs(observe, Images(split, device, observe.predict.config.data.store), epochs) if epochs else []
     return found, {f"test/{name}": value for name, value in row.items()}, rows
+
+
+def _of_any(mistake: str) -> str:
+    """The first mistake of any process, so that all go on alike: one alone would wait for the others."""
+    return next(filter(None, gather_object([mistake])), "")
 
 
 def _test_epochs(observe: Observer, images: Images, epochs: dict[int, Path]) -> list[Row]:

@@ -103,7 +103,8 @@ class TrainedStudent:
             return None
         return (
             "the data are not those that the student was trained on "
-            f"(fingerprint {str(there)[:12]} there, {data.fingerprint[:12]} here)"
+            f"(fingerprint {str(there)[:12]} there, {data.fingerprint[:12]} here; earlier versions counted class names "
+            "in)"
         )
 
     def require_unseen(self, split: Split, data: Data, config: Config) -> None:

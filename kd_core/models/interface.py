@@ -66,8 +66,8 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
     """UserError unless a user's own method or loss returns what training and its report need.
 
     These are a loss [] with a gradient, and the metrics `loss_label`, `loss_distill`, `kd_weight` and
-    `teacher/K/weight` of each teacher; all of them also per image under torch.vmap.  It has no parameters, which
-    nothing would train.  No random generator changes.
+    `teacher/K/weight` of each teacher; all of them also per image under torch.vmap.  It has no parameters to
+    train, unless there are features.  No random generator changes.
     """
     loss = getattr(config, "loss", "")
     own = own_code.provider(own_code.METHOD, config.type) or own_code.provider(own_code.LOSS, str(loss))
@@ -90,9 +90,10 @@ def check_method(config: kd_methods.MethodConfig, num_teachers: int, num_classes
             raise UserError(f"{who}: lacks the metric {missing[0]!r}; kd_methods.common_metrics gives those needed")
         if value.shape != () or not value.requires_grad:
             raise UserError(f"{who}: its loss has shape {list(value.shape)}; one number with a gradient is needed")
-        if learned := [name for name, _ in method.named_parameters()]:
+        learned = [name for name, value in method.named_parameters() if value.requires_grad]
+        if learned and not getattr(config, "features", []):
             raise UserError(
-                f"{who}: has the parameter {learned[0]!r}, and training changes only those of the student and of "
+                f"{who}: has the parameter {learned[0]!r}, and a method's parameters are trained only with "
                 "kd.features; keep it as a buffer (register_buffer), or make it a setting"
             )
         image_weights(method, student.detach(), teachers, labels)

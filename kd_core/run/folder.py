@@ -199,7 +199,7 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
 def _require_unused(folder: RunFolder, config: Config, data_fingerprint: str) -> None:
     if not (folder.metrics_file.exists() or folder.checkpoint("latest").exists()):
         return
-    changes = differences(folder, config, data_fingerprint) or ["  nothing: --fresh asks for a second run"]
+    changes = differences(folder, config, data_fingerprint) or ["  no setting: another version of this program"]
     raise UserError(
         "\n".join([f"{folder.path}: holds training of this trial already. What differs:", *changes])
         + "\nundo the change, or move the folder elsewhere to train the trial from its start"
@@ -282,11 +282,11 @@ def differences(folder: RunFolder, config: Config, data_fingerprint: str) -> lis
 def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
     """The run to work on.  `resume`: auto (continue the run with the same settings), never, or a run folder.
 
-    `run_id` is the id that a sweep agent prescribes, if any.
+    `run_id` is the id that a sweep agent prescribes, if any: with it there is no second run, whatever `resume` is.
     """
     if resume not in ("auto", "never"):
         return open_run(config, data_fingerprint, resume)
-    found = find_run(config, data_fingerprint, run_id) if resume == "auto" else None
+    found = find_run(config, data_fingerprint, run_id) if resume == "auto" or run_id else None
     if found is None:
         tell_other_data(config, data_fingerprint)
     return found or create_run(config, data_fingerprint, run_id or new_run_id())

@@ -10,9 +10,11 @@ import yaml
 import kd_methods
 from kd_core import config as configuration
 from kd_core.config import Config, Layer, digest, identity_of, keys, parse_overrides, parse_yaml, read_yaml, resolve
+from kd_core.config import merge as merge_layers
 from kd_core.config.read import merge, read_layers
 from kd_core.errors import UserError
 from kd_core.teachers.load import training_config
+from kd_methods import logit_losses
 
 TEACHER = "--teachers=[{model: cifar_resnet20, train: configs/teachers/x.yaml}]"
 
@@ -383,6 +385,14 @@ def test_another_loss_drops_the_settings_of_the_former_one_with_a_notice():
     assert "kd.temperature dropped: loss 'ttm' (from the command line) does not use it" in found.notices
     kept = resolve([Layer("x.yaml", file), parse_overrides(["--kd.loss=rld", "--kd.dkd.beta=4"])])
     assert (kept.config.kd.dkd.beta, kept.notices) == (4.0, [])  # asked for in the same layer
+    assert resolve([Layer("x.yaml", {**file, "kd": {**kd, "loss": ["kd"]}}), parse_overrides(["--kd.loss=kd"])]).config
+
+
+def test_a_loss_of_a_users_own_takes_the_place_of_another(monkeypatch):
+    monkeypatch.setitem(logit_losses._added, "mine", lambda *_: None)
+    below = Layer("x.yaml", {"kd": {"type": "average", "loss": "dkd", "dkd": {"beta": 2.0}, "temperature": 2.0}})
+    _, notices = merge_layers._without_former_loss(below.values, Layer("y.yaml", {"kd": {"loss": "mine"}}))
+    assert notices == ["kd.dkd dropped: loss 'mine' (from y.yaml) does not use it"]
 
 
 def test_foreign_hyperparameters_in_one_layer_are_mistakes_except_in_a_sweep():

@@ -521,7 +521,7 @@ def test_logits_that_are_cached_are_known_by_the_networks_code(tmp_path):
         (GOOD.replace(".mean()", ""), r"its loss has shape \[4\]|fails on a batch"),
         (
             f"import torch\n        self.share = torch.nn.Parameter(torch.ones(()))\n        {GOOD}",
-            "has the parameter 'share', and training changes only those of the student",
+            "has the parameter 'share', and a method's parameters are trained only with",
         ),
         ("raise KeyError('odd')", r"fails on a batch of four images.*own.py, line 9, in compute .*KeyError: 'odd'"),
     ],

@@ -294,14 +294,18 @@ def test_a_second_signal_does_not_wait():
     assert (caught.value.status, caught.value.preempted) == (143, True)
 
 
-def test_a_finished_run_says_what_the_same_command_would_do_otherwise_now(home):
-    config, folder = command_line.parse(arguments(home, method=kd_methods.LABEL_ONLY))[1].config, Path("runs/a b")
+def test_a_finished_run_says_what_the_same_command_would_do_otherwise_now(home, tmp_path):
+    config, folder = command_line.parse(arguments(home, method=kd_methods.LABEL_ONLY))[1].config, tmp_path / "a b"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.to_yaml())
     asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"test_at_end": True})})
     assert not list(train_kd.report.unlike_now(config, folder, {"processes": 1}, 1))
     assert not list(train_kd.report.unlike_now(asked, folder, {"evaluation": {"test": {}}}, 4))  # not known of old runs
     [told, test] = train_kd.report.unlike_now(asked, folder, {"processes": 1}, 4)
     assert "trained by 1 process(es), this is 4" in told
-    assert test.endswith("python evaluate_kd.py --checkpoint 'runs/a b' --split test")
+    assert test.endswith(f"python evaluate_kd.py --checkpoint '{folder}' --split test")
+    (folder / "config.yaml").write_text(asked.to_yaml())  # but its test split could not be read
+    assert not list(train_kd.report.unlike_now(asked, folder, {"processes": 4}, 4))
 
 
 def test_a_finished_run_prints_its_result_and_fresh_starts_over(home, capsys):
