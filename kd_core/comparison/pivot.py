@@ -26,7 +26,7 @@ from kd_core.comparison.compare import (
 )
 from kd_core.comparison.runs import Found, Run, number
 from kd_core.comparison.significance import difference, spread
-from kd_core.config import IMPORTS
+from kd_core.config import IMPORTS, import_words
 from kd_core.errors import UserError
 from kd_core.run.folder import lookup
 
@@ -290,7 +290,7 @@ def _own_code_of(*groups: Group | None) -> list[str]:
         local = next((run.folder for run in one.runs.values() if run.folder), None)
         for file in sorted((local / IMPORTS).glob("*.py")) if local else []:
             files.setdefault(file.name, file)
-    return [word for file in files.values() for word in ("--import", str(file))]
+    return import_words(files.values())
 
 
 def _seeds(seeds: list[int]) -> str:

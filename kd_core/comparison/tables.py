@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from kd_core.comparison import compare, runs
 from kd_core.comparison.compare import ALONE, is_percent, short
+from kd_core.config import import_words
 from kd_core.errors import UserError, printable
 from kd_core.files import writable_folder, write_json, write_text, writing
 from kd_core.loop.timing import clock
@@ -382,8 +383,7 @@ def of_folders(folders: list[str], imports: Iterable[str] = ()) -> str:
 
     `imports`: the files of --import.
     """
-    own = [word for file in imports for word in ("--import", file)]
-    command = shlex.join(["python", "compare_kd.py", *own, *folders])
+    command = shlex.join(["python", "compare_kd.py", *import_words(imports), *folders])
     try:
         compared = compare.compare(runs.find(folders))
     except UserError as error:  # data with neither a validation nor a test split, say: no reason to fail after all

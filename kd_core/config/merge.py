@@ -80,8 +80,7 @@ def _without_former_method(
     if method == former:
         return values, []
     kd, dropped = _without_foreign_keys(below, method)
-    source = f"the {layer.origin}" if layer.origin == COMMAND_LINE else layer.origin
-    notices = [f"kd.{key} dropped: {method!r} (from {source}) has no such key" for key in dropped]
+    notices = [f"kd.{key} dropped: {method!r} (from {_source(layer)}) has no such key" for key in dropped]
     values, name = {**values, "kd": kd}, values.get("name")
     if in_sweep and former and str(former) in str(name):  # else runs of all methods would have this name
         del values["name"]
@@ -91,6 +90,10 @@ def _without_former_method(
             f"name stays {name!r}, as {origins['name']} says, though kd.type is {method!r}; --name=NAME gives another"
         )
     return values, notices
+
+
+def _source(layer: Layer) -> str:
+    return f"the {layer.origin}" if layer.origin == COMMAND_LINE else layer.origin
 
 
 def _without_former_loss(values: dict[str, Any], layer: Layer) -> tuple[dict[str, Any], list[str]]:
@@ -107,8 +110,7 @@ def _without_former_loss(values: dict[str, Any], layer: Layer) -> tuple[dict[str
         unused |= {"temperature", "teacher_temperatures"}
     dropped = sorted(unused & below.keys() - above.keys())
     kept = {key: value for key, value in below.items() if key not in dropped}
-    source = f"the {layer.origin}" if layer.origin == COMMAND_LINE else layer.origin
-    notices = [f"kd.{key} dropped: loss {loss!r} (from {source}) does not use it" for key in dropped]
+    notices = [f"kd.{key} dropped: loss {loss!r} (from {_source(layer)}) does not use it" for key in dropped]
     return {**values, "kd": kept}, notices
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def import_remedy(path: Path) -> str:
         return ""
     here = Path.cwd()
     shown = [file.relative_to(here) if file.is_relative_to(here) else file for file in missing]
-    options = shlex.join(word for file in shown for word in ("--import", str(file)))
+    options = shlex.join(import_words(shown))
     which = f" (copied to {shown[0].parent})" if run else ""
     return (
         f"{path}: was trained with the code in {', '.join(file.name for file in missing)}{which}, and code runs only "
@@ -287,12 +287,11 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
-    depth = len(path)
     for part in path[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
             raise UserError(f"--{'.'.join(path)}: {part!r} was already given as a plain value")
-    values[path[-1]] = merge(values.get(path[-1]), value, depth)
+    values[path[-1]] = merge(values.get(path[-1]), value, len(path))
 
 
 def merge(low: Any, high: Any, depth: int = 0) -> Any:
@@ -325,6 +324,11 @@ def without_echoes(layer: Layer) -> Layer:
         return layer
     facts = {*Config().flat(num_classes=0), "parameters", "data_fingerprint", "environment", "own_code", "import"}
     return Layer(layer.origin, {key: value for key, value in layer.values.items() if key not in facts})
+
+
+def import_words(files: Iterable[str | Path]) -> list[str]:
+    """The arguments with which a command imports these files of a user's own code."""
+    return [word for file in files for word in ("--import", str(file))]
 
 
 def in_trial() -> bool:

@@ -300,8 +300,8 @@ def decode(item: bytes | str | np.ndarray | None, side: int) -> np.ndarray:
     Transparent images get a white background, 16-bit gray is scaled to 8 bits, animations give their first frame.
 
     Raises:
-        ValueError: no image, more than MAX_PIXELS, pixels without a known range (32-bit float, not of 16
-            bits).
+        ValueError: no image, more than MAX_PIXELS, pixels without a known range (32-bit float,
+            integers beyond 16 bits).
         Exception: what Pillow raises for a damaged file.
     """
     if isinstance(item, np.ndarray):

@@ -63,9 +63,9 @@ def require_unlike(stored: Stored, held_out: np.ndarray, more: np.ndarray) -> No
 
     Images are taken for equal if the sums of their pixels and of the squares are, in every channel.
     """
-    sums = stored.sums.reshape(len(stored.sums), -1)
-    cut = {row.tobytes() for row in sums[held_out]}
-    if seen := sum(row.tobytes() in cut for row in sums[more]):
+    sums = np.ascontiguousarray(stored.sums.reshape(len(stored.sums), -1))
+    keys = sums.view(np.dtype((np.void, sums.itemsize * sums.shape[1]))).ravel()  # one for each image
+    if seen := int(np.isin(keys[more], keys[held_out]).sum()):
         raise UserError(
             f"data.unlabeled: {seen:,} of its images are among the {len(held_out):,} that are cut from training for "
             "validation and test; name images without them, or data.unlabeled={} for the rest of the training split"

@@ -17,7 +17,7 @@ from kd_core.files import local_path, read_object, sha256_of
 from kd_core.loop.ranks import is_first_process
 from kd_core.models import build as models
 from kd_core.models.exported import check_classes, export_in
-from kd_core.teachers.load import EXPOSED, Teacher, find_teacher, load
+from kd_core.teachers.load import EXPOSED, Teacher, find_teacher, load, recorded_data
 
 # Settings that decide which images of a source are for training.
 SPLITTING = ("train_split", "val_split", "test_split", "val_size", "test_size", "train_size", "split_seed")
@@ -109,12 +109,10 @@ class TrainedStudent:
 
     def require_unseen(self, split: Split, data: Data, config: Config) -> None:
         """UserError if it was trained on images of `split`, which other settings have cut from its training images."""
-        record = self.export / "config.yaml"
-        if not record.is_file() or split.fingerprint != data.train.fingerprint:
+        if not (self.export / "config.yaml").is_file() or split.fingerprint != data.train.fingerprint:
             return
         try:
-            settings = {"data": configuration.read_record(record).values.get("data") or {}}
-            own = configuration.resolve([Layer(str(record), settings)], in_sweep=False).config.data
+            own = recorded_data(self.export)
         except UserError:  # settings of another version, or of another project, which do not tell
             return
         changed = {key: getattr(own, key) for key in SPLITTING if getattr(own, key) != getattr(config.data, key)}

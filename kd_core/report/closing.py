@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_core.config import Config, read_yaml
+from kd_core.config import Config, import_words, read_yaml
 from kd_core.config.command_line import another_method
 from kd_core.evaluation.cost import measure
 from kd_core.evaluation.diagnosis import Finding, diagnose, findings_lines
@@ -91,8 +91,8 @@ def unlike_now(config: Config, folder: Path, summary: dict[str, Any], processes:
         yield f"  trained by {there} process(es), this is {processes}: BatchNorm and losses of a batch depend on it"
     asked = read_yaml(folder / "config.yaml").get("evaluation", {}).get("test_at_end")
     if config.evaluation.test_at_end and not asked and "test" not in (summary.get("evaluation") or {}):
-        command = shlex.join(["python", "evaluate_kd.py", "--checkpoint", str(folder), "--split", "test"])
-        yield f"  it was finished without evaluation.test_at_end; to test it: {command}"
+        words = ["evaluate_kd.py", *import_words(config.imports), "--checkpoint", str(folder), "--split", "test"]
+        yield f"  it was finished without evaluation.test_at_end; to test it: {shlex.join(['python', *words])}"
 
 
 def closing_words(

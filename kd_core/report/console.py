@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from kd_core.config import Config
+from kd_core.config import Config, import_words
 from kd_core.data.dataset import Data
 from kd_core.evaluation.metric_names import LABELS
 from kd_core.evaluation.uncertainty import BEYOND_DOUBT, wilson
@@ -318,12 +318,11 @@ def next_steps(
     `student`: the words that name it to evaluate_kd.py, if it is not that of a run in summary["run_folder"].
     """
     folder = shlex.quote(summary["run_folder"])
-    own = "".join(f" --import {shlex.quote(file)}" for file in imports)
-    named = " ".join(map(shlex.quote, student)) or f"--checkpoint {folder}"
+    words = ["python", "evaluate_kd.py", *import_words(imports), *(student or ["--checkpoint", summary["run_folder"]])]
     lines = [
         f"{'results in:' if student else 'run folder:'}  {folder}",
         *([f"look at it:  {shlex.quote(str(page))} (in a browser)"] if page else []),
-        f"test it:     python evaluate_kd.py{own} {named} --split test",
+        f"test it:     {shlex.join([*words, '--split', 'test'])}",
     ]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import kd_methods
-from kd_core.config import Config, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
+from kd_core.config import Config, DataConfig, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
 from kd_core.data.dataset import Data, validation_size
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.recipes import crops_of
@@ -293,6 +293,13 @@ def worst_of(words: list[Exposure | None]) -> Exposure | None:
     return max((word for word in words if word), key=order.index, default=None)
 
 
+def recorded_data(export: Path) -> DataConfig:
+    """The settings of the data that an export was trained on; UserError if they are of another version or project."""
+    record = export / "config.yaml"
+    settings = {"data": read_yaml(record).get("data") or {}}
+    return resolve([Layer(str(record), settings)], in_sweep=False).config.data
+
+
 def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
     """Whether an export has been trained on the run's validation images, by its settings and data fingerprint."""
     if data.val is None or not (export / "config.yaml").is_file():
@@ -303,8 +310,7 @@ def _exposure_of_export(export: Path, data: Data, run: Config) -> Exposure:
             return "possibly"
         if data.val.fingerprint != data.train.fingerprint:
             return "no"  # a separate split, covered by the fingerprint: it was that run's validation split, too
-        settings = {"data": read_yaml(export / "config.yaml").get("data") or {}}
-        own = resolve([Layer(str(export / "config.yaml"), settings)], in_sweep=False).config.data
+        own = recorded_data(export)
         same = all(getattr(own, key) == getattr(run.data, key) for key in SPLIT_KEYS)
         if same and validation_size(own, data) == len(data.val):
             return "no"
