@@ -1,6 +1,5 @@
 """What every method promises, tested for all of them; a new file in kd_methods needs no edit here."""
 
-import itertools
 import json
 from typing import Any
 
@@ -119,24 +118,6 @@ def test_order_of_teachers_does_not_matter(config: dict[str, Any]) -> None:
     _, permuted = call(method, student, teachers[order], labels)
     for new, old in enumerate(order):
         torch.testing.assert_close(permuted[f"teacher/{new}/weight"], metrics[f"teacher/{old}/weight"])
-
-
-@every_variant
-@pytest.mark.parametrize("num_teachers", [1, 3])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_extreme_logits_stay_finite(config: dict[str, Any], num_teachers: int, batch: int) -> None:
-    student, teachers, labels = inputs(num_teachers, batch)
-    method = method_for(config, num_teachers)
-    flat = torch.zeros_like(student), torch.zeros_like(teachers)
-    for s, t in itertools.product(
-        (student, 100 * student, 1e4 * student, flat[0], flat[0] + 1e4),
-        (teachers, 100 * teachers, 1e4 * teachers, flat[1], flat[1] - 1e4),
-    ):
-        loss, gradient = loss_and_gradient(method, s, t, labels)
-        assert loss.isfinite() and gradient.isfinite().all()
-        if config.get("norm_temperature"):
-            continue  # multiplies by the variance of the logits
-        assert gradient.abs().max() < 1e4  # far above the losses' own scale, far below noise divided by noise
 
 
 @every_variant
