@@ -233,8 +233,8 @@ def writing(path: Path) -> Iterator[None]:
     else:
         return
     raise UserError(
-        f"{path}: cannot be written: {why}. Complete files there are untouched; once there is space, the same command "
-        "continues from the last checkpoint"
+        f"{path}: cannot be written: {why}. Complete files there are untouched; once there is space, give the same "
+        "command again: training continues from its last checkpoint"
     )
 
 

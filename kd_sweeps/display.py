@@ -18,6 +18,7 @@ from rich.table import Table
 from kd_sweeps.study import STATES, SharedStudy, done, failed, ranking
 from kd_sweeps.sweep_file import Sweep
 from kd_sweeps.trial import Running
+from kd_sweeps.trial_command import MAX_EPOCHS
 
 
 class Display:
@@ -70,12 +71,13 @@ class Display:
             values = run.metrics.values if run else [reported[step] for step in sorted(reported)]
             finite = [value for value in values if math.isfinite(value)]
             began, ended = trial.datetime_start or datetime.now(), trial.datetime_complete or datetime.now()
+            given = trial.user_attrs.get("values", {})
             state = STATES.get(trial.state, (run.stopping or "running") if run else "elsewhere")
             table.add_row(
                 str(trial.user_attrs.get("index", "")),
                 state,
-                escape(self.described(trial.user_attrs.get("values", {}))),
-                f"{len(values)}/{self.max_epochs or '?'}",
+                escape(self.described(given)),
+                f"{len(values)}/{given.get(MAX_EPOCHS, self.max_epochs) or '?'}",
                 number(values[-1] if values else None),
                 number(trial.user_attrs.get("best", self.sweep.better(finite) if finite else None)),
                 str(timedelta(seconds=int((ended - began).total_seconds()))),

@@ -150,6 +150,14 @@ class SharedStudy:
                 return None
             return trial
 
+    def last_row_before(self, trial: optuna.Trial) -> int:
+        """The last row that the trials which this one continues have reported; 0 if it is new."""
+        trials, last, before = self.trials(), 0, trial.user_attrs.get("continues")
+        while before is not None:
+            last = max(last, trials[before].last_step or 0)
+            before = trials[before].user_attrs.get("continues")
+        return last
+
     def continue_later(self, number: int) -> None:
         """Hand back an interrupted trial: this or another worker continues it, under the same run id."""
         with self.deciding():

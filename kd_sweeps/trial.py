@@ -43,13 +43,6 @@ class TrialMetrics:
         return self._folder
 
     @property
-    def finished(self) -> bool:
-        try:
-            return bool(json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["status"] == "finished")  # type: ignore[operator]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    @property
     def best(self) -> float | None:
         return self.best_of(len(self.values))
 
@@ -139,6 +132,8 @@ class Running:
     log: Path
     process: Process
     log_start: int = 0
+    epochs: int | None = None  # after the last one a trial is not stopped early
+    judged: int = 0  # rows at which it was judged before it was interrupted
     started: float = field(default_factory=time.monotonic)
     reported: int = 0
     stopping: str = ""  # why it was sent SIGTERM: pruned, interrupted, or lost to another worker
@@ -190,10 +185,6 @@ def run_one(sweep: Sweep, index: int, extra: list[str]) -> int:
     sweep, output_dir, _ = probe(sweep, extra)
     run_id = grid_run_id(sweep, extra, index)
     values = sweep.grid_values(index)
-    metrics = TrialMetrics(sweep, output_dir, run_id)
-    if metrics.finished:
-        print(f"trial {index} has already finished: {metrics.folder}")
-        return 0
     storage = default_storage(sweep, output_dir).absolute()
     os.environ["KD_SWEEP"] = str(storage)  # which need not exist: see run_sweep
     command = [*expand(sweep, values, storage.parent / f"args/{run_id}.json"), *extra]

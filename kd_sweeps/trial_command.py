@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from kd_core.errors import UserError
-from kd_core.files import sha256_of, write_text
+from kd_core.files import json_sha256, sha256_of, write_text
 from kd_sweeps.sweep_file import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 # Sections of the printed settings that do not affect results: where files lie, and how runs are recorded.
 ELSEWHERE = ("output_dir", "wandb", "cache")
+MAX_EPOCHS = "training.max_epochs"
 
 
 def check_extra(sweep: Sweep, words: Sequence[str]) -> None:
@@ -131,7 +132,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
     """(the sweep, output_dir, training.max_epochs), from the settings that the first trial's command prints.
 
     The settings become part of the sweep's identity: after a change in a file that `--config` names, it is another
-    sweep.  UserError if the command fails.
+    sweep.  UserError if the command fails, or if its settings measure no such metric.
     """
     values = _first_values(sweep)
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,14 +148,53 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
         raise UserError(f"{sweep.path}: the first trial's command fails: {shlex.join(command)}\n{output}")
     try:
         config = yaml.safe_load(result.stdout)
-        output_dir, epochs = Path(config["output_dir"]).expanduser(), (config.get("training") or {}).get("max_epochs")
+        output_dir = Path(config["output_dir"]).expanduser()
+        epochs = _most_epochs(sweep, (config.get("training") or {}).get("max_epochs"))
         settings = _without_new_defaults({key: value for key, value in config.items() if key not in ELSEWHERE})
         files = [Path(file).expanduser() for file in settings.get("import") or []]
         if files and all(file.is_file() for file in files):  # own code is identified by its content, as in a run
             settings["import"] = [sha256_of(file) for file in files]
-        return replace(sweep, content={**sweep.content, "settings": settings}), output_dir, epochs
+        _require_metric(sweep, config)
+        content = {**sweep.content, "settings": settings, **_chosen_files(sweep)}
+        return replace(sweep, content=content), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         raise UserError(f"{sweep.path}: {shlex.join(command)} printed no YAML with output_dir") from None
+
+
+def _most_epochs(sweep: Sweep, printed: int | None) -> int | None:
+    """The largest training.max_epochs of any trial."""
+    spec = next((parameter.spec for parameter in sweep.parameters if parameter.name == MAX_EPOCHS), {})
+    return max(spec.get("values") or [spec.get("max", printed)])
+
+
+def _require_metric(sweep: Sweep, config: dict[str, Any]) -> None:
+    """UserError if the settings of all trials leave the split out that the metric is measured on."""
+    data, evaluation = config.get("data") or {}, config.get("evaluation") or {}
+    varied = {parameter.name for parameter in sweep.varied}
+    if {"config", "data", "evaluation"} & varied:  # these trials have other settings than the first
+        return
+    where = f"{sweep.path}: metric: {sweep.metric!r} is never measured"
+    no_val = data.get("val_size") == 0 and data.get("val_split") is None
+    if sweep.metric.startswith("val/") and no_val and not {"data.val_size", "data.val_split"} & varied:
+        raise UserError(f"{where}, since data.val_size is 0: keep validation images, or name a test metric and give "
+                        "evaluation.test_at_end: true")  # fmt: skip
+    if (sweep.metric.startswith("test/") and evaluation.get("test_at_end") is False
+            and "evaluation.test_at_end" not in varied):  # fmt: skip
+        raise UserError(f"{where}, since evaluation.test_at_end is false: give evaluation.test_at_end: true")
+
+
+def _chosen_files(sweep: Sweep) -> dict[str, Any]:
+    """Digests of the settings in the files among which the parameter `config` of train_kd.py chooses, by their names.
+
+    The first trial's settings hold those of one of them alone.  UserError for a file that cannot be read.
+    """
+    from kd_core.config.read import read_layers  # not needed by most sweeps
+
+    if Path(sweep.program).resolve() != ROOT / "train_kd.py":
+        return {}
+    names = [name for parameter in sweep.varied if parameter.name == "config" for name in parameter.spec["values"]]
+    digests = {name: json_sha256([layer.values for layer in read_layers([name])]) for name in names}
+    return {"files": digests} if digests else {}
 
 
 def _first_values(sweep: Sweep) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kd_sweeps.results import write_results
 from kd_sweeps.samplers import draw
 from kd_sweeps.study import LOST_RACE, TOUCH_EVERY, SharedStudy, done
 from kd_sweeps.trial import KILL_AFTER, Process, Running, Separate, Signals, TrialMetrics
-from kd_sweeps.trial_command import expand, grid_run_id, hashed, words_to_fork
+from kd_sweeps.trial_command import MAX_EPOCHS, expand, grid_run_id, hashed, words_to_fork
 
 POLL_EVERY = 0.3  # seconds
 STOPPED = {130, 138, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1}  # exit statuses of a trial that can resume
@@ -35,7 +35,6 @@ class Worker:
         self.server: ForkServer | None = None
         self.shared, self.output_dir, self.limit, self.parallel = shared, output_dir, limit, parallel
         self.sweep, self.study, self.display = shared.sweep, shared.study, display
-        self.max_epochs = shared.max_epochs
         self.running: list[Running] = []
         self.failures = self.successes = 0
 
@@ -87,7 +86,7 @@ class Worker:
             time.sleep(0.05)
 
     def begin(self, trial: optuna.Trial) -> None:
-        """Start a trial's process, or take the result of its finished run."""
+        """Start a trial's process; where its run has finished already, that finds so and ends."""
         index = trial.user_attrs["index"]
         if self.sweep.method == "grid" and index >= self.sweep.grid_size():  # this worker stalled while deciding
             trial.set_user_attr("surplus", True)
@@ -105,10 +104,6 @@ class Worker:
         except LOST_RACE:
             return
         metrics = TrialMetrics(self.sweep, self.output_dir, run_id)
-        if metrics.finished:
-            self.display.say(f"trial {index} ({run_id}) has already finished: {metrics.folder}")
-            self.conclude(trial, metrics, None)
-            return
         folder = self.shared.storage.parent
         command = [*expand(self.sweep, values, folder / f"args/{run_id}.json"), *self.shared.extra]
         log = folder / "logs" / f"{index:03d}-{run_id}.log"
@@ -119,7 +114,8 @@ class Worker:
         except OSError as error:
             self.conclude(trial, metrics, f"{command[0]}: {error.strerror}")
             return
-        self.running.append(Running(trial, index, run_id, values, metrics, log, process, start_of_log))
+        epochs, judged = values.get(MAX_EPOCHS, self.shared.max_epochs), self.shared.last_row_before(trial)
+        self.running.append(Running(trial, index, run_id, values, metrics, log, process, start_of_log, epochs, judged))
         with suppress(*LOST_RACE):
             trial.set_user_attr("lease", self.shared.lease(process.pid))
         again = " again" if "continues" in trial.user_attrs else ""
@@ -164,15 +160,18 @@ class Worker:
         return bool(ended)
 
     def report(self, run: Running) -> None:
-        """Report new rows to Optuna, and stop the trial if they are poor, unless its process has ended by itself."""
+        """Report new rows to Optuna, and stop the trial if they are poor, unless its process has ended by itself.
+
+        A trial that continues has passed its old rows: against all that came there since it is not judged again.
+        """
         for step in range(run.reported + 1, len(run.metrics.values) + 1):
             run.reported = step
             with suppress(*LOST_RACE):  # another worker took it over; the next touch notices
                 # the best so far, as in W&B's hyperband, not the epoch's own value
                 best = run.metrics.best_of(step)
                 run.trial.report(math.nan if best is None else best, step)
-                saves = self.max_epochs is None or step < self.max_epochs  # after the last epoch nothing is saved
-                judged = saves and self.sweep.early_terminate and not run.stopping
+                saves = run.epochs is None or step < run.epochs  # after the last epoch nothing is saved
+                judged = saves and step > run.judged and self.sweep.early_terminate and not run.stopping
                 if judged and run.trial.should_prune() and run.process.poll() is None:
                     run.stop("pruned")
                     return

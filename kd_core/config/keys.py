@@ -31,6 +31,8 @@ def types_below(declared: Any, part: str) -> list[Any]:
         return [options[0]]
     if hasattr(declared, "__metadata__"):
         return types_below(options[0], part)
+    if declared is float and part in ("from", "to"):  # the ends of a schedule, in place of a number
+        return [float]
     if not (isinstance(declared, type) and issubclass(declared, BaseModel)):
         return []
     if declared is Config and part == "kd":

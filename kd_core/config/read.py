@@ -304,12 +304,7 @@ def merge(low: Any, high: Any, depth: int = 0) -> Any:
         if (depth > 1 and not high) or {"from", "to"} <= high.keys():
             return high
         return {**low, **{key: merge(low.get(key), value, depth + 1) for key, value in high.items()}}
-    if (
-        isinstance(low, list)
-        and isinstance(high, dict)
-        and high
-        and all(str(k).isdigit() and int(k) < len(low) for k in high)
-    ):
+    if isinstance(low, list) and isinstance(high, dict) and high and high.keys() <= {str(i) for i in range(len(low))}:
         return [merge(item, high[str(i)], depth) if str(i) in high else item for i, item in enumerate(low)]
     return high
 

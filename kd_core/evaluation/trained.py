@@ -84,7 +84,7 @@ class TrainedStudent:
         if self.artifact and self.artifact.count("/") == 2:  # log to the artifact's project
             entity, project, _ = self.artifact.split("/")
             layers.append(Layer("the artifact's name", {"wandb": {"entity": entity, "project": project}}))
-        if not self.run:  # a file from elsewhere does not decide where things are written here
+        if not (self.run or given.files):  # a record from elsewhere does not decide where things are written here
             layers.append(Layer("defaults", {"output_dir": "runs", "cache": {"dir": None}}))
         return configuration.resolve([*layers, given.overrides, given.own_code]).config
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from kd_core.data.dataset import Split
 from kd_core.data.views import Augmentation
 from kd_core.errors import UserError, first_line
-from kd_core.files import writable_folder
+from kd_core.files import writable_folder, writing
 from kd_core.metrics import ensemble_logits
 
 FP16_MAX = torch.finfo(torch.float16).max
@@ -150,12 +150,19 @@ def about_views(augmentation: Augmentation) -> dict[str, str]:
 
 
 def write_logits(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write logits by split name, with `about` as metadata; atomic.  Equal logits give equal bytes."""
+    """Write logits by split name, with `about` as metadata; atomic.  Equal logits give equal bytes.
+
+    UserError if the folder cannot be written or its disk is full.
+    """
     writable_folder(path.parent, "--dump-logits")
     fresh = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, fresh, metadata=about)
-    _sort_metadata(fresh)
-    fresh.replace(path)
+    try:
+        with writing(path):
+            save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, fresh, metadata=about)
+            _sort_metadata(fresh)
+            fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_real_program(tmp_path: Path) -> None:
     assert len(rows) == 2 and all(0 < float(row["val/accuracy"]) <= 1 for row in rows)
     (results / "study.journal").unlink()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count("has already finished") == 2
+    assert again.returncode == 0 and again.stdout.count("already finished: ") == 2
     apart = [word.replace("/runs", "/apart") for word in command]
     apart.insert(3, "--separate")
     separate = subprocess.run(apart, cwd=ROOT, capture_output=True, text=True)

@@ -15,13 +15,13 @@ from kd_sweeps.trial import TrialMetrics
 def test_one_point_of_a_grid(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert sandbox.run("--trial", "1") == 0
-    assert sandbox.run("--trial", "1") == 0  # finished: not started again
-    (start,) = sandbox.starts
-    assert start[3:] == ["disabled", "2"]
+    assert sandbox.run("--trial", "1") == 0  # the same run, which finds that it has finished
+    start, again = sandbox.starts
+    assert start[3:] == ["disabled", "2"] and again[:2] == [start[0], "3"]
     assert not sandbox.results.exists()
     assert sandbox.run("--trial", "2", "--", "--fail=3") == 1
     assert sandbox.run() == 0  # the whole grid takes the finished run over
-    assert [start[4] for start in sandbox.starts] == ["2", "3", "1", "3"]
+    assert [(start[4], start[1]) for start in sandbox.starts[2:]] == [("3", "0"), ("1", "0"), ("2", "3"), ("3", "0")]
     assert sorted(row["val/score"] for row in sandbox.table()) == ["1.02", "2.02", "3.02"]
 
 
@@ -38,7 +38,7 @@ def test_torn_and_odd_rows(sandbox: Sandbox) -> None:
     folder.mkdir(parents=True)
     metrics = TrialMetrics(read_sweep(sandbox.file), sandbox.output, "abcdefgh")
     metrics.update()
-    assert metrics.best is None and not metrics.finished
+    assert metrics.best is None
     rows = [
         '{"val/score": 0.5}',
         '{"val/score": NaN}',

@@ -11,6 +11,8 @@ import yaml
 from sweep_sandbox import GOOD, Sandbox
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
+from kd_core.errors import UserError
+from kd_sweeps import trial_command
 from kd_sweeps.sweep_file import DEFAULT_COMMAND, MACROS, read_sweep
 from kd_sweeps.trial_command import command_again, expand, grid_run_id, hashed, with_own_configs
 
@@ -87,7 +89,7 @@ settings |= {key: value for key, _, value in (word.removeprefix("--").partition(
 if options.print_config:
     raise SystemExit(print(json.dumps(settings)))
 folder = pathlib.Path(settings["output_dir"]) / f"toy-{os.environ['KD_TRIAL']}"
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 (folder / "metrics.jsonl").write_text(json.dumps({"val/score": float(settings["x"])}) + "\\n")
 (folder / "config.yaml").write_text(json.dumps(settings))
 (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
@@ -124,11 +126,73 @@ def test_several_configs(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -
     sandbox.sweep({"x": {"values": [1, 2]}}, command=command, name="own")
     assert sandbox.run(*words) == 0
     assert trained()[2:] == [{"student": "b", "loss": "dkd", "x": x} for x in ("1", "2")]
+    before = {folder.name for folder in sandbox.output.glob("toy-*")}
     assert sandbox.run("--trial", "1", *words) == 0
-    assert "trial 1 has already finished" in capsys.readouterr().out
+    assert {folder.name for folder in sandbox.output.glob("toy-*")} == before  # the run of the sweep
     config("x=own.yaml", student="c", loss="kd")
     assert sandbox.run(*words) == 2
     assert "holds another sweep" in capsys.readouterr().err
+
+
+def test_files_among_which_a_parameter_chooses_are_part_of_the_sweep(tmp_path: Path) -> None:
+    """Also those that the first trial does not name, and what their `base` names."""
+    for name, content in {"a": "kd: {type: average}", "b": "base: c.yaml", "c": "data: {batch_size: 64}"}.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    files = [str(tmp_path / f"{name}.yaml") for name in "ab"]
+
+    def digests() -> dict[str, str]:
+        content = {**GOOD, "program": "train_kd.py", "method": "grid", "parameters": {"config": {"values": files}}}
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+        return trial_command._chosen_files(read_sweep(tmp_path / "s.yaml")).get("files", {})
+
+    before = digests()
+    assert list(before) == files
+    (tmp_path / "c.yaml").write_text("data: {batch_size: 32}")
+    after = digests()
+    assert after[files[0]] == before[files[0]] and after[files[1]] != before[files[1]]
+    files.append(str(tmp_path / "d.yaml"))
+    with pytest.raises(UserError, match="no such file: .*d.yaml"):
+        digests()
+    files[:] = files[:1]  # one file for all trials: in the settings that the first of them prints
+    assert digests() == {}
+
+
+@pytest.mark.parametrize(
+    ("metric", "config", "message"),
+    [
+        ("val/accuracy", {"data": {"val_size": 0}}, "'val/accuracy' is never measured, since data.val_size is 0: keep"),
+        ("val/accuracy", {"data": {"val_size": 0, "val_split": "val"}}, None),
+        ("val/accuracy", {"data": {"val_size": None}}, None),
+        ("train/accuracy", {"data": {"val_size": 0}}, None),
+        ("test/accuracy", {"evaluation": {"test_at_end": False}}, "'test/accuracy' .* evaluation.test_at_end is false"),
+        ("test/accuracy", {"evaluation": {"test_at_end": True}}, None),
+        ("test/accuracy", {}, None),  # another program
+    ],
+)
+def test_a_metric_that_is_never_measured(
+    metric: str, config: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    parameters: dict[str, Any] = {"training.seed": {"values": [0, 1]}}
+    content = {**GOOD, "metric": {"name": metric, "goal": "maximize"}, "parameters": parameters}
+
+    def check() -> None:
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+        trial_command._require_metric(read_sweep(tmp_path / "s.yaml"), config)
+
+    if not message:
+        return check()
+    with pytest.raises(UserError, match=f"s.yaml: metric: {message}"):
+        check()
+    for varied in ("data.val_size" if metric == "val/accuracy" else "evaluation.test_at_end", "config"):
+        content["parameters"] = {**parameters, varied: {"values": [0, 1]}}
+        check()  # other trials may measure it
+
+
+def test_the_most_epochs_of_any_trial(tmp_path: Path) -> None:
+    for spec, most in (({"values": [30, 100]}, 100), ({"min": 10, "max": 40}, 40), ({"value": 30}, 30)):
+        content = {**GOOD, "parameters": {"training.max_epochs": spec}}
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+        assert trial_command._most_epochs(read_sweep(tmp_path / "s.yaml"), 30) == most
 
 
 def test_configs_of_a_launcher_stay(sandbox: Sandbox) -> None:

@@ -39,8 +39,9 @@ def test_a_grid(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert sandbox.run() == 0  # nothing is left to do
     (sandbox.results / "study.journal").unlink()
-    assert sandbox.run() == 0  # nor without the storage: the runs are there
-    assert len(sandbox.starts) == 6 and len(sandbox.table()) == 6
+    assert len(sandbox.starts) == 6
+    assert sandbox.run() == 0  # without the storage each run finds that it has finished
+    assert [start[1] for start in sandbox.starts] == ["0"] * 6 + ["3"] * 6 and len(sandbox.table()) == 6
 
 
 def test_no_other_trial_takes_the_place_of_the_best(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +178,44 @@ def test_a_poor_trial_that_broke_is_a_failure(seen: bool, sandbox: Sandbox) -> N
     ended = shared.trials()[poor.number]
     assert (ended.state.name, ended.user_attrs["error"], ended.intermediate_values) == ("FAIL", "it broke", {1: 1.0})
     assert (worker.failures, worker.successes, process.sent) == (1, 0, [])
+
+
+def test_a_trial_is_not_judged_again_where_it_has_passed(sandbox: Sandbox) -> None:
+    """It was interrupted after its first row; better trials have come there since."""
+    sandbox.sweep({"x": {"values": [1, 2]}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    sweep = read_sweep(sandbox.file)
+    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 9)
+    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 9))
+    first, better = shared.next_trial(2), shared.next_trial(2)
+    assert first and better
+    first.report(1.0, 1)
+    for row in (1, 2):
+        better.report(2.0, row)
+    shared.continue_later(first.number)
+    again = shared.next_trial(2)
+    assert again and shared.last_row_before(again) == 1 and shared.last_row_before(better) == 0
+    folder = sandbox.output / "toy-abcdefgh"
+    folder.mkdir(parents=True)
+    metrics = TrialMetrics(sweep, sandbox.output, "abcdefgh")
+    process = Broken([None] * 9)
+    run = Running(again, 0, "abcdefgh", {}, metrics, folder / "log", process, judged=shared.last_row_before(again))
+    (folder / "metrics.jsonl").write_text('{"val/score": 1.0}\n')
+    metrics.update()
+    worker.report(run)
+    assert (run.reported, run.stopping) == (1, "")
+    (folder / "metrics.jsonl").write_text('{"val/score": 1.0}\n' * 2)
+    metrics.update()
+    worker.report(run)
+    assert (run.reported, run.stopping, process.sent) == (2, "pruned", [signal.SIGTERM])
+
+
+def test_each_trial_has_its_own_last_epoch(sandbox: Sandbox) -> None:
+    """The first has fewer epochs than the bands reach; it is not stopped at its last, however poor it is."""
+    parameters = {"training.max_epochs": {"values": [2, 4]}, "x": {"values": [2, 1]}}
+    sandbox.sweep(parameters, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    assert sandbox.run() == 0
+    ended = {(row["training.max_epochs"], row["x"]): row["state"] for row in sandbox.table()}
+    assert ended == {("2", "2"): "done", ("2", "1"): "done", ("4", "2"): "done", ("4", "1"): "stopped early"}
 
 
 class Broken:
