@@ -60,6 +60,20 @@ def test_defaults_on_the_command_line_replace_a_files(tmp_path):
     assert found.training.ema and found.training.ema.decay != 0.5 and found.model.args == {}
 
 
+def test_the_ends_of_a_schedule_are_keys():
+    words = parse_overrides([TEACHER, "--kd.type=average", "--kd.temperature.to=2", "--kd.dkd.beta.from=1e0"])
+    below = Layer("x.yaml", {"kd": {"loss": "dkd", "temperature": {"from": 4, "to": 1}, "dkd": {"beta": {"to": 8}}}})
+    kd = resolve([below, words]).config.kd.model_dump()
+    assert kd["temperature"] == {"from": 4.0, "to": 2.0, "shape": "linear"}
+    assert kd["dkd"]["beta"] == {"from": 1.0, "to": 8.0, "shape": "linear"}
+
+
+@pytest.mark.parametrize("index", ["00", "²", "1"])
+def test_other_words_than_an_index_reach_into_no_list(index):
+    below = {"teachers": [{"model": "test_vit"}]}
+    assert "teachers: is {" in mistakes(f"--teachers.{index}.view=clean", below=below)[0]
+
+
 def test_branches_of_unions_are_no_keys():
     for value, key in (("foo", "training.class_weights:"), ([1, "a"], "training.class_weights[1]:")):
         with pytest.raises(UserError) as caught:

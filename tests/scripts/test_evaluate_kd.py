@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import files, metrics
-from kd_core.config import TeacherConfig, read_layers, resolve
+from kd_core.config import Layer, TeacherConfig, read_layers, resolve
 from kd_core.errors import UserError
 from kd_core.evaluation import cost, trained
 from kd_core.files import read_object, write_json
@@ -130,6 +131,18 @@ def test_an_export_without_its_run_needs_a_config(folder, tmp_path):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     [result] = (tmp_path / "out").glob("*/evaluation-val.json")
     assert json.loads(result.read_text())["correct"] == results(folder)["correct"]
+
+
+def test_a_config_says_where_things_are_written_and_a_record_from_elsewhere_does_not(folder, tmp_path):
+    export = shutil.copytree(folder / "student", tmp_path / "export")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"output_dir: {tmp_path}/out\ncache: {{dir: {tmp_path}/cache}}\n")
+    student = trained.open_student(export, None)
+    given = trained.CommandSettings([str(mine)], Layer("command line", {}), Layer("own code", {}))
+    config = student.config(given)
+    assert config.output_dir == f"{tmp_path}/out" and config.cache.folder == tmp_path / "cache"
+    config = student.config(replace(given, files=[]))
+    assert config.output_dir == "runs" and config.cache.dir is None
 
 
 def test_the_exported_student_gives_identical_logits_in_plain_timm(folder, tmp_path):

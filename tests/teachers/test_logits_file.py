@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import evaluate_kd
@@ -23,6 +23,7 @@ from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
 from kd_core.models import build as models
 from kd_core.run.folder import read_metrics
+from kd_core.teachers import logits_file
 from kd_core.teachers.logits_file import LogitsFile, write_logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,6 +220,17 @@ def test_equal_logits_written_twice_are_the_same_file_and_so_the_same_run(tmp_pa
     with safe_open(files[0], framework="pt") as kept:
         assert kept.metadata() == about
         assert all(torch.equal(kept.get_tensor(name), tensors[name].half()) for name in names)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, monkeypatch):
+    def fill(tensors, file, metadata):
+        file.write_bytes(b"part")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(logits_file, "save_file", fill)
+    with pytest.raises(UserError, match="a.safetensors: cannot be written: .*No space left on device"):
+        write_logits(tmp_path / "a.safetensors", {"train": torch.zeros(2, 3)}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_content_is_another_run_wherever_the_file_lies(home, tmp_path):
