@@ -15,6 +15,7 @@ from kd_core import config as configuration
 from kd_core.config import Config, Layer, Resolved
 from kd_core.errors import CommandLine, UserError
 from kd_core.files import local_path
+from kd_methods import feature_losses
 
 LAUNCHERS = ("accelerate", "torchrun")
 LAUNCHED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # what launchers set in the environment
@@ -51,6 +52,7 @@ def parse(arguments: list[str], description: str = "") -> tuple[Options, Resolve
     if given.no_wandb:
         layers.append(Layer("--no-wandb", {"wandb": {"mode": "disabled"}}))
     resolved = _without_idle_parts(configuration.resolve(layers))
+    resolved.notices += _maps_that_lie_elsewhere(resolved.config)
     seeds = read_seeds(given.seeds, given.resume, overrides) or [resolved.config.training.seed]
     resolved.config = configuration.with_seed(resolved.config, seeds[0])
     options = Options(
@@ -89,6 +91,20 @@ def _without_idle_parts(resolved: Resolved) -> Resolved:
         notices.append(f"kd.type {kd_methods.LABEL_ONLY!r} does not use the {count} teacher(s) given")
         config = without_teachers(config)
     return Resolved(config, notices)
+
+
+def _maps_that_lie_elsewhere(config: Config) -> list[str]:
+    """A notice if maps of a teacher's clean view are compared with those of a student that sees flips and crops."""
+    clean = [f"teachers[{index}]" for index, teacher in enumerate(config.teachers) if teacher.view == "clean"]
+    moved = config.data.flip or config.data.crop_padding or config.augment.resized_crop
+    classes = {entry.loss: feature_losses.loss_class(entry.loss) for entry in getattr(config.kd, "features", [])}
+    losses = [name for name, one in classes.items() if "map" in one.kinds and not one.of_teacher_logits]
+    if not (clean and moved and losses):
+        return []
+    return [
+        f"kd.features ({', '.join(losses)}): maps of {', '.join(clean)}, whose view is clean, are those of whole "
+        "images, not mirrored, unlike the student's; view: shared with cache.mode: fixed shows both the same"
+    ]
 
 
 def read_seeds(text: str | None, resume: str, overrides: Layer) -> list[int]:

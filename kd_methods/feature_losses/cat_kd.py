@@ -8,7 +8,7 @@ positions; each class's pooled map has unit norm over positions. Kept of a teach
 linear layer can change places.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,7 @@ class Config(FeatureConfig):
     teacher: list[Layer] | list[list[Layer]] = Field(
         default=LAST, min_length=1, description="last map of every teacher, or one list for each teacher"
     )
-    resolution: int = Field(default=2, ge=1, description="side of the pooled class activation maps")
+    resolution: int = Field(default=2, ge=2, description="side of the pooled class activation maps")
 
 
 class Loss(FeatureLoss):
@@ -35,6 +35,12 @@ class Loss(FeatureLoss):
     number = 1
     needs_student_classifier = True
     needs_teacher_classifier = True
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        for whose, (_, height, width) in zip(("student", "teacher"), self.map_pairs()[0], strict=True):
+            if height * width == 1:
+                raise ValueError(f"{whose}[0] is a map of one position, which is 1 or -1 when scaled to length 1")
 
     def pooled(self, maps: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(maps, self.config.resolution)

@@ -22,7 +22,7 @@ class Config(LossConfig):
     uses_labels = False
     of_batch = True
 
-    ridge: float = Field(default=0.1, gt=0, description="added to the diagonal of the covariance of directions")
+    ridge: float = Field(default=0.1, ge=1e-4, description="added to the diagonal of the covariance of directions")
 
 
 def loss(
@@ -33,7 +33,7 @@ def loss(
     batch = student.shape[0]
     covariance = centered.mT @ centered / max(batch - 1, 1)
     ridge = config.ridge * torch.eye(batch, dtype=student.dtype, device=student.device)
-    lower = torch.linalg.cholesky_ex(covariance + ridge).L  # positive definite, so no check, which would wait
+    lower = torch.linalg.cholesky_ex(covariance + ridge).L  # no check, which would wait: ridge is large enough
     whitened = torch.linalg.solve_triangular(lower, difference.mT, upper=False)
     directions = torch.linalg.vector_norm(whitened, dim=-2)  # [K,B]; its gradient at 0 is 0
     return kd.loss(student, teachers, labels, temperature, progress, kd.Config()) + directions

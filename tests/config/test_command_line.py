@@ -57,6 +57,15 @@ def test_without_files_the_quickstart_comes_first(files):
     assert parse("--config", "a.yaml").config.name is None
 
 
+def test_maps_of_whole_images_beside_those_of_flips_and_crops_are_said(files):
+    files(a="kd: {type: average, features: [{loss: at}, {loss: rkd}, {loss: ofa}]}\n" + TEACHERS)
+    clean = "--teachers.0.view=clean"
+    [notice] = parse("--config", "a.yaml", clean).notices
+    assert notice.startswith("kd.features (at): maps of teachers[0], whose view is clean, are those of whole images")
+    for words in ([], [clean, "--data.flip=false", "--data.crop_padding=0"], [clean, "--kd.features=[{loss: rkd}]"]):
+        assert parse("--config", "a.yaml", *words).notices == []
+
+
 def test_a_file_that_changes_the_method_drops_the_former_ones_settings_with_a_notice(files):
     files(
         a="name: mine\nmodel: {name: test_vit, args: {depth: 2}}\nkd: {type: dynamic, gamma: 3.0}\n" + TEACHERS,

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grid_features import batch_of, build, ca_mkd_losses, ca_mkd_parameters, ca_mkd_values, evaluate, last_maps, review
+from pydantic import ValidationError
 from torch import Tensor
 from torch.func import functional_call
 
@@ -132,6 +133,17 @@ def test_cat_kd_is_the_slow_loop(case: str) -> None:
     batch = batch_of(tensors, student_classifier=classifiers[0], teacher_classifier=classifiers[1])
     actual = evaluate(build("cat_kd", [student], [teacher]), [student], [teacher], batch)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("whose", [0, 1])
+def test_cat_kd_takes_no_map_of_one_position(whose: int) -> None:
+    """Scaled to length 1 it says nothing."""
+    maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)]
+    maps[whose] = maps[whose][..., :1, :1]
+    with pytest.raises(ValueError, match=rf"{('student', 'teacher')[whose]}\[0\] is a map of one position"):
+        build("cat_kd", maps[:1], maps[1:])
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        cat_kd.Config(resolution=1)
 
 
 def test_cat_kd_of_zero_maps_is_finite() -> None:
