@@ -140,7 +140,7 @@ def logit_loss(name: str) -> tuple[str, str]:
 
 
 def feature_loss(name: str) -> tuple[str, ...]:
-    """Of a feature loss: needs, what is kept of a teacher, modes that can cache it, whose value it is, weight."""
+    """Of a feature loss: needs, kept of a teacher, modes that can cache it, whose value it is, weight, layers."""
     cls, config = feature_losses.loss_class(name), feature_losses.config_class(name)()
     embeds = [layer == "embedding" for layer in config.student]
     own, other = ([vector if is_vector else map_ for is_vector in embeds] for vector, map_ in (STUDENT, TEACHER))
@@ -152,7 +152,8 @@ def feature_loss(name: str) -> tuple[str, ...]:
     needs += ["the teacher's last layer"] * cls.needs_teacher_classifier + ["`rows`"] * hasattr(loss, "banks")
     modes = "`clean`, `fixed`" if Kept([(kept, {})], [0]).has_maps else "every mode"
     words = ", ".join(dict.fromkeys(map(in_words, kept))) or "nothing but the logits"
-    return ", ".join(needs), words, modes, "batch" if cls.of_batch else "image", f"{config.weight:g}"
+    layers = ", ".join(map(str, config.student))
+    return ", ".join(needs), words, modes, "batch" if cls.of_batch else "image", f"{config.weight:g}", f"`[{layers}]`"
 
 
 def in_words(shape: tuple[int, ...]) -> str:
@@ -191,7 +192,7 @@ def tables() -> dict[str, str]:
         row("feature loss", name, f"feature_losses.{name}", feature_loss(name), f"features.md#{name}")
         for name in feature_losses.names()
     ]
-    of_features = ["needs of features", "kept of a teacher", "cached in", "loss of", "default weight"]
+    of_features = ["needs of features", "kept of a teacher", "cached in", "loss of", "default weight", "default layers"]
     return {
         "weightings": table(["", "paper", "weights from", "weights of a", *ends], weightings),
         "logit losses": table(["", "paper", "needs", "value of a", *ends], logits),
