@@ -56,6 +56,16 @@ def test_a_record_compares_as_its_runs_do(record):
     assert own == other
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_equal_differences_stay_equal_in_a_record(tmp_path, pool):
+    """As many images of 229 in each seed: rounding to seven digits leaves no difference to test."""
+    own, other = [[(count + more) / 229 for count in (140, 151)] for more in (3, 0)]
+    recorded.write(tmp_path / "runs.json", [*several(A, own), *several(B, other)])
+    [one] = compare(runs.find([str(tmp_path / "runs.json")]), baseline=B, pool=pool)["sets"]
+    test = one["groups"][1]["against_baseline"]
+    assert test["p"] is None and test["why"] == "equal differences" and test["verdict"] == "inconclusive"
+
+
 def test_what_is_kept(record):
     first = next(one for one in json.loads(record.read_text())["runs"] if one["config"]["kd"]["type"] == A)
     epoch = {"epoch": 1, "val/accuracy": 0.5, "perf/epoch_time": 12.3}
