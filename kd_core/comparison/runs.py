@@ -29,7 +29,7 @@ from kd_core.files import local_path, read_object
 from kd_core.models.exported import export_in
 from kd_core.run import artifacts
 from kd_core.run.folder import RunFolder, lookup, read_metrics
-from kd_core.run.selection import AVERAGE, of_average
+from kd_core.run.selection import AVERAGE, of_average, of_export
 from kd_core.teachers.load import ON_DEMAND
 
 # metrics that a run's summary has under other names
@@ -95,7 +95,10 @@ class Run:
     @property
     def _rows_of_weights(self) -> list[dict[str, Any]]:
         """The rows, with the metrics of the weights that the run exports."""
-        return [of_average(row) for row in self.rows] if self.summary.get("weights") == AVERAGE else self.rows
+        stated = self.summary.get("weights")
+        if stated is None and self.config.training.ema:  # W&B's summary does not say
+            return [of_export(row) for row in self.rows]
+        return [of_average(row) for row in self.rows] if stated == AVERAGE else self.rows
 
     def _is_of_result(self, row: dict[str, Any]) -> bool:
         return any(key.startswith("test/") for key in row) or row.get("epoch") == self.summary.get("best_epoch")

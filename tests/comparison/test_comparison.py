@@ -551,6 +551,16 @@ def test_metrics_are_those_of_the_selected_student():
     assert (run.figure("val/loss_ce"), run.figure("val/ema_loss_ce"), run.figure("test/loss_ce")) == (0.9, 0.9, 0.7)
 
 
+@pytest.mark.parametrize(("average", "expected"), [(0.6, 0.4), (0.4, 0.9)])
+def test_of_averaged_weights_the_better_count_where_the_summary_does_not_say(average, expected):
+    """As at W&B."""
+    row = {"epoch": 1, "val/accuracy": 0.5, "val/loss_ce": 0.9, "val/ema_accuracy": average, "val/ema_loss_ce": 0.4}
+    run = make(training={"ema": {"decay": 0.99}}, rows=[row])
+    assert run.figure("val/loss_ce") == expected
+    run.summary["weights"] = "last"
+    assert run.figure("val/loss_ce") == 0.9
+
+
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", True, [0.5], 10**400])
 def test_a_metric_that_is_not_finite_excludes_its_run(value):
     runs = several(A) + [make(A, 9, value)]
