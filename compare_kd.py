@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> None:
         written = tables.write(options.out, result, shown)
         text += f"\n\nwritten to {options.out}: {', '.join(path.name for path in written)}"
     if options.record:
-        counted = compare.that_count(found.runs)  # a record does not say which of two runs is newer
+        counted = compare.that_count(found.runs)
         recorded.write(options.record, counted)
         text += f"\n\n{len(counted)} runs recorded; compare them by: python compare_kd.py {options.record}"
     print(text)

@@ -120,7 +120,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         there = groups.setdefault(settings_key(own.settings), own)
         other = there.runs.setdefault(run.seed, run)
         if other is not run:
-            newest, older = sorted((run, other), key=lambda one: one.modified, reverse=True)
+            newest, older = sorted((run, other), key=lambda one: one.created, reverse=True)
             there.runs[run.seed] = newest
             notes.append(f"seed {run.seed} twice with the same settings: {newest.name} counts, {older.name} is older")
     for one in groups.values():

@@ -1,8 +1,8 @@
 """Finished runs in one small JSON file, to keep beside a paper and to compare again (compare_kd.py --record).
 
 A record holds of each run what a comparison needs: settings, identity, epochs' rows, and the numbers of summary.json.
-Left out are rows within epochs, times but those of epochs, tables of classes but for their accuracies, the machine, and
-the folders that paths name.
+Left out are rows within epochs, times but those of epochs and of the run's begin, tables of classes but for their
+accuracies, the machine, and the folders that paths name.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def _record(run: Run) -> dict[str, Any]:
         "epochs": training.max_epochs,
         "name": PurePath(run.name).name,
         "run_id": run.run_id,
+        "created": round(run.created),
         "config": run.config.model_dump(mode="json"),
         "identity": run.identity,
         "summary": mapped(_summary(run.summary), _seven_digits),

@@ -46,7 +46,7 @@ class Run:
     name: the run folder, or ENTITY/PROJECT/ID.
     identity: all settings that shaped it, with the content of the files that they name.
     summary, rows: what summary.json and metrics.jsonl hold, or W&B's summary and history.
-    modified: seconds since the epoch.
+    created: when it began, in seconds since the epoch.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Run:
     identity: dict[str, Any]
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
-    modified: float
+    created: float
     folder: Path | None = None
 
     @property
@@ -259,13 +259,14 @@ def read_folder(path: Path) -> Run:
         identity=_checked(identity),
         summary=summary,
         rows=rows,
-        modified=folder.summary_file.stat().st_mtime,
+        created=(path / "config.yaml").stat().st_mtime,  # written once, where an evaluation renews summary.json
         folder=path,
     )
 
 
 def _read_recorded(place: str, values: dict[str, Any], modified: float) -> Run:
     own = recorded.checked(values)
+    created = number(own.get("created"))  # which earlier versions did not record
     settings = {key: value for key, value in own["config"].items() if key != "import"}
     return Run(
         name=own["name"],
@@ -274,7 +275,7 @@ def _read_recorded(place: str, values: dict[str, Any], modified: float) -> Run:
         identity=_checked(own["identity"]),
         summary=own["summary"],
         rows=own["rows"],
-        modified=modified,
+        created=modified if created is None else created,
     )
 
 
@@ -340,7 +341,7 @@ def _read_wandb(run: Any) -> Run:
         identity=_checked(redacted(identity)),
         summary={"parameters": values.get("parameters"), **summary},
         rows=rows,
-        modified=created,
+        created=created,
     )
 
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from compared_runs import EVIL, LABEL_ONLY, OTHERS, TEACHER, VALUES, A, B, C, evil, make, several
+from compared_runs import EVIL, LABEL_ONLY, OTHERS, TEACHER, VALUES, A, B, C, evil, make, several, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -20,12 +21,13 @@ from scipy import stats
 from kd_core.comparison import tables
 from kd_core.comparison.compare import compare, higher_is_better, limits
 from kd_core.comparison.pivot import pivot
-from kd_core.comparison.runs import Found, Run, as_same_data
+from kd_core.comparison.runs import Found, Run, as_same_data, find
 from kd_core.comparison.significance import difference, holm, pooled, spread, verdict
 from kd_core.config import command_line, group
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.report.text_table import csv_text
+from kd_core.run.folder import RunFolder
 
 
 def groups_of(*runs: Run, **options) -> dict[str, dict]:
@@ -316,11 +318,20 @@ def test_a_student_alone_is_compared_with_every_set_of_its_kind():
 
 
 def test_of_equal_runs_with_one_seed_the_newest_counts():
-    runs = [make(A, 0, 0.1, modified=2.0), make(A, 0, 0.9, modified=1.0), make(A, 1, 0.3)]
+    runs = [make(A, 0, 0.1, created=2.0), make(A, 0, 0.9, created=1.0), make(A, 1, 0.3)]
     found = compare(Found(runs, []))
     assert [one["value"] for one in found["sets"][0]["groups"][0]["seeds"]] == [0.1, 0.3]
     [note] = found["notes"]
     assert note.startswith("seed 0 twice") and f"{runs[0].name} counts, {runs[1].name} is older" in note
+
+
+def test_an_evaluation_makes_no_run_newer(tmp_path):
+    older, newest = (store(make(A, 0, value), tmp_path / name) for name, value in (("older", 0.1), ("newest", 0.9)))
+    for time, folder in enumerate((older, newest), 1):
+        os.utime(folder / "config.yaml", (time, time))
+    RunFolder(older).write_summary(evaluation={})
+    [note] = compare(find([str(tmp_path)]))["notes"]
+    assert f"{newest} counts, {older} is older" in note
 
 
 @pytest.mark.parametrize("name", [A, "mine", f"{A} (temperature=8.0)"])

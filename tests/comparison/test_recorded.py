@@ -96,17 +96,26 @@ def test_a_run_in_a_record_and_in_another_counts_once(record, tmp_path):
 
 
 def test_the_newest_of_two_runs_with_one_seed_is_recorded(tmp_path, monkeypatch, capsys):
-    """Whichever name comes first: a record holds no times by which to choose."""
+    """Whichever name comes first."""
     first, second, other = make(A, 0, 0.1), make(A, 0, 0.9), make(A, 1, 0.3)
     path = tmp_path / "runs.json"
     for newest, older in ((first, second), (second, first)):
-        newest.modified, older.modified = 2.0, 1.0
+        newest.created, older.created = 2.0, 1.0
         with monkeypatch.context() as patched:
             patched.setattr(runs, "find", lambda names: Found([second, other, first], []))
             compare_kd.main(["runs", f"--record={path}"])
         assert "2 runs recorded" in capsys.readouterr().out
         again = runs.find([str(path)]).runs
         assert {run.seed: run.figure("val/accuracy") for run in again} == {0: newest.figure("val/accuracy"), 1: 0.3}
+
+
+def test_the_newest_of_a_record_and_others_is_known(tmp_path):
+    """By when the run began; of records that do not say it by the time of the file."""
+    path = tmp_path / "runs.json"
+    recorded.write(path, [make(A, created=5.3)])
+    assert [run.created for run in runs.find([str(path)]).runs] == [5]
+    path.write_text(path.read_text().replace('"created"', '"unknown"'))
+    assert [run.created for run in runs.find([str(path)]).runs] == [path.stat().st_mtime]
 
 
 def test_seeds_print_a_command_with_their_own_code(record, monkeypatch):
