@@ -109,7 +109,7 @@ def pivot(
         "teachers": [_teachers(cells, column, chosen) for column in columns],
         "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
-        "missing": _missing(names, columns, cells, alone, unclear, row_keys, chosen),
+        "missing": _missing(names, columns, cells, alone, unclear, row_keys, col_keys, chosen),
         "warnings": warnings,
         "left_out": compared["left_out"],
     }
@@ -249,6 +249,7 @@ def _missing(
     alone: dict[str, Group],
     unclear: set[str],
     row_keys: list[str],
+    col_keys: list[str],
     metric: str,
 ) -> list[dict[str, Any]]:
     """The cells and seeds that the table lacks, each with the command that trains them.
@@ -269,7 +270,10 @@ def _missing(
                 continue
             base = own or models[0]
             like = None if row is None else own or next(one for place, one in cells.items() if place[0] == row)
-            words = [*_own_code_of(base, like), *_overrides(base.first, like.first if like else None, row_keys)]
+            changes = _overrides(base.first, like.first if like else None, row_keys, col_keys)
+            if changes is None:
+                continue
+            words = [*_own_code_of(base, like), *changes]
             tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
             command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
             missing.append(
@@ -297,24 +301,56 @@ def _seeds(seeds: list[int]) -> str:
     return f"--seeds={','.join(map(str, seeds))}" if len(seeds) > 1 else f"--training.seed={seeds[0]}"
 
 
-def _overrides(base: Run, like: Run | None, row_keys: list[str]) -> list[str]:
-    """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None."""
+def _overrides(base: Run, like: Run | None, row_keys: list[str], col_keys: list[str]) -> list[str] | None:
+    """The arguments that give `base`'s configuration the method and row of `like`; no teachers if it is None.
+
+    None if no method has the settings of both row and column.
+    """
     if like is None:
         return [f"--kd.type={kd_methods.LABEL_ONLY}"] if base.config.teachers else []
-    changed = _changed_method(base, like)
+    method = _method_of_cell(base, like, row_keys, col_keys)
+    if method is None:
+        return None
+    changed = _changed_method(base, method)
     for key in row_keys:
         if key.split(".")[0] not in ("kd", PAIR) and _value(base, key) != _value(like, key):
             changed[key] = lookup(like.config.model_dump(mode="json"), key)
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
 
 
-def _changed_method(base: Run, like: Run) -> dict[str, Any]:
-    """{kd.NAME: value} of the settings of `like`'s method that `base`'s configuration does not already give.
+def _method_of_cell(column: Run, row: Run, row_keys: list[str], col_keys: list[str]) -> dict[str, Any] | None:
+    """All settings of a cell's method: of the run whose heading names it, but for those that the other's names.
+
+    None if only one of the two methods has such a setting.
+    """
+    by_column = not {"kd", "kd.type"}.isdisjoint(col_keys)
+    own, other, keys = (column, row, row_keys) if by_column else (row, column, col_keys)
+    method, theirs = (_complete(type(run.config.kd), run.config.kd.model_dump(mode="json")) for run in (own, other))
+    for name, *parts in (key.split(".")[1:] for key in keys if key.startswith("kd.") and key != "kd.type"):
+        if (name in method) != (name in theirs):
+            return None
+        if name in method:
+            _take(method, theirs, name, *parts)
+        if name == "loss" and theirs[name] in theirs:
+            _take(method, theirs, theirs[name])
+    return method
+
+
+def _take(settings: dict[str, Any], theirs: dict[str, Any], name: str, *parts: str) -> None:
+    """Give one setting, by the parts of its name, their value; what is no section in both is taken as a whole."""
+    sections = settings[name], theirs[name]
+    if parts and all(isinstance(one, dict) and parts[0] in one for one in sections):
+        _take(*sections, *parts)
+    else:
+        settings[name] = theirs[name]
+
+
+def _changed_method(base: Run, wanted: dict[str, Any]) -> dict[str, Any]:
+    """{kd.NAME: value} of the settings of the method `wanted` that `base`'s configuration does not already give.
 
     Values are whole, since an item of a list that is not there, or is of another loss, cannot be given alone.
     """
-    cls = kd_methods.config_class(like.config.kd.type)
-    here, wanted = (_complete(cls, run.config.kd.model_dump(mode="json")) for run in (base, like))
+    here = _complete(kd_methods.config_class(wanted["type"]), base.config.kd.model_dump(mode="json"))
     here["type"] = base.config.kd.type
     return {f"kd.{key}": value for key, value in wanted.items() if here[key] != value}
 

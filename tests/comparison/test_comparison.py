@@ -790,6 +790,40 @@ def test_commands_reset_what_is_not_recorded(tmp_path, there, wanted):
     assert group(resolved.config, "f") == group(exact, "f")
 
 
+@pytest.mark.parametrize("keys", [("kd.type", "kd.temperature"), ("kd.temperature", "kd.type")])
+def test_commands_give_the_method_that_row_and_column_name(tmp_path, keys):
+    own, other = {"temperature": 4.0}, {"temperature": 8.0, "loss": "dkd", "dkd": {"beta": 2.0}}
+    runs = several("aekd", kd=own) + several("aekd", kd={**other, "loss": "kd"}) + several("average", kd=own)
+    for run in runs:
+        store(run, tmp_path / run.run_id)
+        run.folder = tmp_path / run.run_id
+    [one] = [one for one in pivot(Found(runs, []), *keys)["missing"] if "student" not in one["row"]]
+    kd = command_line.parse(shlex.split(one["command"])[2:])[1].config.kd
+    assert kd.model_dump() == make("average", kd={"temperature": 8.0}).config.kd.model_dump()
+
+
+def test_commands_take_the_losses_settings_from_where_the_loss_is_named():
+    """Rows name the loss, columns the method; a part of a section is taken without its other parts."""
+    runs = several("aekd") + several("aekd", kd={"loss": "dkd", "dkd": {"beta": 2.0}}) + several("average")
+    [one] = [one for one in pivot(Found(runs, []), "kd.loss", "kd.type")["missing"] if "student" not in one["row"]]
+    words = shlex.split(one["command"])
+    assert [word for word in words if word.startswith("--kd.")] == [
+        "--kd.loss=dkd", '--kd.dkd={"alpha": 1.0, "beta": 2.0, "warmup": 0.08333333333333333}'
+    ]  # fmt: skip
+    parts = {"loss": "dkd", "dkd": {"alpha": 3.0}}
+    runs = several("aekd", kd={"loss": "dkd"}) + several("aekd", kd={**parts, "dkd": {"alpha": 3.0, "beta": 2.0}})
+    runs += several("average", kd={"loss": "dkd", "dkd": {"alpha": 1.0}})
+    missing = pivot(Found(runs, []), "kd.type,kd.dkd.alpha", "kd.dkd.beta")["missing"]
+    found = {one["row"]: one["command"] for one in missing if one["column"] == "beta=2.0"}
+    assert '{"alpha": 1.0, "beta": 2.0, ' in found["average, alpha=1.0"]
+
+
+def test_cells_of_a_setting_that_the_method_lacks_are_not_missing():
+    runs = several("dynamic") + several("dynamic", kd={"gamma": 2.0}) + several("average")
+    missing = pivot(Found(runs, []), "kd.type", "kd.gamma")["missing"]
+    assert {one["row"] for one in missing} == {"student alone"}
+
+
 def test_commands_test_what_was_never_tested():
     tested = {"summary": {"final_test_accuracy": 0.4}}
     runs = several(A, **tested) + several(B, VALUES[:4], **tested)
