@@ -17,8 +17,8 @@ switches:
     --confidence LEVEL   confidence level of intervals and verdicts (default: 0.95)
     --vary KEYS          settings besides the method's in which compared runs may differ, separated by commas: teachers,
                          training.max_epochs, augment
-    --contrast A:B       also test group A against group B, named as for --baseline; may be given several times, and
-                         p-values are corrected for their number
+    --contrast A:B       also test group A against group B, named as for --baseline, in each set that has both; may be
+                         given several times, and p-values are corrected for their number
     --margin NUMBER      say of a difference whose interval lies within it that it does; in points of a percentage
     --pooled             test with one variance for all groups of a table: exploratory, for few seeds and many groups
     --rows KEYS          with --cols: a table of mean and standard deviation by any keys of the configuration,

@@ -310,7 +310,8 @@ def compare(
 
     Args:
         vary: settings in which groups of a set may differ besides the method, such as `teachers`.
-        contrasts: `A:B`, names of groups: these differences are tested too, and corrected among themselves.
+        contrasts: `A:B`, names of groups: these differences are tested too, in each set that has both, and corrected
+            among themselves.
         margin: differences whose interval lies within it are marked; in points for shares of images.
         pool: test differences with the variance of all groups of a set instead of the two that are compared.
 
@@ -378,33 +379,43 @@ def _check_vary(groups: list[Group], vary: Sequence[str]) -> None:
 def _contrasts(
     sets: list[list[Group]], wanted: Sequence[str], metric: str, confidence: float, margin: float | None
 ) -> list[dict[str, Any]]:
-    """The differences `A:B` of two groups of one set, corrected for their number."""
+    """The differences `A:B` of two groups of a set, in each set that has both, corrected for their number."""
     found: list[dict[str, Any]] = []
+    titles = _titles(sets)
     for text in wanted:
-        first, second = _two_groups(sets, text)
-        test = difference(first.values(metric), second.values(metric), confidence, limits(metric))
-        found.append({"label": first.label, "against": second.label, **test})
+        pairs = _pairs(sets, text)
+        for index, (first, second) in pairs.items():
+            label(sets[index])  # a group without teachers is in several sets
+            title = titles[index] if len(pairs) > 1 else None
+            test = difference(first.values(metric), second.values(metric), confidence, limits(metric))
+            found.append({"label": first.label, "against": second.label, "title": title, **test})
     _judge(found, metric, confidence, margin)
     return found
 
 
-def _two_groups(sets: list[list[Group]], text: str) -> tuple[Group, Group]:
-    """The groups that `A:B` names; names may hold colons.  UserError unless one set has both."""
+def _pairs(sets: list[list[Group]], text: str) -> dict[int, tuple[Group, Group]]:
+    """{index of a set: its groups that `A:B` names}; names may hold colons.  UserError unless a set has both."""
     parts = text.split(":")
-    pairs = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
-    for members in sets:
+    cuts = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
+    found: dict[int, tuple[Group, Group]] = {}
+
+    def add(index: int, first: Group | None, second: Group | None) -> None:
+        if first and second and first is not second and (first, second) not in found.values():
+            found.setdefault(index, (first, second))
+
+    for index, members in enumerate(sets):
         label(members)
         own = {member.label: member for member in members}
-        for one, other in pairs:  # labels first: parts of one with colons may also name other groups
-            if one in own and other in own and one != other:
-                return own[one], own[other]
-    for names in pairs:
-        for members in sets:
-            first, second = (_named(members, name, "--contrast") for name in names)
-            if first and second and first is not second:
-                return first, second
+        for one, other in cuts:  # labels first: parts of one with colons may also name other groups
+            add(index, own.get(one), own.get(other))
+    for names in cuts:
+        if not found:
+            for index, members in enumerate(sets):
+                add(index, *(_named(members, name, "--contrast") for name in names))
+    if found:
+        return found
     known = list(dict.fromkeys(one.label for members in sets for one in members))
-    for names in (pair for pair in pairs if pair[0] != pair[1]):
+    for names in (cut for cut in cuts if cut[0] != cut[1]):
         if all(any(_named(members, name, "--contrast") for members in sets) for name in names):
             raise UserError(
                 f"--contrast: {text!r}: the two are in no common set; --vary KEYS names settings that may differ in one"

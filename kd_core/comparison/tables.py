@@ -130,7 +130,7 @@ def _contrasts(compared: dict[str, Any], level: str) -> list[Table]:
     metric = compared["metric"]
     rows = [
         [
-            Cell(f"{test['label']} against {test['against']}"),
+            Cell(f"{test['label']} against {test['against']}" + (f", {test['title']}" if test["title"] else "")),
             Cell(str(len(test["seeds"])), len(test["seeds"])),
             *_test(test, metric, compared["margin"]),
         ]
@@ -341,7 +341,7 @@ def csv_of(compared: dict[str, Any]) -> str:
 def csv_of_contrasts(compared: dict[str, Any]) -> str:
     """One line for each contrast, numbers as they are."""
     header = ["label", "against", "metric", "seeds", "test", "difference", "difference_low", "difference_high"]
-    judged = ["p", "p_holm", "verdict", "within_margin"]
+    judged = ["p", "p_holm", "verdict", "within_margin", "title"]
     rows = []
     for one in compared["contrasts"]:
         cells = [one["label"], one["against"], compared["metric"], " ".join(map(str, one["seeds"])), one["kind"]]

@@ -450,6 +450,25 @@ def test_contrasts_are_corrected_among_themselves():
     assert (", within 2" in table.rows[0][-1].text) == first["within_margin"]
 
 
+def test_a_contrast_is_of_each_set_that_has_both():
+    """The student alone is in several sets; two students alone are one pair, however many sets have them."""
+    runs = [*taught_by("first"), *taught_by("second", OTHERS), *several(LABEL_ONLY, OTHERS[::-1])]
+    runs += [*taught_by("first", OTHERS, B), *taught_by("second", VALUES[::-1], B)]
+    compared = compare(Found(runs, []), contrasts=[f"{A}:{B}", f"alone:{A}"])
+    titles = [f"{name} -> cifar_resnet20" for name in ("first", "second")]
+    pairs = [(one["label"], one["against"], one["title"]) for one in compared["contrasts"]]
+    assert pairs == [(*pair, title) for pair in ((A, B), ("alone", A)) for title in titles]
+    means = [one["mean"] for one in compared["contrasts"]]
+    assert means[0] == pytest.approx(np.mean(VALUES) - np.mean(OTHERS)) == pytest.approx(-means[1])
+    *_, table = tables.tables_of(compared)
+    assert table.rows[1][0].text == f"{A} against {B}, {titles[1]}"
+    assert list(csv.DictReader(io.StringIO(tables.csv_of_contrasts(compared))))[1]["title"] == titles[1]
+    runs += several(LABEL_ONLY, training={"warmup_epochs": 3})
+    names = [f"alone (training.warmup_epochs={value})" for value in (0.0, 3.0)]
+    compared = compare(Found(runs, []), vary=["training.warmup_epochs"], contrasts=[":".join(names)])
+    assert [(one["label"], one["title"]) for one in compared["contrasts"]] == [(names[0], None)]
+
+
 def test_small_differences_are_said_to_be_small():
     runs = [*several(A), *several(B, [value + 0.001 * (-1) ** n for n, value in enumerate(VALUES)])]
     for margin, word in ((0.5, "inconclusive, within 0.5"), (0.1, "inconclusive")):
