@@ -149,7 +149,14 @@ from kd_core.evaluation import cost
 from kd_core.evaluation.figures import Predictions, evaluate, logged
 from kd_core.evaluation.predictions import Observer
 from kd_core.evaluation.teacher_check import validation_errors
-from kd_core.evaluation.trained import CommandSettings, TrainedStudent, find_baseline, find_teachers, open_student
+from kd_core.evaluation.trained import (
+    CommandSettings,
+    TrainedStudent,
+    cuts_in_words,
+    find_baseline,
+    find_teachers,
+    open_student,
+)
 from kd_core.export.command import export_student
 from kd_core.export.dump_logits import dump_logits
 from kd_core.export.predict_files import print_predictions
@@ -253,8 +260,8 @@ def measure(
         if accelerator.is_main_process:
             print(printable(text))
 
-    other = student.other_data(data)
-    home = None if other else student.run  # results on other data are not the run's
+    other, cuts = student.other_data(data), student.other_cuts(config)
+    home = None if other or cuts else student.run  # results on other data or splits are not the run's
     # by each process, so that none waits for another that has ended
     check_writable(home or Path(config.output_dir), "--checkpoint" if home else "output_dir")
     split = select_split(data, options.split)
@@ -263,6 +270,9 @@ def measure(
     else:
         for each in filter(None, (split, data.val)):  # the temperature is fitted on validation images
             student.require_unseen(each, data, config)
+        if cuts:
+            words = f"the splits are not those of its training, where {cuts_in_words(cuts)}"
+            say(f"note: {words}. The results are kept apart from the run's")
     classify = metrics.through_evaluate() if accelerator.is_main_process else metrics.classification
     baseline = baseline_of(student, config, data, options.baseline, say)
     members = []

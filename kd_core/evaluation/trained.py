@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,25 +108,33 @@ class TrainedStudent:
             "in)"
         )
 
-    def require_unseen(self, split: Split, data: Data, config: Config) -> None:
-        """UserError if it was trained on images of `split`, which other settings have cut from its training images."""
-        if not (self.export / "config.yaml").is_file() or split.fingerprint != data.train.fingerprint:
-            return
+    def other_cuts(self, config: Config) -> dict[str, Any]:
+        """{key of `data`: its value in training} of what cuts splits and is another in `config`; {} if unknown."""
+        if not (self.export / "config.yaml").is_file():
+            return {}
         try:
             own = recorded_data(self.export)
         except UserError:  # settings of another version, or of another project, which do not tell
-            return
-        changed = {key: getattr(own, key) for key in SPLITTING if getattr(own, key) != getattr(config.data, key)}
+            return {}
+        return {key: getattr(own, key) for key in SPLITTING if getattr(own, key) != getattr(config.data, key)}
+
+    def require_unseen(self, split: Split, data: Data, config: Config) -> None:
+        """UserError if it was trained on images of `split`, which other settings have cut from its training images."""
+        changed = self.other_cuts(config) if split.fingerprint == data.train.fingerprint else {}
         if not changed:
             return
         there = self.data(config.model_copy(update={"data": config.data.model_copy(update=changed)})).train
         seen = len(np.intersect1d(there.rows, split.rows)) if there.fingerprint == split.fingerprint else 0
         if seen:
-            stated = ", ".join(f"data.{key}={value}" for key, value in changed.items())
             raise UserError(
                 f"the student was trained on {seen:,} of the {len(split):,} {split.name} images that these settings "
-                f"give; in its training {stated}"
+                f"give; in its training {cuts_in_words(changed)}"
             )
+
+
+def cuts_in_words(data: dict[str, Any]) -> str:
+    """Settings of `data` in words."""
+    return ", ".join(f"data.{key}={value}" for key, value in data.items())
 
 
 def open_student(folder: Path, artifact: str | None) -> TrainedStudent:

@@ -108,6 +108,18 @@ def test_results_on_other_data_are_kept_apart_from_the_runs(folder, tmp_path, ca
     assert (tmp_path / f"evaluation-{folder.name}" / "report" / "index.html").is_file()
 
 
+@pytest.mark.parametrize(("split", "total"), [("val", 30), ("test", 270)])
+def test_results_on_fewer_validation_images_are_kept_apart_from_the_runs(folder, tmp_path, capsys, split, total):
+    """None of them was trained on; on test images the temperature is fitted on them."""
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    words = ["--data.val_size=30", "--split", split, f"--output_dir={tmp_path}"]
+    evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb", *words])
+    said = "note: the splits are not those of its training, where data.val_size=0.15. The results are kept apart"
+    assert said in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in before} == before
+    assert results(tmp_path / f"evaluation-{folder.name}", split)["total"] == total
+
+
 def test_two_processes_count_the_same(folder):
     evaluate_kd.main(["--checkpoint", str(folder), "--no-wandb"])
     one = results(folder)
