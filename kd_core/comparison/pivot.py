@@ -79,7 +79,8 @@ def pivot(
     """
     compared = compare(found, metric=metric, confidence=confidence, force=force)
     chosen = compared["metric"]
-    groups = [one for one in group(found.runs)[0] if one.values(chosen)]
+    every = group(found.runs)[0]
+    groups, unmeasured = ([one for one in every if bool(one.values(chosen)) is has] for has in (True, False))
     label(groups)
     distilled = [one for one in groups if not one.is_alone]
     examples = [one.first for one in distilled or groups]
@@ -109,7 +110,7 @@ def pivot(
         "teachers": [_teachers(cells, column, chosen) for column in columns],
         "alone": [_cell(alone.get(column), chosen, confidence) for column in columns],
         "cells": table,
-        "missing": _missing(names, columns, cells, alone, unclear, row_keys, col_keys, chosen),
+        "missing": _missing(names, columns, cells, alone, unclear, unmeasured, row_keys, col_keys, chosen),
         "warnings": warnings,
         "left_out": compared["left_out"],
     }
@@ -248,38 +249,75 @@ def _missing(
     cells: Cells,
     alone: dict[str, Group],
     unclear: set[str],
+    unmeasured: list[Group],
     row_keys: list[str],
     col_keys: list[str],
     metric: str,
 ) -> list[dict[str, Any]]:
-    """The cells and seeds that the table lacks, each with the command that trains them.
+    """The cells and seeds that the table lacks, each with the command that measures or trains them.
 
-    `unclear`: columns with several students alone, of which none is shown and none is missing.
+    `unclear`: columns with several students alone, of which none is shown and none is missing.  `unmeasured`: groups
+    whose runs have no value of the metric.
     """
     missing = []
     for column in columns:
         models = [one for place, one in cells.items() if place[1] == column]
         there = [*models, *([alone[column]] if column in alone else [])]
-        wanted = sorted({seed for one in there for seed in one.runs})
+        wanted = sorted({seed for one in there for seed in one.values(metric)})
         for row in [None, *names]:
-            own = alone.get(column) if row is None else cells.get((row, column))
             if (row is not None and not models) or (row is None and column in unclear):
                 continue  # of a student without teachers no run says which to give it
-            seeds = [seed for seed in wanted if own is None or seed not in own.runs]
-            if not seeds:
-                continue
-            base = own or models[0]
+            own = alone.get(column) if row is None else cells.get((row, column))
+            if own is None:
+                fitting = [one for one in unmeasured if _fits(one, row, column, models, row_keys, col_keys)]
+                own = fitting[0] if len(fitting) == 1 else None
             like = None if row is None else own or next(one for place, one in cells.items() if place[0] == row)
-            changes = _overrides(base.first, like.first if like else None, row_keys, col_keys)
+            changes = _overrides((own or models[0]).first, like.first if like else None, row_keys, col_keys)
             if changes is None:
                 continue
-            words = [*_own_code_of(base, like), *changes]
-            tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
-            command = ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
-            missing.append(
-                {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "command": shlex.join(command)}
-            )
+            lacking = [seed for seed in wanted if own is None or seed not in own.values(metric)]
+            commands = _evaluations(own, lacking, metric) if own else []
+            trained = {seed for seeds, _ in commands for seed in seeds}
+            if seeds := [seed for seed in lacking if seed not in trained]:
+                commands.append((seeds, _training(own or models[0], like, changes, seeds, metric)))
+            missing += [
+                {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "finished": own is not None,
+                 "command": shlex.join(words)}
+                for seeds, words in commands
+            ]  # fmt: skip
     return missing
+
+
+def _fits(
+    one: Group, row: str | None, column: str, models: list[Group], row_keys: list[str], col_keys: list[str]
+) -> bool:
+    """Whether a group belongs into the cell of a row, None for the student alone, in a column of these models."""
+    if one.is_alone or row is None:
+        of_kind = any(settings_key(one.surroundings) == settings_key(other.surroundings) for other in models)
+        return one.is_alone and row is None and of_kind
+    if (_heading_of(one, row_keys), _heading_of(one, col_keys)) != (row, column):
+        return False
+    return not all(differing([{**each.surroundings, **each.panel} for each in (one, other)]) for other in models)
+
+
+def _evaluations(one: Group, seeds: list[int], metric: str) -> list[tuple[list[int], list[str]]]:
+    """([seed], command that measures its finished run) of these seeds; runs without a folder cannot be measured."""
+    split, _, rest = metric.partition("/")
+    commands = []
+    for seed in seeds:
+        run = one.runs.get(seed)
+        if run and run.folder and rest and split in ("val", "test"):
+            command = ["python", "evaluate_kd.py", *_own_code_of(one), "--checkpoint", str(run.folder)]
+            reported = [] if run.config.evaluation.report else ["--evaluation.report=true"]  # which compare_kd.py reads
+            commands.append(([seed], [*command, "--split", split, *reported]))
+    return commands
+
+
+def _training(base: Group, like: Group | None, changes: list[str], seeds: list[int], metric: str) -> list[str]:
+    """The command that trains these seeds of a cell, from the configuration of `base` with `changes`."""
+    words = [*_own_code_of(base, like), *changes]
+    tested = ["--evaluation.test_at_end=true"] if metric.startswith("test/") else []
+    return ["python", "train_kd.py", "--config", _config_of(base), *words, *tested, _seeds(seeds)]
 
 
 def _config_of(one: Group) -> str:

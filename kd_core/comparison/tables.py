@@ -183,11 +183,12 @@ def _gaps(pivoted: dict[str, Any]) -> list[str]:
     gaps: dict[str, list[str]] = {empty: [], fewer: [], unknown: []}
     for row, cells in lines:
         for column, cell in zip(pivoted["cols"], cells, strict=True):
-            lacking = [one["seeds"] for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
+            lacking = [one for one in pivoted["missing"] if (one["row"], one["column"]) == (row, column)]
             if cell is None and (lacking or cells is not pivoted["alone"]):  # else several students alone fit
-                gaps[empty].append(f"{row} in {column}")
+                finished = any(one["finished"] for one in lacking)
+                gaps[unknown if finished else empty].append(f"{row} in {column}")
             elif cell and lacking:
-                seeds = ", ".join(map(str, lacking[0]))
+                seeds = ", ".join(map(str, sorted(seed for one in lacking for seed in one["seeds"])))
                 gaps[fewer].append(f"{row} in {column} ({seeds})")
     for column, teachers in zip(pivoted["cols"], pivoted["teachers"], strict=True):
         if any(pivoted["teachers"]) and not (teachers and all(one["value"] is not None for one in teachers)):

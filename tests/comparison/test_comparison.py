@@ -850,6 +850,26 @@ def test_commands_test_what_was_never_tested():
     assert one["seeds"] == [4] and one["command"].endswith(" --evaluation.test_at_end=true --training.seed=4")
 
 
+def test_finished_runs_that_lack_the_metric_are_measured_not_trained(tmp_path):
+    """Seeds 0 to 2 of a cell, and one of the student alone, whose other two have never been trained."""
+    runs = [run for method in (A, B, LABEL_ONLY) for run in several(method, VALUES[:3])]
+    runs = [run for run in runs if run.config.kd.type != LABEL_ONLY or run.seed == 1]
+    for run in runs:
+        run.folder = store(run, tmp_path / run.run_id)
+        if run.config.kd.type == A or (run.config.kd.type == B and run.seed == 0):
+            run.summary["final_test_accuracy"] = 0.4
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="test/accuracy")
+    folders = {(run.config.kd.type, run.seed): run.folder for run in runs}
+    words = [(one["row"], one["seeds"], shlex.split(one["command"])) for one in found["missing"]]
+    assert [(row, seeds, command[1]) for row, seeds, command in words] == [
+        ("student alone", [1], "evaluate_kd.py"), ("student alone", [0, 2], "train_kd.py"),
+        (B, [1], "evaluate_kd.py"), (B, [2], "evaluate_kd.py"),
+    ]  # fmt: skip
+    assert words[0][2][2:] == ["--checkpoint", str(folders[LABEL_ONLY, 1]), "--split", "test"]
+    notes = tables.table_of(found).notes
+    assert f"missing seeds that others of the column have: {B} in cifar_resnet56 -> cifar_resnet20 (1, 2)" in notes
+    assert not any(note.startswith("missing, no finished run") for note in notes)
+
 def test_rows_and_columns_by_any_setting():
     runs = several(A) + several(A, OTHERS, kd={"temperature": 8.0}) + several(B, OTHERS)
     with pytest.raises(UserError, match=f"the cell of '{A}' and .* would hold .* differ in kd.temperature; add"):
