@@ -24,6 +24,7 @@ from kd_core.config import (
     without_echoes,
 )
 from kd_core.config.privacy import redacted
+from kd_core.config.schema import REST
 from kd_core.errors import UserError
 from kd_core.files import local_path, read_object
 from kd_core.models.exported import export_in
@@ -34,7 +35,7 @@ from kd_core.teachers.load import ON_DEMAND
 
 # metrics that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
-# Keys of `data` that say where images lie and what their columns are called, not which they are.
+# Keys of `data` and `data.unlabeled` that say where images lie and what their columns are called, not which they are.
 PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
 WANDB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
@@ -193,14 +194,19 @@ def as_same_data(found: Found, pairs: Iterable[tuple[str, str]]) -> None:
         kept, gone = same[first], same[second]
         same = {fingerprint: kept if one == gone else one for fingerprint, one in same.items()}
         found.notes.append(f"--same-data: data {first[:12]} and {second[:12]} are treated as the same")
-    places: dict[str, dict[str, Any]] = {}
+    places: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def in_one_place(section: dict[str, Any], images: str, name: str) -> dict[str, Any]:
+        place = places.setdefault((images, name), {key: section[key] for key in PLACE_OF_DATA if key in section})
+        return {key: value for key, value in section.items() if key not in PLACE_OF_DATA} | place
+
     for run in found.runs:
-        images = str(run.identity.get("images"))
-        if images in named:
-            data = run.identity["data"]
-            place = places.setdefault(same[images], {key: data[key] for key in PLACE_OF_DATA if key in data})
-            own = {key: value for key, value in data.items() if key not in PLACE_OF_DATA}
-            run.identity = {**run.identity, "images": same[images], "data": own | place}
+        if (images := str(run.identity.get("images"))) in named:
+            data = in_one_place(run.identity["data"], same[images], "data")
+            other = data.get("unlabeled")  # which the fingerprint covers
+            if isinstance(other, dict) and other.get("source") != REST:
+                data["unlabeled"] = in_one_place(other, same[images], "unlabeled")
+            run.identity = {**run.identity, "images": same[images], "data": data}
 
 
 def _places(name: str) -> list[tuple[str, Callable[[], Run]]]:

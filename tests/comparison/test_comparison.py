@@ -307,6 +307,17 @@ def test_data_can_be_declared_the_same():
         as_same_data(Found([make(images=old), make(images=old[:-1] + "b")], []), [(old[:8], old)])
 
 
+def test_unlabeled_images_can_be_declared_the_same():
+    """From two places, but not those and the rest of the training split."""
+    sources = ({"source": "hub", "name": "images"}, {"source": "imagefolder", "path": "images"}, {"source": "rest"})
+    data = [{"train_size": 1000, "unlabeled": own} for own in sources]
+    runs = [make(method, data=own) for method, own in zip((A, B, C), data, strict=True)]
+    found = Found(runs, [])
+    assert len(compare(found)["sets"]) == 3
+    as_same_data(found, [("f" * 8, "f" * 8)])
+    assert [len(one["groups"]) for one in compare(found)["sets"]] == [2, 1]
+
+
 def test_a_student_alone_is_compared_with_every_set_of_its_kind():
     other = [{**TEACHER, "weights": "other.pth"}]
     runs = several(LABEL_ONLY, OTHERS) + several(A) + several(A, teachers=other)
