@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from kd_core.comparison import recorded
@@ -142,15 +142,16 @@ def find(names: Iterable[str]) -> Found:
     """The finished runs under `names`: run folders, folders of run folders, records, runs or projects of W&B.
 
     Unfinished or damaged runs are left out, with the reason; so are teachers that other runs trained on demand, unless
-    they are named themselves.  UserError if there is nothing under a name, if W&B cannot be reached, or if a run needs
-    own code that the command does not name.
+    they are named themselves or a record holds them.  UserError if there is nothing under a name, if W&B cannot be
+    reached, or if a run needs own code that the command does not name.
     """
     readers: dict[str, Callable[[], Run]] = {}
     named = set()
     for name in names:
         for place, read in _places(name):
             readers[place] = read
-            if Path(place) == local_path(name, "RUN"):
+            path = local_path(name, "RUN")
+            if Path(place) == path or recorded.is_record(path):  # which has no teachers but those that were named
                 named.add(place)
     found = Found([], [])
     for place, read in readers.items():
@@ -273,16 +274,31 @@ def read_folder(path: Path) -> Run:
 def _read_recorded(place: str, values: dict[str, Any], modified: float) -> Run:
     own = recorded.checked(values)
     created = number(own.get("created"))  # which earlier versions did not record
-    settings = {key: value for key, value in own["config"].items() if key != "import"}
+    settings = dict(own["config"])
+    named = settings.pop("import", None)
+    files = [PurePath(str(file)).name for file in named] if isinstance(named, list) else []
     return Run(
         name=own["name"],
         run_id=own["run_id"],
-        config=resolve([Layer(f"{place}, config", settings)], in_sweep=False).config,
+        config=_resolved(Layer(f"{place}, config", settings), files),
         identity=_checked(own["identity"]),
         summary=own["summary"],
         rows=own["rows"],
         created=modified if created is None else created,
     )
+
+
+def _resolved(settings: Layer, files: list[str]) -> Config:
+    """A run's settings; `files`: the names of the own code that it was trained with.
+
+    NotImported if they cannot be read and the command does not import all of that code.
+    """
+    try:
+        return resolve([settings], in_sweep=False).config
+    except UserError as error:
+        if {file.path.name for file in own_code.files()}.issuperset(files):
+            raise
+        raise NotImported(f"{error}\nit was trained with own code; add --import FILE for {', '.join(files)}") from None
 
 
 def _checked(identity: Any) -> dict[str, Any]:
@@ -325,12 +341,8 @@ def _read_wandb(run: Any) -> Run:
     if not isinstance(fingerprint, str):
         raise UserError("its configuration has no data_fingerprint: not a run of this project")
     own = values.get("own_code")
-    try:
-        config = resolve([without_echoes(Layer("its configuration", values))], in_sweep=False).config
-    except UserError as error:
-        if not isinstance(own, dict) or {file.path.name for file in own_code.files()} >= set(own):
-            raise
-        raise NotImported(f"{error}\nit was trained with own code; add --import FILE for {', '.join(own)}") from None
+    files = list(own) if isinstance(own, dict) else []
+    config = _resolved(without_echoes(Layer("its configuration", values)), files)
     identity = identity_of(config, fingerprint)
     if isinstance(own, dict):
         known = {file.digest: file for file in own_code.files()}

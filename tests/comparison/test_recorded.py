@@ -12,6 +12,7 @@ from kd_core.comparison import recorded, runs
 from kd_core.comparison.compare import compare
 from kd_core.comparison.runs import Found
 from kd_core.errors import UserError
+from kd_core.teachers.load import ON_DEMAND
 
 EVALUATION = {
     "accuracy": 0.612345678912,
@@ -126,6 +127,19 @@ def test_seeds_print_a_command_with_their_own_code(record, monkeypatch):
     for imports, shown in (([], ""), (["own code.py", "b.py"], " --import 'own code.py' --import b.py")):
         train_kd.train(make(A).config.model_copy(update={"imports": imports}), job, [], options, [])
         assert said[-1].splitlines()[-1] == f"compare: python compare_kd.py{shown} {record} {record}"
+
+
+def test_a_teacher_that_was_named_and_recorded_is_read(tmp_path):
+    recorded.write(tmp_path / "runs.json", [make(LABEL_ONLY, wandb={"group": ON_DEMAND})])
+    assert len(runs.find([str(tmp_path / "runs.json")]).runs) == 1
+
+
+def test_own_code_that_a_recorded_run_needs_is_named(record):
+    values = json.loads(record.read_text())
+    values["runs"][0]["config"] |= {"kd": {"type": "mine"}, "import": ["folder/mine.py"]}
+    record.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"(?s)runs.json#\d+: .*'mine'.*with own code; add --import FILE for mine.py"):
+        runs.find([str(record)])
 
 
 @pytest.mark.parametrize(
