@@ -546,15 +546,24 @@ def _warnings(rows: list[dict[str, Any]], baseline: str | None, is_pooled: bool)
         of = "a least-squares fit to all runs" if is_pooled else "the seeds that both groups have"
         found.append(f"the seeds differ ({listed}): differences are of {of}")
     for row in rows:
-        test = row["against_baseline"]
-        if test and test["kind"] == "unpaired":
-            found.append(f"{row['label']} and {baseline} have no seed in common: compared by Welch's test, unpaired")
-        if test and test["why"] in ("equal differences", "equal values"):
-            found.append(f"{row['label']}: {test['why']} in all seeds, so no test is possible")
+        if test := row["against_baseline"]:
+            found += _about(test, row["label"], str(baseline))
     few = [name for name, own in seeds.items() if len(own) < 3]
     if few:
         names = "all groups" if len(few) == len(seeds) > 2 else ", ".join(few)
         found.append(f"fewer than three seeds: {names}; expect wide intervals, or train more seeds")
+    return found
+
+
+def _about(test: dict[str, Any], own: str, other: str) -> list[str]:
+    """Warnings about the test of two groups: of which kind it is, and why there is none."""
+    found = []
+    if test["kind"] == "unpaired":
+        found.append(f"{own} and {other} have no seed in common: compared by Welch's test, unpaired")
+    if test["why"] in ("equal differences", "equal values"):
+        found.append(f"{own}: {test['why']} in all seeds, so no test is possible")
+    if test["kind"] == "pooled" and test["why"]:
+        found.append(f"{own} and {other}: {test['why']}: no test is possible, and the difference is that of the means")
     return found
 
 

@@ -499,6 +499,8 @@ def test_a_pooled_variance_is_of_all_groups_of_the_set():
     assert {key: found[key] for key in wanted} == wanted
     [table] = tables.tables_of(compared)
     assert any("exploratory: one variance for all 3 groups, of 15 runs" in note for note in table.notes)
+    apart = compare(Found([*runs, *several(LABEL_ONLY, first=7)], []), pool=True, baseline=A)["sets"][0]
+    assert f"alone and {A}: no common seeds, nor by way of other groups: no test is possible" in str(apart["warnings"])
     lone = compare(Found(several(A)[:1] + several(B)[:1], []), pool=True)["sets"][0]
     assert lone["pooled"] is None and any("--pooled: needs two groups" in text for text in lone["warnings"])
 
