@@ -388,7 +388,8 @@ def _contrasts(
             label(sets[index])  # a group without teachers is in several sets
             title = titles[index] if len(pairs) > 1 else None
             test = difference(first.values(metric), second.values(metric), confidence, limits(metric))
-            found.append({"label": first.label, "against": second.label, "title": title, **test})
+            names = {"label": first.label, "against": second.label, "title": title}
+            found.append({**names, **test, "warnings": _about(test, first.label, second.label)})
     _judge(found, metric, confidence, margin)
     return found
 

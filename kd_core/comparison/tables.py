@@ -137,8 +137,9 @@ def _contrasts(compared: dict[str, Any], level: str) -> list[Table]:
         for test in compared["contrasts"]
     ]
     header = ["contrast", "seeds", f"{_heading(metric)}: difference [{level}]", "p (Holm)", "verdict"]
-    note = "p is corrected for the number of these contrasts alone"
-    return [Table("contrasts", header, rows, [note])] if rows else []
+    notes = dict.fromkeys(warning for test in compared["contrasts"] for warning in test["warnings"])
+    corrected = "p is corrected for the number of these contrasts alone"
+    return [Table("contrasts", header, rows, [corrected, *notes])] if rows else []
 
 
 def _test(test: dict[str, Any] | None, metric: str, margin: float | None) -> list[Cell]:

@@ -480,6 +480,12 @@ def test_a_contrast_is_of_each_set_that_has_both():
     assert [(one["label"], one["title"]) for one in compared["contrasts"]] == [(names[0], None)]
 
 
+def test_a_contrast_says_which_test_it_is():
+    compared = compare(Found([*several(A), *several(B, OTHERS[:3], first=9)], []), contrasts=[f"{A}:{B}"])
+    *_, table = tables.tables_of(compared)
+    assert table.notes[1:] == [f"{A} and {B} have no seed in common: compared by Welch's test, unpaired"]
+
+
 def test_small_differences_are_said_to_be_small():
     runs = [*several(A), *several(B, [value + 0.001 * (-1) ** n for n, value in enumerate(VALUES)])]
     for margin, word in ((0.5, "inconclusive, within 0.5"), (0.1, "inconclusive")):
