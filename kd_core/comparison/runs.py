@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import kd_methods
 from kd_core.comparison import recorded
 from kd_core.config import (
     MAX_NESTING,
@@ -350,7 +351,7 @@ def _read_wandb(run: Any) -> Run:
         alone = [code for code in codes if code in known and known[code].adds_methods_alone]
         if others := [code for code in codes if code not in alone]:
             identity["import"] = others
-        if alone:
+        if alone and config.kd.type != kd_methods.LABEL_ONLY:  # as identity_of does
             identity["kd"]["code"] = alone
     return Run(
         name="/".join(run.path),

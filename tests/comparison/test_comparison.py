@@ -9,6 +9,8 @@ import os
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from kd_core.comparison.compare import compare, higher_is_better, limits
 from kd_core.comparison.pivot import pivot
 from kd_core.comparison.runs import Found, Run, as_same_data, find
 from kd_core.comparison.significance import difference, holm, pooled, spread, verdict
-from kd_core.config import command_line, group
+from kd_core.config import command_line, group, own_code
 from kd_core.errors import UserError
 from kd_core.evaluation.figures import Predictions, evaluate
 from kd_core.report.text_table import csv_text
@@ -570,6 +572,20 @@ def test_warnings_about_seeds():
     three = warnings(*several(A, VALUES[:2]), *several(B, OTHERS[:2]), *several(C, OTHERS[2:4]))
     assert "fewer than three seeds: all groups; expect" in three
     assert f"{B}: equal differences in all seeds" in warnings(*several(A), *several(B))
+
+
+@pytest.mark.parametrize(("method", "code"), [(A, ["d1"]), (LABEL_ONLY, None)])
+def test_a_student_alone_at_wandb_uses_no_own_method(method, code, monkeypatch):
+    """As in identity.json, so the two are one group."""
+    file = SimpleNamespace(path=Path("mine.py"), digest="d1", adds_methods_alone=True)
+    monkeypatch.setattr(own_code, "files", lambda: [file])
+    told = {"data_fingerprint": "f" * 64, "own_code": {"mine.py": "d1"}}
+    values = make(method).config.model_dump(mode="json") | told
+    run = SimpleNamespace(state="finished", id="1", path=["entity", "project", "1"], created_at="2026-01-01T00:00:00Z",
+                          config=values, summary={}, scan_history=list)  # fmt: skip
+    monkeypatch.setattr("wandb.Api", lambda **options: SimpleNamespace(run=lambda name: run))
+    [found] = find(["entity/project/1"]).runs
+    assert found.identity["kd"].get("code") == code
 
 
 # --------------------------------------------------------------------------------------------------------- figures
