@@ -37,7 +37,7 @@ SENT = "sent"  # marker file in a run's wandb folder: the server has everything
 # keys of summary.json that W&B shows as the run's summary
 HEADLINES = (
     "final_val_accuracy", "best_val_accuracy", "best_epoch", "final_test_accuracy", "max_test_epochs_accuracy",
-    "last_test_epochs_accuracy",
+    "max_test_epochs_epoch", "last_test_epochs_accuracy",
 )  # fmt: skip
 MISTAKES = "mistakes"  # the report's only plot with images of the data; on the page a figure of class "images"
 # axes of the metrics, see docs/metrics.md

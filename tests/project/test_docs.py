@@ -52,6 +52,13 @@ def test_every_metric_of_the_feature_term_is_documented() -> None:
     assert {"train/loss_features", "train/feature/{name}", "train/feature/{name}_2"} <= NAMED
 
 
+def test_wandbs_summary_is_what_is_documented() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    section = page.partition("\n## Run summary\n")[2].partition("\n\nFlat keys")[0]
+    cells = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    assert re.findall(r"`(\w+)`", cells) == list(HEADLINES)
+
+
 def test_every_name_in_the_code_is_documented() -> None:
     """String constants that look like metric names; names put together at run time are covered above."""
     found = set()
