@@ -625,7 +625,10 @@ class CacheConfig(Section):
     )
     views: int = Field(8, ge=1, le=1000, description="views per image, for mode fixed")
     max_gb: float = Field(
-        20.0, gt=0, description="gigabytes of teachers' logits and features on disk; the least recently used go first"
+        20.0,
+        gt=0,
+        description="gigabytes of teachers' logits and features on disk; the least recently used go first, and a named "
+        "mode that needs more is refused",
     )
 
     _path_can_be = field_validator("dir")(_file_name)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import shutil
 import time
@@ -306,6 +307,8 @@ class CachedTeacher:
 
 # --------------------------------------------------------------------------------------------------- all stores
 
+_opened: set[Path] = set()  # stores that this process has opened: removed, they would have to be filled again
+
 
 def key_of(parts: dict[str, Any]) -> str:
     """The name of the store whose logits depend on exactly `parts`."""
@@ -326,15 +329,16 @@ def open_store(
 ) -> Store:
     """The store for `parts` in `folder`; created if it is missing or, with a notice, damaged.
 
-    Before a store is created, the least recently used ones are removed until all fit into `max_gb` gigabytes.
+    Before a store is created, the least recently used ones are removed until all fit into `max_gb` gigabytes, but none
+    that this process has opened.
 
     Args:
         about: shown to people, such as the teacher's name.
         used: how many of the rows will be filled, as far as is known; the others take no space.
 
     Raises:
-        UserError: the folder is not writable, or the disk lacks the space; writing to a memory map on a full disk would
-            kill the process without a message.
+        UserError: the folder is not writable, the store is larger than `max_gb`, or the disk lacks the space; writing
+            to a memory map on a full disk would kill the process without a message.  Nothing is removed then.
     """
     parts = json.loads(json.dumps(parts))  # as `about.json` returns them
     own = folder / key_of(parts)
@@ -348,19 +352,14 @@ def open_store(
                 notify(f"{own}: damaged, all of these teacher's logits are computed again")
                 shutil.rmtree(own)
             if not sound:
-                size = Store.size(views, rows if used is None else used, classes)
-                make_room(folder, max_gb, size)
-                wanted, free = size / GIGABYTE, free_gigabytes(folder)
-                if wanted > free:
-                    raise UserError(
-                        f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; "
-                        "free some space, or choose another cache.dir or cache.mode"
-                    )
+                make_room(folder, max_gb, Store.size(views, rows if used is None else used, classes))
                 store = Store.create(own, **shape)
                 write_json(own / "about.json", {**about, "shape": shape, "parts": parts})
-                return store
-            os.utime(own / "about.json")  # records the last use
-            return Store(own, **shape)
+            else:
+                store = Store(own, **shape)
+                os.utime(own / "about.json")  # records the last use
+            _opened.add(own)
+            return store
     except OSError as error:
         raise UserError(f"cache.dir: cannot keep teachers' logits in {folder}: {error.strerror}") from None
 
@@ -416,15 +415,19 @@ def listed(folder: Path) -> list[Listed]:
     return sorted(found, key=lambda store: -store.used)
 
 
-def stored_gigabytes(folder: Path, wanted: list[dict[str, Any]]) -> float:
-    """What the stores in `folder` take on the disk whose parts, apart from `features`, are among the `wanted`."""
+def room_for(folder: Path, max_gb: float, wanted: list[dict[str, Any]]) -> float:
+    """Gigabytes that the stores may take in `folder` whose parts, apart from `features`, are among the `wanted`.
+
+    Others make way for them where all together exceed `max_gb`; below that, these have what the disk has free.
+    """
     wanted = json.loads(json.dumps(wanted))  # as `about.json` returns them
-    found = 0.0
+    free, own, total = free_gigabytes(folder), 0.0, 0.0
     for path in folder.glob("*/about.json"):
-        parts = described(path.parent).get("parts")
+        parts, size = described(path.parent).get("parts"), _on_disk(path.parent)
+        total += size
         if isinstance(parts, dict) and {key: parts[key] for key in parts if key != "features"} in wanted:
-            found += _on_disk(path.parent)
-    return found
+            own += size
+    return max_gb if free + total >= max_gb else free + own
 
 
 def _on_disk(store: Path) -> float:
@@ -432,14 +435,30 @@ def _on_disk(store: Path) -> float:
     return sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
 
 
-def make_room(folder: Path, max_gb: float, wanted: int) -> None:
-    """Remove the least recently used stores until `wanted` more bytes fit.
+def make_room(folder: Path, max_gb: float, size: int) -> None:
+    """Remove the least recently used stores until `size` more bytes fit, but none that this process has opened.
 
-    A process that has opened a removed store can go on reading it: the system keeps its files until they are closed.
+    Another process that has opened a removed store can go on reading it: the system keeps its files until they are
+    closed.  UserError, before anything is removed, if `max_gb` or the disk could not hold `size` bytes.
     """
-    stores = listed(folder)
-    while stores and sum(store.gigabytes for store in stores) + wanted / GIGABYTE > max_gb:
-        shutil.rmtree(folder / stores.pop().key)
+    wanted, free, stores = size / GIGABYTE, free_gigabytes(folder), listed(folder)
+    if wanted > max_gb:
+        raise UserError(
+            f"cache.max_gb: is {max_gb:g}, a teacher's logits can take {wanted:.3g} GB; set cache.max_gb="
+            f"{math.ceil(wanted)}, or choose another cache.mode"
+        )
+    surplus, going = sum(store.gigabytes for store in stores) + wanted - max_gb, list[Listed]()
+    for store in reversed(stores):
+        if surplus > 0 and folder / store.key not in _opened:
+            surplus -= store.gigabytes
+            going.append(store)
+    if wanted > free + sum(store.gigabytes for store in going):
+        raise UserError(
+            f"cache.dir: {folder} has {free:.2f} GB free, a teacher's logits can take {wanted:.2f} GB; free some "
+            "space, or choose another cache.dir or cache.mode"
+        )
+    for store in going:
+        shutil.rmtree(folder / store.key)
 
 
 def main(arguments: list[str]) -> None:

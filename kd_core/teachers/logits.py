@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -26,10 +27,9 @@ from kd_core.teachers.cache import (
     GIGABYTE,
     CachedTeacher,
     Store,
-    free_gigabytes,
     logits_folder,
     open_store,
-    stored_gigabytes,
+    room_for,
 )
 from kd_core.teachers.kept_features import FeatureFacts, Kept, KeptFacts
 from kd_core.teachers.load import Reordered, Teacher
@@ -63,6 +63,8 @@ class TeacherLogits:
         self.members, self._predict = teachers, predict
         self._networks: dict[int, nn.Module] = {}
         self._recipe: RecipeConfig = predict.config.augment  # of the views that the teachers see
+        self._first: TeacherLogits | None = None  # for second views: that of the first, which shares cache.max_gb
+        self._gigabytes_taken = 0.0  # by the caches for training, once these are full
         self._cached: list[CachedTeacher | None] = [None] * len(teachers)
         self._finite: Tensor | None = None
         self._sources: dict[int, WithFeatures] = {}  # the networks, where they give features
@@ -78,6 +80,7 @@ class TeacherLogits:
         members = [replace(one, views=one.views and one.views.without_crops()) for one in self.members]
         second = TeacherLogits(members, self._predict)
         second._networks, second._recipe = self._networks, self._predict.config.augment.second
+        second._first = self
         return second
 
     def __len__(self) -> int:
@@ -267,7 +270,7 @@ class TeacherLogits:
             whole = not apart or (training is not None and not training.per_view)
             if teacher.file:
                 own = teacher.file.clean(images.split)
-            elif self._predict.config.cache.mode == "off":
+            elif not self._may_keep(teacher, images):
                 assert teacher.views is not None
                 own = self._predict(self._network(index), images, teacher.views, title).half()
             else:
@@ -283,6 +286,11 @@ class TeacherLogits:
                 raise _not_finite(teacher)
         return everything if self.members else None
 
+    def _may_keep(self, teacher: Teacher, images: Images) -> bool:
+        """Whether the cache may hold a teacher's clean logits of these images."""
+        cache = self._predict.config.cache
+        return cache.mode != "off" and Store.size(1, len(images), teacher.num_classes) <= cache.max_gb * GIGABYTE
+
     # -------------------------------------------------------------------------------------------------- cache
 
     def open_caches(self, images: Images, notify: Callable[[str], None]) -> None:
@@ -290,9 +298,10 @@ class TeacherLogits:
         device = self._predict.accelerator.device
         self.open_files(images.split)
         mode = agreed(lambda: self._mode(images, notify))
+        self._gigabytes_taken = self._gigabytes_in(mode, images.split)
         for index, teacher in enumerate(self.members):
             views = self._views_in(mode, teacher)
-            if teacher.file or not views:
+            if not views:
                 continue
             per_view = teacher.view == "shared"
             cached = self._cached[index] = self._open_store(
@@ -305,6 +314,8 @@ class TeacherLogits:
 
     def _views_in(self, mode: str, teacher: Teacher) -> int:
         """How many views of an image a cache of this mode holds of a teacher; 0: none."""
+        if teacher.file:
+            return 0
         if teacher.view == "clean":
             return int(mode != "off")
         return {"fixed": self._predict.config.cache.views, "lazy": self._all_views}.get(mode, 0)
@@ -323,36 +334,33 @@ class TeacherLogits:
     def _all_views(self) -> int:
         return Augmentation.of(self._predict.config.data).num_views
 
+    @property
+    def _what(self) -> str:
+        """What the caches hold."""
+        return "logits and features" if self._kept else "logits"
+
     def cache_in_words(self, images: Images) -> str:
-        """The cache that training on a split would use and what it takes.  UserError if features do not fit."""
+        """The cache that training on a split would use and what it takes.  UserError if it does not fit."""
         reasons: list[str] = []
         mode = self._mode(images, reasons.append)
         size = self._gigabytes_in(mode, images.split)
-        what = "logits and features" if self._kept else "logits"
-        words = [f"{mode}, up to {size:.3g} GB for the teachers' {what}"] if size else []
+        words = [f"{mode}, up to {size:.3g} GB for the teachers' {self._what}"] if size else []
         return "; ".join(words + reasons) or "none"
 
     def _mode(self, images: Images, notify: Callable[[str], None]) -> str:
-        """The cache mode; `auto` chooses by the free space.  UserError if features do not fit."""
-        cache, count, split = self._predict.config.cache, self._all_views, images.split
-        shared = [teacher for teacher in self.members if teacher.view == "shared" and not teacher.file]
-        if self._kept:
-            return self._mode_for_features(images, notify, bool(shared))
-        if cache.mode != "auto" or not shared:
-            return "clean" if cache.mode == "auto" else cache.mode
-        gigabytes = {views: self._gigabytes(shared, views, split) for views in (count, cache.views)}
-        room = self._room(shared, images)
-        if reason := self._views_that_are_new(gigabytes[cache.views], room):
-            notify(f"teachers run in every step: {reason}")
-            return "clean"
-        if gigabytes[count] <= room:
-            return "lazy"
-        notify(
-            f"teachers run in every step: all {count} views of the images would take {gigabytes[count]:.1f} "
-            f"GB, there is room for {room:.4g} (cache.max_gb is {cache.max_gb:g}); cache.mode=fixed would take "
-            f"{gigabytes[cache.views]:.1f} GB"
-        )
-        return "clean"
+        """The cache mode; `auto` chooses the largest that fits.  UserError if the one that is named does not."""
+        named, split, room = self._predict.config.cache.mode, images.split, self._room(images)
+        if named != "auto":
+            if problem := self._too_large(named, split, room):
+                raise UserError(f"cache.mode: {problem}")
+            return named
+        any_shared = any(teacher.view == "shared" and not teacher.file for teacher in self.members)
+        for mode in ["lazy"] * any_shared + ["clean"]:
+            problem = self._too_large(mode, split, room)
+            if not problem:
+                return mode
+            notify(f"teachers run in every step: {problem}")
+        return "off"
 
     def _views_that_are_new(self, fixed: float, room: float) -> str:
         """Why views of a recipe are not kept as they come, in words; empty without one.  Sizes in gigabytes."""
@@ -364,33 +372,23 @@ class TeacherLogits:
             f"of each image, would take {fixed:.3g} GB, and there is room for {room:.4g}"
         )
 
-    def _mode_for_features(self, images: Images, notify: Callable[[str], None], any_shared: bool) -> str:
-        """The same where features are kept too."""
-        cache, split, room = self._predict.config.cache, images.split, self._room(self.members, images)
-        if cache.mode != "auto":
-            if problem := self._too_large(cache.mode, split, room):
-                raise UserError(f"cache.mode: {problem}")
-            return cache.mode
-        for mode in ["lazy"] * any_shared + ["clean"]:
-            problem = self._too_large(mode, split, room)
-            if not problem:
-                return mode
-            notify(f"teachers run in every step: {problem}")
-        return "off"
-
-    def _room(self, teachers: list[Teacher], images: Images) -> float:
-        """Gigabytes for the caches of these teachers: what is free, with what their own caches take already."""
+    def _room(self, images: Images) -> float:
+        """Gigabytes for the caches of the teachers, with what these take already."""
         cache = self._predict.config.cache
         views = ("clean", self._drawn(images, cache.views))
-        parts = [self._parts(own, images.split, seen) for own in teachers if own.views for seen in views]
-        stored = stored_gigabytes(logits_folder(cache.folder), parts)
-        return min(cache.max_gb, free_gigabytes(cache.folder) + stored)
+        parts = [self._parts(own, images.split, seen) for own in self.members if own.views for seen in views]
+        room = room_for(logits_folder(cache.folder), cache.max_gb, parts)
+        return min(cache.max_gb - self._taken_by_first, room)
+
+    @property
+    def _taken_by_first(self) -> float:
+        return self._first._gigabytes_taken if self._first else 0.0
 
     def _too_large(self, mode: str, split: Split, room: float) -> str:
-        """Why logits and features do not fit into `room` gigabytes in this mode, in words; empty if they do."""
+        """Why the teachers' caches do not fit into `room` gigabytes in this mode, in words; empty if they do."""
         cache, fixed = self._predict.config.cache, self._gigabytes_in("fixed", split)
         several = [teacher.index for teacher in self.members if self._views_in(mode, teacher) > 1]
-        if mode == "lazy" and any(self._kept[index].has_maps for index in several):
+        if mode == "lazy" and self._kept and any(self._kept[index].has_maps for index in several):
             return (
                 "kd.features needs maps or tokens of every view, which lazy does not hold; cache.mode=fixed would take "
                 f"{fixed:.3g} GB for {cache.views} views"
@@ -400,11 +398,15 @@ class TeacherLogits:
         wanted = self._gigabytes_in(mode, split)
         if wanted <= room:
             return ""
-        others = {f"fixed with {cache.views} views": fixed, "clean views": self._gigabytes(self.members, 1, split)}
+        clean = self._gigabytes([teacher for teacher in self.members if not teacher.file], 1, split)
+        others = {f"fixed with {cache.views} views": fixed, "clean views": clean}
         smaller = " and ".join(f"{words} {size:.3g} GB" for words, size in others.items() if size < wanted)
+        larger = f"set cache.max_gb={math.ceil(wanted + self._taken_by_first)}"
+        by_disk = room + self._taken_by_first < cache.max_gb
         return (
-            f"{mode} would take {wanted:.3g} GB for the teachers' logits and features, there is room for {room:.4g} "
-            f"(cache.max_gb is {cache.max_gb:g}){f'; {smaller}' if smaller else ''}"
+            f"{mode} would take {wanted:.3g} GB for the teachers' {self._what}, there is room for {room:.4g} "
+            f"(cache.max_gb is {cache.max_gb:g}); {'free space on the disk of cache.dir' if by_disk else larger}"
+            f"{f'; {smaller}' if smaller else ''}"
         )
 
     def _gigabytes_in(self, mode: str, split: Split) -> float:

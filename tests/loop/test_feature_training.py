@@ -23,7 +23,7 @@ from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer
 from kd_core.models import build as models
 from kd_core.models.layer_features import WithFeatures
 from kd_core.run.folder import read_metrics
-from kd_core.teachers import logits as teacher_logits
+from kd_core.teachers import cache
 from kd_core.teachers.kept_features import KeptFacts
 from kd_core.teachers.logits import TeacherLogits
 from kd_methods import StudentOutput, TeacherOutputs
@@ -189,7 +189,7 @@ def test_cached_features_train_as_computed_ones_bit_for_bit(mode, tmp_path, digi
                 (path / "logits").write_bytes(data)
         with built(monkeypatch) as networks, monkeypatch.context() as patch:
             if kind == "warm" and mode != "lazy":  # on a disk that is full of what is stored; lazy has more to come
-                patch.setattr(teacher_logits, "free_gigabytes", lambda folder: 1e-6)
+                patch.setattr(cache, "free_gigabytes", lambda folder: 1e-6)
             found_rows, found, rates = trained(tmp_path, *arguments)
         assert found_rows == rows, kind
         if kind == "warm":  # what is known of features is kept, too

@@ -28,6 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"views": 3, "rows": 40, "classes": 7}
 
 
+class NothingOpened(set):
+    """Of stores: as if each were opened by another process."""
+
+    def __contains__(self, store: object) -> bool:
+        return False
+
+
 def missing(store: Store, slots: torch.Tensor) -> torch.Tensor:
     """The slots among int64 [n] that are not filled or damaged."""
     return slots[~store.sound(slots)]
@@ -98,7 +105,8 @@ def test_a_truncated_store_is_rebuilt(tmp_path, name, capsys):
     assert not len(missing(make(tmp_path), torch.arange(120)))
 
 
-def test_the_least_recently_used_stores_are_deleted(tmp_path):
+def test_the_least_recently_used_stores_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_opened", NothingOpened())
     size = Store.size(1, 100_000, 7)
     for age, name in enumerate("abc"):
         store = make(tmp_path, name, views=1, rows=100_000)
@@ -112,11 +120,47 @@ def test_the_least_recently_used_stores_are_deleted(tmp_path):
     assert not len(missing(kept, torch.arange(100_000)))  # a reader keeps what it has opened
 
 
+def filled(folder: Path, *names: str) -> float:
+    """Gigabytes of each of some stores, all full."""
+    for name in names:
+        store = make(folder, name, views=1, rows=100_000)
+        store.write(torch.arange(100_000), logits(100_000))
+    return Store.size(1, 100_000, 7) / 1e9
+
+
+def test_no_store_that_this_process_has_opened_is_deleted(tmp_path):
+    """A second teacher's would empty the first one's, and both would be filled again in every run."""
+    size = filled(tmp_path, "a", "b")
+    make(tmp_path, "c", max_gb=2.5 * size, views=1, rows=100_000)
+    assert {store.teacher for store in cache.listed(tmp_path)} == {"a", "b", "c"}
+
+
+def test_what_cannot_be_held_deletes_nothing(tmp_path, monkeypatch):
+    size = filled(tmp_path, "a", "b")
+    monkeypatch.setattr(cache, "_opened", NothingOpened())
+    with pytest.raises(UserError, match=r"cache.max_gb: is 0.004, a teacher's logits can take 0.0054 GB; set cache.ma"):
+        make(tmp_path, "large", max_gb=0.004, views=1, rows=300_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "free_gigabytes", lambda folder: 0.001)
+        with pytest.raises(UserError, match="has 0.00 GB free, a teacher's logits can take 0.01 GB"):
+            make(tmp_path, "large", max_gb=0.006, views=1, rows=300_000)
+        assert {store.teacher for store in cache.listed(tmp_path)} == {"a", "b"}
+        make(tmp_path, "c", max_gb=2.5 * size, views=1, rows=100_000)  # a store that goes frees enough
+    assert len(cache.listed(tmp_path)) == 2
+
+
+def test_others_stores_make_way_for_those_that_are_wanted(tmp_path, monkeypatch):
+    size = filled(tmp_path, "a", "b")
+    monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 1.5 * size)
+    room = [cache.room_for(tmp_path, count * size, [{"name": "a"}]) / size for count in (1, 3, 4)]
+    assert room == pytest.approx([1, 3, 2.5], rel=0.01)
+
+
 def test_a_disk_that_fills_up_while_logits_are_stored_is_one_message(tmp_path, monkeypatch):
     """Nothing is written to a hole through the map, which would end the process."""
     teacher = cache.CachedTeacher(make(tmp_path), per_view=False, notify=print)
     monkeypatch.setattr(os, "pwrite", lambda file, part, at: len(part) // 2)
-    with pytest.raises(UserError, match="cannot be written: No space left on device.* the same command continues"):
+    with pytest.raises(UserError, match="cannot be written: No space left on device.* give the same command again"):
         teacher.keep(torch.arange(120), logits(120))
     monkeypatch.undo()
     assert len(missing(make(tmp_path), torch.arange(120))) == 120
@@ -420,12 +464,34 @@ def test_two_runs_at_once_share_a_cold_cache(home, online, mode, tmp_path):
 def test_auto_prints_the_size_of_lazy_where_it_does_not_fit(home, capsys):
     train(home, "tight", "--cache.max_gb=0.00005", "--training.max_epochs=1", folder="tight")
     text = capsys.readouterr().out
-    assert "teachers run in every step: all 25 views of the images would take 0.0 GB, there is room for 5e-05" in text
+    words = "teachers run in every step: lazy would take [0-9.]+ GB for the teachers' logits, there is room for 5e-05 "
+    assert re.search(rf"{words}\(cache.max_gb is 5e-05\); set cache.max_gb=1; fixed with 8 views [0-9.e-]+ GB", text)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "lazy", "clean"])
+def test_a_named_mode_that_does_not_fit_is_refused_before_anything_is_filled(home, mode):
+    """Not filled above the limit, which would empty the cache for every other run."""
+    words = rf"cache.mode: {mode} would take [0-9.e-]+ GB .* for 7e-06 \(cache.max_gb is 7e-06\); set cache.max_gb=1"
+    with pytest.raises(UserError, match=words):
+        train(home, f"tight-{mode}", f"--cache.mode={mode}", "--cache.max_gb=0.000007", folder=f"tight-{mode}")
+    assert {store.view for store in cache.listed(home / f"tight-{mode}" / "logits")} <= {"clean view"}
+
+
+def test_auto_with_clean_views_that_do_not_fit_runs_teachers_in_every_step(home, online, capsys):
+    weights, rows = train(home, "tight-auto", "--cache.max_gb=0.000007", folder="tight-auto")
+    text = capsys.readouterr().out
+    assert "every step: lazy would take" in text and "every step: clean would take" in text
+    assert same(weights, online) and hits(rows) == [0.0, 0.0, 0.0]
+
+
+def test_more_than_the_cache_may_hold_is_computed_without_it(home, online):
+    weights, _ = train(home, "tiny", "--cache.max_gb=0.000001", folder="tiny")
+    assert same(weights, online) and not cache.listed(home / "tiny" / "logits")
 
 
 def test_auto_counts_what_its_own_stores_take_already(home, online, warm, monkeypatch):
     """The disk is all but full, of what an earlier run has stored."""
-    monkeypatch.setattr(teacher_logits, "free_gigabytes", lambda folder: 1e-6)
+    monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 1e-5)
     weights, rows = train(home, "full", folder="warm")
     assert same(weights, online) and hits(rows) == [1.0, 1.0, 1.0]
     _, rows = train(home, "full-and-empty", folder="data")
