@@ -100,10 +100,13 @@ class _Tables:
         return sorted({table for image in images if (table := layout.table_of(image, self._by_folder))})
 
     def read(self, name: str, *, required: bool = True) -> pyarrow.Table:
-        """The content of a table.  UserError if it is damaged or, if `required`, has no column `file_name`."""
+        """The content of a table, without columns that have no name.
+
+        UserError if it is damaged, has two columns of one name or, if `required`, has no column `file_name`.
+        """
         file = self.folder / name
         if name not in self._content:
-            self._content[name] = _read_table(file)
+            self._content[name] = _named_columns(_read_table(file), file)
         table = self._content[name]
         if required and "file_name" not in table.column_names:
             raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
@@ -252,6 +255,14 @@ def _read_table(file: Path) -> pyarrow.Table:
         return readers[file.suffix.lower()](file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
+
+
+def _named_columns(table: pyarrow.Table, file: Path) -> pyarrow.Table:
+    """A table without its columns that have no name, such as those of trailing commas; UserError if two have one."""
+    names: list[str] = table.column_names
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        raise UserError(f"data.path: {file}: has several columns of the name {', '.join(repeated)}; give each its own")
+    return table.select([place for place, name in enumerate(names) if name])
 
 
 def _column_of_labels(names: list[str], wanted: str | None, file: Path) -> str:

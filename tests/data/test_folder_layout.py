@@ -440,6 +440,27 @@ def test_a_table_of_labels_beside_images(tmp_path: Path) -> None:
         load(tmp_path, path=str(folder))
 
 
+def with_table(folder: Path, table: str | bytes) -> Path:
+    """Images 0.png to 7.png beside a metadata.csv."""
+    for number in range(8):
+        draw(folder / f"{number}.png", 50 + number)
+    (folder / "metadata.csv").write_bytes(table.encode() if isinstance(table, str) else table)
+    return folder
+
+
+def test_columns_without_a_name_are_no_columns(tmp_path: Path) -> None:
+    rows = [f"{number},{number}.png,{'ab'[number % 2]},," for number in range(8)]
+    folder = with_table(tmp_path / "data", "\n".join([",file_name,age,,", *rows]) + "\n")
+    assert load(tmp_path, path=str(folder)).class_names == ["a", "b"]
+
+
+def test_a_table_with_two_columns_of_one_name_is_one_message(tmp_path: Path) -> None:
+    rows = [f"{number}.png,a,x,b,y" for number in range(8)]
+    folder = with_table(tmp_path / "data", "\n".join(["file_name,label,note,label,note", *rows]) + "\n")
+    with pytest.raises(UserError, match=r"metadata.csv: has several columns of the name label, note; give each its own"):
+        load(tmp_path, path=str(folder))
+
+
 def test_a_table_beside_class_folders_takes_nothing_away(tmp_path: Path) -> None:
     folder = pets(tmp_path / "pets", "")
     names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(4)]
