@@ -34,7 +34,7 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
         return views.train(pixels, ids, channels_last=config.training.channels_last)
 
     tensors: dict[str, Tensor] = {}
-    about = about_views(augmentation)
+    about = {**about_views(augmentation), "store_size": str(data.image_size)}
     for split in filter(None, (data.train, data.val, data.test())):
         if split.fingerprint in about.values():
             continue  # validation or test images cut from training, which are among its rows
@@ -53,4 +53,7 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
         write_logits(path, tensors, about)
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
         more = f" --cache.mode=fixed --cache.views={count}" if count else ""
-        print(f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}")
+        print(
+            f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}, and for "
+            f"photos of mixed sizes --data.store_size={data.image_size}, at which they were stored here"
+        )

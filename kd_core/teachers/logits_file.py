@@ -6,7 +6,8 @@ A safetensors file with one tensor per source split, under any name (such as "tr
     [N,V,C]  logits of the V fixed views of each image (`kd_core.views.fixed_view_ids`), for cache.mode=fixed
 
 The metadata holds, under the same name, the fingerprint of that split; for views also "crop_padding" and "flip", as in
-the configuration.  `evaluate_kd.py --dump-logits` writes such files.
+the configuration.  "store_size", the side of the images in pixels, is for messages alone.  `evaluate_kd.py
+--dump-logits` writes such files.
 """
 
 from __future__ import annotations
@@ -68,8 +69,7 @@ class LogitsFile:
             stated = ", ".join(f"{name!r} for {self.about.get(name, 'unknown images')}" for name in self._tensors)
             raise UserError(
                 f"{self._where}: has no logits of split {split.name!r}, whose images have the fingerprint "
-                f"{split.fingerprint}; it has {stated or 'none at all'}. The metadata must say the fingerprint under "
-                "the tensor's name"
+                f"{split.fingerprint}; it has {stated or 'none at all'}. {self._remedy(split)}"
             )
         for name in names:
             if len(self._tensors[name]) != len(split.labels):
@@ -77,6 +77,16 @@ class LogitsFile:
                     f"{self._where}: {name!r} has {len(self._tensors[name]):,} rows, the images are "
                     f"{len(split.labels):,}"
                 )
+
+    def _remedy(self, split: Split) -> str:
+        """What to do where the file is for other images than those of a split."""
+        side, own = self.about.get("store_size", ""), split.images.shape[1]
+        if side.isdecimal() and int(side) != own:
+            return (
+                f"It was made from images stored at {side} pixels, here they are stored at {own}: give "
+                f"--data.store_size={side}"
+            )
+        return "The metadata must say the fingerprint under the tensor's name"
 
     def _of(self, split: Split, dimensions: int) -> Tensor | None:
         self.require(split)

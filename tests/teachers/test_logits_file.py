@@ -167,6 +167,18 @@ def test_files_that_do_not_match_are_one_message(home, data, make, message):
 
 
 @pytest.mark.parametrize(
+    ("store_size", "message"),
+    [("256", "stored at 256 pixels, here they are stored at 32: give --data.store_size=256"),
+     ("32", "The metadata must say the fingerprint"), ("²", "The metadata must say")],
+)  # fmt: skip
+def test_photos_that_were_stored_at_another_size_are_refused_with_that_size(home, data, store_size, message):
+    path = write(home, data, train="other", store_size=store_size)
+    assert data.image_size == 32
+    with pytest.raises(UserError, match=message):
+        LogitsFile(path, "teachers[0].logits", 10).require(data.train)
+
+
+@pytest.mark.parametrize(
     ("teacher", "more", "message"),
     [
         ("views", [], r"has logits of 3 fixed views .*--cache.mode=fixed --cache.views=3"),
