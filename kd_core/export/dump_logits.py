@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_core.data.dataset import Data
+from kd_core.data.dataset import Data, Split
 from kd_core.data.views import Augmentation, fixed_view_ids
 from kd_core.errors import UserError
 from kd_core.models.network import Network
 from kd_core.models.predict import Images, Predictor
+from kd_core.teachers.logits import together
 from kd_core.teachers.logits_file import about_views, write_logits
 
 
@@ -21,7 +22,8 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
     """Write logits for all rows of the source's splits, and for the first `count` fixed views of training images.
 
     All processes call it together; the main one writes `path` (`kd_core.teachers.logits_file`) and prints how to use
-    it.  UserError if the folder cannot be written, or if training shows views that such a file does not hold.
+    it.  A test split that cannot be read is left out.  UserError if the folder cannot be written, or if training shows
+    views that such a file does not hold.
     """
     config, accelerator = predict.config, predict.accelerator
     if count and config.augment.operations:
@@ -35,7 +37,8 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
 
     tensors: dict[str, Tensor] = {}
     about = {**about_views(augmentation), "store_size": str(data.image_size)}
-    for split in filter(None, (data.train, data.val, data.test())):
+    test, problem = _test_split(data)
+    for split in filter(None, (data.train, data.val, test)):
         if split.fingerprint in about.values():
             continue  # validation or test images cut from training, which are among its rows
         everything = replace(split, rows=torch.arange(len(split.labels)))
@@ -53,7 +56,18 @@ def dump_logits(path: Path, count: int, data: Data, student: Network, predict: P
         write_logits(path, tensors, about)
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
         more = f" --cache.mode=fixed --cache.views={count}" if count else ""
+        if problem:
+            print(f"{path} has no logits of the test split, which cannot be read: {problem}")
         print(
-            f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}, and for "
-            f"photos of mixed sizes --data.store_size={data.image_size}, at which they were stored here"
+            f"logits of {shapes} written to {path}; to teach with them: --teachers='[{{logits: {path}}}]'{more}, and "
+            f"for photos of mixed sizes --data.store_size={data.image_size}, at which they were stored here"
         )
+
+
+def _test_split(data: Data) -> tuple[Split | None, str]:
+    """The test split, and what is wrong where one of the processes, and so none of them, can read it."""
+    try:
+        together(data.test)
+    except UserError as error:
+        return None, str(error)
+    return data.test(), ""

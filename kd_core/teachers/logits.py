@@ -511,12 +511,12 @@ class TeacherLogits:
             if accelerator.is_main_process:
                 cached.report_damage(lacking)
             accelerator.wait_for_everyone()  # nobody fills before all know what is missing
-            _together(partial(fill, lacking[accelerator.process_index :: accelerator.num_processes]))
+            together(partial(fill, lacking[accelerator.process_index :: accelerator.num_processes]))
             # the shares of other machines, if they do not share the folder
-            _together(lambda: fill(cached.missing(slots)) if accelerator.is_local_main_process else None)
+            together(lambda: fill(cached.missing(slots)) if accelerator.is_local_main_process else None)
 
 
-def _together(work: Callable[[], None]) -> None:
+def together(work: Callable[[], object]) -> None:
     """Do `work` in all processes, and wait for the others; UserError in all of them if one raises it."""
     mistakes = [""]
     try:

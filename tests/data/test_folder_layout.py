@@ -457,7 +457,7 @@ def test_columns_without_a_name_are_no_columns(tmp_path: Path) -> None:
 def test_a_table_with_two_columns_of_one_name_is_one_message(tmp_path: Path) -> None:
     rows = [f"{number}.png,a,x,b,y" for number in range(8)]
     folder = with_table(tmp_path / "data", "\n".join(["file_name,label,note,label,note", *rows]) + "\n")
-    with pytest.raises(UserError, match=r"metadata.csv: has several columns of the name label, note; give each its own"):
+    with pytest.raises(UserError, match=r"metadata.csv: has several columns of the name label, note; give each"):
         load(tmp_path, path=str(folder))
 
 

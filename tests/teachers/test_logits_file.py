@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,11 +20,15 @@ import evaluate_kd
 import kd_methods
 import train_kd
 from kd_core import config as configuration
-from kd_core.config import DataConfig, command_line
+from kd_core.config import Config, DataConfig, command_line
 from kd_core.data.dataset import Data, load_data
 from kd_core.errors import UserError
+from kd_core.export.dump_logits import dump_logits
 from kd_core.models import build as models
+from kd_core.models import network as networks
+from kd_core.models.predict import Predictor
 from kd_core.run.folder import read_metrics
+from kd_core.teachers import logits as teacher_logits
 from kd_core.teachers import logits_file
 from kd_core.teachers.logits_file import LogitsFile, write_logits
 
@@ -137,6 +143,23 @@ def test_the_file_holds_every_image_of_the_source_once(home, data):
     evaluate_kd.main(["--checkpoint", str(folder(home, "t")), "--split", "test", "--no-wandb"])
     found = json.loads((folder(home, "t") / "evaluation-test.json").read_text())
     assert found["accuracy"] == pytest.approx(float(correct), abs=1e-6)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["here", "in another process"])
+def test_a_test_split_that_cannot_be_read_is_left_out_of_the_file(home, data, here, tmp_path, capsys, monkeypatch):
+    """Training with such data works, so its student can teach."""
+
+    def unreadable():
+        raise UserError("row 0 has no label (-1)")
+
+    if here:
+        data = replace(data, _open_test=unreadable, _test=[])
+    else:
+        monkeypatch.setattr(teacher_logits, "gather_object", lambda own: [*own, "row 0 has no label (-1)"])
+    path, config = tmp_path / "a.safetensors", Config.model_validate({"model": {"name": "cifar_resnet8"}})
+    dump_logits(path, 0, data, networks.build(config, data), Predictor(Accelerator(cpu=True), config))
+    assert set(load_file(path)) == {"train"}
+    assert "has no logits of the test split, which cannot be read: row 0 has no label (-1)" in capsys.readouterr().out
 
 
 def write(home: Path, data: Data, tensor: torch.Tensor | None = None, **about: str) -> Path:
