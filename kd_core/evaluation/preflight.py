@@ -25,7 +25,7 @@ from kd_core.models import build as models
 from kd_core.models import interface
 from kd_core.models import network as networks
 from kd_core.models.layer_features import layers_of
-from kd_core.models.predict import Predictor
+from kd_core.models.predict import Images, Predictor
 from kd_core.run import precision
 from kd_core.run.folder import open_run
 from kd_core.run.job import Job
@@ -33,7 +33,7 @@ from kd_core.run.tracking import prepare as start_service
 from kd_core.run.tracking import wandb_mode
 from kd_core.teachers import dry_run
 from kd_core.teachers import load as teachers
-from kd_core.teachers.logits import TeacherLogits
+from kd_core.teachers.logits import TeacherLogits, together
 
 
 def start(options: Options, resolved: Resolved, signals: StopSignals | None = None) -> tuple[Config, Job]:
@@ -133,9 +133,10 @@ def find_mistakes(config: Config, job: Job, resume: str) -> list[teachers.Teache
         problems.attempt(lambda: open_run(config, job.data.fingerprint_of(config.data), resume))
     if None not in members:
         problems.attempt(lambda: require_unseen_validation(config.kd, members, job.data))
+        outputs = TeacherLogits(members, Predictor(job.accelerator, config))
+        problems.attempt(lambda: outputs.check_files(job.data.shown))
     problems.tell()
-    if network and features:
-        _try_training(network, config, job, members)
+    _check_with_teachers(network if features else None, config, job, members)
     job.reset_device()  # frees the memory of the trial passes
     return members
 
@@ -203,7 +204,8 @@ def _check_run(
             problems.attempt(lambda: network.check_export(key))
     if len(problems.messages) > before or not try_it:
         return network
-    problems.attempt(lambda: _try_training(network, config, job, [], **keys))
+    alone = TeacherLogits([], Predictor(job.accelerator, config))
+    problems.attempt(lambda: _try_training(network, config, job, alone, **keys))
     return None
 
 
@@ -223,14 +225,28 @@ def _require_both_kinds(sampler: Sampler, config: Config, processes: int, where:
         )
 
 
+def _check_with_teachers(
+    network: networks.Network | None, config: Config, job: Job, members: list[teachers.Teacher]
+) -> None:
+    """Train a student on one batch beside its teachers, if it is given; UserError if a named cache does not fit."""
+    outputs = TeacherLogits(members, Predictor(job.accelerator, config))
+    if network:
+        _try_training(network, config, job, outputs)
+    images = Images(job.data.shown, torch.device("cpu"), "host", Recipe.of(config, job.data))
+    together(lambda: outputs.check_mode(images))
+    if second := images.second(config, job.data):
+        together(lambda: outputs.of_second_views().check_mode(second))
+
+
 def _try_training(
-    network: networks.Network, config: Config, job: Job, members: list[teachers.Teacher], **keys: str
+    network: networks.Network, config: Config, job: Job, outputs: TeacherLogits, **keys: str
 ) -> None:
     """Train the student on one batch; `keys` as above.  With `kd.features`, teachers run if these are not known."""
     wanted, predict = config.model, Predictor(job.accelerator, config)
     usual = models.usual_size(wanted.name, wanted.stem)
     subject = dry_run.Subject(wanted.name, network.preprocess.size, usual, **keys)
-    outputs = TeacherLogits(members, predict)
-    layers = layers_of(config.kd, len(members))
+    layers = layers_of(config.kd, len(outputs))
     shapes = [one.shapes for one in outputs.give_features(layers)] if layers else []
-    dry_run.train_once(network, config, job.data, predict, subject, shapes, outputs.classifiers)
+    term = dry_run.train_once(network, config, job.data, predict, subject, shapes, outputs.classifiers)
+    if layers and term:
+        outputs.keep_for(term, layers)

@@ -24,6 +24,7 @@ from kd_core.models.network import Network
 from kd_core.models.predict import Predictor
 from kd_core.teachers.load import Reordered, Teacher
 from kd_methods import KDMethod, StudentOutput, TeacherOutputs
+from kd_methods._feature_term import FeatureTerm
 from kd_methods.feature_losses import Shape
 from kd_methods.feature_losses._base import Classifier
 
@@ -54,11 +55,12 @@ def train_once(
     subject: Subject,
     teacher_shapes: Sequence[list[Shape]] = (),
     classifiers: tuple[Classifier, ...] | None = None,
-) -> None:
+) -> FeatureTerm | None:
     """Run forward, loss and backward on this process's share of one batch or of its part, and evaluate one image.
 
     Uses the first training images, with the run's precision and memory format, and makes no optimizer step.  The states
     of the random generators are restored.  Weights and statistics are not: do not use `student` afterwards.
+    Returns the method's part on features, with `kd.features`.
 
     Args:
         teacher_shapes, classifiers: with `kd.features`, of each teacher the shapes of one image's features and the last
@@ -104,6 +106,7 @@ def train_once(
         model.eval()
         with torch.no_grad(), explained("be evaluated on", 1), accelerator.autocast():
             _require_logits(model(view[:1]), subject, 1, data.num_classes, "in evaluation")
+        return method.feature_term
     finally:
         set_random_state(before, accelerator.device)
 

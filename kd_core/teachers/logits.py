@@ -320,13 +320,30 @@ class TeacherLogits:
             return int(mode != "off")
         return {"fixed": self._predict.config.cache.views, "lazy": self._all_views}.get(mode, 0)
 
-    def open_files(self, split: Split) -> None:
-        """Open the teachers that are files of logits; UserError if their views are not those of training."""
+    def check_files(self, split: Split) -> None:
+        """UserError if teachers are files of logits whose views are not those of training."""
         config = self._predict.config
         fixed = config.cache.views if config.cache.mode == "fixed" else None
-        for index, teacher in enumerate(self.members):
+        for teacher in self.members:
             if teacher.file:
                 teacher.file.check_views(split, Augmentation.of(config.data), fixed)
+
+    def check_mode(self, images: Images) -> None:
+        """UserError if the cache mode that is named does not fit, before teachers are trained that are stand-ins here.
+
+        What is stored of these is not known, so the disk's space is looked at where there are none.
+        """
+        cache, split = self._predict.config.cache, images.split
+        if cache.mode != "auto":
+            known = all(teacher.digest for teacher in self.members)
+            self._require_room(cache.mode, split, self._room(images) if known else cache.max_gb - self._taken_by_first)
+            self._gigabytes_taken = self._gigabytes_in(cache.mode, split)
+
+    def open_files(self, split: Split) -> None:
+        """Open the teachers that are files of logits; UserError if their views are not those of training."""
+        self.check_files(split)
+        for index, teacher in enumerate(self.members):
+            if teacher.file:
                 per_view = teacher.view == "shared"
                 self._cached[index] = CachedTeacher(teacher.file.store(split), per_view=per_view, notify=tqdm.write)
 
@@ -351,8 +368,7 @@ class TeacherLogits:
         """The cache mode; `auto` chooses the largest that fits.  UserError if the one that is named does not."""
         named, split, room = self._predict.config.cache.mode, images.split, self._room(images)
         if named != "auto":
-            if problem := self._too_large(named, split, room):
-                raise UserError(f"cache.mode: {problem}")
+            self._require_room(named, split, room)
             return named
         any_shared = any(teacher.view == "shared" and not teacher.file for teacher in self.members)
         for mode in ["lazy"] * any_shared + ["clean"]:
@@ -383,6 +399,10 @@ class TeacherLogits:
     @property
     def _taken_by_first(self) -> float:
         return self._first._gigabytes_taken if self._first else 0.0
+
+    def _require_room(self, mode: str, split: Split, room: float) -> None:
+        if problem := self._too_large(mode, split, room):
+            raise UserError(f"cache.mode: {problem}")
 
     def _too_large(self, mode: str, split: Split, room: float) -> str:
         """Why the teachers' caches do not fit into `room` gigabytes in this mode, in words; empty if they do."""

@@ -230,7 +230,11 @@ def test_a_teacher_is_built_only_where_its_last_layer_is_not_kept(tmp_path, digi
         ("lazy", 1e-5, VECTORS, "lazy would take [0-9.e-]+ GB .*; fixed with 8 views [0-9.e-]+ GB and clean views"),
     ],
 )
-def test_a_cache_that_cannot_hold_the_features_is_refused(mode, max_gb, features, message, tmp_path, digits_teachers):
+def test_a_cache_that_cannot_hold_the_features_is_refused(
+    mode, max_gb, features, message, tmp_path, digits_teachers, monkeypatch
+):
+    """Before the student is trained without teachers, to be compared with."""
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
     arguments = words(tmp_path, digits_teachers, f"--cache.mode={mode}", f"--cache.max_gb={max_gb}", features=features)
     with pytest.raises(UserError, match=message):
         train_kd.main(arguments)

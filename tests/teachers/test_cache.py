@@ -469,12 +469,25 @@ def test_auto_prints_the_size_of_lazy_where_it_does_not_fit(home, capsys):
 
 
 @pytest.mark.parametrize("mode", ["fixed", "lazy", "clean"])
-def test_a_named_mode_that_does_not_fit_is_refused_before_anything_is_filled(home, mode):
+def test_a_named_mode_that_does_not_fit_is_refused_before_anything_is_trained(home, mode, monkeypatch):
     """Not filled above the limit, which would empty the cache for every other run."""
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
     words = rf"cache.mode: {mode} would take [0-9.e-]+ GB .* for 7e-06 \(cache.max_gb is 7e-06\); set cache.max_gb=1"
     with pytest.raises(UserError, match=words):
         train(home, f"tight-{mode}", f"--cache.mode={mode}", "--cache.max_gb=0.000007", folder=f"tight-{mode}")
-    assert {store.view for store in cache.listed(home / f"tight-{mode}" / "logits")} <= {"clean view"}
+    assert not cache.listed(home / f"tight-{mode}" / "logits")
+
+
+def test_of_teachers_yet_to_be_trained_the_gigabytes_are_known(home, monkeypatch):
+    """Whatever the disk has free: what is stored of them is not known before."""
+    monkeypatch.setattr(train_kd, "run", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 1e-9)
+    recipe = ROOT / "configs" / "teachers" / "digits.yaml"
+    more = [f"--teachers=[{{model: cifar_resnet8, train: {recipe}}}]", "--kd.type=average", "--cache.mode=fixed"]
+    with pytest.raises(UserError, match="cache.mode: fixed would take .*set cache.max_gb=1"):
+        train(home, "untrained", *more, "--cache.max_gb=0.000007")
+    with pytest.raises(pytest.fail.Exception, match="training began"):
+        train(home, "untrained", *more)
 
 
 def test_auto_with_clean_views_that_do_not_fit_runs_teachers_in_every_step(home, online, capsys):
