@@ -179,8 +179,9 @@ def _require_above_chance(
             continue
         remedy = (
             "Usual causes: weights of another data set, classes in another order (teachers[].class_order), "
-            "another normalization than in its training (teachers[].normalization), another input size "
-            f"(teachers[].img_size); {tried}"
+            "another normalization than in its training (teachers[].normalization)"
+            + ("" if teachers[position].has_own_size else ", another input size (teachers[].img_size)")
+            + f"; {tried}"
         )
         if better and position in better:
             remedy = f"{better[position].message}: {better[position].advice}"

@@ -431,6 +431,11 @@ def export_size(folder: str | Path) -> int:
     return _read_export(folder)[2].pretrained_cfg.input_size[-1]
 
 
+def export_args(folder: str | Path) -> dict[str, Any]:
+    """The arguments with which an exported model is built again; UserError as for `load_export`."""
+    return dict(_read_export(folder)[2].model_args)
+
+
 def load_export(folder: str | Path) -> LoadedModel:
     """Read an export of `export` or of timm's own; nothing in it is executed.
 

@@ -101,6 +101,7 @@ class Teacher:
     artifact: str | None = None
     index: int = 0  # in the list `teachers` of the settings
     preprocess: models.Preprocess | None = None  # of its weights, before the setting `normalization`
+    has_own_size: bool = False  # its weights say the size of its input, and no setting changes that
     validation_logits: Tensor | None = None  # [n,C], of the images that it is measured on, once computed
     saw_validation: Exposure | None = "possibly"  # None without a validation split
     notes: list[str] = field(default_factory=list)  # printed when training starts, one line each
@@ -189,17 +190,26 @@ def _input_size(config: TeacherConfig, where: str, run: Config) -> int:
     if config.logits:
         return 0  # it has no input
     source = config.weights or ""
-    if config.model:
-        return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
+    folder = Path(source).expanduser() if source else None
     if source.startswith("wandb:"):
         folder = artifacts.download(source.removeprefix("wandb:"), run.cache.folder / "artifacts", where)
-        return models.export_size(export_in(folder))
+    if folder and source != "pretrained" and folder.is_dir():  # it says its size, whatever the entry says beside it
+        return models.export_size(_export_of(folder, where))
+    if config.model:
+        return models.input_size(config.model, config.img_size, config.stem, f"{where}.model")
     if known := _known(source):
         return int(known.preprocess.size)
     if source.startswith("hf-hub:"):
         return models.input_size(source, where=f"{where}.weights")
-    folder = Path(source).expanduser()
-    return models.export_size(export_in(folder)) if folder.is_dir() else 0
+    return 0
+
+
+def _export_of(folder: Path, where: str) -> Path:
+    """The export in the folder that `weights` names; UserError if there is none."""
+    try:
+        return export_in(folder)
+    except UserError as error:
+        raise UserError(f"{where}.weights: {error}") from None
 
 
 def _missing(config: TeacherConfig, where: str) -> str | None:
@@ -362,25 +372,38 @@ def _from_export(folder: Path, config: TeacherConfig, where: str, data: Data, ru
         except UserError as error:
             raise UserError(f"{where}.weights: {error}") from None
 
-    try:
-        export = export_in(folder)
-    except UserError as error:
-        raise UserError(f"{where}.weights: {error}") from None
+    export = _export_of(folder, where)
     files = {name: export / name for name in ("config.json", "model.safetensors")}
     origin = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
     if own_code.files():
         origin |= _code_of(str(read_object(files["config.json"]).get("architecture")))
     facts, digest, network = _facts_of(origin, build, run)
-    wanted = models.architecture(config.model, config.stem) if config.model else facts.architecture
-    if wanted != facts.architecture:
-        raise UserError(f"{where}.model: is {wanted!r}, but {export} holds a {facts.architecture!r}")
+    _require_what_it_holds(export, facts, config, where)
     check_classes(facts, data, f"{where} {folder}", outputs_in_order(config.class_order, data.class_names))
     teacher = _teacher(facts, digest, network, config, data, run)
+    teacher.has_own_size = True
     teacher.saw_validation = _exposure_of_export(export, data, run)
     if (export / "metrics.json").is_file():
         stated = read_object(export / "metrics.json").get("val/accuracy")
         teacher.stated_accuracy = stated if isinstance(stated, float) else None
     return teacher
+
+
+def _require_what_it_holds(export: Path, facts: Facts, config: TeacherConfig, where: str) -> None:
+    """UserError if an entry describes another network than that of its export, which is the one that runs."""
+    if config.model or config.stem != "default":
+        wanted = models.architecture(config.model or facts.architecture, config.stem, f"{where}.model")
+        if wanted != facts.architecture:
+            key, given = ("model", wanted) if config.model else ("stem", config.stem)
+            raise UserError(f"{where}.{key}: is {given!r}, but {export} holds a {facts.architecture!r}")
+    size = facts.preprocess.size
+    if config.img_size not in (None, size):
+        raise UserError(
+            f"{where}.img_size: is {config.img_size}, but {export} holds a network for {size} pixels; leave it out"
+        )
+    args = models.export_args(export) if config.args else {}
+    if other := {key: value for key, value in config.args.items() if key not in args or args[key] != value}:
+        raise UserError(f"{where}.args: is {other}, but {export} holds a network with {args or 'none'}; leave it out")
 
 
 def _from_checkpoint(source: str, config: TeacherConfig, where: str, data: Data, run: Config) -> Teacher:
