@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.distributed import run
 from waiting import free_port, wait_for
 from warm_process import WarmProcess
 
@@ -379,3 +380,13 @@ def test_the_first_process_chooses_the_precision_of_all(tmp_path):
     for process in both:
         told, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and told.endswith("bf16\nno such network\n"), told
+
+
+def test_the_slurm_job_of_the_docs_ends_by_a_signal_that_torchrun_passes_on(monkeypatch):
+    monkeypatch.delenv("PET_SIGNALS_TO_HANDLE", raising=False)
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    name, seconds = re.search(r"#SBATCH .*--signal=(\w+)@(\d+)", page).groups()
+    words = ["--shutdown-timeout", re.search(r"--shutdown-timeout (\d+)", page)[1], "train_kd.py"]
+    options = run.get_args_parser().parse_args(words)
+    assert f"SIG{name}" in options.signals_to_handle.split(",")
+    assert 60 < options.shutdown_timeout < int(seconds), "time for a checkpoint, and the end before SLURM's"
