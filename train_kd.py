@@ -719,8 +719,8 @@ def ensure_teacher(config: Config, index: int, job: Job) -> Path:
     with ExitStack() as cleanup:
         if job.accelerator.is_main_process:
             lock = teacher_lock(
-                config,
-                configuration.digest(own, job.data.fingerprint_of(own.data)),
+                own,
+                job.data.fingerprint_of(own.data),
                 lambda owner: job.say(f"{label} is being trained by {owner}; waiting for it"),
             )
             cleanup.callback(lock.release)

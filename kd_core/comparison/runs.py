@@ -15,6 +15,7 @@ import kd_methods
 from kd_core.comparison import recorded
 from kd_core.config import (
     MAX_NESTING,
+    PLACE_OF_DATA,
     Config,
     Layer,
     NotImported,
@@ -36,8 +37,6 @@ from kd_core.teachers.load import ON_DEMAND
 
 # metrics that a run's summary has under other names
 STATED = {"val/accuracy": "best_val_accuracy", "val/auroc": "val_auroc", "test/accuracy": "final_test_accuracy"}
-# Keys of `data` and `data.unlabeled` that say where images lie and what their columns are called, not which they are.
-PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
 WANDB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 

@@ -1,7 +1,7 @@
 """Settings: what there is, how files and command lines are read, and what makes two runs the same run."""
 
 from kd_core.config.help import describe_keys
-from kd_core.config.identity import digest, group, identity_of
+from kd_core.config.identity import PLACE_OF_DATA, digest, group, identity_of, without_place
 from kd_core.config.merge import NotImported, Resolved, resolve, with_precision, with_seed
 from kd_core.config.own_code import digests as code_digests
 from kd_core.config.read import (
@@ -54,6 +54,7 @@ __all__ = [
     "MAX_NESTING",
     "RecipeConfig",
     "NotImported",
+    "PLACE_OF_DATA",
     "PROJECT_ROOT",
     "QUICKSTART",
     "Resolved",
@@ -84,4 +85,5 @@ __all__ = [
     "with_precision",
     "with_seed",
     "without_echoes",
+    "without_place",
 ]

@@ -13,6 +13,8 @@ from kd_core.files import json_sha256, sha256_of
 
 # Raised whenever training itself changes its arithmetic, so that stored teachers are trained again.
 RECIPE_VERSION = 2
+# Keys of `data` and `data.unlabeled` that say where images lie and what their columns are called, not which they are.
+PLACE_OF_DATA = ("source", "name", "subset", "revision", "path", "folders", "image_column", "label_column")
 
 
 def digest(config: Config, data_fingerprint: str) -> str:
@@ -59,6 +61,17 @@ def identity_of(config: Config, data_fingerprint: str) -> dict[str, Any]:
     if code and config.kd.type != kd_methods.LABEL_ONLY:
         values["kd"]["code"] = code  # in the kd section, so that your own method can be compared with others
     return {"recipe": RECIPE_VERSION, "images": data_fingerprint, **values}
+
+
+def without_place(identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's identity without where its images lie.  Its fingerprint still says which they are."""
+    data = identity.get("data")
+    if not isinstance(data, dict):  # of a damaged file
+        return identity
+    own = {key: value for key, value in data.items() if key not in PLACE_OF_DATA}
+    if isinstance(own.get("unlabeled"), dict):
+        own["unlabeled"] = {**own["unlabeled"], "path": None}
+    return {**identity, "data": own}
 
 
 def _identity_of_teacher(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import SoftFileLease
 from tqdm import tqdm
 
-from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml
+from kd_core.config import IMPORTS, Config, digest, identity_of, own_code, read_yaml, without_place
 from kd_core.config.privacy import redacted
 from kd_core.errors import UserError, printable
 from kd_core.files import (
@@ -224,20 +224,29 @@ def find_run(
 ) -> RunFolder | None:
     """The newest run in `output_dir` with this configuration's digest, else None.
 
+    If none has it, the newest that differs only in where the same images lie: a folder of their own for each job, say.
     With `run_id` only that run, with `finished` only finished runs.
     """
-    wanted, found = digest(config, data_fingerprint), []
-    for path in Path(config.output_dir).glob("*/summary.json"):
+    runs = []
+    for path, summary in _objects(config, "summary.json"):
+        if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
+            runs.append((path.stat().st_mtime, path.parent, summary.get("config_digest")))
+    wanted = digest(config, data_fingerprint)
+    found = [(time, folder) for time, folder, known in runs if known == wanted]
+    if runs and not found:
+        own = without_place(redacted(identity_of(config, data_fingerprint)))
+        moved = {path.parent for path, there in _objects(config, "identity.json") if without_place(there) == own}
+        found = [(time, folder) for time, folder, _ in runs if folder in moved]
+    return RunFolder(max(found)[1]) if found else None
+
+
+def _objects(config: Config, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The JSON files of this name in the run folders of `output_dir`, and what they hold; damaged ones are named."""
+    for path in sorted(Path(config.output_dir).glob(f"*/{name}")):
         try:
-            summary = read_object(path)
+            yield path, read_object(path)
         except UserError as error:
             tqdm.write(f"skipped: {error}")
-            continue
-        if summary.get("config_digest") != wanted:
-            continue
-        if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
-            found.append((path.stat().st_mtime, path.parent))
-    return RunFolder(max(found)[1]) if found else None
 
 
 def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
@@ -247,7 +256,7 @@ def open_run(config: Config, data_fingerprint: str, path: str) -> RunFolder:
         raise UserError(
             f"--resume: {path} is not a run folder (it has no summary.json); allowed: auto, never, a run folder"
         )
-    if folder.summary().get("config_digest") != digest(config, data_fingerprint):
+    if not is_run_of(folder, config, data_fingerprint):
         changes = differences(folder, config, data_fingerprint)
         raise UserError(
             "\n".join([f"--resume: {path} was trained with other settings or data:", *changes])
@@ -261,11 +270,7 @@ def differences(folder: RunFolder, config: Config, data_fingerprint: str) -> lis
     there, here = (
         dict(_leaves(redacted(v))) for v in (read_yaml(folder.path / "config.yaml"), config.model_dump(mode="json"))
     )
-    changes = [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted({**there, **here})
-        if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # else a newer key
-    ]
+    changes = [f"  {change}" for change in _changes(there, here)]
     known = read_object(folder.identity_file).get("images") if folder.identity_file.is_file() else data_fingerprint
     if known != data_fingerprint:
         changes.append(
@@ -279,28 +284,52 @@ def differences(folder: RunFolder, config: Config, data_fingerprint: str) -> lis
     return changes
 
 
+def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted({**there, **here})
+        if there.get(key) != here.get(key) and (key in there or here[key] not in (None, []))  # else a newer key
+    ]
+
+
+def is_run_of(folder: RunFolder, config: Config, data_fingerprint: str) -> bool:
+    """Whether the run of `folder` has these settings and images, wherever the images lie."""
+    if folder.summary().get("config_digest") == digest(config, data_fingerprint):
+        return True
+    there = read_object(folder.identity_file) if folder.identity_file.is_file() else {}  # older runs have none
+    return without_place(there) == without_place(redacted(identity_of(config, data_fingerprint)))
+
+
 def find_or_create(config: Config, data_fingerprint: str, resume: str, run_id: str | None) -> RunFolder:
     """The run to work on.  `resume`: auto (continue the run with the same settings), never, or a run folder.
 
     `run_id` is the id that a sweep agent prescribes, if any: with it there is no second run, whatever `resume` is.
     """
     if resume not in ("auto", "never"):
-        return open_run(config, data_fingerprint, resume)
-    found = find_run(config, data_fingerprint, run_id) if resume == "auto" or run_id else None
+        found: RunFolder | None = open_run(config, data_fingerprint, resume)
+    else:
+        found = find_run(config, data_fingerprint, run_id) if resume == "auto" or run_id else None
     if found is None:
         tell_other_data(config, data_fingerprint)
-    return found or create_run(config, data_fingerprint, run_id or new_run_id())
+        return create_run(config, data_fingerprint, run_id or new_run_id())
+    tell_other_place(found, config, data_fingerprint)
+    return found
+
+
+def tell_other_place(folder: RunFolder, config: Config, data_fingerprint: str) -> None:
+    """Print a notice if the images of the run of `folder`, which is this one, lay elsewhere when it began."""
+    if folder.summary().get("config_digest") == digest(config, data_fingerprint):
+        return
+    there, here = read_object(folder.identity_file), redacted(identity_of(config, data_fingerprint))
+    changes = _changes(*(dict(_leaves(identity["data"], "data.")) for identity in (there, here)))
+    message = f"{folder.path}: is the run with these settings and the same images, from elsewhere: {', '.join(changes)}"
+    tqdm.write(printable(message))
 
 
 def tell_other_data(config: Config, data_fingerprint: str) -> None:
     """Print a notice for each run in `output_dir` that differs from this one only in its data's fingerprint."""
     own = redacted(identity_of(config, data_fingerprint))
-    for path in sorted(Path(config.output_dir).glob("*/identity.json")):
-        try:
-            there = read_object(path)
-        except UserError as error:
-            tqdm.write(f"skipped: {error}")
-            continue
+    for path, there in _objects(config, "identity.json"):
         images = there.get("images")
         if images != data_fingerprint and {**there, "images": data_fingerprint} == own:
             old, new = str(images)[:12], data_fingerprint[:12]
@@ -350,9 +379,13 @@ def _take_over(folder: RunFolder, job: Job, cleanup: ExitStack) -> None:
             folder.write_summary(status="running", exit_status=None)
 
 
-def teacher_lock(config: Config, digest: str, busy: Callable[[str], None]) -> SoftFileLease:
-    """The lock for training the teacher of this digest, held; `busy` is called with its current owner, if any."""
-    return held_lock(writable_folder(Path(config.output_dir), "output_dir") / f".teacher-{digest}.lock", busy)
+def teacher_lock(config: Config, data_fingerprint: str, busy: Callable[[str], None]) -> SoftFileLease:
+    """The lock for training this teacher, held; `busy` is called with its current owner, if any.
+
+    One for all who have the same images, wherever these lie.
+    """
+    known = json_sha256(without_place(identity_of(config, data_fingerprint)), sort_keys=True)[:16]
+    return held_lock(writable_folder(Path(config.output_dir), "output_dir") / f".teacher-{known}.lock", busy)
 
 
 # ---------------------------------------------------------------------------------------------- training state

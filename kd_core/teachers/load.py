@@ -16,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import kd_methods
-from kd_core.config import Config, DataConfig, Layer, TeacherConfig, find_file, own_code, read_yaml, resolve
+from kd_core.config import (
+    PLACE_OF_DATA,
+    Config,
+    DataConfig,
+    Layer,
+    TeacherConfig,
+    find_file,
+    own_code,
+    read_yaml,
+    resolve,
+)
 from kd_core.data.dataset import Data, validation_size
 from kd_core.data.preprocess import NORMALIZATIONS
 from kd_core.data.recipes import crops_of
@@ -36,14 +46,7 @@ ON_DEMAND = "teachers"  # W&B group of teachers trained on demand
 # The only settings that a teacher trained on demand inherits from the run: the identity of the data and of the split,
 # so that it never sees the student's validation images.
 INHERITED_DATA = (
-    "source",
-    "name",
-    "subset",
-    "revision",
-    "path",
-    "folders",
-    "image_column",
-    "label_column",
+    *PLACE_OF_DATA,
     "train_split",
     "val_split",
     "test_split",

@@ -1,9 +1,11 @@
 """What stands in a run folder is believed only if it is whole."""
 
 import json
+import threading
 
 import pytest
 import torch
+from waiting import wait_for
 
 from kd_core.config import Config
 from kd_core.errors import UserError
@@ -108,6 +110,52 @@ def test_runs_that_differ_only_in_the_datas_fingerprint_are_reported(tmp_path, c
     assert start(new, "never")[1] == said
     first.identity_file.write_text("{")
     assert "skipped: " in start("f" * 64)[1]
+
+
+def test_a_run_is_found_wherever_the_same_images_lie(tmp_path, capsys):
+    def settings(path, **more):
+        data = {"source": "imagefolder", "path": path, "unlabeled": {"source": "imagefolder", "path": path + "/more"}}
+        return Config.model_validate({"output_dir": str(tmp_path), "data": data, **more})
+
+    def start(path, resume="auto", images="a" * 64, **more):
+        return checkpoints.find_or_create(settings(path, **more), images, resume, None)
+
+    run = start("/scratch/job1")
+    capsys.readouterr()
+    assert start("/scratch/job2").path == run.path
+    assert capsys.readouterr().out == (
+        f"{run.path}: is the run with these settings and the same images, from elsewhere: data.path: '/scratch/job1' "
+        "there, '/scratch/job2' here, data.unlabeled.path: '/scratch/job1/more' there, '/scratch/job2/more' here\n"
+    )
+    assert start("/scratch/job2", str(run.path)).path == run.path
+    capsys.readouterr()
+    assert start("/scratch/job1").path == run.path and capsys.readouterr().out == ""
+    others = [
+        start("/scratch/job2", images="b" * 64), start("/scratch/job2", training={"seed": 1}),
+        start("/scratch/job2", "never"),
+    ]  # fmt: skip
+    assert len({other.path for other in [run, *others]}) == 4
+    assert start("/scratch/job2").path == others[2].path, "that of the same place comes first"
+    with pytest.raises(UserError, match="training.seed: 0 there, 2 here"):
+        start("/scratch/job2", str(run.path), training={"seed": 2})
+
+
+def test_who_have_the_same_images_train_a_teacher_once(tmp_path):
+    def lock(path, images="a" * 64):
+        data = {"source": "imagefolder", "path": path}
+        config = Config.model_validate({"output_dir": str(tmp_path), "data": data})
+        return checkpoints.teacher_lock(config, images, owners.append)
+
+    owners = []
+    held = [lock("/scratch/job1"), lock("/scratch/job1", "b" * 64)]
+    thread = threading.Thread(target=lambda: held.append(lock("/scratch/job2")))
+    thread.start()
+    wait_for(lambda: owners, "the notice")
+    held[0].release()
+    thread.join()
+    for one in held[1:]:
+        one.release()
+    assert len(held) == 3 and len(owners) == 1
 
 
 def test_a_trial_whose_settings_changed_does_not_continue_the_old_weights(tmp_path):
