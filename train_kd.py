@@ -176,7 +176,8 @@ def run(
 
 def already_finished(config: Config, job: Job, folder: RunFolder) -> dict[str, Any]:
     """The summary of a run that has finished before; what W&B lacks of it is sent."""
-    job.say(f"already finished: {folder.path} (--fresh trains again)")
+    again = "" if job.prescribed_run_id else " (--fresh trains again)"  # a sweep's trial has one run
+    job.say(f"already finished: {folder.path}{again}")
     for note in report.unlike_now(config, folder.path, folder.summary(), job.accelerator.num_processes):
         job.say(note)
     if job.use_wandb and job.accelerator.is_main_process:

@@ -18,7 +18,7 @@ from kd_core.loop.processes import random_state, set_random_state
 from kd_core.loop.signals import Stopped
 from kd_core.models.average import WeightAverage
 from kd_core.models.network import Network
-from kd_core.run.folder import RunFolder, load_latest, save_latest
+from kd_core.run.folder import ANEW, RunFolder, load_latest, save_latest
 from kd_core.run.job import STEPS_TOGETHER, Job
 from kd_core.run.selection import AVERAGE, of_average, of_export, selected
 
@@ -100,7 +100,7 @@ class Checkpoints:
         if progress.processes != accelerator.num_processes:
             raise UserError(
                 f"{self.folder.path}: was trained by {progress.processes} process(es), this is "
-                f"{accelerator.num_processes}: not the same run. Start as many as before, or give --fresh"
+                f"{accelerator.num_processes}: not the same run. Start as many as before, or {ANEW}"
             )
         ended = progress.epoch > 0 and progress.position == 0
         if accelerator.is_main_process and ended:  # in case the last attempt ended between the writes

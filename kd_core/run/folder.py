@@ -59,6 +59,8 @@ from kd_core.run.job import Job
 from kd_core.run.script import exit_status
 
 EPOCHS = Path("checkpoints", "epochs")
+# What to do about a folder that cannot be continued.  --fresh begins no second run of a teacher or of a sweep's trial.
+ANEW = "move or delete the folder, and the same command trains it from its start"
 
 
 def new_run_id() -> str:
@@ -430,7 +432,7 @@ def load_latest(folder: RunFolder, notify: Any) -> tuple[Path, dict[str, Any], d
         except (UserError, OSError) as error:
             notify(f"checkpoint skipped: {error}")
     if candidates:
-        raise UserError(f"{folder.path}: no checkpoint can be read; start over with --fresh")
+        raise UserError(f"{folder.path}: no checkpoint can be read; {ANEW}")
     return None
 
 
@@ -447,7 +449,7 @@ class MetricsFile:
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         if offset is not None:
             if not 0 <= offset <= path.stat().st_size:
-                raise UserError(f"{path}: damaged, the checkpoint expects {offset} bytes; start over with --fresh")
+                raise UserError(f"{path}: damaged, the checkpoint expects {offset} bytes; {ANEW}")
             self._file.truncate(offset)
             self._file.seek(0, os.SEEK_END)
 
@@ -475,8 +477,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; restore the file, or start over "
-                "with --fresh"
+                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; restore the file, or "
+                + ANEW
             )
         rows.append(row)
     return rows

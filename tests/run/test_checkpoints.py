@@ -2,14 +2,17 @@
 
 import json
 import threading
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 from waiting import wait_for
 
-from kd_core.config import Config
+from kd_core.config import Config, TrainingConfig
 from kd_core.errors import UserError
 from kd_core.run import folder as checkpoints
+from kd_core.run.checkpoints import Checkpoints, Progress
 from kd_core.run.folder import RunFolder
 
 STATE = {"epoch": 3, "best": {"epoch": 2, "value": 0.25}}
@@ -156,6 +159,26 @@ def test_who_have_the_same_images_train_a_teacher_once(tmp_path):
     for one in held[1:]:
         one.release()
     assert len(held) == 3 and len(owners) == 1
+
+
+def test_what_cannot_go_on_says_what_begins_it_anew(tmp_path):
+    """Also for teachers and trials, which --fresh does not begin anew."""
+    run = RunFolder(tmp_path / "teacher")
+    checkpoints.save_latest(run, lambda path: path.mkdir(), {}, asdict(Progress(processes=1)))
+    two = SimpleNamespace(say=pytest.fail, accelerator=SimpleNamespace(num_processes=2))
+    parts = dict.fromkeys(("network", "optimizer", "method", "meter"))
+    anew = "move or delete the folder, and the same command trains it from its start$"
+    with pytest.raises(UserError, match=f"trained by 1 process.*this is 2: .*{anew}"):
+        Checkpoints(run, two, TrainingConfig(), **parts).load()
+    (run.checkpoint("latest") / "training.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=f"teacher: no checkpoint can be read; {anew}"):
+        checkpoints.load_latest(run, str)
+    run.metrics_file.write_bytes(b"")
+    with pytest.raises(UserError, match=f"the checkpoint expects 9 bytes; {anew}"):
+        checkpoints.MetricsFile(run.metrics_file, 9)
+    run.metrics_file.write_text("{")
+    with pytest.raises(UserError, match=anew):
+        checkpoints.read_metrics(run.metrics_file)
 
 
 def test_a_trial_whose_settings_changed_does_not_continue_the_old_weights(tmp_path):
