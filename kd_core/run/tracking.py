@@ -213,11 +213,11 @@ class Tracker:
         self._known = 0  # number of rows that W&B has
         self._known_file = folder.path / "wandb" / "rows"
         self._sent_file = folder.path / "wandb" / SENT
+        rows = read_metrics(folder.metrics_file) if file else []  # of a resumed run; before W&B's run is open
         if about is not None:
             self._start(about, insist)
-        if file:
-            for row in read_metrics(folder.metrics_file):  # of a resumed run
-                self._send(row)
+        for row in rows:
+            self._send(row)
 
     def _start(self, about: dict[str, Any], insist: bool) -> None:
         self._place_artifacts()
@@ -244,7 +244,10 @@ class Tracker:
                 host=os.environ.get("WANDB_HOST", "unnamed"),
                 console=console,
             )
-            return wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
+            run = wandb.init(**about, mode=mode, dir=str(self._folder.path), resume=resume, settings=options)
+            if run.id != about["id"]:  # it gives the run that this process has open, if any
+                raise RuntimeError(f"run {run.id} is still open")
+            return run
 
         def init_offline() -> Any:
             wandb.teardown()  # otherwise the client still reserves the id for the failed start
@@ -554,9 +557,13 @@ def send(path: Path, notify: Callable[[str], None]) -> None:
     config = resolve([Layer(str(path / "config.yaml"), {"wandb": settings.get("wandb") or {}})]).config
     file = MetricsFile(folder.metrics_file)
     tracker = Tracker(folder, config.wandb, described, "online", notify, file, insist=True)
-    tracker.summarize({name: summary[name] for name in HEADLINES if name in summary})
-    tracker.record_report(path / "report")
-    tracker.store_final()
+    try:
+        tracker.summarize({name: summary[name] for name in HEADLINES if name in summary})
+        tracker.record_report(path / "report")
+        tracker.store_final()
+    except BaseException as error:
+        tracker.finish(error)  # or W&B would give its run, which is still open, to the next one
+        raise
     if not tracker.finish():
         raise UserError(f"{path}: W&B still lacks some of it")
 

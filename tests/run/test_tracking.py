@@ -16,6 +16,7 @@ from warm_process import WarmProcess
 import kd_methods
 import train_kd
 from kd_core.config import Layer, resolve
+from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
 from kd_core.run import tracking
 from kd_core.run.folder import RunFolder, read_metrics
@@ -182,6 +183,48 @@ def test_a_run_stopped_before_its_end_was_logged_is_not_taken_for_sent(tmp_path,
     assert tracker.finish(Stopped(signal.SIGTERM)) == recorded == (codes == [0])
     assert (folder.path / "wandb" / "sent").exists() == recorded
     assert any("python -m kd_core.tracking" in text for text in told) != recorded
+
+
+def test_a_failed_sending_leaves_no_run_open(tmp_path, monkeypatch):
+    """Or the next run of this process would log into it."""
+    import wandb
+
+    start, started = wandb.init, []
+
+    def init(**options):
+        started.append(options["id"])
+        return start(**{**options, "mode": "offline"})
+
+    monkeypatch.setattr(wandb, "init", init)
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "wandb").mkdir(parents=True)
+    folder.write_summary(status="finished")
+    (folder.path / "config.yaml").write_text("{}")
+    about = {**dict.fromkeys(tracking.ABOUT), "config": {"environment": {}}, "id": "ab12cd34", "job_type": "train"}
+    (folder.path / "wandb" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="student/metrics.json"):
+        tracking.send(folder.path, lambda text: None)
+    assert wandb.run is None and started == ["ab12cd34"]
+    folder.metrics_file.write_text("{")
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 1: damaged"):
+        tracking.send(folder.path, lambda text: None)
+    assert wandb.run is None and started == ["ab12cd34"]
+
+
+def test_a_run_that_is_still_open_is_not_taken_for_the_next(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, told = RunFolder(tmp_path / "run"), []
+    folder.path.mkdir()
+    wandb.init(id="first", mode="offline", dir=tmp_path)
+    who = {"run_id": "second", "group": "g", "notify": told.append}
+    tracker = tracking.start_tracking(config(), folder, enabled=True, use_wandb=True, **who)
+    tracker.finish()
+    assert wandb_offline.read_run(folder.path / "wandb")["id"] == "second"
+    assert told[:2] == [
+        "W&B could not be started offline: run first is still open", "this run is recorded offline instead"
+    ]  # fmt: skip
 
 
 def config(**wandb):
