@@ -85,6 +85,14 @@ class RunFolder:
         return self.path / "identity.json"
 
     @property
+    def began(self) -> float:
+        """When the run was created, in seconds since the epoch; 0 if an earlier version did.
+
+        By its identity, which is written once; an evaluation writes its summary again.
+        """
+        return self.identity_file.stat().st_mtime if self.identity_file.is_file() else 0.0
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -232,14 +240,14 @@ def find_run(
     runs = []
     for path, summary in _objects(config, "summary.json"):
         if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
-            runs.append((path.stat().st_mtime, path.parent, summary.get("config_digest")))
+            runs.append((RunFolder(path.parent), summary.get("config_digest")))
     wanted = digest(config, data_fingerprint)
-    found = [(time, folder) for time, folder, known in runs if known == wanted]
+    found = [folder for folder, known in runs if known == wanted]
     if runs and not found:
         own = without_place(redacted(identity_of(config, data_fingerprint)))
         moved = {path.parent for path, there in _objects(config, "identity.json") if without_place(there) == own}
-        found = [(time, folder) for time, folder, _ in runs if folder in moved]
-    return RunFolder(max(found)[1]) if found else None
+        found = [folder for folder, _ in runs if folder.path in moved]
+    return max(found, key=lambda folder: folder.began, default=None)
 
 
 def _objects(config: Config, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:

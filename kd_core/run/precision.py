@@ -24,6 +24,7 @@ from kd_core.files import held_lock, local_path, read_object, writable_folder, w
 from kd_core.loop.optimizer import create_optimizer
 from kd_core.loop.timing import wait_for
 from kd_core.models import build as models
+from kd_core.run.folder import RunFolder
 
 STEPS, WARM_UP = 10, 2  # timed, and before
 ENOUGH, FEWEST = 20.0, 3  # after so many seconds this many steps suffice: without units bf16 is slow
@@ -147,7 +148,7 @@ def _of_run(config: Config, resume: str) -> str | None:
     found: list[tuple[float, str]] = []
     for path in Path(config.output_dir).glob(f"*-{run_id or '*'}/identity.json"):
         there = _comparable(_read(path))
-        found += [(path.stat().st_mtime, name) for name, own in wanted.items() if own == there]
+        found += [(RunFolder(path.parent).began, name) for name, own in wanted.items() if own == there]
     return max(found)[1] if found else None
 
 

@@ -1,6 +1,7 @@
 """What stands in a run folder is believed only if it is whole."""
 
 import json
+import os
 import threading
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -141,6 +142,17 @@ def test_a_run_is_found_wherever_the_same_images_lie(tmp_path, capsys):
     assert start("/scratch/job2").path == others[2].path, "that of the same place comes first"
     with pytest.raises(UserError, match="training.seed: 0 there, 2 here"):
         start("/scratch/job2", str(run.path), training={"seed": 2})
+
+
+def test_an_evaluation_does_not_change_which_run_goes_on(tmp_path):
+    config = Config.model_validate({"output_dir": str(tmp_path)})
+    first, second = (checkpoints.find_or_create(config, "a" * 64, "never", None) for _ in range(2))
+    os.utime(first.identity_file, (1, 1))
+    os.utime(second.summary_file, (1, 1))
+    first.write_summary(evaluation={})
+    assert checkpoints.find_run(config, "a" * 64) == second
+    second.identity_file.unlink()  # as earlier versions left it
+    assert checkpoints.find_run(config, "a" * 64) == first
 
 
 def test_who_have_the_same_images_train_a_teacher_once(tmp_path):
