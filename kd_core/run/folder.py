@@ -106,6 +106,11 @@ class RunFolder:
         return export.resolve() == self.student.resolve()
 
     @property
+    def has_trained(self) -> bool:
+        """Whether it holds rows of metrics or a checkpoint."""
+        return self.metrics_file.exists() or (self.path / "checkpoints").exists()
+
+    @property
     def finished(self) -> bool:
         return bool(self.summary().get("status") == "finished")
 
@@ -163,7 +168,7 @@ class RunFolder:
         """Record in summary.json how an unfinished run ended.  A folder in which nothing was trained is removed."""
         if error is None or not (self.owner and still_held(self.owner)) or self.finished:
             return
-        if isinstance(error, UserError) and not self.metrics_file.exists():
+        if isinstance(error, UserError) and not self.has_trained:
             shutil.rmtree(self.path)
             return
         preempted = isinstance(error, Stopped) and error.preempted
@@ -207,7 +212,7 @@ def create_run(config: Config, data_fingerprint: str, run_id: str) -> RunFolder:
 
 
 def _require_unused(folder: RunFolder, config: Config, data_fingerprint: str) -> None:
-    if not (folder.metrics_file.exists() or folder.checkpoint("latest").exists()):
+    if not folder.has_trained:
         return
     changes = differences(folder, config, data_fingerprint) or ["  no setting: another version of this program"]
     raise UserError(

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -153,6 +155,18 @@ def test_an_evaluation_does_not_change_which_run_goes_on(tmp_path):
     assert checkpoints.find_run(config, "a" * 64) == second
     second.identity_file.unlink()  # as earlier versions left it
     assert checkpoints.find_run(config, "a" * 64) == first
+
+
+def test_a_mistake_removes_no_folder_that_holds_checkpoints(run):
+    """Even without the rows of its metrics."""
+    run.write_summary(status="running")
+    with ExitStack() as cleanup:
+        cleanup.callback(run.lock().release)
+        run.record_failure(UserError("what is wrong"))
+        assert run.summary()["error"] == "what is wrong" and run.checkpoint("latest").is_dir()
+        shutil.rmtree(run.path / "checkpoints")
+        run.record_failure(UserError("what is wrong"))
+        assert not run.path.exists()
 
 
 def test_who_have_the_same_images_train_a_teacher_once(tmp_path):
