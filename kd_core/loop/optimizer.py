@@ -42,7 +42,7 @@ def create_optimizer(
 
     The parameters of `method` come after them, with weight decay in the same way.
 
-    UserError if timm has no such optimizer, or if it rejects `training.optimizer_args`.
+    UserError if timm has no such optimizer, if it rejects `training.optimizer_args`, or if it needs second derivatives.
     """
     name, known = training.optimizer, list_optimizers()
     if name not in known:
@@ -67,6 +67,11 @@ def create_optimizer(
         raise UserError(
             f"training.optimizer: {training.optimizer!r} cannot be built: {error}; see training.optimizer_args"
         ) from None
+    if getattr(optimizer, "is_second_order", False):  # timm's mark
+        raise UserError(
+            f"training.optimizer: {training.optimizer!r} needs second derivatives, which training does not compute; "
+            "take another, such as adamw"
+        )
     for group in _groups(method, training) if method else ():
         optimizer.add_param_group(group)
     if training.skip_nonfinite and not getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -70,6 +70,11 @@ def test_any_timm_optimizer_by_name_and_its_arguments():
         create_optimizer(nn.Linear(2, 2), TrainingConfig(optimizer_args={"betta": 1}), torch.device("cpu"))
 
 
+def test_an_optimizer_that_needs_second_derivatives_is_refused():
+    with pytest.raises(UserError, match="training.optimizer: 'adahessian' needs second derivatives.*such as adamw"):
+        create_optimizer(nn.Linear(3, 3), TrainingConfig(optimizer="adahessian"), torch.device("cpu"))
+
+
 def test_set_learning_rate_reaches_every_group():
     optimizer = create_optimizer(
         nn.Sequential(nn.Linear(3, 4)), TrainingConfig(decay_norms_and_biases=False), torch.device("cpu")
