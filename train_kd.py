@@ -135,6 +135,15 @@ class Setup:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.training.max_epochs
 
+    def learning_rate(self, step: int) -> float:
+        """That of step `step` of the run; `layer_decay` of timm's optimizers lowers those of earlier layers."""
+        return learning_rate_at(
+            step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            training=self.config.training,
+        )
+
     def keep_selected(self, epoch: int, logits: torch.Tensor | None) -> None:
         """Keep what the best student so far, that of `epoch`, gave on validation images: `finish` need not run it."""
         self.selected.clear()
@@ -363,7 +372,7 @@ def epochs(
                 raise explained(error, setup, checkpoints.folder) from None
             row = {
                 "epoch": progress.epoch + 1,
-                "learning_rate": setup.optimizer.param_groups[0]["lr"],
+                "learning_rate": setup.learning_rate((progress.epoch + 1) * setup.steps_per_epoch - 1),
                 **{f"train/{name}": value for name, value in means.items()},
                 **validation,
                 **setup.speed.row(
@@ -399,7 +408,7 @@ def train_epoch(
     for position in log.start_epoch(f"epoch {epoch + 1}/{setup.config.training.max_epochs}", done, steps):
         train_step(setup, plan, position, epoch * steps + position)
         step = epoch * steps + position + 1
-        logged = log.after(step, setup.optimizer.param_groups[0]["lr"])
+        logged = log.after(step, setup.learning_rate(step - 1))
         checkpoints.after_step(progress, step, steps_per_epoch=steps, logged=logged, offset=tracker.offset)
     return setup.meter.epoch()
 
@@ -431,10 +440,7 @@ def plan_epoch(setup: Setup, epoch: int) -> EpochPlan:
 def train_step(setup: Setup, plan: EpochPlan, position: int, step: int) -> None:
     """Make step `position` of the epoch's plan, `step` of the run.  Nothing here waits for the device."""
     accelerator, training = setup.job.accelerator, setup.config.training
-    rate = learning_rate_at(
-        step, total_steps=setup.total_steps, steps_per_epoch=setup.steps_per_epoch, training=training
-    )
-    set_learning_rate(setup.optimizer, rate)
+    set_learning_rate(setup.optimizer, setup.learning_rate(step))
     if setup.guard:
         setup.guard.begin()
 

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+import kd_methods
+import train_kd
 from kd_core.config import TrainingConfig
 from kd_core.errors import UserError
 from kd_core.loop.optimizer import NonFiniteSteps, create_optimizer, learning_rate_at, set_learning_rate
+from kd_core.run.folder import read_metrics
 
 
 def rate(step, epochs=10, steps_per_epoch=5, **settings):
@@ -81,6 +84,20 @@ def test_set_learning_rate_reaches_every_group():
     )
     set_learning_rate(optimizer, 0.25)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+def test_layer_decay_leaves_the_logged_learning_rate(tmp_path):
+    """Timm's groups begin with the first layer, which it slows down most."""
+    words = [
+        f"--output_dir={tmp_path}", f"--cache.dir={tmp_path / 'cache'}", "--no-wandb", "--teachers=[]",
+        f"--kd.type={kd_methods.LABEL_ONLY}", "--training.compare_with_baseline=false", "--training.log_every=1",
+        "--data.train_size=100", "--data.batch_size=50", "--training.max_epochs=1", "--training.schedule=constant",
+        "--training.learning_rate=0.01", "--training.optimizer_args={layer_decay: 0.5}",
+    ]  # fmt: skip
+    rates = [row["learning_rate"] for row in train_kd.epochs_of(words)]
+    [file] = tmp_path.glob("*/metrics.jsonl")
+    rates += [row["train_step/learning_rate"] for row in read_metrics(file) if "train_step/learning_rate" in row]
+    assert rates == [0.01] * 3
 
 
 @pytest.mark.parametrize(
