@@ -11,6 +11,7 @@ kd_core/errors.py alone, which imports nothing but the standard library.
 
 import functools
 import importlib
+import inspect
 import operator
 import pkgutil
 import re
@@ -110,9 +111,9 @@ def build(
             config = cls.model_validate(dict(config))
         except ValidationError as error:
             raise ValueError(_explain(error, cls)) from None
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"num_classes": num_classes, "label_smoothing": label_smoothing}
     if config.type not in _added:  # a method of the user's own may have its own __init__
-        more = {"seed": seed, "teacher_errors": teacher_errors}
+        more |= {"seed": seed, "teacher_errors": teacher_errors}
     if getattr(config, "features", []):
         more |= {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes, "train_labels": train_labels}
         more["seed"] = seed
@@ -122,7 +123,20 @@ def build(
         more["class_weights"] = class_weights
     if unlabeled:
         more["unlabeled"] = True
-    return _module(config.type).Method(config, num_classes=num_classes, label_smoothing=label_smoothing, **more)
+    method = _module(config.type).Method
+    _require_taken(config.type, method, more)
+    return method(config, **more)
+
+
+def _require_taken(name: str, method: type[KDMethod], given: Mapping[str, Any]) -> None:
+    """ValueError unless the method's __init__ takes the keywords `given`; one of the user's own may take fewer."""
+    taken = inspect.signature(method).parameters
+    lacking = [key for key in given if key not in taken]
+    if lacking and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        raise ValueError(
+            f"kd.type {name!r}: its __init__ does not take {', '.join(lacking)}, which these settings give it; let it "
+            "accept **more and hand that on to super().__init__"
+        )
 
 
 def _module(name: str) -> Any:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ import train_kd
 from kd_core import config as configuration
 from kd_core.config import DataConfig, command_line, identity_of, own_code, registry, schema
 from kd_core.data import sources
+from kd_core.data.dataset import Split
 from kd_core.errors import UserError
 from kd_core.loop.signals import Stopped
 from kd_core.models import build as models
 from kd_core.models import interface
+from kd_core.models.layer_features import build_method
 from kd_core.run.folder import read_metrics
 from kd_core.run.script import run_script
 from kd_core.teachers import load as teachers
@@ -531,6 +534,28 @@ def test_a_method_that_lacks_what_is_needed_is_refused(compute, message, tmp_pat
     config = kd_methods.config_class("own_method").model_validate({})
     with pytest.raises(UserError, match=f"^kd.type 'own_method', kd.loss 'kd' .own.py.: .*(?:{message})"):
         interface.check_method(config, 2, 5)
+
+
+def test_a_method_is_told_what_its_init_lacks(tmp_path):
+    own = METHOD.format(compute=GOOD).replace(
+        "    def compute",
+        "    def __init__(self, config, *, num_classes=None, label_smoothing=0.0):\n"
+        "        super().__init__(config, num_classes=num_classes, label_smoothing=label_smoothing)\n\n    def compute",
+    )
+    own_code.run([imported(tmp_path, own)])
+    split = Split(torch.zeros(40, 8, 8, 3), torch.arange(40) % 10, torch.arange(40), "train", "")
+    data = SimpleNamespace(train=split, shown=split, num_classes=10, class_names=list("abcdefghij"))
+
+    def build(**training):
+        teacher = {"model": "cifar_resnet8", "weights": "any.pt"}
+        values = {"kd": {"type": "own_method"}, "teachers": [teacher], "training": training}
+        config = configuration.resolve([configuration.Layer("test", values)]).config
+        return build_method(config, data, None, None, [], None)
+
+    assert build().num_classes == 10
+    message = r"^kd.type 'own_method': its __init__ does not take class_weights, .*accept \*\*more"
+    with pytest.raises(UserError, match=message):
+        build(class_weights="balanced")
 
 
 def test_a_method_that_gives_all_is_taken(tmp_path):
