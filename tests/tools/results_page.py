@@ -69,10 +69,15 @@ TABLES = {
     "views": (
         "teachers",
         contrasts(
-            "results-56-shared:results-56", "results-56-44-32-shared:results-56-44-32",
-            "results-56-44-32-20-shared:results-56-44-32-20", "results-56-44-32-shared:results-56-shared",
+            "results-56-shared:results-56", "results-56-44-shared:results-56-44",
+            "results-56-44-32-shared:results-56-44-32", "results-56-44-32-20-shared:results-56-44-32-20",
+            "results-56-44-shared:results-56-shared", "results-56-44-32-shared:results-56-shared",
             "results-56-44-32-20-shared:results-56-shared",
         ),
+    ),
+    "originals": (
+        "teachers weightings",
+        contrasts("ca_weighted:results-56-44-32", "confidence:results-56-44-32", "dynamic:results-56-44-32"),
     ),
     "weightings": (
         "weightings",
