@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     import pyarrow
 
     from kd_core.config import DataConfig
-
-
-AS_WRITTEN = b"as written"  # marks a column of numbers that stays text
 
 
 def open_folder(folder: Path, config: DataConfig) -> Source:
@@ -55,13 +53,7 @@ def open_folder(folder: Path, config: DataConfig) -> Source:
         used = tables.about(files) if None in classes else []
         return RawSplit(
             name=name,
-            key=digest(
-                str(folder.absolute()),
-                [listing.facts[file] for file in files + used],
-                list(classes),
-                column,
-                *(table for table in used if tables.has_labels_as_written(table, column)),
-            ),
+            key=digest(str(folder.absolute()), [listing.facts[file] for file in files + used], list(classes), column),
             labels=labels,
             images=lambda start, stop: [str(folder / file) for file in files[start:stop]],
             notes=[f"{name}: labels are in {', '.join(used)}"] if None in classes else _about_classes(name, classes),
@@ -119,15 +111,6 @@ class _Tables:
         if required and "file_name" not in table.column_names:
             raise UserError(f"data.path: {file}: has no column file_name; it has: {', '.join(table.column_names)}")
         return table
-
-
-    def has_labels_as_written(self, name: str, wanted: str | None) -> bool:
-        """Whether a table's labels are numbers that stay text: images decoded by earlier versions have the numbers."""
-        if not name.lower().endswith(".csv"):  # others say the type of each value
-            return False
-        table = self.read(name)
-        column = _column_of_labels(table.column_names, wanted, self.folder / name)
-        return AS_WRITTEN in (table.schema.field(column).metadata or {})
 
 
 def _labels_are_in_tables(tables: _Tables, config: DataConfig) -> bool:
@@ -203,7 +186,6 @@ def _labels_of(files: list[str], tables: _Tables, column: str | None) -> list[An
     for table in tables.about(files):
         content, around = tables.read(table), Path(table).parent
         columns[table] = _column_of_labels(content.column_names, column, folder / table)
-        _require_text(content, columns[table], folder / table)
         names = [os.path.normpath(around / str(name)) for name in content.column("file_name").to_pylist()]
         own = content.filter(pyarrow.array([name in known for name in names], pyarrow.bool_()))  # of this split alone
         for other in set(content.column_names) - {"file_name", columns[table]}:
@@ -251,14 +233,6 @@ def _require_agreement(found: layout.Layout, tables: _Tables) -> None:
                     )
 
 
-def _require_text(table: pyarrow.Table, column: str, file: Path) -> None:
-    """UserError if a column is bytes that are no text."""
-    import pyarrow.types
-
-    if pyarrow.types.is_binary(table.column(column).type):
-        raise UserError(f"data.label_column: {file}: column {column!r} is not in UTF-8; save the table in UTF-8")
-
-
 def _is_nested(table: pyarrow.Table, column: str) -> bool:
     """Whether a column holds lists or records, which say nothing of labels or splits here."""
     import pyarrow.types
@@ -267,47 +241,20 @@ def _is_nested(table: pyarrow.Table, column: str) -> bool:
 
 
 def _read_table(file: Path) -> pyarrow.Table:
+    import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
+    names_are_text = pyarrow.csv.ConvertOptions(column_types={"file_name": pyarrow.string()})
     readers: dict[str, Callable[[Path], pyarrow.Table]] = {
-        ".csv": _read_csv,
+        ".csv": partial(pyarrow.csv.read_csv, convert_options=names_are_text),
         ".jsonl": pyarrow.json.read_json,
         ".parquet": pyarrow.parquet.read_table,
     }
     try:
         return readers[file.suffix.lower()](file)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.path: {file}: cannot be read as a table of labels (text must be in UTF-8): {first_line(error, 160)}"
-        ) from None
-
-
-def _read_csv(file: Path) -> pyarrow.Table:
-    """A table of CSV.  Whole numbers in another form than their own, such as 01 or 0x1, make their column text."""
-    import pyarrow.compute
-    import pyarrow.csv
-    import pyarrow.types
-
-    text = pyarrow.string()
-
-    def read(*are_text: str) -> pyarrow.Table:
-        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(("file_name", *are_text), text))
-        return pyarrow.csv.read_csv(file, convert_options=options)
-
-    table = read()
-    names = table.column_names  # UnicodeDecodeError where these are in another encoding
-    whole = [place for place, kind in enumerate(table.schema.types) if pyarrow.types.is_integer(kind)]
-    if not whole:
-        return table
-    as_text = read(*(names[place] for place in whole))
-    for place in whole:
-        numbers, words = table.column(place), pyarrow.compute.utf8_trim_whitespace(as_text.column(place))
-        if not pyarrow.compute.all(pyarrow.compute.equal(words, numbers.cast(text)), min_count=0).as_py():
-            missing = pyarrow.scalar(None, text)
-            words = pyarrow.compute.if_else(numbers.is_valid(), words, missing)  # else the word that stands for none
-            table = table.set_column(place, pyarrow.field(names[place], text, metadata={AS_WRITTEN: b""}), words)
-    return table
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"data.path: {file}: cannot be read as a table of labels: {first_line(error, 160)}") from None
 
 
 def _named_columns(table: pyarrow.Table, file: Path) -> pyarrow.Table:

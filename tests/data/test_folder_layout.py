@@ -19,7 +19,6 @@ from kd_core.config import DataConfig
 from kd_core.data import folder_layout as layout
 from kd_core.data.dataset import load_data
 from kd_core.data.folder_layout import IMAGE, TABLE, Layout
-from kd_core.data.image_folders import _Tables
 from kd_core.data.sources import open_source
 from kd_core.errors import UserError
 
@@ -462,63 +461,6 @@ def test_a_table_with_two_columns_of_one_name_is_one_message(tmp_path: Path) -> 
         load(tmp_path, path=str(folder))
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes"),
-    [
-        (["00", "01"], ["00", "01"]),
-        (["1", "01"], ["01", "1"]),
-        (["0x1", "10"], ["0x1", "10"]),
-        (["0", "1"], ["0", "1"]),
-        ([" 0", "1 "], ["0", "1"]),
-        (["0", "2"], ["0", "1", "2"]),
-        (["0.0", "1.0"], ["0", "1"]),
-    ],
-)
-def test_numbers_in_a_form_not_their_own_are_names_of_classes(tmp_path: Path, labels: Any, classes: Any) -> None:
-    rows = [f"{number}.png,{labels[number % 2]}" for number in range(8)]
-    folder = with_table(tmp_path / "data", "\n".join(["file_name,label", *rows]) + "\n")
-    data = load(tmp_path, path=str(folder))
-    assert data.class_names == classes
-    names = [classes[label] for label in data.train.labels[:2]]
-    assert names == [label.strip().removesuffix(".0") for label in labels]
-
-
-def test_only_such_names_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions have kept their numbers with the images."""
-    keys = []
-    for labels in ("01", "1"), ("a", "b"):
-        rows = [f"{number}.png,{labels[number % 2]}" for number in range(8)]
-        folder = with_table(tmp_path / labels[0], "\n".join(["file_name,label", *rows]) + "\n")
-        source = open_source(DataConfig(source="imagefolder", path=str(folder)))
-        with monkeypatch.context() as patch:
-            patch.setattr(_Tables, "has_labels_as_written", lambda *_: False)
-            before = source.open("train").key
-        keys.append((before, source.open("train").key))
-    assert [before == now for before, now in keys] == [False, True]
-
-
-def test_a_missing_number_among_such_names_stays_missing(tmp_path: Path) -> None:
-    rows = [f"{number}.png,{'01' if number else 'NA'}" for number in range(8)]
-    folder = with_table(tmp_path / "data", "\n".join(["file_name,label", *rows]) + "\n")
-    with pytest.raises(UserError, match="1 of 8 images have no label in metadata.csv, such as '0.png'"):
-        load(tmp_path, path=str(folder))
-
-
-@pytest.mark.parametrize(
-    ("header", "row", "message"),
-    [
-        ("file_name,label", "{}.png,é", r"data.label_column: .*metadata.csv: column 'label' is not in UTF-8; save"),
-        ("file_name,été", "{}.png,a", r"metadata.csv: cannot be read as a table .*\(text must be in UTF-8\)"),
-        ("file_name,label", "é{}.png,a", r"metadata.csv: cannot be read as a table .*\(text must be in UTF-8\)"),
-    ],
-)
-def test_a_table_in_another_encoding_is_one_message(tmp_path: Path, header: str, row: str, message: str) -> None:
-    text = "\n".join([header, *(row.format(number) for number in range(8))]) + "\n"
-    folder = with_table(tmp_path / "data", text.encode("latin-1"))
-    with pytest.raises(UserError, match=message):
-        load(tmp_path, path=str(folder))
-
-
 def test_a_table_beside_class_folders_takes_nothing_away(tmp_path: Path) -> None:
     folder = pets(tmp_path / "pets", "")
     names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(4)]
@@ -559,7 +501,7 @@ def test_a_table_in_one_split_alone(tmp_path: Path) -> None:
 def test_a_table_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pets(tmp_path / "pets", "train", "test")
     names = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in CATS for number in range(4)]
-    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{name},x{name[-5]}" for name in names)]))
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{name},{name[-5]}" for name in names)]))
     read, files = pyarrow.csv.read_csv, []
     monkeypatch.setattr(pyarrow.csv, "read_csv", lambda file, **more: files.append(file) or read(file, **more))
     data = load(tmp_path, path=str(folder), label_column="label")
