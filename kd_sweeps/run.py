@@ -18,7 +18,7 @@ from kd_sweeps.samplers import create_pruner
 from kd_sweeps.study import SharedStudy, failed, ranking
 from kd_sweeps.sweep_file import Sweep
 from kd_sweeps.trial import Signals, default_storage
-from kd_sweeps.trial_command import command_again, probe
+from kd_sweeps.trial_command import command_again, probe, require_metric
 from kd_sweeps.worker import Worker
 
 
@@ -32,6 +32,7 @@ def run_sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep, output_dir, max_epochs = probe(sweep, extra)
+    require_metric(sweep)
     create_pruner(sweep, max_epochs)  # finds mistakes before any file is written
     storage = (storage or default_storage(sweep, output_dir)).absolute()
     os.environ["KD_SWEEP"] = str(storage)  # beside it trials keep what all of them share: a precision that is measured

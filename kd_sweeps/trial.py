@@ -43,6 +43,13 @@ class TrialMetrics:
         return self._folder
 
     @property
+    def finished(self) -> bool:
+        try:
+            return bool(json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["status"] == "finished")  # type: ignore[operator]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
     def best(self) -> float | None:
         return self.best_of(len(self.values))
 
@@ -133,7 +140,7 @@ class Running:
     process: Process
     log_start: int = 0
     epochs: int | None = None  # after the last one a trial is not stopped early
-    judged: int = 0  # rows at which it was judged before it was interrupted
+    judged: int = 0  # rows at which it was judged before it was interrupted, or that it had when it finished
     started: float = field(default_factory=time.monotonic)
     reported: int = 0
     stopping: str = ""  # why it was sent SIGTERM: pruned, interrupted, or lost to another worker

@@ -132,7 +132,7 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
     """(the sweep, output_dir, training.max_epochs), from the settings that the first trial's command prints.
 
     The settings become part of the sweep's identity: after a change in a file that `--config` names, it is another
-    sweep.  UserError if the command fails, or if its settings measure no such metric.
+    sweep.  UserError if the command fails.
     """
     values = _first_values(sweep)
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,7 +154,6 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
         files = [Path(file).expanduser() for file in settings.get("import") or []]
         if files and all(file.is_file() for file in files):  # own code is identified by its content, as in a run
             settings["import"] = [sha256_of(file) for file in files]
-        _require_metric(sweep, config)
         content = {**sweep.content, "settings": settings, **_chosen_files(sweep)}
         return replace(sweep, content=content), output_dir, epochs
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
@@ -162,13 +161,19 @@ def probe(sweep: Sweep, extra: list[str]) -> tuple[Sweep, Path, int | None]:
 
 
 def _most_epochs(sweep: Sweep, printed: int | None) -> int | None:
-    """The largest training.max_epochs of any trial."""
-    spec = next((parameter.spec for parameter in sweep.parameters if parameter.name == MAX_EPOCHS), {})
-    return max(spec.get("values") or [spec.get("max", printed)])
+    """The largest training.max_epochs of any trial; `printed` where no list or limit tells it."""
+    swept = next((parameter for parameter in sweep.parameters if parameter.name == MAX_EPOCHS), None)
+    if swept is None or swept.distribution == "constant":
+        return printed
+    if "values" in swept.spec:
+        return max(swept.spec["values"])
+    limited = not swept.logarithmic or swept.distribution.endswith("_values")  # else of the exponent
+    return swept.spec.get("max", printed) if limited else printed
 
 
-def _require_metric(sweep: Sweep, config: dict[str, Any]) -> None:
-    """UserError if the settings of all trials leave the split out that the metric is measured on."""
+def require_metric(sweep: Sweep) -> None:
+    """UserError if the settings of all trials leave the split out that the metric is measured on; after `probe`."""
+    config = sweep.content["settings"]
     data, evaluation = config.get("data") or {}, config.get("evaluation") or {}
     varied = {parameter.name for parameter in sweep.varied}
     if {"config", "data", "evaluation"} & varied:  # these trials have other settings than the first
@@ -176,8 +181,8 @@ def _require_metric(sweep: Sweep, config: dict[str, Any]) -> None:
     where = f"{sweep.path}: metric: {sweep.metric!r} is never measured"
     no_val = data.get("val_size") == 0 and data.get("val_split") is None
     if sweep.metric.startswith("val/") and no_val and not {"data.val_size", "data.val_split"} & varied:
-        raise UserError(f"{where}, since data.val_size is 0: keep validation images, or name a test metric and give "
-                        "evaluation.test_at_end: true")  # fmt: skip
+        raise UserError(f"{where}, since data.val_size is 0: keep validation images, or name a metric of the test "
+                        "split, measured with evaluation.test_at_end: true")  # fmt: skip
     if (sweep.metric.startswith("test/") and evaluation.get("test_at_end") is False
             and "evaluation.test_at_end" not in varied):  # fmt: skip
         raise UserError(f"{where}, since evaluation.test_at_end is false: give evaluation.test_at_end: true")

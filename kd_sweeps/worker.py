@@ -115,6 +115,9 @@ class Worker:
             self.conclude(trial, metrics, f"{command[0]}: {error.strerror}")
             return
         epochs, judged = values.get(MAX_EPOCHS, self.shared.max_epochs), self.shared.last_row_before(trial)
+        if metrics.finished:  # the process only finds that
+            metrics.update()
+            judged = len(metrics.values)
         self.running.append(Running(trial, index, run_id, values, metrics, log, process, start_of_log, epochs, judged))
         with suppress(*LOST_RACE):
             trial.set_user_attr("lease", self.shared.lease(process.pid))

@@ -383,38 +383,38 @@ def _contrasts(
     found: list[dict[str, Any]] = []
     titles = _titles(sets)
     for text in wanted:
-        pairs = _pairs(sets, text)
+        pairs, unclear = _pairs(sets, text)
         for index, (first, second) in pairs.items():
             label(sets[index])  # a group without teachers is in several sets
             title = titles[index] if len(pairs) > 1 else None
             test = difference(first.values(metric), second.values(metric), confidence, limits(metric))
             names = {"label": first.label, "against": second.label, "title": title}
-            found.append({**names, **test, "warnings": _about(test, first.label, second.label)})
+            found.append({**names, **test, "warnings": [*_about(test, first.label, second.label), *unclear]})
     _judge(found, metric, confidence, margin)
     return found
 
 
-def _pairs(sets: list[list[Group]], text: str) -> dict[int, tuple[Group, Group]]:
-    """{index of a set: its groups that `A:B` names}; names may hold colons.  UserError unless a set has both."""
+def _pairs(sets: list[list[Group]], text: str) -> tuple[dict[int, tuple[Group, Group]], list[str]]:
+    """({index of a set: its groups that `A:B` names}, why other sets are not tested); names may hold colons.
+
+    UserError unless a set has both.
+    """
     parts = text.split(":")
     cuts = [(":".join(parts[:cut]).strip(), ":".join(parts[cut:]).strip()) for cut in range(1, len(parts))]
     found: dict[int, tuple[Group, Group]] = {}
-
-    def add(index: int, first: Group | None, second: Group | None) -> None:
-        if first and second and first is not second and (first, second) not in found.values():
-            found.setdefault(index, (first, second))
-
+    unclear: list[UserError] = []
     for index, members in enumerate(sets):
-        label(members)
-        own = {member.label: member for member in members}
-        for one, other in cuts:  # labels first: parts of one with colons may also name other groups
-            add(index, own.get(one), own.get(other))
-    for names in cuts:
-        if not found:
-            for index, members in enumerate(sets):
-                add(index, *(_named(members, name, "--contrast") for name in names))
+        try:
+            pair = _pair(members, cuts)
+        except UserError as error:  # a name that several groups of this set have
+            unclear.append(error)
+            continue
+        if pair and pair not in found.values():
+            found[index] = pair
     if found:
-        return found
+        return found, list(map(str, unclear))
+    if unclear:
+        raise unclear[0]
     known = list(dict.fromkeys(one.label for members in sets for one in members))
     for names in (cut for cut in cuts if cut[0] != cut[1]):
         if all(any(_named(members, name, "--contrast") for members in sets) for name in names):
@@ -422,6 +422,17 @@ def _pairs(sets: list[list[Group]], text: str) -> dict[int, tuple[Group, Group]]
                 f"--contrast: {text!r}: the two are in no common set; --vary KEYS names settings that may differ in one"
             )
     raise UserError(f"--contrast: is {text!r}, expected two groups, A:B; there are {', '.join(map(repr, known))}")
+
+
+def _pair(members: list[Group], cuts: list[tuple[str, str]]) -> tuple[Group, Group] | None:
+    """The first two groups of a set that one of the pairs of names is, by labels before other names."""
+    label(members)
+    own = {member.label: member for member in members}
+    for find in (own.get, lambda name: _named(members, name, "--contrast")):
+        for first, second in ((find(one), find(other)) for one, other in cuts):
+            if first and second and first is not second:
+                return first, second
+    return None
 
 
 def _judge(tests: list[dict[str, Any]], metric: str, confidence: float, margin: float | None) -> None:

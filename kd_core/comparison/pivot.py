@@ -277,8 +277,8 @@ def _missing(
                 continue
             lacking = [seed for seed in wanted if own is None or seed not in own.values(metric)]
             commands = _evaluations(own, lacking, metric) if own else []
-            trained = {seed for seeds, _ in commands for seed in seeds}
-            if seeds := [seed for seed in lacking if seed not in trained]:
+            local = {seed for seed, run in own.runs.items() if run.folder} if own else set()  # which have finished
+            if seeds := [seed for seed in lacking if seed not in local]:
                 commands.append((seeds, _training(own or models[0], like, changes, seeds, metric)))
             missing += [
                 {"row": row or f"student {ALONE}", "column": column, "seeds": seeds, "finished": own is not None,

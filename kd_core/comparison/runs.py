@@ -266,7 +266,7 @@ def read_folder(path: Path) -> Run:
         identity=_checked(identity),
         summary=summary,
         rows=rows,
-        created=(path / "config.yaml").stat().st_mtime,  # written once, where an evaluation renews summary.json
+        created=folder.began or (path / "config.yaml").stat().st_mtime,
         folder=path,
     )
 

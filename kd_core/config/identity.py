@@ -64,11 +64,11 @@ def identity_of(config: Config, data_fingerprint: str) -> dict[str, Any]:
 
 
 def without_place(identity: dict[str, Any]) -> dict[str, Any]:
-    """A run's identity without where its images lie.  Its fingerprint still says which they are."""
+    """A run's identity without the folders that its images lie in.  Its fingerprint says which they are."""
     data = identity.get("data")
     if not isinstance(data, dict):  # of a damaged file
         return identity
-    own = {key: value for key, value in data.items() if key not in PLACE_OF_DATA}
+    own = {**data, "path": None}
     if isinstance(own.get("unlabeled"), dict):
         own["unlabeled"] = {**own["unlabeled"], "path": None}
     return {**identity, "data": own}

@@ -60,7 +60,10 @@ from kd_core.run.script import exit_status
 
 EPOCHS = Path("checkpoints", "epochs")
 # What to do about a folder that cannot be continued.  --fresh begins no second run of a teacher or of a sweep's trial.
-ANEW = "move or delete the folder, and the same command trains it from its start"
+ANEW = (
+    "--fresh begins another run; a teacher or a sweep's trial begins anew if you move its folder away and give the "
+    "same command"
+)
 
 
 def new_run_id() -> str:
@@ -239,19 +242,21 @@ def find_run(
 ) -> RunFolder | None:
     """The newest run in `output_dir` with this configuration's digest, else None.
 
-    If none has it, the newest that differs only in where the same images lie: a folder of their own for each job, say.
+    If none has it, the newest that differs only in the folder where the same images lie: one for each job, say.  None
+    that was tested: no fingerprint covers test images, which may be others there.
     With `run_id` only that run, with `finished` only finished runs.
     """
     runs = []
     for path, summary in _objects(config, "summary.json"):
         if run_id in (None, summary.get("run_id")) and (not finished or summary.get("status") == "finished"):
-            runs.append((RunFolder(path.parent), summary.get("config_digest")))
+            tested = summary.get("final_test_accuracy") is not None
+            runs.append((RunFolder(path.parent), summary.get("config_digest"), tested))
     wanted = digest(config, data_fingerprint)
-    found = [folder for folder, known in runs if known == wanted]
+    found = [folder for folder, known, _ in runs if known == wanted]
     if runs and not found:
         own = without_place(redacted(identity_of(config, data_fingerprint)))
         moved = {path.parent for path, there in _objects(config, "identity.json") if without_place(there) == own}
-        found = [folder for folder, _ in runs if folder.path in moved]
+        found = [folder for folder, _, tested in runs if folder.path in moved and not tested]
     return max(found, key=lambda folder: folder.began, default=None)
 
 

@@ -21,6 +21,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -431,8 +432,12 @@ def room_for(folder: Path, max_gb: float, wanted: list[dict[str, Any]]) -> float
 
 
 def _on_disk(store: Path) -> float:
-    """Gigabytes; holes of sparse files take nothing."""
-    return sum(file.stat().st_blocks * 512 for file in store.iterdir()) / GIGABYTE
+    """Gigabytes; holes of sparse files take nothing, and so does what another run removes meanwhile."""
+    blocks = 0
+    with suppress(FileNotFoundError):
+        for file in store.iterdir():
+            blocks += file.stat().st_blocks
+    return blocks * 512 / GIGABYTE
 
 
 def make_room(folder: Path, max_gb: float, size: int) -> None:

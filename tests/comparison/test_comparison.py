@@ -482,6 +482,18 @@ def test_a_contrast_is_of_each_set_that_has_both():
     assert [(one["label"], one["title"]) for one in compared["contrasts"]] == [(names[0], None)]
 
 
+def test_a_set_where_a_name_may_be_each_of_two_is_left_out_of_a_contrast_with_a_line():
+    warm = [{"temperature": value} for value in (2, 8)]
+    runs = [*taught_by("first"), *taught_by("first", OTHERS, B)]
+    runs += [run for kd in warm for run in taught_by("second", kd=kd)] + taught_by("second", OTHERS, B)
+    for order in (runs, runs[::-1]):
+        [contrast] = compare(Found(order, []), contrasts=[f"{A}:{B}"])["contrasts"]
+        assert contrast["mean"] == pytest.approx(np.mean(VALUES) - np.mean(OTHERS))
+        assert any(f"--contrast: {A!r} may be each of" in line for line in contrast["warnings"])
+    with pytest.raises(UserError, match="may be each of"):
+        compare(Found(runs[10:], []), contrasts=[f"{A}:{B}"])
+
+
 def test_a_contrast_says_which_test_it_is():
     compared = compare(Found([*several(A), *several(B, OTHERS[:3], first=9)], []), contrasts=[f"{A}:{B}"])
     *_, table = tables.tables_of(compared)
@@ -904,6 +916,10 @@ def test_finished_runs_that_lack_the_metric_are_measured_not_trained(tmp_path):
     notes = tables.table_of(found).notes
     assert f"missing seeds that others of the column have: {B} in cifar_resnet56 -> cifar_resnet20 (1, 2)" in notes
     assert not any(note.startswith("missing, no finished run") for note in notes)
+    for run in runs[:4]:
+        run.summary["cost"] = {"latency_ms": {"1": 3.0}}
+    found = pivot(Found(runs, []), "kd.type", "pair", metric="cost.latency_ms.1")  # which no such command measures
+    assert [(one["row"], one["seeds"]) for one in found["missing"]] == [("student alone", [0, 2])]
 
 def test_rows_and_columns_by_any_setting():
     runs = several(A) + several(A, OTHERS, kd={"temperature": 8.0}) + several(B, OTHERS)

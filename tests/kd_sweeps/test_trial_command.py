@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def test_a_metric_that_is_never_measured(
 
     def check() -> None:
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
-        trial_command._require_metric(read_sweep(tmp_path / "s.yaml"), config)
+        sweep = read_sweep(tmp_path / "s.yaml")
+        trial_command.require_metric(replace(sweep, content={**sweep.content, "settings": config}))
 
     if not message:
         return check()
@@ -189,7 +191,9 @@ def test_a_metric_that_is_never_measured(
 
 
 def test_the_most_epochs_of_any_trial(tmp_path: Path) -> None:
-    for spec, most in (({"values": [30, 100]}, 100), ({"min": 10, "max": 40}, 40), ({"value": 30}, 30)):
+    for spec, most in (({"values": [30, 100]}, 100), ({"min": 10, "max": 40}, 40), ({"value": 30}, 30),
+                       ({"min": 2.0, "max": 4.0, "distribution": "q_log_uniform"}, 30),
+                       ({"min": 10, "max": 50, "distribution": "q_log_uniform_values"}, 50)):
         content = {**GOOD, "parameters": {"training.max_epochs": spec}}
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
         assert trial_command._most_epochs(read_sweep(tmp_path / "s.yaml"), 30) == most

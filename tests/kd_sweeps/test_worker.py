@@ -18,6 +18,7 @@ from kd_sweeps.display import Display
 from kd_sweeps.study import SharedStudy, alive
 from kd_sweeps.sweep_file import read_sweep
 from kd_sweeps.trial import Running, TrialMetrics
+from kd_sweeps.trial_command import grid_run_id
 from kd_sweeps.worker import Worker
 
 
@@ -210,12 +211,35 @@ def test_a_trial_is_not_judged_again_where_it_has_passed(sandbox: Sandbox) -> No
 
 
 def test_each_trial_has_its_own_last_epoch(sandbox: Sandbox) -> None:
-    """The first has fewer epochs than the bands reach; it is not stopped at its last, however poor it is."""
-    parameters = {"training.max_epochs": {"values": [2, 4]}, "x": {"values": [2, 1]}}
+    """Poor trials wait at a gate after the second row, the rung, where only being stopped ends them."""
+    parameters = {"training.max_epochs": {"values": [4, 2]}, "x": {"values": [2, 1]}}
     sandbox.sweep(parameters, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
-    assert sandbox.run() == 0
+    gate = sandbox.folder / "gate"
+    worker = sandbox.spawn("--", f"--gate={gate}", "--gate_epoch=1", "--free=2")
+    wait_for(lambda: len(list(sandbox.output.glob("*/metrics.jsonl"))) == 4, "the last trial is at the gate")
+    gate.touch()  # its second row is its last
+    printed, _ = worker.communicate(timeout=300)
+    assert worker.returncode == 0, printed
     ended = {(row["training.max_epochs"], row["x"]): row["state"] for row in sandbox.table()}
-    assert ended == {("2", "2"): "done", ("2", "1"): "done", ("4", "2"): "done", ("4", "1"): "stopped early"}
+    assert ended == {("4", "2"): "done", ("4", "1"): "stopped early", ("2", "2"): "done", ("2", "1"): "done"}
+
+
+def test_finished_runs_are_not_stopped_while_they_find_that(sandbox: Sandbox) -> None:
+    sandbox.sweep({"x": {"values": [2, 1]}}, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    sweep = read_sweep(sandbox.file)
+    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 9)
+    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 9))
+    worker.start = lambda *_: Broken([None] * 99)  # type: ignore[method-assign]
+    for index, value in enumerate((2, 1)):
+        folder = sandbox.output / f"toy-{grid_run_id(sweep, [], index)}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(f'{{"val/score": {value}}}\n' * 3)
+        (folder / "summary.json").write_text('{"status": "finished"}')
+        trial = shared.next_trial(2)
+        assert trial
+        worker.begin(trial)
+    worker.poll()
+    assert [(run.reported, run.stopping) for run in worker.running] == [(3, ""), (3, "")]
 
 
 class Broken:

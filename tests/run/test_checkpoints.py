@@ -136,6 +136,11 @@ def test_a_run_is_found_wherever_the_same_images_lie(tmp_path, capsys):
     assert start("/scratch/job2", str(run.path)).path == run.path
     capsys.readouterr()
     assert start("/scratch/job1").path == run.path and capsys.readouterr().out == ""
+    run.write_summary(final_test_accuracy=0.5)
+    tested_elsewhere = start("/scratch/job3")  # whose test images may be others
+    assert tested_elsewhere.path != run.path and start("/scratch/job1").path == run.path
+    shutil.rmtree(tested_elsewhere.path)
+    capsys.readouterr()
     others = [
         start("/scratch/job2", images="b" * 64), start("/scratch/job2", training={"seed": 1}),
         start("/scratch/job2", "never"),
@@ -193,7 +198,7 @@ def test_what_cannot_go_on_says_what_begins_it_anew(tmp_path):
     checkpoints.save_latest(run, lambda path: path.mkdir(), {}, asdict(Progress(processes=1)))
     two = SimpleNamespace(say=pytest.fail, accelerator=SimpleNamespace(num_processes=2))
     parts = dict.fromkeys(("network", "optimizer", "method", "meter"))
-    anew = "move or delete the folder, and the same command trains it from its start$"
+    anew = "--fresh begins another run; a teacher or a sweep's trial begins anew if you move its folder away and .*"
     with pytest.raises(UserError, match=f"trained by 1 process.*this is 2: .*{anew}"):
         Checkpoints(run, two, TrainingConfig(), **parts).load()
     (run.checkpoint("latest") / "training.pt").write_bytes(b"")

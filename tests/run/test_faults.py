@@ -87,7 +87,7 @@ def test_two_damaged_checkpoints_are_one_message(cut):
         os.truncate(folder_of(cut) / "checkpoints" / name / "student" / "model.safetensors", 10)
     process = cut.start()
     text, _ = process.communicate(timeout=300)
-    assert process.returncode == 2 and "no checkpoint can be read; move or delete the folder" in text
+    assert process.returncode == 2 and "no checkpoint can be read; --fresh begins another run" in text
     assert "Traceback" not in text
 
 

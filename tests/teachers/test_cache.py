@@ -156,6 +156,20 @@ def test_others_stores_make_way_for_those_that_are_wanted(tmp_path, monkeypatch)
     assert room == pytest.approx([1, 3, 2.5], rel=0.01)
 
 
+def test_stores_that_another_run_removes_meanwhile_take_no_room(tmp_path, monkeypatch):
+    size = filled(tmp_path, "a", "b")
+    described = cache.described
+
+    def remove(store):
+        parts = described(store)
+        shutil.rmtree(store)
+        return parts
+
+    monkeypatch.setattr(cache, "free_gigabytes", lambda folder: 1.5 * size)
+    monkeypatch.setattr(cache, "described", remove)
+    assert cache.room_for(tmp_path, 4 * size, [{"name": "a"}]) == pytest.approx(1.5 * size)
+
+
 def test_a_disk_that_fills_up_while_logits_are_stored_is_one_message(tmp_path, monkeypatch):
     """Nothing is written to a hole through the map, which would end the process."""
     teacher = cache.CachedTeacher(make(tmp_path), per_view=False, notify=print)
