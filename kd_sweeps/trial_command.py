@@ -193,13 +193,12 @@ def _chosen_files(sweep: Sweep) -> dict[str, Any]:
 
     The first trial's settings hold those of one of them alone.  UserError for a file that cannot be read.
     """
-    from kd_core.config.read import read_layers  # not needed by most sweeps
-
-    if Path(sweep.program).resolve() != ROOT / "train_kd.py":
-        return {}
     names = [name for parameter in sweep.varied if parameter.name == "config" for name in parameter.spec["values"]]
-    digests = {name: json_sha256([layer.values for layer in read_layers([name])]) for name in names}
-    return {"files": digests} if digests else {}
+    if not names or Path(sweep.program).resolve() != ROOT / "train_kd.py":
+        return {}
+    from kd_core.config.read import read_layers  # imports pydantic, which most sweeps do not need
+
+    return {"files": {name: json_sha256([layer.values for layer in read_layers([name])]) for name in names}}
 
 
 def _first_values(sweep: Sweep) -> dict[str, Any]:

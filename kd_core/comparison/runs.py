@@ -148,10 +148,11 @@ def find(names: Iterable[str]) -> Found:
     readers: dict[str, Callable[[], Run]] = {}
     named = set()
     for name in names:
+        path = local_path(name, "RUN")
+        is_record = recorded.is_record(path)  # which has no teachers but those that were named
         for place, read in _places(name):
             readers[place] = read
-            path = local_path(name, "RUN")
-            if Path(place) == path or recorded.is_record(path):  # which has no teachers but those that were named
+            if is_record or Path(place) == path:
                 named.add(place)
     found = Found([], [])
     for place, read in readers.items():

@@ -100,7 +100,7 @@ class Checkpoints:
         if progress.processes != accelerator.num_processes:
             raise UserError(
                 f"{self.folder.path}: was trained by {progress.processes} process(es), this is "
-                f"{accelerator.num_processes}: not the same run. Start as many as before, or {ANEW}"
+                f"{accelerator.num_processes}: not the same run. Start as many as before; {ANEW}"
             )
         ended = progress.epoch > 0 and progress.position == 0
         if accelerator.is_main_process and ended:  # in case the last attempt ended between the writes

@@ -495,8 +495,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; restore the file, or "
-                + ANEW
+                f"{path}: line {number}: damaged, not a JSON object: {line[:60]!r}; restore the file; {ANEW}"
             )
         rows.append(row)
     return rows

@@ -156,13 +156,18 @@ def test_early_termination(sandbox: Sandbox) -> None:
     assert sandbox.run() == 2  # other words after --: another sweep
 
 
+def with_hyperband(sandbox: Sandbox, xs: list[int], min_iter: int, epochs: int) -> tuple[SharedStudy, Worker]:
+    """The study of a grid over x that halves, and a worker that has not begun."""
+    sandbox.sweep({"x": {"values": xs}}, early_terminate={"type": "hyperband", "min_iter": min_iter, "eta": 2})
+    sweep = read_sweep(sandbox.file)
+    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", epochs)
+    return shared, Worker(shared, sandbox.output, 2, 1, Display(sweep, epochs))
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_poor_trial_that_broke_is_a_failure(seen: bool, sandbox: Sandbox) -> None:
     """It breaks before its last rows are read, or between that and the judgment."""
-    sandbox.sweep({"x": {"values": [1, 2]}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
-    sweep = read_sweep(sandbox.file)
-    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 3)
-    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 3))
+    shared, worker = with_hyperband(sandbox, [1, 2], min_iter=1, epochs=3)
     good, poor = shared.next_trial(2), shared.next_trial(2)
     assert good and poor
     good.report(2.0, 1)
@@ -171,7 +176,7 @@ def test_a_poor_trial_that_broke_is_a_failure(seen: bool, sandbox: Sandbox) -> N
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"val/score": 1.0}\n')
     (folder / "log").write_text("it broke\n")
-    metrics = TrialMetrics(sweep, sandbox.output, "abcdefgh")
+    metrics = TrialMetrics(shared.sweep, sandbox.output, "abcdefgh")
     process = Broken([] if seen else [None])
     worker.running = [Running(poor, 1, "abcdefgh", {}, metrics, folder / "log", process)]
     while worker.running:
@@ -183,10 +188,7 @@ def test_a_poor_trial_that_broke_is_a_failure(seen: bool, sandbox: Sandbox) -> N
 
 def test_a_trial_is_not_judged_again_where_it_has_passed(sandbox: Sandbox) -> None:
     """It was interrupted after its first row; better trials have come there since."""
-    sandbox.sweep({"x": {"values": [1, 2]}}, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
-    sweep = read_sweep(sandbox.file)
-    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 9)
-    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 9))
+    shared, worker = with_hyperband(sandbox, [1, 2], min_iter=1, epochs=9)
     first, better = shared.next_trial(2), shared.next_trial(2)
     assert first and better
     first.report(1.0, 1)
@@ -197,7 +199,7 @@ def test_a_trial_is_not_judged_again_where_it_has_passed(sandbox: Sandbox) -> No
     assert again and shared.last_row_before(again) == 1 and shared.last_row_before(better) == 0
     folder = sandbox.output / "toy-abcdefgh"
     folder.mkdir(parents=True)
-    metrics = TrialMetrics(sweep, sandbox.output, "abcdefgh")
+    metrics = TrialMetrics(shared.sweep, sandbox.output, "abcdefgh")
     process = Broken([None] * 9)
     run = Running(again, 0, "abcdefgh", {}, metrics, folder / "log", process, judged=shared.last_row_before(again))
     (folder / "metrics.jsonl").write_text('{"val/score": 1.0}\n')
@@ -225,13 +227,10 @@ def test_each_trial_has_its_own_last_epoch(sandbox: Sandbox) -> None:
 
 
 def test_finished_runs_are_not_stopped_while_they_find_that(sandbox: Sandbox) -> None:
-    sandbox.sweep({"x": {"values": [2, 1]}}, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
-    sweep = read_sweep(sandbox.file)
-    shared = SharedStudy(sweep, [], sandbox.folder / "study.journal", 9)
-    worker = Worker(shared, sandbox.output, 2, 1, Display(sweep, 9))
+    shared, worker = with_hyperband(sandbox, [2, 1], min_iter=2, epochs=9)
     worker.start = lambda *_: Broken([None] * 99)  # type: ignore[method-assign]
     for index, value in enumerate((2, 1)):
-        folder = sandbox.output / f"toy-{grid_run_id(sweep, [], index)}"
+        folder = sandbox.output / f"toy-{grid_run_id(shared.sweep, [], index)}"
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(f'{{"val/score": {value}}}\n' * 3)
         (folder / "summary.json").write_text('{"status": "finished"}')
